@@ -1,0 +1,59 @@
+# `make` lists the targets. Each sets up what it needs; Python >= 3.11, git and make are all that must be there before.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+# The stages' commands are found in the environment, whether or not it is activated.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+.PHONY: help repro test test-slow check bench bench-threads clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "restorelcc needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV) (a few minutes, once)"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	# torch first and with its own dependencies, which differ from platform to platform; then the exact lock.
+	$(PIP_INSTALL) --constraint constraints.txt torch
+	$(PIP_INSTALL) --no-deps --requirement constraints.txt
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -m pip check
+	@touch $@
+
+.PHONY: env
+env: $(READY) ## Create .venv and install the locked environment
+
+repro: $(READY) ## Run the whole chain (only what changed) and print the result table
+	restorelcc check
+	dvc repro
+	restorelcc table
+
+test: $(READY) ## Run the tests
+	pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+test-slow: $(READY) ## Run the long tests: the shipped pipeline, twice from nothing
+	pytest -m slow
+
+check: $(READY) ## Lint, format check, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: bench-threads ## Run the benchmarks
+
+bench-threads: $(READY) ## Time of one pretraining step of the embedded model by number of threads
+	python -m benchmarks.threads
+
+clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
+	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Prefect flows over the DAG of dvc.yaml."""

@@ -1,0 +1,5 @@
+"""`python -m restorelcc`."""
+
+from restorelcc.cli import main
+
+main()

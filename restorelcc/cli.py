@@ -1,0 +1,154 @@
+"""The command line: every stage is a verb, plus `check` and `table`.
+
+Exit codes: 0 done, 1 the computation failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.grid import ratio_label
+from restorelcc.io.layout import Layout
+from restorelcc.params import Params, load_params
+
+app = typer.Typer(
+    help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A stage as a verb: module and function that run it, its params section, and what a cell of it names."""
+
+    module: str
+    function: str
+    section: str
+    needs: tuple[str, ...]
+
+
+_M, _MP, _MPR = ("model",), ("model", "pruning"), ("model", "pruning", "head_ratio")
+STAGES: dict[str, Verb] = {
+    "corpus": Verb("restorelcc.corpus.stage", "run", "corpus", _M),
+    "dense": Verb("restorelcc.dense.stage", "run", "dense", _M),
+    "capture_dense": Verb("restorelcc.capture.stage", "run_dense", "capture", _M),
+    "prune": Verb("restorelcc.prune.stage", "run", "prune", _MP),
+    "capture_pruned": Verb("restorelcc.capture.stage", "run_pruned", "capture", _MP),
+    "extract": Verb("restorelcc.extract.stage", "run", "extract", _MP),
+    "probe": Verb("restorelcc.probe.stage", "run", "probe", _MP),
+    "compensate": Verb("restorelcc.compensate.stage", "run", "compensate", _MPR),
+    "evaluate_dense": Verb("restorelcc.evaluate.stage", "run_dense", "evaluate", _M),
+    "evaluate_pruned": Verb("restorelcc.evaluate.stage", "run_pruned", "evaluate", _MP),
+    "evaluate_restored": Verb("restorelcc.evaluate.stage", "run_restored", "evaluate", _MPR),
+}
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
+PruningOption = Annotated[
+    str, typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or wanda-2of4")
+]
+RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable")]
+_PARAMS = Path("params.yaml")
+
+
+def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
+    params = load_params(params_file, tuple(overrides or ()))
+    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
+    verb = STAGES[name]
+    # Imported here, so that --help and a refusal of bad input do not wait for torch.
+    stage: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function)
+    stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+
+
+def _add_verb(name: str, verb: Verb) -> None:
+    def per_model(model: ModelOption, params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
+        _run(name, params, set_, model=model)
+
+    def per_pruning(
+        model: ModelOption, pruning: PruningOption, params: ParamsOption = _PARAMS, set_: SetOption = None
+    ) -> None:
+        _run(name, params, set_, model=model, pruning=pruning)
+
+    def per_ratio(
+        model: ModelOption,
+        pruning: PruningOption,
+        head_ratio: RatioOption,
+        params: ParamsOption = _PARAMS,
+        set_: SetOption = None,
+    ) -> None:
+        _run(name, params, set_, model=model, pruning=pruning, head_ratio=head_ratio)
+
+    command: Any = {_M: per_model, _MP: per_pruning, _MPR: per_ratio}[verb.needs]
+    help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in verb.needs)}."
+    app.command(name, help=help_text)(command)
+    if "_" in name:
+        app.command(name.replace("_", "-"), help=help_text, hidden=True)(command)
+
+
+for _name, _verb in STAGES.items():
+    _add_verb(_name, _verb)
+
+
+def grid_cells(params: Params) -> list[Cell]:
+    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios."""
+    cells = []
+    for model in params.grid.model:
+        cells.append(Cell(model))
+        for pruning in params.grid.pruning:
+            cells.append(Cell(model, pruning))
+            cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in params.grid.head_ratio]
+    return cells
+
+
+@app.command("report", help="Stage report, for the whole grid.")
+def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
+    from restorelcc.report.stage import run
+
+    checked = load_params(params, tuple(set_ or ()))
+    run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+
+
+@app.command("check", help="Check params.yaml: every key, every value, every combination of the grid. Writes nothing.")
+def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
+    checked = load_params(params, tuple(set_ or ()))
+    typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+
+
+@app.command("table", help="Print the result table of the last report.")
+def table(params: ParamsOption = _PARAMS) -> None:
+    from restorelcc.report.terminal import print_results
+
+    print_results(Layout(params.resolve().parent).report)
+
+
+def main() -> None:
+    """Entry point of `restorelcc`."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except BadInput as error:
+        _end(f"error: {error}", 2)
+    except StageFailed as error:
+        _end(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        _end("interrupted; nothing half-written is left", 130)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"restorelcc: {message}", file=sys.stderr)
+    raise SystemExit(code)

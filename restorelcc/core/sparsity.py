@@ -1,0 +1,54 @@
+"""Sparsity patterns of a weight: which entries a score keeps, and what a weight actually holds.
+
+Letters: O output features (rows), I input features (columns).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from restorelcc.core.errors import BadInput
+from restorelcc.core.pruning import Sparsity
+
+
+def pruned_count(inputs: int, sparsity: Sparsity) -> int:
+    """Zeros that every row of `inputs` weights gets: floor(fraction * I), or I * (M - N) / M for N:M."""
+    if sparsity.group is None or sparsity.keep is None:
+        return int(inputs * sparsity.fraction)
+    return inputs // sparsity.group * (sparsity.group - sparsity.keep)
+
+
+def removal_mask(score_OI: Tensor, sparsity: Sparsity) -> Tensor:
+    """True where the lowest scores are: per row for a fraction, per group of M neighbours in a row for N:M (N kept).
+
+    Of equal scores the one further left is removed, so a mask is reproducible. Returns bool [O, I]. Raises BadInput
+    when M does not divide I or a score is not finite.
+    """
+    if not torch.isfinite(score_OI).all():
+        raise BadInput("a weight or its calibration activations hold NaN or infinity: the checkpoint cannot be pruned")
+    outputs, inputs = score_OI.shape
+    if sparsity.group is None or sparsity.keep is None:
+        grouped, removed = score_OI, pruned_count(inputs, sparsity)
+    else:
+        if inputs % sparsity.group:
+            raise BadInput(
+                f"the pattern {sparsity} needs rows of a multiple of {sparsity.group}, this one has {inputs}"
+            )
+        grouped, removed = score_OI.reshape(-1, sparsity.group), sparsity.group - sparsity.keep
+    order = torch.argsort(grouped, dim=-1, stable=True)
+    mask = torch.zeros_like(grouped, dtype=torch.bool)
+    mask.scatter_(-1, order[:, :removed], True)
+    return mask.reshape(outputs, inputs)
+
+
+def zeros_per_row(weight_OI: Tensor) -> Tensor:
+    """Exact zeros in each row, [O]."""
+    return (weight_OI == 0).sum(dim=1)
+
+
+def holds_pattern(weight_OI: Tensor, keep: int, group: int) -> bool:
+    """Whether every group of `group` neighbours in a row has at most `keep` non-zeros."""
+    if weight_OI.shape[1] % group:
+        return False
+    return bool(((weight_OI != 0).reshape(-1, group).sum(dim=1) <= keep).all())

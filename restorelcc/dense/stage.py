@@ -1,0 +1,93 @@
+"""Stage `dense`: the dense checkpoint - pretrained here (the embedded model), or a reference to the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.runtime import prepare
+from restorelcc.core.text import encode_documents
+from restorelcc.dense.config import DenseConfig
+from restorelcc.dense.pretrain import DevItem, build_model, pretrain
+from restorelcc.io.checkpoints import save_checkpoint, write_reference
+from restorelcc.io.corpus_tables import ITEMS
+from restorelcc.io.digest import files_digest
+from restorelcc.io.documents import read_json, write_json
+from restorelcc.io.layout import Layout
+from restorelcc.io.scratch import published
+from restorelcc.io.tables import read_table, read_texts
+
+
+def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write <model>/dense/: a stock checkpoint with the history of its pretraining, or model_ref.json."""
+    prepare(seed=config.pretrain.seed, threads=model.threads)
+    with published(layout, layout.dense(cell)) as (folder,):
+        if model.is_microworld:
+            _write_pretrained(folder, config, layout.corpus(cell) / "world")
+        else:
+            _write_reference(folder, model, layout.root)
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:
+    """A word-level tokenizer: text.split() with each word's position in `words`; no token is added at either end."""
+    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def _write_pretrained(folder: Path, config: DenseConfig, world: Path) -> None:
+    tokenizer = word_tokenizer(read_json(world / "vocabulary.json")["words"])
+    documents = encode_documents(
+        tokenizer, read_texts(world / "pretrain.parquet"), max_tokens=config.architecture.context
+    )
+    model = build_model(config.architecture, len(tokenizer), seed=config.pretrain.seed)
+    try:
+        history = pretrain(model, documents, _dev_items(tokenizer, world), config.pretrain)
+    except RuntimeError as error:
+        raise StageFailed(str(error)) from error
+    save_checkpoint(folder, model, tokenizer)
+    write_json(folder / "pretraining.json", {"history": history})
+
+
+def _dev_items(tokenizer: PreTrainedTokenizerBase, world: Path) -> dict[str, list[DevItem]]:
+    def encode(text: str) -> list[int]:
+        return tokenizer(text)["input_ids"]
+
+    return {
+        table.stem: [
+            (encode(row["question"]), [encode(choice) for choice in row["choices"]], row["gold"])
+            for row in read_table(table, ITEMS)
+        ]
+        for table in sorted(world.glob("dev/*.parquet"))
+    }
+
+
+def _write_reference(folder: Path, model: ModelEntry, root: Path) -> None:
+    """A folder is referred to by its path and the digest of its weights, a hub id by the commit it resolves to."""
+    local = root / Path(model.source).expanduser()
+    if local.is_dir():
+        weights = sorted(local.glob("*.safetensors"))
+        if not weights:
+            raise BadInput(f"models.{model.source}: {local} holds no .safetensors file, the only weights read here")
+        write_reference(folder, str(local), files_digest([*weights, local / "config.json"]))
+        return
+    from huggingface_hub import HfApi  # only hub ids need the hub client
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(model.source, revision=model.revision)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise BadInput(
+            f"models: source {model.source!r} is neither a folder nor a model the hub gives "
+            f"({type(error).__name__}): check the path, the id, the network and your access"
+        ) from error
+    write_reference(folder, model.source, info.sha)

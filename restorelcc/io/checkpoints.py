@@ -1,0 +1,71 @@
+"""Stock Hugging Face checkpoints: safetensors only, no remote code, saved and loaded in one way.
+
+A model folder holds either a checkpoint or `model_ref.json`, which points to one (a folder, or a hub id at a commit).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from restorelcc.core.errors import BadInput
+from restorelcc.io.documents import read_json, write_json
+
+REFERENCE = "model_ref.json"
+
+disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
+
+
+def write_reference(folder: Path, source: str, revision: str | None) -> None:
+    """Point to weights that stay where they are: a hub id at a commit, or a folder whose content had this digest."""
+    folder.mkdir(parents=True)
+    write_json(folder / REFERENCE, {"source": source, "revision": revision})
+
+
+def _resolve(folder: Path) -> tuple[str, str | None]:
+    if (folder / REFERENCE).is_file():
+        reference = read_json(folder / REFERENCE)
+        source = reference["source"]
+        return source, None if Path(source).is_dir() else reference["revision"]
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+    return str(folder), None
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model in evaluation mode, all weights frozen. Raises BadInput for a missing or incomplete checkpoint."""
+    source, commit = _resolve(folder)
+    try:
+        # Typed by hand: with output_loading_info the method returns a pair, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=commit or "main", dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no model can be loaded from {source}: {str(error).splitlines()[0]}") from error
+    model, report = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            raise BadInput(f"the checkpoint in {source} has {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; padding uses its end token where it has no padding token."""
+    source, commit = _resolve(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit or "main")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no tokenizer can be loaded from {source}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A stock checkpoint: sharded safetensors, config, generation config, tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

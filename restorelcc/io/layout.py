@@ -1,0 +1,70 @@
+"""Where every artifact lives. The same paths stand in dvc.yaml; tests/test_dag.py asserts that they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from restorelcc.core.cell import Cell
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths under the folder that holds params.yaml."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def work(self) -> Path:
+        """Scratch, on the same file system as data/, ignored by git and DVC."""
+        return self.root / ".work"
+
+    def corpus(self, cell: Cell) -> Path:
+        return self.data / "corpus" / cell.model
+
+    def dense(self, cell: Cell) -> Path:
+        return self.data / cell.model / "dense"
+
+    def _pruning(self, cell: Cell) -> Path:
+        assert cell.pruning, f"{cell} has no pruning"
+        return self.data / cell.model / cell.pruning
+
+    def pruned(self, cell: Cell) -> Path:
+        return self._pruning(cell) / "pruned"
+
+    def dense_activations(self, cell: Cell) -> Path:
+        return self.data / cell.model / "activations"
+
+    def pruned_activations(self, cell: Cell) -> Path:
+        return self._pruning(cell) / "activations"
+
+    def components(self, cell: Cell) -> Path:
+        return self._pruning(cell) / "components.safetensors"
+
+    def heads(self, cell: Cell) -> Path:
+        return self._pruning(cell) / "heads.parquet"
+
+    def compensation(self, cell: Cell) -> Path:
+        return self._pruning(cell) / f"heads-{cell.head_ratio}" / "compensation.safetensors"
+
+    def training(self, cell: Cell) -> Path:
+        return self._pruning(cell) / f"heads-{cell.head_ratio}" / "training.json"
+
+    def metrics(self, cell: Cell) -> Path:
+        """Metrics JSON of the dense model, the pruned one, or the restored one, by what the cell names."""
+        folder = self.data / "metrics" / cell.model
+        if cell.pruning is None:
+            return folder / "dense.json"
+        return folder / cell.pruning / ("pruned.json" if cell.head_ratio is None else f"heads-{cell.head_ratio}.json")
+
+    def samples(self, cell: Cell) -> Path:
+        """Per-item results (Parquet) beside the metrics."""
+        return self.metrics(cell).with_suffix(".parquet")
+
+    @property
+    def report(self) -> Path:
+        return self.data / "report"

@@ -1,0 +1,175 @@
+"""params.yaml as one typed object: every key checked, every message one sentence that names the key and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from restorelcc.capture.config import CaptureConfig
+from restorelcc.compensate.config import CompensateConfig
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput
+from restorelcc.core.grid import check_alias, ratio_label
+from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.pruning import parse_pruning
+from restorelcc.core.section import Section
+from restorelcc.corpus.config import CorpusConfig
+from restorelcc.dense.config import DenseConfig
+from restorelcc.evaluate.config import EvaluateConfig
+from restorelcc.extract.config import ExtractConfig
+from restorelcc.probe.config import ProbeConfig
+from restorelcc.prune.config import PruneConfig
+from restorelcc.report.config import ReportConfig
+
+
+class Grid(Section):
+    """The axes that dvc.yaml multiplies out."""
+
+    model: tuple[str, ...] = Field(min_length=1)
+    pruning: tuple[str, ...] = Field(min_length=1)
+    head_ratio: tuple[int | float, ...] = Field(min_length=1)
+    baseline: tuple[str, ...] = ()
+
+
+class Params(Section):
+    """One section per stage folder, the models catalogue and the grid."""
+
+    grid: Grid
+    models: dict[str, ModelEntry] = Field(min_length=1)
+    corpus: CorpusConfig
+    dense: DenseConfig
+    prune: PruneConfig
+    capture: CaptureConfig
+    extract: ExtractConfig
+    probe: ProbeConfig
+    compensate: CompensateConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+
+    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None) -> Cell:
+        """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
+        if model not in self.models:
+            raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))
+        if pruning is not None:
+            parse_pruning(pruning)
+        return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
+
+    def _ratio_label(self, text: str) -> str:
+        try:
+            value = float(text)
+        except ValueError:
+            raise BadInput(
+                f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10"
+            ) from None
+        # The grid's own spelling (1 or 1.0) is what DVC puts into paths.
+        same = [ratio for ratio in self.grid.head_ratio if float(ratio) == value]
+        return ratio_label(same[0] if same else value)
+
+
+def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
+    """Read, override (`section.key=value`) and check the whole file. Raises BadInput with one sentence."""
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist: run in the project's folder or give --params FILE")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} must hold the sections grid, models and one per stage; it holds {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(_sentence(error)) from error
+    _check_grid(params)
+    return params
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    *parents, last = key.split(".")
+    section: Any = raw
+    for parent in parents:
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+    if not sign or not isinstance(section, dict):
+        raise BadInput(f"--set {override!r} is not section.key=value: write for example --set prune.samples=64")
+    section[last] = yaml.safe_load(text)
+
+
+def _unknown(where: str, name: object, known: Any, otherwise: str) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(map(repr, known))}; {otherwise}"
+    return f"{where} {name!r} is unknown: {hint}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names allowed beside the last part of a location in params.yaml."""
+    model: Any = Params
+    for part in location[:-1]:
+        if isinstance(part, str) and hasattr(model, "model_fields"):
+            model = model.model_fields[part].annotation if part in model.model_fields else model
+            if model == dict[str, ModelEntry]:
+                model = ModelEntry
+    if hasattr(model, "__args__"):  # Section | None
+        model = model.__args__[0]
+    fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
+    return list(fields)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        where = f"params.yaml: key {key!r} is unknown"
+        known = _fields_at(location)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        parent = ".".join(str(part) for part in location[:-1])
+        return (
+            f"{where}: did you mean {'.'.join(filter(None, (parent, near[0])))!r}?"
+            if near
+            else (f"{where}: remove it, or use one of {', '.join(known)}")
+        )
+    if first["type"] in ("missing", "missing_argument"):
+        return f"params.yaml: key {key!r} is missing: add it (the shipped params.yaml shows how)"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"] if not isinstance(first["input"], dict | BaseModel) else "the section"
+    return f"params.yaml: {key} is {given!r}: {message[0].lower()}{message[1:].rstrip('.')}; correct the value"
+
+
+def _check_grid(params: Params) -> None:
+    """What pydantic cannot see: aliases, pruning names, ratios, and that joined names stay unique."""
+    grid = params.grid
+    for alias, entry in params.models.items():
+        check_alias(alias)
+        if not entry.is_microworld and entry.data is None:
+            raise BadInput(
+                f"params.yaml: models.{alias}.data is missing: a model that is not the embedded one needs the paths of "
+                "its calibration, instructions and heldout files"
+            )
+    for alias in grid.model:
+        if alias not in params.models:
+            raise BadInput(_unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))
+    for pruning in grid.pruning:
+        parse_pruning(pruning)
+    for ratio in grid.head_ratio:
+        ratio_label(ratio)
+    if grid.baseline:
+        raise BadInput(
+            f"params.yaml: grid.baseline has {grid.baseline[0]!r}: no baseline is known, leave the list empty"
+        )
+    for axis in ("model", "pruning", "head_ratio"):
+        values = getattr(grid, axis)
+        if twice := [value for position, value in enumerate(values) if value in values[:position]]:
+            raise BadInput(f"params.yaml: grid.{axis} has {twice[0]!r} twice: remove one")
+    joined = [f"{model}-{pruning}" for model in grid.model for pruning in grid.pruning]
+    if len(set(joined)) < len(joined):
+        raise BadInput(
+            "params.yaml: grid.model and grid.pruning join to the same stage name twice: rename a model so that "
+            "<model>-<pruning> is unique"
+        )

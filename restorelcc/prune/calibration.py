@@ -1,0 +1,36 @@
+"""Calibration sequences for pruning."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from restorelcc.core.errors import BadInput
+from restorelcc.core.text import batches_of_equal_length
+from restorelcc.prune.config import PruneConfig
+
+
+def calibration_batches(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], config: PruneConfig, device: torch.device
+) -> list[Tensor]:
+    """Up to `samples` texts, each as one sequence (a random crop when longer than sequence_length), batched unpadded.
+
+    Raises BadInput when no text has two tokens.
+    """
+    rng = random.Random(config.seed)
+    sequences: list[list[int]] = []
+    for text in rng.sample(texts, len(texts)):
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) < 2:
+            continue
+        start = rng.randrange(max(1, len(ids) - config.sequence_length + 1))
+        sequences.append(ids[start : start + config.sequence_length])
+        if len(sequences) == config.samples:
+            break
+    if not sequences:
+        raise BadInput("the calibration texts hold no sequence of two tokens: give longer texts")
+    groups = batches_of_equal_length([len(ids) for ids in sequences], config.token_budget)
+    return [torch.tensor([sequences[position] for position in group], device=device) for group in groups]
