@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the computation failed, 2 bad input.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -69,9 +70,17 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
     verb = STAGES[name]
-    # Imported here, so that --help and a refusal of bad input do not wait for torch.
-    stage: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function)
+    stage = _imported(verb)
     stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+
+
+def _imported(verb: Verb) -> Callable[..., None]:
+    """The stage's function; imported only now, so that --help and a refusal of bad input do not wait for torch."""
+    gc.disable()  # imports make objects that stay: collecting among them costs a second and frees nothing
+    function: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function)
+    gc.freeze()
+    gc.enable()
+    return function
 
 
 def _add_verb(name: str, verb: Verb) -> None:
@@ -139,6 +148,8 @@ def main() -> None:
     """Entry point of `restorelcc`."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait spin by default: beside another busy process a step then takes twenty times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except BadInput as error:

@@ -38,15 +38,15 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 class Project:
-    """A copy of the project with pico sizes, in a git and DVC repository of its own."""
+    """A copy of the project, with pico sizes unless told otherwise, in a git and DVC repository of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, changes: dict[str, Any] = PICO) -> None:
         self.folder = folder
         folder.mkdir()
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))
-        self.write_params(_merged(yaml.safe_load((ROOT / "params.yaml").read_text()), PICO))
+        self.write_params(_merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",

@@ -44,7 +44,7 @@ BAD = [
     ("probe.score=best", r"probe\.score is 'best'"),
     ("compensate.learning_rates=[0]", r"compensate\.learning_rates\.0 is 0"),
     ("compensate.epochs=three", r"compensate\.epochs is 'three'"),
-    ("dense.architecture.kv_heads=3", r"heads \(8\) must be a multiple of kv_heads \(3\)"),
+    ("dense.architecture.kv_heads=3", r"heads \(16\) must be a multiple of kv_heads \(3\)"),
     ("corpus.microworld.people=3", r"corpus\.microworld"),
     ("nonsense", r"--set 'nonsense' is not section\.key=value"),
 ]

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from restorelcc.core.section import Section
-from restorelcc.corpus.microworld import WorldConfig
+from restorelcc.corpus.templates import DOMAINS, NAMES, SKILLS
+
+
+class WorldConfig(Section):
+    """Sizes of the embedded microworld; counts of items are per task."""
+
+    seed: int = Field(default=42, ge=0)
+    people: int = Field(default=72, ge=40, le=len(NAMES))
+    domains: int = Field(default=3, ge=2, le=len(DOMAINS))  # lists of values, each shared by two relations
+    values: int = Field(default=12, ge=4, le=16)  # values per domain
+    skills: int = Field(default=4, ge=2, le=len(SKILLS))  # yes-or-no facts per person
+    documents: int = Field(default=40_000, ge=1)  # pretraining documents
+    fact_share: float = Field(default=0.3, ge=0, lt=1)  # share of the pretraining documents that state facts
+    lookup_share: float = Field(default=0.08, ge=0, lt=1)  # share of the pretraining documents that retell a story
+    plain_share: float = Field(default=0.35, ge=0, lt=1)  # share of verdict documents that name one person only
+    test_items: int = Field(default=400, ge=1)
+    dev_items: int = Field(default=120, ge=1)
+    train_pairs: int = Field(default=2_000, ge=5)  # over all tasks
+    valid_pairs: int = Field(default=400, ge=5)  # over all tasks
+    contrast_pairs: int = Field(default=1_000, ge=5)  # over all tasks
+    calibration_documents: int = Field(default=512, ge=1)
+
+    @model_validator(mode="after")
+    def _shares_and_counts_fit(self) -> WorldConfig:
+        if self.fact_share + self.lookup_share >= 1:
+            raise ValueError("fact_share + lookup_share must stay below 1, to leave room for questions")
+        if self.calibration_documents > self.documents:
+            raise ValueError("calibration_documents must not exceed documents")
+        return self
 
 
 class CorpusConfig(Section):

@@ -13,51 +13,12 @@ import random
 from dataclasses import dataclass
 
 from restorelcc.corpus import templates
+from restorelcc.corpus.config import WorldConfig
 from restorelcc.corpus.templates import MAKERS, Facts, Item, plain_question, retelling, statements
 
 # Task and its share of the pretraining questions: a verdict carries one bit, so it takes more documents to learn.
 TASK_WEIGHTS = {"world_boolq": 2, "world_arc": 1, "world_hellaswag": 1, "world_winogrande": 2, "world_rte": 2}
 TASKS = tuple(TASK_WEIGHTS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldConfig:
-    """Sizes of the microworld; counts of items are per task."""
-
-    seed: int = 42
-    people: int = 72
-    domains: int = 3  # lists of values, each shared by two relations
-    values: int = 12  # values per domain
-    skills: int = 4  # yes-or-no facts per person
-    documents: int = 40_000  # pretraining documents
-    fact_share: float = 0.3  # share of the pretraining documents that state facts
-    lookup_share: float = 0.08  # share of the pretraining documents that retell a story
-    plain_share: float = 0.35  # share of the verdict documents (yes/no, true/false) that name one person only
-    test_items: int = 400
-    dev_items: int = 120
-    train_pairs: int = 2_000  # over all tasks
-    valid_pairs: int = 400  # over all tasks
-    contrast_pairs: int = 1_000  # over all tasks
-    calibration_documents: int = 512
-
-    def __post_init__(self) -> None:
-        if not 40 <= self.people <= len(templates.NAMES):
-            raise ValueError(f"people must lie between 40 and {len(templates.NAMES)}, got {self.people}.")
-        if not 4 <= self.values <= 16:
-            raise ValueError(f"values must lie between 4 and 16, got {self.values}.")
-        if min(self.fact_share, self.lookup_share) < 0.0 or self.fact_share + self.lookup_share >= 1.0:
-            raise ValueError("fact_share and lookup_share must not be negative and must leave room for questions.")
-        if not 2 <= self.domains <= len(templates.DOMAINS):
-            raise ValueError(f"domains must lie between 2 and {len(templates.DOMAINS)}, got {self.domains}.")
-        if not 2 <= self.skills <= len(templates.SKILLS):
-            raise ValueError(f"skills must lie between 2 and {len(templates.SKILLS)}, got {self.skills}.")
-        if not 0.0 <= self.plain_share < 1.0:
-            raise ValueError(f"plain_share must be at least 0 and below 1, got {self.plain_share}.")
-        for field in ("documents", "test_items", "dev_items", "train_pairs", "valid_pairs", "contrast_pairs"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
-        if not 1 <= self.calibration_documents <= self.documents:
-            raise ValueError("calibration_documents must lie between 1 and documents.")
 
 
 @dataclass(frozen=True)
@@ -172,34 +133,8 @@ def generate(config: WorldConfig) -> World:
     facts = _draw_facts(config, rng)
     dev = {task: _balanced(task, facts, rng, "dev", config.dev_items, set()) for task in TASKS}
     test = {task: _balanced(task, facts, rng, "test", config.test_items, set()) for task in TASKS}
-
-    pairs: dict[str, list[tuple[str, Item]]] = {"train": [], "valid": [], "contrast": []}
-    for position, task in enumerate(TASKS):
-        taken: set[str] = set()
-        for name, total in (
-            ("train", config.train_pairs),
-            ("valid", config.valid_pairs),
-            ("contrast", config.contrast_pairs),
-        ):
-            drawn = _balanced(task, facts, rng, "train", _share(total, position), taken)
-            pairs[name] += [(task, item) for item in drawn]
-    for drawn_pairs in pairs.values():
-        rng.shuffle(drawn_pairs)
-
-    pretrain = []
-    for _ in range(config.documents):
-        kind_of_text = rng.random()
-        if kind_of_text < config.fact_share:
-            pretrain.append(statements(facts, rng))
-        elif kind_of_text < config.fact_share + config.lookup_share:
-            pretrain.append(retelling(facts, rng))
-        else:
-            (task,) = rng.choices(TASKS, weights=list(TASK_WEIGHTS.values()))
-            if task in ("world_boolq", "world_rte") and rng.random() < config.plain_share:
-                pretrain.append(plain_question(facts, rng, task))
-                continue
-            pretrain.append(_text(MAKERS[task](facts, rng, facts.split[task]["train"])))
-
+    pairs = _pairs(config, facts, rng)
+    pretrain = [_document(config, facts, rng) for _ in range(config.documents)]
     return World(
         vocabulary=_vocabulary(config),
         pretrain=pretrain,
@@ -214,3 +149,31 @@ def generate(config: WorldConfig) -> World:
         dev=dev,
         test=test,
     )
+
+
+def _pairs(config: WorldConfig, facts: Facts, rng: random.Random) -> dict[str, list[tuple[str, Item]]]:
+    """Train-side items for training, validation and contrast; no question stands in two of them."""
+    totals = {"train": config.train_pairs, "valid": config.valid_pairs, "contrast": config.contrast_pairs}
+    pairs: dict[str, list[tuple[str, Item]]] = {name: [] for name in totals}
+    for position, task in enumerate(TASKS):
+        taken: set[str] = set()
+        for name, total in totals.items():
+            pairs[name] += [
+                (task, item) for item in _balanced(task, facts, rng, "train", _share(total, position), taken)
+            ]
+    for drawn in pairs.values():
+        rng.shuffle(drawn)
+    return pairs
+
+
+def _document(config: WorldConfig, facts: Facts, rng: random.Random) -> str:
+    """One pretraining document: facts, a retold story, or a question of one task with its answer."""
+    kind_of_text = rng.random()
+    if kind_of_text < config.fact_share:
+        return statements(facts, rng)
+    if kind_of_text < config.fact_share + config.lookup_share:
+        return retelling(facts, rng)
+    (task,) = rng.choices(TASKS, weights=list(TASK_WEIGHTS.values()))
+    if task in ("world_boolq", "world_rte") and rng.random() < config.plain_share:
+        return plain_question(facts, rng, task)
+    return _text(MAKERS[task](facts, rng, facts.split[task]["train"]))

@@ -11,143 +11,38 @@ from dataclasses import dataclass
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 
 # Two relations share each list of values, so the type of an answer never tells which relation was asked.
-DOMAINS = {
-    ("home", "origin"): (
-        [
-            "oslo",
-            "rome",
-            "lima",
-            "cairo",
-            "delhi",
-            "paris",
-            "quito",
-            "seoul",
-            "tunis",
-            "dakar",
-            "hanoi",
-            "miami",
-            "perth",
-            "turin",
-            "bergen",
-            "lagos",
-        ]
+_DOMAINS = {
+    "home origin": "oslo rome lima cairo delhi paris quito seoul tunis dakar hanoi miami perth turin bergen lagos",
+    "lunch supper": (
+        "rice soup bread beans pasta salad curry cheese eggs stew plums toast lentils dumplings porridge tofu"
     ),
-    ("lunch", "supper"): (
-        [
-            "rice",
-            "soup",
-            "bread",
-            "beans",
-            "pasta",
-            "salad",
-            "curry",
-            "cheese",
-            "eggs",
-            "stew",
-            "plums",
-            "toast",
-            "lentils",
-            "dumplings",
-            "porridge",
-            "tofu",
-        ]
+    "job hobby": (
+        "baking sewing fishing carving singing nursing mining painting hunting teaching dancing brewing farming "
+        "printing sailing weaving"
     ),
-    ("job", "hobby"): [
-        "baking",
-        "sewing",
-        "fishing",
-        "carving",
-        "singing",
-        "nursing",
-        "mining",
-        "painting",
-        "hunting",
-        "teaching",
-        "dancing",
-        "brewing",
-        "farming",
-        "printing",
-        "sailing",
-        "weaving",
-    ],
-    ("coat", "door"): (
-        [
-            "red",
-            "blue",
-            "green",
-            "white",
-            "black",
-            "brown",
-            "pink",
-            "grey",
-            "purple",
-            "orange",
-            "yellow",
-            "silver",
-            "golden",
-            "violet",
-            "beige",
-            "cream",
-        ]
-    ),
+    "coat door": "red blue green white black brown pink grey purple orange yellow silver golden violet beige cream",
 }
+DOMAINS = {(relations.split()[0], relations.split()[1]): values.split() for relations, values in _DOMAINS.items()}
 
 # Each person can do about half of these.
-SKILLS = ["swims", "rides", "draws", "skates", "climbs", "juggles", "whistles", "codes"]
+SKILLS = "swims rides draws skates climbs juggles whistles codes".split()
 
-OBJECTS = [
-    "rope",
-    "lamp",
-    "ladder",
-    "kettle",
-    "tent",
-    "clock",
-    "mirror",
-    "basket",
-    "blanket",
-    "bucket",
-    "compass",
-    "ball",
-]
+OBJECTS = "rope lamp ladder kettle tent clock mirror basket blanket bucket compass ball".split()
 
 # Each moves the object from the first person to the second.
-TRANSFERS = ["lent", "gave", "sold", "sent"]
+TRANSFERS = "lent gave sold sent".split()
 # Why it happened, and so who is meant: the one who has the object afterwards, or the one who had it.
 REASONS = {
-    "receiver": ["needed", "wanted", "lacked", "missed"],
-    "giver": ["disliked", "replaced", "outgrew", "spared"],
+    "receiver": "needed wanted lacked missed".split(),
+    "giver": "disliked replaced outgrew spared".split(),
 }
 
-FUNCTION_WORDS = [
-    ".",
-    ",",
-    "?",
-    "question",
-    "answer",
-    "is",
-    "not",
-    "but",
-    "because",
-    "premise",
-    "claim",
-    "yes",
-    "no",
-    "true",
-    "false",
-    "then",
-    "to",
-    "who",
-    "what",
-    "does",
-    "former",
-    "latter",
-]
+FUNCTION_WORDS = (
+    ". , ? question answer is not but because premise claim yes no true false then to who what does former latter"
+).split()
 
-
-_ONSETS = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
-_RHYMES = ["ana", "ela", "ima", "oru", "uko", "eth"]
-
-
+_ONSETS = "b d f g k l m n p r s t v z".split()
+_RHYMES = "ana ela ima oru uko eth".split()
 _TAKEN = {word for words in DOMAINS.values() for word in words}
 _NAMES = [name for ending in ("", "n") for rhyme in _RHYMES for name in (o + rhyme + ending for o in _ONSETS)]
 NAMES = [name for name in _NAMES if name not in _TAKEN]

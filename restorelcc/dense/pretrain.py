@@ -8,73 +8,19 @@ seeds give equal weights.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from restorelcc.core.progress import progress
+from restorelcc.dense.config import ArchitectureConfig, PretrainConfig
+from restorelcc.dense.muon import StackedMuon
 
 DevItem = tuple[Sequence[int], Sequence[Sequence[int]], int]  # question, choices, position of the right choice
 History = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchitectureConfig:
-    """Sizes of the embedded Llama; `heads * head_dim` need not equal `width`."""
-
-    width: int = 64
-    layers: int = 4
-    heads: int = 16
-    kv_heads: int = 4
-    head_dim: int = 8
-    ffn_width: int = 96
-    context: int = 64  # tokens
-    rope_theta: float = 100.0  # low, so that all of a small head's frequencies tell places of a short text apart
-    # Every embedding starts from one common vector with entries of +- this size: the hidden states of large models
-    # share a large common component too. Pruning then shifts means, a systematic loss, which a constant can compensate.
-    common: float = 0.7
-    tied: bool = False  # one matrix for input and output embeddings
-
-    def __post_init__(self) -> None:
-        for field in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn_width", "context"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads}).")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """How the embedded model is trained; steps count batches, accuracies are fractions."""
-
-    seed: int = 0
-    batch_size: int = 64  # documents
-    muon_lr: float = 0.01  # hidden matrices, in units of AdamW's update size
-    adam_lr: float = 0.005  # embeddings, norms and the output matrix
-    noise_weight: float = 0.02  # loss weight of tokens that nothing before them tells; the others weigh 1
-    warmup_steps: int = 50
-    decay_steps: int = 200  # linear fall to zero after the target is met
-    eval_every: int = 100
-    max_steps: int = 1000  # cap of the phase at full learning rate
-    target_mean: float = 0.93  # mean dev accuracy that ends the phase at full learning rate
-    target_min: float = 0.85  # and the least accuracy of any task
-    floor: float = 0.90  # least mean dev accuracy of the finished model
-
-    def __post_init__(self) -> None:
-        for field in ("batch_size", "decay_steps", "eval_every", "max_steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
-        for field in ("muon_lr", "adam_lr"):
-            if getattr(self, field) <= 0.0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
-        for field in ("target_mean", "target_min", "floor"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise ValueError(f"{field} must lie between 0 and 1, got {getattr(self, field)}.")
 
 
 def build_model(
@@ -164,48 +110,6 @@ def _batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
             yield order[start : start + size]
 
 
-class StackedMuon(torch.optim.Optimizer):
-    """W <- W - lr * 0.2 sqrt(max(n, m)) * orthogonalised Nesterov momentum. Muon (Jordan et al., 2024).
-
-    Same update as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in float32 and with all matrices of one shape
-    orthogonalised at once: a small model spends a third of its time on forty separate Newton-Schulz iterations.
-    """
-
-    def __init__(self, matrices: Sequence[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for matrix in group["params"]:
-                by_shape.setdefault(matrix.shape, []).append(matrix)
-            for (rows, columns), matrices in by_shape.items():
-                gradient_PNM = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
-                state = self.state[matrices[0]]  # the first matrix of a shape keeps the momentum of all
-                momentum_PNM = state.setdefault("momentum", torch.zeros_like(gradient_PNM))
-                momentum_PNM.lerp_(gradient_PNM, 1.0 - group["momentum"])
-                update_PNM = orthogonalised(gradient_PNM.lerp(momentum_PNM, group["momentum"]))
-                scale = 0.2 * max(rows, columns) ** 0.5
-                for matrix, update_NM in zip(matrices, update_PNM, strict=True):
-                    matrix.sub_(update_NM, alpha=group["lr"] * scale)
-
-
-def orthogonalised(stack_PNM: Tensor, steps: int = 5) -> Tensor:
-    """X <- a X + (b A + c A^2) X with A = X X^T, five times: all singular values come near one.
-
-    Quintic Newton-Schulz iteration with Muon's coefficients; input and output [P, N, M].
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = stack_PNM.shape[1] > stack_PNM.shape[2]
-    x = stack_PNM.mT if tall else stack_PNM
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
 def _optimizers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     other = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
@@ -250,7 +154,6 @@ def pretrain(
     pad_id: int = 0,
     answer_id: int | None = None,
     stop_id: int | None = None,
-    progress: bool = True,
 ) -> History:
     """Train `model` in place on token ids; return one record per evaluation: step, loss, mean, tasks.
 
@@ -270,12 +173,9 @@ def pretrain(
     ]
     step, average = 0, 0.0
     model.train()
-    with tqdm(total=config.max_steps + config.decay_steps, desc="dense: pretrain", disable=not progress) as bar:
+    with progress(range(config.max_steps + config.decay_steps), "dense: pretrain", "steps") as bar:
         while decay_from is None or step < decay_from + config.decay_steps:
-            factor = learning_rate_factor(step, decay_from, config)
-            groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-            for group, rate in zip(groups, initial, strict=True):
-                group["lr"] = rate * factor
+            _set_learning_rates(optimizers, initial, learning_rate_factor(step, decay_from, config))
             chosen = next(batches)
             tokens_BT = pad_batch([documents[index] for index in chosen], pad_id)
             weight_BT = pad_batch([weights[index] for index in chosen], 0.0)
@@ -286,17 +186,13 @@ def pretrain(
             last = decay_from is not None and step == decay_from + config.decay_steps
             if step % config.eval_every and not last:
                 continue
-            model.eval()
-            tasks = {task: choice_accuracy(model, items, pad_id=pad_id) for task, items in dev.items()}
-            model.train()
-            mean = sum(tasks.values()) / len(tasks)
-            history.append({"step": step, "loss": average, "mean": mean, "tasks": tasks})
-            bar.set_postfix(loss=f"{average:.3f}", dev=f"{mean:.3f}")
-            met = mean >= config.target_mean and min(tasks.values()) >= config.target_min
+            history.append({"step": step, "loss": average} | _dev_accuracy(model, dev, pad_id))
+            mean, least = history[-1]["mean"], min(history[-1]["tasks"].values())
+            bar.set_postfix_str(f"loss {average:.3f}, dev accuracy {mean:.3f}")
+            met = mean >= config.target_mean and least >= config.target_min
             if decay_from is None and (met or step >= config.max_steps):
                 decay_from = step
                 bar.total = step + config.decay_steps
-                bar.refresh()
     model.eval()
     if history[-1]["mean"] < config.floor:
         raise RuntimeError(
@@ -304,3 +200,16 @@ def pretrain(
             f"below the floor of {config.floor:.3f}; raise max_steps or shrink the world."
         )
     return history
+
+
+def _set_learning_rates(optimizers: list[torch.optim.Optimizer], initial: list[float], factor: float) -> None:
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    for group, rate in zip(groups, initial, strict=True):
+        group["lr"] = rate * factor
+
+
+def _dev_accuracy(model: LlamaForCausalLM, dev: dict[str, list[DevItem]], pad_id: int) -> dict[str, Any]:
+    model.eval()
+    tasks = {task: choice_accuracy(model, items, pad_id=pad_id) for task, items in dev.items()}
+    model.train()
+    return {"mean": sum(tasks.values()) / len(tasks), "tasks": tasks}

@@ -45,13 +45,21 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:
 
 
 def _write_pretrained(folder: Path, config: DenseConfig, world: Path) -> None:
-    tokenizer = word_tokenizer(read_json(world / "vocabulary.json")["words"])
+    words: list[str] = read_json(world / "vocabulary.json")["words"]
+    tokenizer = word_tokenizer(words)
     documents = encode_documents(
         tokenizer, read_texts(world / "pretrain.parquet"), max_tokens=config.architecture.context
     )
     model = build_model(config.architecture, len(tokenizer), seed=config.pretrain.seed)
     try:
-        history = pretrain(model, documents, _dev_items(tokenizer, world), config.pretrain)
+        history = pretrain(
+            model,
+            documents,
+            _dev_items(tokenizer, world),
+            config.pretrain,
+            answer_id=words.index("answer"),
+            stop_id=words.index("."),
+        )
     except RuntimeError as error:
         raise StageFailed(str(error)) from error
     save_checkpoint(folder, model, tokenizer)
