@@ -8,6 +8,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 # The stages' commands are found in the environment, whether or not it is activated.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Compiled modules are kept: without them every stage would compile torch and transformers again.
+export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
