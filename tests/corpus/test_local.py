@@ -1,0 +1,98 @@
+"""A user's own data: every accepted file, contrast tuples, and what is refused."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput
+from restorelcc.core.model_entry import DataFiles, ModelEntry
+from restorelcc.corpus.config import CorpusConfig
+from restorelcc.corpus.contrast import most_similar_other
+from restorelcc.corpus.local import pairs, read_rows, texts
+from restorelcc.corpus.stage import run
+from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES
+from restorelcc.io.layout import Layout
+from restorelcc.io.tables import TEXTS, read_table, read_texts, write_table
+
+
+def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
+    rows = [{"text": "one two"}, {"text": "three"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.csv").write_text("text\none two\nthree\n")
+    (tmp_path / "a.txt").write_text("one two\n\nthree\n")
+    write_table(tmp_path / "a.parquet", rows, TEXTS)
+    for kind in ("jsonl", "json", "csv", "txt", "parquet"):
+        assert read_rows(tmp_path / f"a.{kind}") == rows, kind
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", None, "does not exist"),
+        ("a.jsonl", "{broken", "cannot be read"),
+        ("a.docx", "x", "unknown ending"),
+        ("a.jsonl", '{"words": 1}', "column `text`"),
+        ("a.jsonl", "", "at least one row"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(BadInput, match=message):
+        texts(tmp_path / name, 3, random.Random(0))
+
+
+def _instructions(path: Path, count: int = 20) -> DataFiles:
+    rows = [{"instruction": f"say {n}", "input": "", "output": f"the number is {n}"} for n in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return DataFiles(calibration=str(path), instructions=str(path), heldout=str(path))
+
+
+def test_alpaca_columns_become_distinct_pairs(tmp_path: Path) -> None:
+    data = _instructions(tmp_path / "i.jsonl")
+    found = pairs(data, 100, random.Random(0))
+    assert len(found) == 20
+    assert {(row["question"], row["response"]) for row in found} == {(f"say {n}", f"the number is {n}") for n in range(20)}
+    (tmp_path / "i.jsonl").write_text('{"prompt": "x"}')
+    with pytest.raises(BadInput, match="`instruction` and `output`"):
+        pairs(data, 5, random.Random(0))
+
+
+def test_the_contrast_is_the_most_similar_other_response_never_a_duplicate() -> None:
+    responses = ["the red hat is old", "a dog runs", "The red  hat is old", "the red hat is new", "a dog sleeps"]
+    nearest = most_similar_other(responses)
+    assert nearest == [3, 4, 3, 0, 1]
+    with pytest.raises(BadInput, match="all the same text"):
+        most_similar_other(["same", "Same "])
+
+
+def test_a_corpus_of_ones_own_is_written_whole_and_split(tmp_path: Path) -> None:
+    _instructions(tmp_path / "i.jsonl")
+    (tmp_path / "t.txt").write_text("\n".join(f"text number {n}" for n in range(30)))
+    data = DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt")
+    model = ModelEntry(source="somewhere", data=data, tasks=("arc_easy",))
+    layout, cell = Layout(tmp_path), Cell("own")
+    run(cell, CorpusConfig(calibration=10, valid=4, contrast=8), model, layout)
+    folder = layout.corpus(cell)
+    assert len(read_texts(folder / "calibration.parquet")) == 10
+    assert len(read_texts(folder / "heldout.parquet")) == 30
+    train, valid = (read_table(folder / f"{side}.parquet", EXAMPLES) for side in ("train", "valid"))
+    assert (len(train), len(valid)) == (16, 4)
+    assert not {row["question"] for row in train} & {row["question"] for row in valid}
+    contrast = read_table(folder / "contrast.parquet", CONTRAST)
+    assert [row["sample_id"] for row in contrast] == list(range(8))
+    assert all(row["positive"] != row["negative"] for row in contrast)
+    assert json.loads((folder / "tasks/tasks.json").read_text()) == {"embedded": [], "lm_eval": ["arc_easy"]}
+
+
+def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    data = _instructions(tmp_path / "i.jsonl", count=3)
+    (tmp_path / "i2.txt").write_text("a text\n")
+    model = ModelEntry(source="x", data=data.model_copy(update={"calibration": "i2.txt", "heldout": "i2.txt"}))
+    with pytest.raises(BadInput, match="3 usable pairs: at least 5"):
+        run(Cell("own"), CorpusConfig(), model, Layout(tmp_path))
+    assert not (tmp_path / "data").exists()
