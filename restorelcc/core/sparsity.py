@@ -13,7 +13,7 @@ from restorelcc.core.pruning import Sparsity
 
 
 def pruned_count(inputs: int, sparsity: Sparsity) -> int:
-    """Zeros that every row of `inputs` weights gets: floor(fraction * I), or I * (M - N) / M for N:M."""
+    """Zeros that every row of `inputs` weights gets: floor(fraction * I), or floor(I / M) * (M - N) for N:M."""
     if sparsity.group is None or sparsity.keep is None:
         return int(inputs * sparsity.fraction)
     return inputs // sparsity.group * (sparsity.group - sparsity.keep)
@@ -27,19 +27,24 @@ def removal_mask(score_OI: Tensor, sparsity: Sparsity) -> Tensor:
     """
     if not torch.isfinite(score_OI).all():
         raise BadInput("a weight or its calibration activations hold NaN or infinity: the checkpoint cannot be pruned")
-    outputs, inputs = score_OI.shape
+    inputs = score_OI.shape[1]
+    check_divides(inputs, sparsity)
     if sparsity.group is None or sparsity.keep is None:
-        grouped, removed = score_OI, pruned_count(inputs, sparsity)
-    else:
-        if inputs % sparsity.group:
-            raise BadInput(
-                f"the pattern {sparsity} needs rows of a multiple of {sparsity.group}, this one has {inputs}"
-            )
-        grouped, removed = score_OI.reshape(-1, sparsity.group), sparsity.group - sparsity.keep
-    order = torch.argsort(grouped, dim=-1, stable=True)
-    mask = torch.zeros_like(grouped, dtype=torch.bool)
-    mask.scatter_(-1, order[:, :removed], True)
-    return mask.reshape(outputs, inputs)
+        return lowest(score_OI, pruned_count(inputs, sparsity))
+    return lowest(score_OI.reshape(-1, sparsity.group), sparsity.group - sparsity.keep).reshape(score_OI.shape)
+
+
+def check_divides(inputs: int, sparsity: Sparsity) -> None:
+    """Raises BadInput when the M of N:M does not divide a row of `inputs` weights."""
+    if sparsity.group is not None and inputs % sparsity.group:
+        raise BadInput(f"the pattern {sparsity} needs rows of a multiple of {sparsity.group}, this one has {inputs}")
+
+
+def lowest(score_RC: Tensor, count: int) -> Tensor:
+    """True at the `count` lowest scores of each row; of equal scores the one further left. Returns bool [R, C]."""
+    order_RC = torch.argsort(score_RC, dim=-1, stable=True)
+    mask_RC = torch.zeros_like(score_RC, dtype=torch.bool)
+    return mask_RC.scatter_(-1, order_RC[:, :count], True)
 
 
 def zeros_per_row(weight_OI: Tensor) -> Tensor:
