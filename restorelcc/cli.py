@@ -57,7 +57,7 @@ STAGES: dict[str, Verb] = {
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
 PruningOption = Annotated[
-    str, typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or wanda-2of4")
+    str, typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or sparsegpt-2of4; or external-<name>")
 ]
 RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
