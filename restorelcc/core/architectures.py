@@ -123,7 +123,8 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def _linear(block: nn.Module, path: str) -> nn.Linear:
+def linear_of(block: nn.Module, path: str) -> nn.Linear:
+    """The Linear at a path of the table. Raises BadInput when the model has something else there."""
     module = block.get_submodule(path)
     if not isinstance(module, nn.Linear):
         raise BadInput(f"{path} is a {type(module).__name__}, not a Linear layer: such a model is not supported")
@@ -133,7 +134,7 @@ def _linear(block: nn.Module, path: str) -> nn.Linear:
 def out_projections(model: PreTrainedModel) -> list[nn.Linear]:
     """The L out-projections (weight [M, X]), in layer order."""
     path = family_of(model).out_proj
-    return [_linear(block, path) for block in blocks_of(model)]
+    return [linear_of(block, path) for block in blocks_of(model)]
 
 
 def prunable_linears(model: PreTrainedModel) -> Iterator[tuple[int, str, nn.Linear]]:
@@ -141,7 +142,7 @@ def prunable_linears(model: PreTrainedModel) -> Iterator[tuple[int, str, nn.Line
     family = family_of(model)
     for layer, block in enumerate(blocks_of(model)):
         for path in family.linears:
-            yield layer, f"{family.blocks}.{layer}.{path}", _linear(block, path)
+            yield layer, f"{family.blocks}.{layer}.{path}", linear_of(block, path)
 
 
 def head_layout(model: PreTrainedModel) -> HeadLayout:

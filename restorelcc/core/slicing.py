@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.core.architectures import blocks_of, family_of
+from restorelcc.core.architectures import blocks_of, family_of, linear_of
 from restorelcc.core.errors import BadInput
 from restorelcc.core.structure import HeadGroups, head_groups, removed_parts
 
@@ -33,32 +34,29 @@ def sliced(model: PreTrainedModel) -> PreTrainedModel:
     most; layers that need fewer keep some of their zeros. Biases go with their rows. The model given is not changed.
     Raises BadInput when nothing can be cut out, or when the class cannot express the result.
     """
-    groups, kept, channels = head_groups(model), _kept_groups(model), _kept_channels(model)
-    if kept == groups.count and channels == _ffn_width(model):
-        raise BadInput("the model has no head and no channel that is removed in every layer: there is nothing to cut out")
+    groups, family, width = head_groups(model), family_of(model), _ffn_width(model)
+    heads_gone = _removed(model, family.out_proj, groups.out_columns())
+    channels_gone = _removed(model, family.ffn_out, torch.arange(width)[:, None])
+    kept, channels = (max(1, *(int((~gone).sum()) for gone in parts)) for parts in (heads_gone, channels_gone))
+    if kept == groups.count and channels == width:
+        raise BadInput(
+            "the model has no head and no channel that is removed in every layer: there is nothing to cut out"
+        )
     if kept < groups.count:
         _check_heads_can_go(model)
-    cuts = [_cut(model, block, groups, kept, channels) for block in blocks_of(model)]
     smaller = _empty(model, groups, kept, channels)
     state = model.state_dict()
-    for layer, cut in enumerate(cuts):
-        for name, value in _cut_tensors(model, layer, cut, state).items():
-            state[name] = value
+    for layer, (heads_G, channels_C) in enumerate(zip(heads_gone, channels_gone, strict=True)):
+        cut = _cut(groups, _kept_first(heads_G, kept), _kept_first(channels_C, channels))
+        state |= _cut_tensors(model, layer, cut, state)
     _match_biases(smaller, state)
     smaller.load_state_dict(state)
     return smaller.eval().requires_grad_(False)
 
 
-def _kept_groups(model: PreTrainedModel) -> int:
-    columns_GX = head_groups(model).out_columns()
-    out = family_of(model).out_proj
-    return max(int((~removed_parts(b.get_submodule(out).weight, columns_GX)).sum()) for b in blocks_of(model)) or 1
-
-
-def _kept_channels(model: PreTrainedModel) -> int:
-    columns_C1 = torch.arange(_ffn_width(model))[:, None]
-    out = family_of(model).ffn_out
-    return max(int((~removed_parts(b.get_submodule(out).weight, columns_C1)).sum()) for b in blocks_of(model)) or 1
+def _removed(model: PreTrainedModel, path: str, columns_GX: Tensor) -> list[Tensor]:
+    """Per block, True for the parts that nothing reads; bool [G]."""
+    return [removed_parts(linear_of(block, path).weight.cpu(), columns_GX) for block in blocks_of(model)]
 
 
 def _ffn_width(model: PreTrainedModel) -> int:
@@ -85,14 +83,9 @@ def _kept_first(removed_G: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def _cut(model: PreTrainedModel, block: nn.Module, groups: HeadGroups, kept: int, channels: int) -> BlockCut:
-    family = family_of(model)
-    columns_GX = groups.out_columns()
-    heads = _kept_first(removed_parts(block.get_submodule(family.out_proj).weight.cpu(), columns_GX), kept)
-    columns_C1 = torch.arange(_ffn_width(model))[:, None]
-    kept_C = _kept_first(removed_parts(block.get_submodule(family.ffn_out).weight.cpu(), columns_C1), channels)
+def _cut(groups: HeadGroups, heads: Tensor, channels: Tensor) -> BlockCut:
     rows = [None if rows_GX is None else rows_GX[heads].flatten() for rows_GX in groups.rows()]
-    return BlockCut(columns_GX[heads].flatten(), rows, kept_C)
+    return BlockCut(groups.out_columns()[heads].flatten(), rows, channels)
 
 
 def _cut_tensors(model: PreTrainedModel, layer: int, cut: BlockCut, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,7 +114,8 @@ def _empty(model: PreTrainedModel, groups: HeadGroups, kept: int, channels: int)
     if hasattr(config, "num_key_value_heads") and groups.kv_heads > 1:
         config.num_key_value_heads = kept * (groups.kv_heads // groups.count)
     setattr(config, family_of(model).ffn_width, channels)
-    smaller = type(model)(config).to(device=model.device, dtype=model.dtype)
+    make: Any = type(model)
+    smaller = make(config).to(device=model.device, dtype=model.dtype)
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller
 

@@ -62,7 +62,7 @@ class StoredTensor:
         content = tensor.detach().to("cpu", self.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
         with self.file.open("r+b") as file:
             file.seek(self.start)
-            file.write(memoryview(content))
+            file.write(content.data)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint by name; only headers are read. Raises BadInput for files that are no safetensors."""
+    """Every tensor of a checkpoint by name; only headers are read. Raises BadInput for files of another kind."""
     return {name: tensor for path in weight_files(folder) for name, tensor in _header(path).items()}
 
 

@@ -29,8 +29,8 @@ def damped(gram_II: Tensor, damping: float) -> Tensor:
 def inverse_factor(hessian_II: Tensor) -> Tensor:
     """U, upper triangular, with H^-1 = U^T U. Raises StageFailed when H is not positive definite.
 
-    With J the reversal of rows: J H J = L L^T gives H = R R^T, R = J L J upper triangular, so U = R^-1. One Cholesky and
-    one triangular inverse, where inverting first would take two Cholesky and lose half of the digits.
+    With J the reversal of rows: J H J = L L^T gives H = R R^T, R = J L J upper triangular, so U = R^-1. One Cholesky
+    and one triangular inverse, where inverting first would take two Cholesky and lose half of the digits.
     """
     lower_II, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
     if failed.any():

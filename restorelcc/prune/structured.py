@@ -24,8 +24,8 @@ from restorelcc.prune.sparsegpt import damped
 class StructuredPruner:
     """SlimGPT: heads by the out-projection's Hessian, FFN channels by that of the FFN's last linear.
 
-    What is removed is set to zero - columns of these two, rows of the linears that feed them - and the surviving columns
-    make up for it. Biases stay: nothing reads what a removed row puts out.
+    What is removed is set to zero - columns of these two, rows of the linears that feed them - and the surviving
+    columns make up for it. Biases stay: nothing reads what a removed row puts out.
     """
 
     def __init__(self, model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> None:
@@ -47,9 +47,7 @@ class StructuredPruner:
         heads, channels = self._counts(layer, linears, prefix)
         yield from self._remove(prefix, family.out_proj, out_columns_GX, heads, family.qkv, qkv_rows, linears, inputs)
         ffn_rows: list[Tensor | None] = [channels_G1] * len(family.ffn_in)
-        yield from self._remove(
-            prefix, family.ffn_out, channels_G1, channels, family.ffn_in, ffn_rows, linears, inputs
-        )
+        yield from self._remove(prefix, family.ffn_out, channels_G1, channels, family.ffn_in, ffn_rows, linears, inputs)
 
     def _counts(self, layer: int, linears: dict[str, nn.Linear], prefix: str) -> tuple[int, int]:
         """Head groups and channels to remove. Raises StageFailed when the layer cannot lose the share asked for."""
@@ -61,10 +59,11 @@ class StructuredPruner:
         ffn = sum(linears[prefix + path].weight.numel() for path in (*family.ffn_in, family.ffn_out))
         total, channel_cost = sum(linear.weight.numel() for linear in linears.values()), ffn // width
         heads, channels = parts_to_remove(self._ratios[layer], total, groups.count, group_cost, width, channel_cost)
-        if abs(heads * group_cost + channels * channel_cost - self._ratios[layer] * total) > channel_cost:
+        given, asked = heads * group_cost + channels * channel_cost, self._ratios[layer] * total
+        if abs(given - asked) > channel_cost:
             raise StageFailed(
-                f"layer {layer} can lose {(heads * group_cost + channels * channel_cost) / total:.0%} of its weights in "
-                f"whole heads and channels, {self._pruning.name} asks for {self._ratios[layer]:.0%}: prune less"
+                f"layer {layer} can lose {given / total:.0%} of its weights in whole heads and channels, "
+                f"{self._pruning.name} asks for {asked / total:.0%}: prune less"
             )
         return heads, channels
 

@@ -62,7 +62,9 @@ class BlockStep:
             pass
 
 
-def walk_blocks(model: PreTrainedModel, batches_BT: list[Tensor], weights: Weights | None = None) -> Iterator[BlockStep]:
+def walk_blocks(
+    model: PreTrainedModel, batches_BT: list[Tensor], weights: Weights | None = None
+) -> Iterator[BlockStep]:
     """Yield every block in order; what the caller does to its weights is in force for the blocks that follow.
 
     Only one block's hidden states live at a time: each batch's output takes the place of its input.

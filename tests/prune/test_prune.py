@@ -7,9 +7,9 @@ from restorelcc.core.architectures import blocks_of, prunable_linears
 from restorelcc.core.errors import BadInput
 from restorelcc.core.pruning import PRUNERS, UNSTRUCTURED_PRUNERS, parse_pruning
 from restorelcc.core.sparsity import holds_pattern, pruned_count, zeros_per_row
+from restorelcc.prune.inputs import observed_inputs
 from restorelcc.prune.prune import prune_model
 from restorelcc.prune.scores import magnitude_score, wanda_score
-from restorelcc.prune.inputs import observed_inputs
 from restorelcc.prune.walk import walk_blocks
 from tests import pico
 

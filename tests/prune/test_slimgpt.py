@@ -96,9 +96,7 @@ def test_multi_query_models_lose_single_query_heads_and_keep_their_keys() -> Non
 
 def test_later_layers_lose_more_when_told_so() -> None:
     model = pico.pico()
-    results = prune_model(
-        model, parse_pruning("slimgpt-0.3"), [pico.tokens()], PruneConfig(slimgpt_first_layer=0.2)
-    )
+    results = prune_model(model, parse_pruning("slimgpt-0.3"), [pico.tokens()], PruneConfig(slimgpt_first_layer=0.2))
     per_layer = [sum(r.zeros for r in results if r.layer == layer) for layer in range(3)]
     assert per_layer == sorted(per_layer)
     assert per_layer[0] < per_layer[2]

@@ -42,9 +42,7 @@ def test_streamed_equals_in_memory_and_is_a_stock_checkpoint(
     dense = layout.dense(Cell("pico"))
     model = load_model(dense, torch.float32, CPU)
     texts = read_texts(layout.corpus(Cell("pico")) / "calibration.parquet")
-    prune_model(
-        model, parse_pruning(pruning), calibration_batches(pico.word_tokenizer(), texts, CONFIG, CPU), CONFIG
-    )
+    prune_model(model, parse_pruning(pruning), calibration_batches(pico.word_tokenizer(), texts, CONFIG, CPU), CONFIG)
     written, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -168,7 +166,7 @@ def test_external_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> Non
         pico.word_tokenizer().save_pretrained(tmp_path / name)
     config = _external(nowhere="no/such/folder/at/all", **{name: tmp_path / name for name in others})
     for name, message in {
-        "narrow": r"prune\.external\.pico\.narrow .* does not fit the dense model: .* has shape \(16, 16\), not \(24, 16\)",
+        "narrow": r"external\.pico\.narrow .* does not fit the dense model: .* has shape \(16, 16\), not \(24, 16\)",
         "family": r"is of the family 'mistral', the dense model of 'llama'",
         "nan": "holds NaN or infinity",
         "nowhere": "neither a folder nor a model the hub gives",
@@ -210,5 +208,3 @@ def test_damaged_and_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
     (dense / "model.safetensors").write_bytes((dense / "model.safetensors").read_bytes()[:-400])
     with pytest.raises(BadInput, match="cut short"):
         prune(layout, "wanda-0.5")
-
-
