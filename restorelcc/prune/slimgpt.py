@@ -19,8 +19,8 @@ ROUNDS = 32
 def layer_ratios(ratio: float, layers: int, first: float) -> list[float]:
     """r_l = ratio * (first + (1 - first) * t_l / mean t), t_l = log(1 + l) / log L: never decreasing, mean = ratio.
 
-    SlimGPT, section 3.3 (incremental pruning ratio). `first` is the first layer's ratio as a share of the mean; 1 is the
-    same everywhere. Raises BadInput when a layer would lose everything.
+    SlimGPT, section 3.3 (incremental pruning ratio). `first` is the first layer's ratio as a share of the mean; 1 is
+    the same everywhere. Raises BadInput when a layer would lose everything.
     """
     curve = [math.log1p(layer) for layer in range(layers)]
     mean = sum(curve) / layers or 1.0
