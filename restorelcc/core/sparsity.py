@@ -11,6 +11,8 @@ from torch import Tensor
 from restorelcc.core.errors import BadInput
 from restorelcc.core.pruning import Sparsity
 
+_SORTED_AT_ONCE = 2**20  # scores
+
 
 def pruned_count(inputs: int, sparsity: Sparsity) -> int:
     """Zeros that every row of `inputs` weights gets: floor(fraction * I), or floor(I / M) * (M - N) for N:M."""
@@ -42,9 +44,12 @@ def check_divides(inputs: int, sparsity: Sparsity) -> None:
 
 def lowest(score_RC: Tensor, count: int) -> Tensor:
     """True at the `count` lowest scores of each row; of equal scores the one further left. Returns bool [R, C]."""
-    order_RC = torch.argsort(score_RC, dim=-1, stable=True)
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool)
-    return mask_RC.scatter_(-1, order_RC[:, :count], True)
+    # Some rows at a time: the order of a whole weight, as 64-bit numbers, is larger than the weight.
+    rows = max(1, _SORTED_AT_ONCE // score_RC.shape[1])
+    for part_RC, score in zip(mask_RC.split(rows), score_RC.split(rows), strict=True):
+        part_RC.scatter_(-1, torch.argsort(score, dim=-1, stable=True)[:, :count], True)
+    return mask_RC
 
 
 def zeros_per_row(weight_OI: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ Letters: O output features, I input features.
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +101,7 @@ class StreamedWeights:
                 self._written[name].overwrite(linear.weight)
         for name in names:
             _put(block, name, block.get_parameter(name).to("meta"))
+        _return_freed_memory()
 
     def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
         """The weight rounded to the dtype of the checkpoint."""
@@ -108,6 +111,13 @@ class StreamedWeights:
         for name, _ in list(module.named_parameters()):
             if name in names:
                 _put(module, name, self._stored[prefix + name].read().to(self._device, self._dtype))
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps freed tensors of less than 32 MiB for itself; over many blocks these add up to the whole model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:

@@ -14,11 +14,17 @@ from restorelcc.prune.config import PruneConfig
 
 
 def calibration_batches(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], config: PruneConfig, device: torch.device
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    config: PruneConfig,
+    device: torch.device,
+    *,
+    short: bool = False,
 ) -> list[Tensor]:
     """Up to `samples` texts, each as one sequence (a random crop when longer than sequence_length), batched unpadded.
 
-    Raises BadInput when no text has two tokens, or all texts together are shorter than one sequence.
+    Raises BadInput when no text has two tokens, or all texts together are shorter than one sequence; the latter is as
+    it should be (`short`) for the embedded world, whose documents are a dozen words.
     """
     rng = random.Random(config.seed)
     sequences: list[list[int]] = []
@@ -34,7 +40,7 @@ def calibration_batches(
             break
     if not sequences:
         raise BadInput("the calibration texts hold no sequence of two tokens: give longer texts")
-    if available < config.sequence_length:
+    if available < config.sequence_length and not short:
         raise BadInput(
             f"the calibration texts hold {available} tokens, less than one sequence of prune.sequence_length "
             f"{config.sequence_length}: give more text (models.<name>.data.calibration) or lower it"

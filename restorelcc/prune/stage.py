@@ -32,8 +32,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
     prepare(seed=config.seed, threads=model.threads)
     pruning = parse_pruning(cell.pruning)
     calibration = layout.corpus(cell) / "calibration.parquet"
-    texts = read_texts(calibration)
-    batches = calibration_batches(load_tokenizer(layout.dense(cell)), texts, config, pick_device(model.device))
+    tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
+    batches = calibration_batches(tokenizer, read_texts(calibration), config, device, short=model.is_microworld)
     with published(layout, layout.pruned(cell)) as (folder,):
         step = _prune if pruning.external is None else _refer
         results = step(folder, cell, config, model, layout, pruning, batches)

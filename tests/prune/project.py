@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from restorelcc.core.cell import Cell
-from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.model_entry import DataFiles, ModelEntry
 from restorelcc.io.checkpoints import save_checkpoint
 from restorelcc.io.layout import Layout
 from restorelcc.io.tables import write_texts
@@ -17,7 +17,8 @@ from restorelcc.prune.stage import run
 from tests import pico
 
 CONFIG = PruneConfig(sequence_length=24, token_budget=96)
-ENTRY = ModelEntry(source="microworld", threads=1)
+DATA = DataFiles(calibration="c", instructions="i", heldout="h")
+ENTRY = ModelEntry(source="some/model", threads=1, data=DATA)
 
 
 def words(count: int, seed: int = 0) -> str:
