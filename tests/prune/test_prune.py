@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from restorelcc.core.architectures import blocks_of, prunable_linears
-from restorelcc.core.errors import BadInput
-from restorelcc.core.pruning import PRUNERS, UNSTRUCTURED_PRUNERS, parse_pruning
-from restorelcc.core.sparsity import holds_pattern, pruned_count, zeros_per_row
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.pruning import PRUNERS, UNSTRUCTURED_PRUNERS, Sparsity, parse_pruning
+from restorelcc.core.sparsity import holds_pattern, pruned_count, removal_mask, zeros_per_row
 from restorelcc.prune.inputs import observed_inputs
 from restorelcc.prune.prune import prune_model
 from restorelcc.prune.scores import magnitude_score, wanda_score
@@ -116,3 +116,49 @@ def test_weights_that_are_not_numbers_are_refused() -> None:
     for pruner in PRUNERS:
         with pytest.raises(BadInput, match="NaN"):
             prune_model(model, parse_pruning(f"{pruner}-0.5"), [pico.tokens()])
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_the_table_targets_every_linear_of_a_block(family: str) -> None:
+    model = pico.pico(family)
+    inside = {
+        id(module) for block in blocks_of(model) for module in block.modules() if isinstance(module, torch.nn.Linear)
+    }
+    assert {id(linear) for _, _, linear in prunable_linears(model)} == inside
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_weight_with_other_than_the_zeros_asked_for_fails(extra: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(score: torch.Tensor, sparsity: Sparsity) -> torch.Tensor:
+        mask = removal_mask(score, sparsity)
+        row = mask[0] if extra < 0 else ~mask[0]
+        mask[0, row.nonzero()[0]] = extra > 0
+        return mask
+
+    monkeypatch.setattr("restorelcc.prune.prune.removal_mask", wrong)
+    with pytest.raises(StageFailed, match=r"q_proj has \d+ zeros after wanda-0\.5, 288 were asked for"):
+        prune_model(pico.pico(hidden_size=24), parse_pruning("wanda-0.5"), [pico.tokens()])
+
+
+def test_zeros_that_were_there_before_are_no_failure() -> None:
+    model = pico.pico()
+    pruning = parse_pruning("wanda-0.5")
+    prune_model(model, pruning, [pico.tokens()])
+    prune_model(model, parse_pruning("wanda-0.3"), [pico.tokens()])
+    for _, name, linear in prunable_linears(model):
+        wanted = pruned_count(linear.in_features, pruning.sparsity)
+        assert zeros_per_row(linear.weight).tolist() == [wanted] * linear.out_features, name
+
+
+def test_equal_arguments_of_all_batches_are_kept_once() -> None:
+    model = pico.pico("gemma2")  # a sliding window shorter than the batch, so that a mask is an argument
+    steps = walk_blocks(model, [pico.tokens(2, 12, seed=seed) for seed in range(5)])
+    step = next(steps)
+    tensors = {
+        id(value)
+        for _, kwargs in step.arguments
+        for value in (*kwargs.values(), *(kwargs.get("position_embeddings") or ()))
+        if isinstance(value, torch.Tensor)
+    }
+    assert 0 < len(tensors) < 6
+    steps.close()
