@@ -6,6 +6,7 @@ Letters: O output features, I input features.
 from __future__ import annotations
 
 import ctypes
+import gc
 import shutil
 import sys
 from collections.abc import Iterator
@@ -114,7 +115,9 @@ class StreamedWeights:
 
 
 def _return_freed_memory() -> None:
-    """glibc keeps freed tensors of less than 32 MiB for itself; over many blocks these add up to the whole model."""
+    """Over many blocks two things add up to the whole model: tensors in reference cycles, which wait for a collection,
+    and freed ones of less than 32 MiB, which glibc keeps for itself."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
