@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -58,7 +59,8 @@ STAGES: dict[str, Verb] = {
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
 PruningOption = Annotated[
-    str, typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or wanda-2of4")
+    str,
+    typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or sparsegpt-2of4; or external-<name>"),
 ]
 RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
@@ -142,6 +144,22 @@ def table(params: ParamsOption = _PARAMS) -> None:
     from restorelcc.report.terminal import print_results
 
     print_results(Layout(params.resolve().parent).report)
+
+
+@app.command("inspect", help="What a checkpoint folder holds: sparsity per layer, N:M, removed heads, dtype, size.")
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="a checkpoint folder, or one with model_ref.json")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, with every tensor")] = False,
+) -> None:
+    from restorelcc.inspect.inspection import inspect_checkpoint
+
+    found = inspect_checkpoint(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from restorelcc.inspect.terminal import print_inspection
+
+    print_inspection(found)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Params(Section):
         if model not in self.models:
             raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))
         if pruning is not None:
-            parse_pruning(pruning)
+            _check_external(self, str(model), pruning)
         return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
 
     def _ratio_label(self, text: str) -> str:
@@ -113,8 +113,8 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         if isinstance(part, str) and hasattr(model, "model_fields"):
             model = model.model_fields[part].annotation if part in model.model_fields else model
-            if model == dict[str, ModelEntry]:
-                model = ModelEntry
+        elif getattr(model, "__origin__", None) is dict:
+            model = model.__args__[1]  # the entry by this name
     if hasattr(model, "__args__"):  # Section | None
         model = model.__args__[0]
     fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
@@ -142,6 +142,16 @@ def _sentence(error: ValidationError) -> str:
     return f"params.yaml: {key} is {given!r}: {message[0].lower()}{message[1:].rstrip('.')}; correct the value"
 
 
+def _check_external(params: Params, model: str, pruning: str) -> None:
+    """A pruning's name, and that an external one is in the catalogue. Raises BadInput."""
+    name = parse_pruning(pruning).external
+    if name is not None and name not in params.prune.external.get(model, {}):
+        raise BadInput(
+            f"grid.pruning has {pruning!r}, but params.yaml has no prune.external.{model}.{name}: add it, with the "
+            "folder or hub id of the pruned checkpoint as its source"
+        )
+
+
 def _check_grid(params: Params) -> None:
     """What pydantic cannot see: aliases, pruning names, ratios, and that joined names stay unique."""
     grid = params.grid
@@ -156,7 +166,8 @@ def _check_grid(params: Params) -> None:
         if alias not in params.models:
             raise BadInput(_unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))
     for pruning in grid.pruning:
-        parse_pruning(pruning)
+        for alias in grid.model:
+            _check_external(params, alias, pruning)
     for ratio in grid.head_ratio:
         ratio_label(ratio)
     if grid.baseline:

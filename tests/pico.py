@@ -41,10 +41,10 @@ CONFIGS: dict[str, dict] = {
 FAMILIES = tuple(CONFIGS)
 
 
-def pico(family: str = "llama", seed: int = 0) -> PreTrainedModel:
+def pico(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random float32 model of the family whose attention and out-projections are not negligible."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **CONFIGS[family], **_COMMON, tie_word_embeddings=False)
+    config = AutoConfig.for_model(family, **CONFIGS[family] | _COMMON | {"tie_word_embeddings": False} | changes)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for _, _, linear in prunable_linears(model):
         linear.weight.normal_(std=0.3)

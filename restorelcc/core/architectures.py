@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,17 +25,33 @@ class Family:
     """One row. Paths are dotted; `blocks` starts at the model, the rest at a block."""
 
     blocks: str
+    qkv: tuple[str, ...]  # query, key and value projection, in this order; one name where they are fused head by head
     out_proj: str
-    linears: tuple[str, ...]
+    ffn_in: tuple[str, ...]  # linears whose rows are the FFN's channels
+    ffn_out: str  # the linear whose columns are the FFN's channels
     bias: BiasRoute
+    ffn_width: str = "intermediate_size"  # the config's key for the number of channels
+    # Whether the class reads head_dim from the config. Where it is hidden size / heads, heads cannot be sliced off.
+    free_head_dim: bool = True
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """What pruning targets, in forward order."""
+        return (*self.qkv, self.out_proj, *self.ffn_in, self.ffn_out)
 
 
-_GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-_QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_SELF_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def _llama_like(bias: BiasRoute) -> Family:
-    return Family(blocks="model.layers", out_proj="self_attn.o_proj", linears=_QKVO + _GATED, bias=bias)
+    return Family(
+        blocks="model.layers",
+        qkv=_SELF_QKV,
+        out_proj="self_attn.o_proj",
+        ffn_in=("mlp.gate_proj", "mlp.up_proj"),
+        ffn_out="mlp.down_proj",
+        bias=bias,
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -48,34 +64,56 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _llama_like("flag"),
     "gpt_neox": Family(
         blocks="gpt_neox.layers",
+        qkv=("attention.query_key_value",),
         out_proj="attention.dense",
-        linears=("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        ffn_in=("mlp.dense_h_to_4h",),
+        ffn_out="mlp.dense_4h_to_h",
         bias="native",
+        free_head_dim=False,
     ),
     "opt": Family(
         blocks="model.decoder.layers",
+        qkv=_SELF_QKV,
         out_proj="self_attn.out_proj",
-        linears=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"),
+        ffn_in=("fc1",),
+        ffn_out="fc2",
         bias="native",
+        ffn_width="ffn_dim",
+        free_head_dim=False,
     ),
     "phi": Family(
         blocks="model.layers",
+        qkv=_SELF_QKV,
         out_proj="self_attn.dense",
-        linears=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
+        ffn_in=("mlp.fc1",),
+        ffn_out="mlp.fc2",
         bias="native",
     ),
 }
 
+# What a config calls the number of experts of a layer, by family.
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
-def family_of(model: PreTrainedModel) -> Family:
-    """The table's row for a model. Raises BadInput for an unknown family, listing the known ones."""
-    kind = model.config.model_type
+
+def family_of_config(config: Any) -> Family:
+    """The table's row for a checkpoint's config. Raises BadInput for an unknown family, listing the known ones."""
+    kind = config.model_type
+    if any(getattr(config, key, None) for key in _EXPERT_COUNTS):
+        raise BadInput(
+            f"model family {kind!r} is a mixture of experts, whose experts are fused into one tensor per layer instead "
+            "of Linear layers: such models cannot be pruned or restored here, use a dense one"
+        )
     if kind not in FAMILIES:
         raise BadInput(
             f"model family {kind!r} is not supported: known are {', '.join(FAMILIES)}; "
             "to add one, add a row to restorelcc/core/architectures.py (CONTRIBUTING.md has the recipe)"
         )
     return FAMILIES[kind]
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The table's row for a model. Raises BadInput for an unknown family, listing the known ones."""
+    return family_of_config(model.config)
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -85,7 +123,8 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def _linear(block: nn.Module, path: str) -> nn.Linear:
+def linear_of(block: nn.Module, path: str) -> nn.Linear:
+    """The Linear at a path of the table. Raises BadInput when the model has something else there."""
     module = block.get_submodule(path)
     if not isinstance(module, nn.Linear):
         raise BadInput(f"{path} is a {type(module).__name__}, not a Linear layer: such a model is not supported")
@@ -95,7 +134,7 @@ def _linear(block: nn.Module, path: str) -> nn.Linear:
 def out_projections(model: PreTrainedModel) -> list[nn.Linear]:
     """The L out-projections (weight [M, X]), in layer order."""
     path = family_of(model).out_proj
-    return [_linear(block, path) for block in blocks_of(model)]
+    return [linear_of(block, path) for block in blocks_of(model)]
 
 
 def prunable_linears(model: PreTrainedModel) -> Iterator[tuple[int, str, nn.Linear]]:
@@ -103,7 +142,7 @@ def prunable_linears(model: PreTrainedModel) -> Iterator[tuple[int, str, nn.Line
     family = family_of(model)
     for layer, block in enumerate(blocks_of(model)):
         for path in family.linears:
-            yield layer, f"{family.blocks}.{layer}.{path}", _linear(block, path)
+            yield layer, f"{family.blocks}.{layer}.{path}", linear_of(block, path)
 
 
 def head_layout(model: PreTrainedModel) -> HeadLayout:
@@ -113,3 +152,8 @@ def head_layout(model: PreTrainedModel) -> HeadLayout:
     if len(widths) != 1 or widths[0] % heads:
         raise BadInput(f"out-projections with {widths} inputs do not split evenly into {heads} heads in every layer")
     return HeadLayout(len(out_projections(model)), heads, widths[0] // heads)
+
+
+def kv_heads(model: PreTrainedModel) -> int:
+    """Key/value heads of a layer; query heads share one in groups of H / KV neighbours."""
+    return getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads

@@ -14,7 +14,9 @@ MICROWORLD = "microworld"
 class DataFiles(Section):
     """Local data for a model that is not the embedded one: .jsonl, .json, .parquet or .txt files, by path."""
 
-    calibration: str  # texts for pruning: column `text`, or one text a line in a .txt file
+    # Texts for pruning: column `text`, or one text a line in a .txt file; or from the hub, streamed once: c4, wikitext,
+    # alpaca, or hub:<id>[:<config>[:<split>]].
+    calibration: str
     instructions: str  # training pairs: columns `instruction`, `input` (optional), `output`; or `question`, `response`
     heldout: str  # texts for perplexity: column `text`
     template: str = "{instruction}\n{input}"  # how a question is made of instruction and input; blanks are stripped

@@ -1,4 +1,4 @@
-"""Names of prunings: `<pruner>-<sparsity>`, for example wanda-0.5, magnitude-2of4."""
+"""Names of prunings: `<pruner>-<sparsity>`, for example wanda-0.5, sparsegpt-2of4; or `external-<name>`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from restorelcc.core.errors import BadInput
 
 # Structured pruners remove whole heads and channels, so an N:M pattern means nothing to them.
-UNSTRUCTURED_PRUNERS = ("magnitude", "wanda")
-STRUCTURED_PRUNERS: tuple[str, ...] = ()
+UNSTRUCTURED_PRUNERS = ("magnitude", "wanda", "sparsegpt")
+STRUCTURED_PRUNERS = ("slimgpt",)
 PRUNERS = UNSTRUCTURED_PRUNERS + STRUCTURED_PRUNERS
+EXTERNAL = "external"  # a checkpoint that another tool pruned, named under prune.external
 
+_EXTERNAL = re.compile(r"external-(?P<name>[a-z0-9]+(-[a-z0-9]+)*)")
 _PRUNING = re.compile(r"(?P<pruner>[a-z]+)-(?:(?P<keep>\d+)of(?P<group>\d+)|(?P<fraction>\d*\.?\d+))")
 
 
@@ -33,23 +35,32 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Pruning:
-    """A parsed pruning name such as `wanda-0.5` (half of every row removed) or `wanda-2of4` (2 of 4 kept)."""
+    """A parsed pruning name such as `wanda-0.5` (half of every row removed) or `wanda-2of4` (2 of 4 kept).
+
+    `external` is the checkpoint's key under prune.external where the pruner is `external`; its sparsity, which only
+    the checkpoint tells, is then 0.
+    """
 
     name: str
     pruner: str
     sparsity: Sparsity
+    external: str | None = None
 
 
 def parse_pruning(name: object) -> Pruning:
-    """`<pruner>-<fraction>` or `<pruner>-NofM` to a Pruning. Raises BadInput naming grid.pruning and the fix."""
+    """`<pruner>-<fraction>`, `<pruner>-NofM` or `external-<name>`. Raises BadInput naming grid.pruning and the fix."""
+    if isinstance(name, str) and (external := _EXTERNAL.fullmatch(name)):
+        return Pruning(name, EXTERNAL, Sparsity(0.0), external["name"])
     match = _PRUNING.fullmatch(name) if isinstance(name, str) else None
     if not match:
         raise BadInput(
-            f"grid.pruning has {name!r}, which is not <pruner>-<sparsity>: write for example wanda-0.5 or wanda-2of4"
+            f"grid.pruning has {name!r}, which is not <pruner>-<sparsity>: write for example wanda-0.5 or wanda-2of4, "
+            "or external-<name> with <name> in lower-case letters, digits and single dashes"
         )
     pruner = match["pruner"]
     if pruner not in PRUNERS:
-        raise BadInput(f"grid.pruning has {name!r}, but there is no pruner {pruner!r}: use one of {', '.join(PRUNERS)}")
+        known = ", ".join((*PRUNERS, EXTERNAL))
+        raise BadInput(f"grid.pruning has {name!r}, but there is no pruner {pruner!r}: use one of {known}")
     return Pruning(match.string, pruner, _parse_sparsity(match, structured=pruner in STRUCTURED_PRUNERS))
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from restorelcc.core.errors import BadInput
 from restorelcc.core.pruning import Sparsity
 
+_SORTED_AT_ONCE = 2**20  # scores
+
 
 def pruned_count(inputs: int, sparsity: Sparsity) -> int:
-    """Zeros that every row of `inputs` weights gets: floor(fraction * I), or I * (M - N) / M for N:M."""
+    """Zeros that every row of `inputs` weights gets: floor(fraction * I), or floor(I / M) * (M - N) for N:M."""
     if sparsity.group is None or sparsity.keep is None:
         return int(inputs * sparsity.fraction)
     return inputs // sparsity.group * (sparsity.group - sparsity.keep)
@@ -27,19 +29,27 @@ def removal_mask(score_OI: Tensor, sparsity: Sparsity) -> Tensor:
     """
     if not torch.isfinite(score_OI).all():
         raise BadInput("a weight or its calibration activations hold NaN or infinity: the checkpoint cannot be pruned")
-    outputs, inputs = score_OI.shape
+    inputs = score_OI.shape[1]
+    check_divides(inputs, sparsity)
     if sparsity.group is None or sparsity.keep is None:
-        grouped, removed = score_OI, pruned_count(inputs, sparsity)
-    else:
-        if inputs % sparsity.group:
-            raise BadInput(
-                f"the pattern {sparsity} needs rows of a multiple of {sparsity.group}, this one has {inputs}"
-            )
-        grouped, removed = score_OI.reshape(-1, sparsity.group), sparsity.group - sparsity.keep
-    order = torch.argsort(grouped, dim=-1, stable=True)
-    mask = torch.zeros_like(grouped, dtype=torch.bool)
-    mask.scatter_(-1, order[:, :removed], True)
-    return mask.reshape(outputs, inputs)
+        return lowest(score_OI, pruned_count(inputs, sparsity))
+    return lowest(score_OI.reshape(-1, sparsity.group), sparsity.group - sparsity.keep).reshape(score_OI.shape)
+
+
+def check_divides(inputs: int, sparsity: Sparsity) -> None:
+    """Raises BadInput when the M of N:M does not divide a row of `inputs` weights."""
+    if sparsity.group is not None and inputs % sparsity.group:
+        raise BadInput(f"the pattern {sparsity} needs rows of a multiple of {sparsity.group}, this one has {inputs}")
+
+
+def lowest(score_RC: Tensor, count: int) -> Tensor:
+    """True at the `count` lowest scores of each row; of equal scores the one further left. Returns bool [R, C]."""
+    mask_RC = torch.zeros_like(score_RC, dtype=torch.bool)
+    # Some rows at a time: the order of a whole weight, as 64-bit numbers, is larger than the weight.
+    rows = max(1, _SORTED_AT_ONCE // score_RC.shape[1])
+    for part_RC, score in zip(mask_RC.split(rows), score_RC.split(rows), strict=True):
+        part_RC.scatter_(-1, torch.argsort(score, dim=-1, stable=True)[:, :count], True)
+    return mask_RC
 
 
 def zeros_per_row(weight_OI: Tensor) -> Tensor:
@@ -47,8 +57,14 @@ def zeros_per_row(weight_OI: Tensor) -> Tensor:
     return (weight_OI == 0).sum(dim=1)
 
 
+def densest_group(weight_OI: Tensor, group: int) -> int | None:
+    """The most non-zeros in any group of `group` neighbours in a row; None when the groups do not fill a row."""
+    if weight_OI.shape[1] % group or not weight_OI.numel():
+        return None
+    return int((weight_OI != 0).reshape(-1, group).sum(dim=1).max())
+
+
 def holds_pattern(weight_OI: Tensor, keep: int, group: int) -> bool:
     """Whether every group of `group` neighbours in a row has at most `keep` non-zeros."""
-    if weight_OI.shape[1] % group:
-        return False
-    return bool(((weight_OI != 0).reshape(-1, group).sum(dim=1) <= keep).all())
+    densest = densest_group(weight_OI, group)
+    return densest is not None and densest <= keep

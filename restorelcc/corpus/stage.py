@@ -11,7 +11,8 @@ import yaml
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
-from restorelcc.core.model_entry import DataFiles, ModelEntry
+from restorelcc.core.model_entry import MICROWORLD, DataFiles, ModelEntry
+from restorelcc.corpus.calibration import calibration_texts, write_calibration
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.corpus.contrast import most_similar_other
 from restorelcc.corpus.local import pairs, texts
@@ -43,7 +44,7 @@ def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) ->
     world = generate(config.microworld)
     write_json(folder / "world" / "vocabulary.json", {"words": world.vocabulary})
     write_texts(folder / "world" / "pretrain.parquet", world.pretrain)
-    write_texts(folder / "calibration.parquet", world.calibration)
+    write_calibration(folder / "calibration.parquet", world.calibration, {"source": MICROWORLD})
     write_texts(folder / "heldout.parquet", world.heldout)
     write_table(folder / "train.parquet", [asdict(row) for row in world.train], EXAMPLES)
     write_table(folder / "valid.parquet", [asdict(row) for row in world.valid], EXAMPLES)
@@ -83,11 +84,9 @@ def _task(name: str, items: Path) -> dict[str, Any]:
 
 
 def _write_local(folder: Path, config: CorpusConfig, data: DataFiles, root: Path) -> list[str]:
-    data = data.model_copy(
-        update={name: str(root / getattr(data, name)) for name in ("calibration", "instructions", "heldout")}
-    )
+    data = data.model_copy(update={name: str(root / getattr(data, name)) for name in ("instructions", "heldout")})
     rng = random.Random(config.seed)
-    write_texts(folder / "calibration.parquet", texts(Path(data.calibration), config.calibration, rng))
+    write_calibration(folder / "calibration.parquet", *calibration_texts(data, config, root, rng))
     write_texts(folder / "heldout.parquet", texts(Path(data.heldout), None, rng))
     examples = pairs(data, config.train + config.valid, rng)
     valid = min(config.valid, len(examples) // 5)

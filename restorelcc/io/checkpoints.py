@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -34,6 +35,17 @@ def _resolve(folder: Path) -> tuple[str, str | None]:
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
     return str(folder), None
+
+
+def local_folder(folder: Path) -> Path:
+    """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once)."""
+    source, commit = _resolve(folder)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, revision=commit, allow_patterns=["*.json", "model*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{source} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -45,6 +45,6 @@ def read_texts(path: Path) -> list[str]:
     return [row["text"] for row in read_table(path, TEXTS)]
 
 
-def write_texts(path: Path, texts: list[str]) -> None:
+def write_texts(path: Path, texts: list[str], metadata: dict[str, str] | None = None) -> None:
     """One row per text."""
-    write_table(path, [{"text": text} for text in texts], TEXTS)
+    write_table(path, [{"text": text} for text in texts], TEXTS, metadata)

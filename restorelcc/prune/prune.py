@@ -1,52 +1,157 @@
-"""Prune a model in place, block by block."""
+"""Prune a model in place, block by block.
+
+Letters: B batch, T tokens, O output features, I input features, K sampled tokens.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import prunable_linears
-from restorelcc.core.errors import StageFailed
+from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.progress import progress
-from restorelcc.core.pruning import Pruning, Sparsity
+from restorelcc.core.pruning import STRUCTURED_PRUNERS, Pruning
 from restorelcc.core.sparsity import pruned_count, removal_mask
+from restorelcc.prune.config import PruneConfig
+from restorelcc.prune.inputs import InputStatistics, observed_inputs
 from restorelcc.prune.scores import magnitude_score, wanda_score
-from restorelcc.prune.walk import squared_inputs, walk_blocks
+from restorelcc.prune.sparsegpt import sparsegpt
+from restorelcc.prune.structured import StructuredPruner
+from restorelcc.prune.walk import InMemory, Weights, walk_blocks
+
+Linears = dict[str, nn.Linear]
+
+
+@dataclass(frozen=True)
+class PrunedTensor:
+    """One weight after pruning; `error` is ||(W - W') X|| / ||W X|| (Frobenius) on the sampled calibration inputs."""
+
+    name: str
+    layer: int
+    zeros: int
+    total: int
+    error: float | None
 
 
 @torch.no_grad()
-def prune_model(model: PreTrainedModel, pruning: Pruning, batches_BT: list[Tensor]) -> None:
-    """Zero the weights that the pruner finds least important; batches_BT: token ids of calibration, no padding.
+def prune_model(
+    model: PreTrainedModel,
+    pruning: Pruning,
+    batches_BT: list[Tensor],
+    config: PruneConfig | None = None,
+    weights: Weights | None = None,
+) -> list[PrunedTensor]:
+    """Set the weights that the pruner finds least important to zero; batches_BT: calibration token ids, no padding.
 
-    Wanda sees each block's inputs as the already pruned blocks before it produce them. Raises BadInput for weights that
-    are not finite or a pattern that does not fit, StageFailed when a row ends with other than the zeros asked for.
+    Every pruner sees a block's inputs as the already pruned blocks before it produce them. Raises BadInput for weights
+    that are not finite or a pattern that does not fit, StageFailed when a weight ends with other than the zeros asked
+    for.
     """
-    linears: dict[int, dict[str, nn.Linear]] = {}
+    config, weights = config or PruneConfig(), weights or InMemory()
+    by_layer = linears_by_layer(model)
+    pruner = _pruner(model, pruning, config)
+    stride = sampling_stride(batches_BT, config)
+    results: list[PrunedTensor] = []
+    steps = walk_blocks(model, batches_BT, weights)
+    for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(by_layer)):
+        linears = by_layer[step.layer]
+        check_finite({name: linear.weight for name, linear in linears.items()})
+        squares, gram_of = pruning.pruner == "wanda", pruner.gram_of(linears)
+        with observed_inputs(linears, squares=squares, gram_of=gram_of, stride=stride) as inputs:
+            step.forward()
+        check_finite({f"the input of {name}": inputs.sampled_KI(name) for name in linears})
+        for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
+            dense_OI = linears[name].weight
+            stored_OI = weights.as_stored(name, pruned_OI).to(dense_OI.dtype)
+            results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, inputs))
+            dense_OI.copy_(stored_OI)
+    return results
+
+
+def linears_by_layer(model: PreTrainedModel) -> dict[int, Linears]:
+    """The targeted linears of every block, by full name."""
+    linears: dict[int, Linears] = {}
     for layer, name, linear in prunable_linears(model):
         linears.setdefault(layer, {})[name] = linear
-    if pruning.pruner == "magnitude":
-        for layer in progress(linears, f"prune {pruning.name}", "blocks"):
-            for linear in linears[layer].values():
-                _zero(linear, magnitude_score(linear.weight), pruning.sparsity)
-    else:
-        steps = walk_blocks(model, batches_BT)
-        for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(linears)):
-            with squared_inputs(linears[step.layer]) as squares_I:
-                step.forward()
-            for name, linear in linears[step.layer].items():
-                _zero(linear, wanda_score(linear.weight, squares_I[name]), pruning.sparsity)
-    _check_coverage(linears, pruning)
+    return linears
 
 
-def _zero(linear: nn.Linear, score_OI: Tensor, sparsity: Sparsity) -> None:
-    linear.weight.masked_fill_(removal_mask(score_OI, sparsity), 0)
+def sampling_stride(batches_BT: list[Tensor], config: PruneConfig) -> int:
+    """Every how many tokens one is kept to measure reconstruction errors on."""
+    return max(1, sum(batch.numel() for batch in batches_BT) // config.error_tokens)
 
 
-def _check_coverage(linears: dict[int, dict[str, nn.Linear]], pruning: Pruning) -> None:
-    for by_name in linears.values():
-        for name, linear in by_name.items():
-            wanted = pruned_count(linear.in_features, pruning.sparsity) * linear.out_features
-            found = int((linear.weight == 0).sum())
-            if found < wanted:
-                raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """Raises BadInput naming the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
+
+
+def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor) -> float:
+    """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0."""
+    dense_OI = dense_OI.float()
+    whole = torch.linalg.vector_norm(sampled_KI @ dense_OI.T)
+    lost = torch.linalg.vector_norm(sampled_KI @ (dense_OI - pruned_OI.float()).T)
+    return float(lost / whole) if whole else 0.0
+
+
+class UnstructuredPruner:
+    """Magnitude, Wanda and SparseGPT: every row loses the same number of its weights."""
+
+    def __init__(self, pruning: Pruning, config: PruneConfig) -> None:
+        self._pruning, self._config = pruning, config
+
+    def gram_of(self, linears: Linears) -> list[str]:
+        return list(linears) if self._pruning.pruner == "sparsegpt" else []
+
+    def prune(self, layer: int, linears: Linears, inputs: InputStatistics) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, pruned weight, zeros wanted) of every linear of a block."""
+        sparsity = self._pruning.sparsity
+        for names in inputs.groups(linears):
+            weights = [linears[name].weight for name in names]
+            # Rows are pruned independently of one another, so linears that share their input go as one.
+            pruned_OI = self._pruned(torch.cat(weights), names[0], inputs)
+            parts = pruned_OI.split([len(weight) for weight in weights])
+            for name, part_OI in zip(names, parts, strict=True):
+                yield name, part_OI, pruned_count(part_OI.shape[1], sparsity) * len(part_OI)
+
+    def _pruned(self, weight_OI: Tensor, name: str, inputs: InputStatistics) -> Tensor:
+        sparsity, config = self._pruning.sparsity, self._config
+        match self._pruning.pruner:
+            case "magnitude":
+                return weight_OI.masked_fill(removal_mask(magnitude_score(weight_OI), sparsity), 0)
+            case "wanda":
+                score_OI = wanda_score(weight_OI, inputs.squares_I(name))
+                return weight_OI.masked_fill(removal_mask(score_OI, sparsity), 0)
+            case _:
+                gram_II, damping = inputs.gram_II(name), config.damping
+                return sparsegpt(weight_OI, gram_II, sparsity, damping=damping, block_columns=config.block_columns)
+
+
+def _pruner(model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> UnstructuredPruner | StructuredPruner:
+    if pruning.pruner in STRUCTURED_PRUNERS:
+        return StructuredPruner(model, pruning, config)
+    return UnstructuredPruner(pruning, config)
+
+
+def _checked(
+    name: str,
+    layer: int,
+    dense_OI: Tensor,
+    pruned_OI: Tensor,
+    wanted: int,
+    pruning: Pruning,
+    inputs: InputStatistics,
+) -> PrunedTensor:
+    found, spare = int((pruned_OI == 0).sum()), int((dense_OI == 0).sum())
+    # Weights that were zero before may stay beside those that were removed.
+    if not wanted <= found <= wanted + spare:
+        raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
+    error = output_error(dense_OI, pruned_OI, inputs.sampled_KI(name))
+    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error)

@@ -1,55 +1,133 @@
-"""Stage `prune`: the dense checkpoint with its least important weights set to zero."""
+"""Stage `prune`: the dense checkpoint with its least important weights set to zero, or one pruned elsewhere."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.pruning import Pruning, parse_pruning
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
-from restorelcc.io.checkpoints import load_model, load_tokenizer, save_checkpoint
+from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint, write_reference
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.references import pinned_source
 from restorelcc.io.scratch import published
-from restorelcc.io.tables import read_texts
+from restorelcc.io.streaming import StreamedWeights, can_stream, copy_checkpoint, empty_model
+from restorelcc.io.tables import read_metadata, read_texts
+from restorelcc.io.tensor_files import stored_tensors
 from restorelcc.prune.calibration import calibration_batches
 from restorelcc.prune.config import PruneConfig
-from restorelcc.prune.prune import prune_model
+from restorelcc.prune.external import check_fits, counted, measure_external
+from restorelcc.prune.prune import PrunedTensor, prune_model
 
 
 def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write <model>/<pruning>/pruned/: a stock sparse checkpoint and sparsity.json."""
+    """Write <model>/<pruning>/pruned/: a stock sparse checkpoint, or model_ref.json, and sparsity.json."""
     prepare(seed=config.seed, threads=model.threads)
     pruning = parse_pruning(cell.pruning)
-    device = pick_device(model.device)
-    tokenizer = load_tokenizer(layout.dense(cell))
     calibration = layout.corpus(cell) / "calibration.parquet"
-    batches = calibration_batches(tokenizer, read_texts(calibration), config, device)
-    network = load_model(layout.dense(cell), pick_dtype(model.dtype, device), device)
-    prune_model(network, pruning, batches)
-    parents = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
+    tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
+    batches = calibration_batches(tokenizer, read_texts(calibration), config, device, short=model.is_microworld)
     with published(layout, layout.pruned(cell)) as (folder,):
-        save_checkpoint(folder, network, tokenizer)
-        write_json(folder / "sparsity.json", sparsity_report(network, pruning) | {"parents": parents})
+        step = _prune if pruning.external is None else _refer
+        results = step(folder, cell, config, model, layout, pruning, batches)
+        report = sparsity_report(pruning, results)
+        report["calibration"] = {
+            "source": read_metadata(calibration).get("source"),
+            "sequences": sum(len(batch) for batch in batches),
+            "tokens": sum(batch.numel() for batch in batches),
+        }
+        report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
+        write_json(folder / "sparsity.json", report)
 
 
-def sparsity_report(model: PreTrainedModel, pruning: Pruning) -> dict[str, Any]:
-    """Requested and achieved sparsity, in total and for every targeted tensor."""
-    tensors = {}
-    all_zeros = all_weights = 0
-    for _, name, linear in prunable_linears(model):
-        zeros, total = int((linear.weight == 0).sum()), linear.weight.numel()
-        tensors[f"{name}.weight"] = {"zeros": zeros, "total": total, "sparsity": zeros / total}
-        all_zeros, all_weights = all_zeros + zeros, all_weights + total
+def _prune(
+    folder: Path,
+    cell: Cell,
+    config: PruneConfig,
+    model: ModelEntry,
+    layout: Layout,
+    pruning: Pruning,
+    batches_BT: list[Tensor],
+) -> list[PrunedTensor]:
+    device = pick_device(model.device)
+    dtype = pick_dtype(model.dtype, device)
+    tokenizer = load_tokenizer(layout.dense(cell))
+    source = local_folder(layout.dense(cell))
+    network, stored = empty_model(source, dtype), stored_tensors(source)
+    if can_stream(network, stored):
+        copy_checkpoint(source, folder)
+        weights = StreamedWeights(network, stored, device, written=stored_tensors(folder))
+        results = prune_model(network, pruning, batches_BT, config, weights)
+        tokenizer.save_pretrained(folder)
+        return results
+    network = load_model(layout.dense(cell), dtype, device)
+    results = prune_model(network, pruning, batches_BT, config)
+    save_checkpoint(folder, network, tokenizer)
+    return results
+
+
+def _refer(
+    folder: Path,
+    cell: Cell,
+    config: PruneConfig,
+    model: ModelEntry,
+    layout: Layout,
+    pruning: Pruning,
+    batches_BT: list[Tensor],
+) -> list[PrunedTensor]:
+    """Refer to a checkpoint pruned elsewhere, where it is; nothing of it is copied."""
+    device = pick_device(model.device)
+    dtype = pick_dtype(model.dtype, device)
+    entry = config.external.get(cell.model, {}).get(pruning.external or "")
+    key = f"prune.external.{cell.model}.{pruning.external}"
+    if entry is None:
+        raise BadInput(f"params.yaml: {key} is missing: give the folder or hub id of {pruning.name} as its source")
+    write_reference(folder, *pinned_source(key, entry.source, entry.revision, layout.root))
+    source, dense = local_folder(folder), local_folder(layout.dense(cell))
+    network, stored = empty_model(source, dtype), stored_tensors(source)
+    dense_network, dense_stored = empty_model(dense, dtype), stored_tensors(dense)
+    check_fits(f"{key} ({entry.source})", network, dense_network)
+    load_tokenizer(folder)
+    if can_stream(network, stored) and can_stream(dense_network, dense_stored):
+        return measure_external(network, StreamedWeights(network, stored, device), dense_stored, batches_BT, config)
+    return counted(load_model(folder, dtype, device))
+
+
+def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, Any]:
+    """Requested and achieved sparsity, in total, per layer and for every targeted tensor; errors as PrunedTensor's.
+
+    A layer's error is the mean over its linears.
+    """
+    layers = []
+    for layer in sorted({result.layer for result in results}):
+        own = [result for result in results if result.layer == layer]
+        errors = [result.error for result in own if result.error is not None]
+        error = sum(errors) / len(errors) if errors else None
+        layers.append({"layer": layer, "sparsity": _share(own), "error": error})
     return {
         "pruning": pruning.name,
-        "requested": pruning.sparsity.fraction,
+        "requested": pruning.sparsity.fraction if pruning.external is None else None,
         "pattern": str(pruning.sparsity) if pruning.sparsity.is_pattern else None,
-        "achieved": all_zeros / all_weights,
-        "tensors": tensors,
+        "achieved": _share(results),
+        "layers": layers,
+        "tensors": {
+            result.name: {
+                "zeros": result.zeros,
+                "total": result.total,
+                "sparsity": result.zeros / result.total,
+                "error": result.error,
+            }
+            for result in results
+        },
     }
+
+
+def _share(results: list[PrunedTensor]) -> float:
+    return sum(result.zeros for result in results) / sum(result.total for result in results)

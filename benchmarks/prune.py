@@ -1,0 +1,73 @@
+"""Time of each pruner as a multiple of one plain calibration forward of the same model, measured in turns.
+
+    python -m benchmarks.prune [--rounds 3] [--threads 1]
+
+Goals on the CPU: Wanda <= 2.5, SparseGPT <= 6. The model is small; tokens per column (32) and the share of tokens that
+errors are measured on (1 in 128) are about those of a 7B model with the default calibration of 128 x 2,048 tokens, or
+less favourable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.random_llama import random_batches, random_llama
+from restorelcc.core.pruning import parse_pruning
+from restorelcc.prune.config import PruneConfig
+from restorelcc.prune.prune import prune_model
+
+PRUNINGS = ("magnitude-0.5", "wanda-0.5", "wanda-2of4", "sparsegpt-0.5", "sparsegpt-2of4", "slimgpt-0.2")
+GOALS = {"wanda-0.5": 2.5, "wanda-2of4": 2.5, "sparsegpt-0.5": 6.0, "sparsegpt-2of4": 6.0}
+WIDTH, FFN, LAYERS, SEQUENCES, LENGTH = 384, 1024, 4, 32, 384
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel, batches_BT: list[Tensor]) -> None:
+    for tokens_BT in batches_BT:
+        model.base_model(input_ids=tokens_BT, use_cache=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    os.environ["RESTORELCC_PROGRESS"] = "0"
+    sizes = {"width": WIDTH, "ffn": FFN, "layers": LAYERS}
+    batches = random_batches(SEQUENCES, LENGTH)
+    config = PruneConfig(error_tokens=max(1, SEQUENCES * LENGTH // 128))
+    _forward(random_llama(**sizes), batches)  # warm up
+    forwards: list[float] = []
+    multiples: dict[str, list[float]] = {name: [] for name in PRUNINGS}
+    for number in range(options.rounds):
+        for name in PRUNINGS:
+            # A forward right before each pruner, so that both see the machine in the same state.
+            model = random_llama(**sizes)
+            plain = _seconds(lambda model=model: _forward(model, batches))
+            taken = _seconds(lambda model=model, name=name: prune_model(model, parse_pruning(name), batches, config))
+            forwards.append(plain)
+            multiples[name].append(taken / plain)
+        print(f"round {number + 1} of {options.rounds} done", flush=True)
+    print(f"one plain calibration forward ({SEQUENCES} x {LENGTH} tokens): {median(forwards):.2f} s")
+    for name, values in multiples.items():
+        goal = f"goal <= {GOALS[name]:g}" if name in GOALS else ""
+        print(f"{name:16s} {median(values):5.2f} x  ({min(values):.2f} .. {max(values):.2f})  {goal}")
+
+
+if __name__ == "__main__":
+    main()

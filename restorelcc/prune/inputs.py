@@ -1,0 +1,91 @@
+"""What a block's linears receive during calibration: sums of squares, Gram matrices, and a sample of whole inputs.
+
+Letters: N tokens, K sampled tokens, I input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class InputStatistics:
+    """Statistics of every linear's input; linears that receive the very same tensor (q, k, v) share theirs."""
+
+    def __init__(self, *, squares: bool, gram_of: Collection[str], stride: int) -> None:
+        self._squares, self._gram_of, self._stride = squares, gram_of, stride
+        self._leader: dict[str, str] = {}
+        self._squares_I: dict[str, Tensor] = {}
+        self._gram_II: dict[str, Tensor] = {}
+        self._sampled_KI: dict[str, list[Tensor]] = {}
+        self._tokens: dict[str, int] = {}
+        self._last: tuple[str, Tensor | None] = ("", None)
+
+    def squares_I(self, name: str) -> Tensor:
+        """Sum of x_i^2 over all tokens, [I] float64."""
+        return self._squares_I[self._leader[name]]
+
+    def gram_II(self, name: str) -> Tensor:
+        """Sum of x x^T over all tokens, [I, I] float32."""
+        return self._gram_II[self._leader[name]]
+
+    def sampled_KI(self, name: str) -> Tensor:
+        """Every stride-th token's input, [K, I] float32."""
+        return torch.cat(self._sampled_KI[self._leader[name]]).float()
+
+    def groups(self, names: Iterable[str]) -> list[list[str]]:
+        """Names that share their inputs, together, in the order given."""
+        found: dict[str, list[str]] = {}
+        for name in names:
+            found.setdefault(self._leader[name], []).append(name)
+        return list(found.values())
+
+    def observe(self, name: str, inputs: Tensor) -> None:
+        """Add the inputs [..., I] of one call of one linear."""
+        leader, last = self._last if self._last[1] is inputs else (name, None)
+        if self._leader.setdefault(name, leader) != leader:
+            raise RuntimeError(f"{name} shares its input with other layers in one batch and not in another")
+        if last is not None:
+            return
+        self._last = (name, inputs)
+        x_NI = inputs.reshape(-1, inputs.shape[-1])
+        if self._squares:
+            squares_I = x_NI.float().square().sum(dim=0).double()
+            self._squares_I[name] = self._squares_I[name] + squares_I if name in self._squares_I else squares_I
+        if name in self._gram_of:
+            wide_NI = x_NI.float()
+            if name not in self._gram_II:
+                self._gram_II[name] = wide_NI.new_zeros(wide_NI.shape[1], wide_NI.shape[1])
+            self._gram_II[name].addmm_(wide_NI.T, wide_NI)
+        seen = self._tokens.get(name, 0)
+        self._tokens[name] = seen + len(x_NI)
+        self._sampled_KI.setdefault(name, []).append(x_NI[-seen % self._stride :: self._stride].clone())
+
+
+@contextmanager
+def observed_inputs(
+    linears: dict[str, nn.Linear], *, squares: bool = False, gram_of: Collection[str] = (), stride: int = 1
+) -> Iterator[InputStatistics]:
+    """Collect statistics of all tokens that pass through the linears inside the block.
+
+    squares: the sums of squares of each input feature; gram_of: names whose Gram matrix is wanted; every `stride`-th
+    token is kept whole, counted over all calls.
+    """
+    statistics = InputStatistics(squares=squares, gram_of=gram_of, stride=stride)
+
+    def observing(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            statistics.observe(name, inputs[0])
+
+        return hook
+
+    handles = [linear.register_forward_pre_hook(observing(name)) for name, linear in linears.items()]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()

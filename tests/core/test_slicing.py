@@ -1,0 +1,97 @@
+"""masked == sliced, for every family whose class can express it; the others are refused with the reason."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from restorelcc.core.architectures import FAMILIES, blocks_of, head_layout, kv_heads
+from restorelcc.core.errors import BadInput
+from restorelcc.core.fold import fold
+from restorelcc.core.pruning import parse_pruning
+from restorelcc.core.slicing import sliced
+from restorelcc.prune.config import PruneConfig
+from restorelcc.prune.prune import prune_model
+from tests import pico
+
+CUTTABLE = [family for family in pico.FAMILIES if FAMILIES[family].free_head_dim]
+
+
+def _masked(family: str, ratio: str = "0.45", **changes: object) -> PreTrainedModel:
+    model = pico.pico(family, **changes)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.2)
+    prune_model(model, parse_pruning(f"slimgpt-{ratio}"), [pico.tokens()], PruneConfig(slimgpt_first_layer=0.8))
+    return model
+
+
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=pico.tokens(length=16)).logits
+
+
+@pytest.mark.parametrize("family", CUTTABLE)
+def test_masked_equals_sliced_equals_reloaded_and_is_smaller(family: str, tmp_path: Path) -> None:
+    model = _masked(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    smaller = sliced(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(_logits(smaller), _logits(model), atol=1e-5, rtol=0)
+    assert kv_heads(smaller) < kv_heads(model)
+    assert head_layout(smaller).head_dim == head_layout(model).head_dim
+    assert smaller.num_parameters() < model.num_parameters()
+    model.save_pretrained(tmp_path / "masked")
+    smaller.save_pretrained(tmp_path / "sliced")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("masked", "sliced")]
+    assert sizes[1] < 0.9 * sizes[0]
+    reloaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    torch.testing.assert_close(_logits(reloaded), _logits(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "mistral"])
+def test_a_restored_model_is_sliced_with_its_compensation(family: str) -> None:
+    model = _masked(family)
+    layout = head_layout(model)
+    fold(model, torch.randn(layout.layers, layout.heads, layout.head_dim))
+    torch.testing.assert_close(_logits(sliced(model)), _logits(model), atol=1e-5, rtol=0)
+
+
+def test_multi_query_models_keep_their_single_key_head() -> None:
+    model = _masked("llama", num_key_value_heads=1)
+    smaller = sliced(model)
+    assert kv_heads(smaller) == 1
+    assert head_layout(smaller).heads < pico.HEADS
+    torch.testing.assert_close(_logits(smaller), _logits(model), atol=1e-5, rtol=0)
+
+
+def test_every_layer_keeps_as_many_heads_as_the_one_that_needs_most() -> None:
+    model = _masked("llama")
+    restored = blocks_of(model)[1].self_attn
+    restored.o_proj.weight.copy_(pico.pico("llama").model.layers[1].self_attn.o_proj.weight)
+    smaller = sliced(model)
+    assert head_layout(smaller).heads == pico.HEADS
+    torch.testing.assert_close(_logits(smaller), _logits(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", [family for family in pico.FAMILIES if family not in CUTTABLE])
+def test_classes_that_cannot_have_fewer_heads_are_refused_with_the_reason(family: str) -> None:
+    with pytest.raises(BadInput, match=r"takes the head dim to be hidden size / heads"):
+        sliced(_masked(family))
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_channels_alone_can_go_in_every_family(family: str) -> None:
+    model = _masked(family, ratio="0.1")
+    smaller = sliced(model)
+    assert head_layout(smaller) == head_layout(model)
+    assert smaller.num_parameters() < model.num_parameters()
+    torch.testing.assert_close(_logits(smaller), _logits(model), atol=1e-5, rtol=0)
+
+
+def test_a_model_with_nothing_removed_is_refused() -> None:
+    with pytest.raises(BadInput, match="nothing to cut out"):
+        sliced(pico.pico())
