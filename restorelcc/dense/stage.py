@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from restorelcc.core.cell import Cell
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.errors import StageFailed
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import prepare
 from restorelcc.core.text import encode_documents
@@ -18,9 +18,9 @@ from restorelcc.dense.config import DenseConfig
 from restorelcc.dense.pretrain import DevItem, build_model, pretrain
 from restorelcc.io.checkpoints import save_checkpoint, write_reference
 from restorelcc.io.corpus_tables import ITEMS
-from restorelcc.io.digest import files_digest
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.references import pinned_source
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_table, read_texts
 
@@ -32,7 +32,8 @@ def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> N
         if model.is_microworld:
             _write_pretrained(folder, config, layout.corpus(cell) / "world")
         else:
-            _write_reference(folder, model, layout.root)
+            key = f"models.{cell.model}"
+            write_reference(folder, *pinned_source(key, model.source, model.revision, layout.root))
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:
@@ -77,25 +78,3 @@ def _dev_items(tokenizer: PreTrainedTokenizerBase, world: Path) -> dict[str, lis
         ]
         for table in sorted(world.glob("dev/*.parquet"))
     }
-
-
-def _write_reference(folder: Path, model: ModelEntry, root: Path) -> None:
-    """A folder is referred to by its path and the digest of its weights, a hub id by the commit it resolves to."""
-    local = root / Path(model.source).expanduser()
-    if local.is_dir():
-        weights = sorted(local.glob("*.safetensors"))
-        if not weights:
-            raise BadInput(f"models.{model.source}: {local} holds no .safetensors file, the only weights read here")
-        write_reference(folder, str(local), files_digest([*weights, local / "config.json"]))
-        return
-    from huggingface_hub import HfApi  # only hub ids need the hub client
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        info = HfApi().model_info(model.source, revision=model.revision)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise BadInput(
-            f"models: source {model.source!r} is neither a folder nor a model the hub gives "
-            f"({type(error).__name__}): check the path, the id, the network and your access"
-        ) from error
-    write_reference(folder, model.source, info.sha)

@@ -56,7 +56,9 @@ def test_alpaca_columns_become_distinct_pairs(tmp_path: Path) -> None:
     data = _instructions(tmp_path / "i.jsonl")
     found = pairs(data, 100, random.Random(0))
     assert len(found) == 20
-    assert {(row["question"], row["response"]) for row in found} == {(f"say {n}", f"the number is {n}") for n in range(20)}
+    assert {(row["question"], row["response"]) for row in found} == {
+        (f"say {n}", f"the number is {n}") for n in range(20)
+    }
     (tmp_path / "i.jsonl").write_text('{"prompt": "x"}')
     with pytest.raises(BadInput, match="`instruction` and `output`"):
         pairs(data, 5, random.Random(0))
