@@ -41,7 +41,7 @@ repro: $(READY) ## Run the whole chain (only what changed) and print the result 
 	restorelcc table
 
 test: $(READY) ## Run the tests
-	pytest --numprocesses 2 --dist worksteal -m "not slow"
+	pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY) ## Run the long tests: the shipped pipeline, twice from nothing
 	pytest -m slow
