@@ -26,6 +26,7 @@ def _saved(folder: Path, pruning: str, family: str = "llama", dtype: torch.dtype
 
 def _inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["restorelcc", "inspect", *arguments])
+    capsys.readouterr()  # what pruning and saving the model printed is not inspect's
     with pytest.raises(SystemExit) as caught:
         main()
     return int(caught.value.code or 0), "".join(capsys.readouterr())
