@@ -137,7 +137,7 @@ def _sentence(error: ValidationError) -> str:
         )
     if first["type"] in ("missing", "missing_argument"):
         return f"params.yaml: key {key!r} is missing: add it (the shipped params.yaml shows how)"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list in brackets, [...]")
     given = first["input"] if not isinstance(first["input"], dict | BaseModel) else "the section"
     return f"params.yaml: {key} is {given!r}: {message[0].lower()}{message[1:].rstrip('.')}; correct the value"
 

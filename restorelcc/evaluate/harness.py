@@ -39,8 +39,10 @@ def run_harness(
 ) -> dict[str, Any]:
     """lm_eval.simple_evaluate, zero-shot; a task is a config, a name, or a folder of task files (all of its tasks).
 
-    Raises BadInput for a task that lm-eval does not know.
+    Without tasks the result is empty. Raises BadInput for a task that lm-eval does not know.
     """
+    if not tasks:
+        return {"samples": {}, "results": {}, "versions": {}}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
     from lm_eval import simple_evaluate
