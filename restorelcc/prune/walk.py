@@ -74,11 +74,12 @@ def walk_blocks(
     last = len(arguments) - 1
     for layer, block in enumerate(blocks_of(model)):
         step = BlockStep(layer, block, hidden, arguments[layer])
-        with weights.resident(layer, block), torch.no_grad():
-            yield step
+        with weights.resident(layer, block):
+            yield step  # outside no_grad: a walk that is broken off here would leave gradients off for its caller
             if layer < last:  # nobody reads what the last block makes
-                for position, output in enumerate(step.outputs()):
-                    hidden[position] = output
+                with torch.no_grad():
+                    for position, output in enumerate(step.outputs()):
+                        hidden[position] = output
         arguments[layer] = []
 
 

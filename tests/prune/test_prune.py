@@ -162,3 +162,14 @@ def test_equal_arguments_of_all_batches_are_kept_once() -> None:
     }
     assert 0 < len(tensors) < 6
     steps.close()
+
+
+def test_a_walk_that_is_broken_off_leaves_gradients_as_they_were() -> None:
+    for _ in walk_blocks(pico.pico(), [pico.tokens()]):
+        assert torch.is_grad_enabled()
+        break
+    with pytest.raises(BadInput):
+        broken = pico.pico()
+        next(prunable_linears(broken))[2].weight[0, 0] = float("nan")
+        prune_model(broken, parse_pruning("wanda-0.5"), [pico.tokens()])
+    assert torch.is_grad_enabled()
