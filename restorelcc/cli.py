@@ -1,4 +1,4 @@
-"""The command line: every stage is a verb, plus `check` and `table`.
+"""The command line: every stage is a verb, plus `check`, `table` and those in restorelcc/verbs.
 
 Exit codes: 0 done, 1 the computation failed, 2 bad input.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
+from restorelcc.verbs import inspect
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -146,20 +146,8 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-@app.command("inspect", help="What a checkpoint folder holds: sparsity per layer, N:M, removed heads, dtype, size.")
-def inspect(
-    folder: Annotated[Path, typer.Argument(help="a checkpoint folder, or one with model_ref.json")],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, with every tensor")] = False,
-) -> None:
-    from restorelcc.inspect.inspection import inspect_checkpoint
-
-    found = inspect_checkpoint(folder)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    from restorelcc.inspect.terminal import print_inspection
-
-    print_inspection(found)
+for _verb_file in (inspect,):
+    _verb_file.add(app)
 
 
 def main() -> None:

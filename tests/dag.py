@@ -1,8 +1,9 @@
-"""What a stage's code depends on, read from its imports."""
+"""What a stage's code depends on, read from its imports. `python -m tests.dag` writes it into dvc.yaml."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +39,23 @@ def code_deps(stage_folder: str) -> list[str]:
                 todo.append(path)
     outside = sorted(str(path.relative_to(ROOT)) for path in seen if own not in path.parents)
     return [f"restorelcc/{stage_folder}", *outside]
+
+
+def rewrite(text: str) -> str:
+    """dvc.yaml with every stage's code deps as its imports have them; all else, comments too, stays as it is."""
+    lines: list[str] = []
+    stage, in_deps = "", False
+    for line in text.splitlines():
+        if re.fullmatch(r"  \w+:", line):
+            stage = line.strip(" :")
+        if re.fullmatch(r"    \w+:.*", line):
+            in_deps = line == "    deps:"
+            lines += [line, *(f"      - {dep}" for dep in code_deps(stage.split("_")[0]))] if in_deps else [line]
+        elif not (in_deps and line.startswith("      - restorelcc/")):
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    dvc_yaml = ROOT / "dvc.yaml"
+    dvc_yaml.write_text(rewrite(dvc_yaml.read_text(encoding="utf-8")), encoding="utf-8")
