@@ -53,9 +53,7 @@ class Params(Section):
     evaluate: EvaluateConfig
     report: ReportConfig
 
-    def cell(
-        self, model: str | None, pruning: str | None, head_ratio: str | None, baseline: str | None = None
-    ) -> Cell:
+    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, baseline: str | None = None) -> Cell:
         """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
         if model not in self.models:
             raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))

@@ -5,17 +5,20 @@ Letters: P chosen heads, D head dim, O output features, I input features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.architectures import head_layout
-from restorelcc.core.attached import Compensation, HeadCompensation, SiteBiases
+from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation
 from restorelcc.core.fit_compensation import fit_compensation
 from restorelcc.core.heads import HeadLayout, chosen_count
 from restorelcc.core.means import mean_inputs
 from restorelcc.core.runtime import pick_device
-from restorelcc.core.sites import Site, site_linears
+from restorelcc.core.sites import SiteName, site_linears
 from restorelcc.io.tensors import read_tensors
 
 
@@ -33,20 +36,20 @@ def random(inputs: Inputs) -> Recovered:
     directions_LHDD = read_tensors(inputs.layout.components(inputs.cell), ("directions",))[0]["directions"]
     directions_PDD = torch.stack([directions_LHDD[layer, head] for layer, head in chosen])
     initial = HeadCompensation(directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed)
-    return _trained(inputs, model, Compensation(initial))
+    return _trained(inputs, model, TrainableCompensation(initial))
 
 
-def free_biases(sites: tuple[Site, ...]):  # type: ignore[no-untyped-def]
+def free_biases(sites: tuple[SiteName, ...]) -> Callable[[Inputs], Recovered]:
     """A method: a bias of its own, from zero, on every linear of the sites."""
 
     def method(inputs: Inputs) -> Recovered:
         model = inputs.pruned()
-        return _trained(inputs, model, Compensation(None, SiteBiases(site_linears(model, sites))))
+        return _trained(inputs, model, TrainableCompensation(None, SiteBiases(site_linears(model, sites))))
 
     return method
 
 
-def _trained(inputs: Inputs, model, initial: Compensation) -> Recovered:  # type: ignore[no-untyped-def]
+def _trained(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensation) -> Recovered:
     initial = initial.to(pick_device(inputs.entry.device))
     title = f"baseline {inputs.cell.baseline}"
     pairs = inputs.pairs()
@@ -59,7 +62,7 @@ def meanshift(inputs: Inputs) -> Recovered:
 
     On the out-projection and the FFN output, as there; x is the dense model's input over the calibration tokens.
     """
-    sites: tuple[Site, ...] = ("o", "down")
+    sites: tuple[SiteName, ...] = ("o", "down")
     dense = inputs.dense()
     linears = site_linears(dense, sites)
     means_I = mean_inputs(dense, linears, inputs.calibration(), "mean inputs")
@@ -68,4 +71,4 @@ def meanshift(inputs: Inputs) -> Recovered:
     model = inputs.pruned()
     pruned = site_linears(model, sites)
     start = {name: outputs_O[name] - pruned[name].weight.double() @ mean_I for name, mean_I in means_I.items()}
-    return Recovered.by(model, Compensation(None, SiteBiases(pruned, start)))
+    return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.baseline.config import BaselineConfig
 from restorelcc.core.architectures import head_layout
-from restorelcc.core.attached import Compensation
+from restorelcc.core.attached import TrainableCompensation
 from restorelcc.core.cell import Cell
 from restorelcc.core.fit_compensation import Pairs
 from restorelcc.core.heads import HeadLayout
@@ -39,7 +40,7 @@ class Inputs:
     def dense(self) -> PreTrainedModel:
         return self._load(self.layout.dense(self.cell))
 
-    def _load(self, folder) -> PreTrainedModel:  # type: ignore[no-untyped-def]
+    def _load(self, folder: Path) -> PreTrainedModel:
         device = pick_device(self.entry.device)
         return load_model(folder, pick_dtype(self.entry.dtype, device), device)
 
@@ -63,11 +64,11 @@ class Recovered:
     """A method's result: exactly one of `compensation` (added to the pruned model) and `model` (a whole one)."""
 
     heads: HeadLayout
-    compensation: Compensation | None = None
+    compensation: TrainableCompensation | None = None
     model: PreTrainedModel | None = None
     training: dict = field(default_factory=dict)
 
     @classmethod
-    def by(cls, model: PreTrainedModel, compensation: Compensation, training: dict | None = None) -> Recovered:
+    def by(cls, model: PreTrainedModel, compensation: TrainableCompensation, training: dict | None = None) -> Recovered:
         """A compensation of this model."""
         return cls(head_layout(model), compensation=compensation, training=training or {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +12,15 @@ from restorelcc.core.baselines import BASELINES, check_baseline
 from restorelcc.core.cell import Cell
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import prepare
+from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
 from restorelcc.io.checkpoints import load_tokenizer, save_checkpoint
+from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.pairs import TRAIN, VALID
 from restorelcc.io.scratch import published
-from restorelcc.io.tensors import read_tensors, write_tensors
+from restorelcc.io.tensors import read_tensors
 from restorelcc.io.training_state import TrainingStates
 
 METHODS: dict[str, Callable[[Inputs], Recovered]] = {
@@ -34,7 +35,6 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
     """Write <model>/<pruning>/baseline-<name>/: baseline.json, and compensation.safetensors or a checkpoint, model/."""
     name = check_baseline("--baseline", cell.baseline)
     prepare(seed=config.seed, threads=model.threads)
-    started = time.perf_counter()
     parents = _checked_parents(cell, layout)
     settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
     states = TrainingStates(layout, "baseline", cell, parents | settings)
@@ -43,9 +43,7 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
     with published(layout, layout.baseline(cell)) as (folder,):
         folder.mkdir()
         document |= _write(folder, result, cell, layout, parents)
-        # Time is not content: equal runs give equal bytes.
-        write_json(folder / "baseline.json", document | {"training": result.training})
-        write_json(folder / "seconds.json", {"seconds": round(time.perf_counter() - started, 3)})
+        write_json(folder / DOCUMENT, document | {"training": result.training})
     states.clear()
 
 
@@ -55,11 +53,12 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
         heads = result.heads
         metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
         metadata |= {"head_dim": str(heads.head_dim), "baseline": str(cell.baseline)}
-        write_tensors(folder / "compensation.safetensors", result.compensation.tensors(heads), metadata)
+        frozen, parts = result.compensation.frozen(heads), result.compensation.trained(heads)
+        write_compensation(folder / COMPENSATION, frozen, metadata, parts)
         trained = sum(part.numel() for part in result.compensation.parameters() if part.requires_grad)
         return {"kind": "compensation", "params_trained": trained}
     assert result.model is not None
-    save_checkpoint(folder / "model", result.model, load_tokenizer(layout.pruned(cell)))
+    save_checkpoint(folder / MODEL, result.model, load_tokenizer(layout.pruned(cell)))
     return {"kind": "checkpoint"}
 
 

@@ -6,12 +6,13 @@ import torch
 
 from restorelcc.compensate.config import CompensateConfig
 from restorelcc.core.architectures import head_layout
-from restorelcc.core.attached import Compensation, HeadCompensation
+from restorelcc.core.attached import HeadCompensation, TrainableCompensation
 from restorelcc.core.cell import Cell
 from restorelcc.core.fit_compensation import Best, Pairs, fit_compensation
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
 from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
 from restorelcc.io.head_choice import best_heads
@@ -19,7 +20,7 @@ from restorelcc.io.layout import Layout
 from restorelcc.io.pairs import TRAIN, VALID, read_pairs
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_metadata
-from restorelcc.io.tensors import read_tensors, write_tensors
+from restorelcc.io.tensors import read_tensors
 from restorelcc.io.training_state import TrainingStates
 
 
@@ -38,11 +39,12 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     initial = HeadCompensation(directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed).to(device)
     states = TrainingStates(layout, "compensate", cell, _fingerprint(cell, config, model, layout, parents))
     title = f"compensate {cell.head_ratio}"
-    best = fit_compensation(network, Compensation(initial), pairs, config, title=title, stores=states)
+    best = fit_compensation(network, TrainableCompensation(initial), pairs, config, title=title, stores=states)
     metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
     metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(cell.head_ratio)}
     with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
-        write_tensors(tensors_path, best.compensation.tensors(heads), metadata)
+        frozen, trained = best.compensation.frozen(heads), best.compensation.trained(heads)
+        write_compensation(tensors_path, frozen, metadata, trained)
         write_json(training_path, training_document(best, pairs))
     states.clear()
 

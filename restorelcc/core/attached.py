@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import family_of, out_projections
+from restorelcc.core.compensation import SITE_PREFIX, Compensation, parse_site
+from restorelcc.core.fold import with_addition
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.sites import SITES, site_linears
 
@@ -88,7 +90,7 @@ class SiteBiases(nn.Module):
         return dict(zip(self.sites, self.values, strict=True))
 
 
-class Compensation(nn.Module):
+class TrainableCompensation(nn.Module):
     """What training adds to a frozen model: offsets of chosen heads, biases of sites, or both."""
 
     def __init__(self, heads: HeadCompensation | None, sites: SiteBiases | None = None) -> None:
@@ -106,22 +108,26 @@ class Compensation(nn.Module):
             found[name] = found[name] + bias_O if name in found else bias_O
         return found
 
-    def tensors(self, layout: HeadLayout) -> dict[str, Tensor]:
-        """The tensors of compensation.safetensors: offset, heads, beta, bias, and site.<layer>.<linear>."""
-        found = {"offset": torch.zeros(layout.layers, layout.heads, layout.head_dim)}
-        found |= {"heads": torch.zeros(0, 2, dtype=torch.int32)}
-        found |= {"beta": torch.zeros(0, layout.head_dim), "bias": torch.zeros(0, layout.head_dim)}
-        if self.heads is not None:
-            found["offset"] = self.heads.offset_LHD(layout)
-            found["heads"] = torch.tensor(self.heads.heads, dtype=torch.int32)
-            found |= {"beta": self.heads.beta, "bias": self.heads.bias}
-        for name, bias_O in (self.sites.by_site() if self.sites is not None else {}).items():
-            found[f"site.{name}"] = bias_O
-        return {name: tensor.detach().cpu() for name, tensor in found.items()}
+    def frozen(self, layout: HeadLayout) -> Compensation:
+        """What was trained, as constants."""
+        with torch.no_grad():
+            offset = torch.zeros(layout.layers, layout.heads, layout.head_dim)
+            if self.heads is not None:
+                offset = self.heads.offset_LHD(layout).cpu()
+            named = self.sites.by_site() if self.sites is not None else {}
+            return Compensation(offset, {parse_site(f"{SITE_PREFIX}{name}"): v.detach() for name, v in named.items()})
+
+    def trained(self, layout: HeadLayout) -> dict[str, Tensor]:
+        """How the head offsets were made: heads [P, 2], beta and bias [P, D]."""
+        if self.heads is None:
+            none_PD = torch.zeros(0, layout.head_dim)
+            return {"heads": torch.zeros(0, 2, dtype=torch.int32), "beta": none_PD, "bias": none_PD.clone()}
+        heads = torch.tensor(self.heads.heads, dtype=torch.int32)
+        return {"heads": heads, "beta": self.heads.beta, "bias": self.heads.bias}
 
 
 @contextmanager
-def attached(model: PreTrainedModel, compensation: Compensation) -> Iterator[None]:
+def attached(model: PreTrainedModel, compensation: TrainableCompensation) -> Iterator[None]:
     """out' = W x + (bias + W_O c): the folded form of z' = z + c, so that a step costs no more than a bias would.
 
     Every forward of the model computes the biases once, in float32, and the linears add them in the model's dtype, as
@@ -134,9 +140,8 @@ def attached(model: PreTrainedModel, compensation: Compensation) -> Iterator[Non
 
     def install(_model: nn.Module, _arguments: Any, _keywords: Any) -> None:
         for name, bias_O in compensation.biases(model).items():
-            weight, known = used[name].weight, own[name]
-            whole_O = bias_O.to(weight.device) if known is None else known.float() + bias_O.to(weight.device)
-            used[name].__dict__["bias"] = whole_O.to(weight.dtype)
+            weight = used[name].weight
+            used[name].__dict__["bias"] = with_addition(own[name], bias_O.to(weight.device), weight.dtype)
 
     handle = model.register_forward_pre_hook(install, with_kwargs=True)
     try:

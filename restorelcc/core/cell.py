@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """Names of one grid cell; each is None where a stage comes before it. Head ratio and baseline exclude each other."""
+    """Names of one grid cell; each is None where a stage comes before it, head ratio or baseline too."""
 
     model: str
     pruning: str | None = None

@@ -22,6 +22,7 @@ from restorelcc.core.errors import StageFailed
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.progress import progress
 
+
 @dataclass
 class Fitted:
     """One run: its rate, the validation loss before it and after every epoch, the training losses, what was kept."""
@@ -94,7 +95,7 @@ class _Run:
             self._restore(*resumed)
         if math.isnan(self.state.initial_loss):
             self.state.initial_loss = self.state.valid_loss = self.task.validate()
-        bar = progress(None, self.title, "steps", total=self.total)
+        bar = progress(range(self.total), self.title, "steps")
         bar.update(self.state.steps)
         for batch in self._remaining():
             if self.state.stopped:
@@ -126,14 +127,14 @@ class _Run:
         share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
         part = max(1, math.ceil(len(share) / self.config.accumulate))
         device = next(iter(self.named.values())).device
-        loss = torch.zeros((), device=device)
+        summed = torch.zeros((), device=device)
         self.optimizer.zero_grad()
         for start in range(0, len(share), part):
             part_loss = self.task.summed_loss(share[start : start + part]) / tokens
             if part_loss.requires_grad:
                 self.accelerator.backward(part_loss * self.task.loss_scale)
-            loss += part_loss.detach().to(device)
-        loss, norm = self._gathered(loss)
+            summed += part_loss.detach().to(device)
+        loss, norm = self._gathered(summed)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise StageFailed(self._not_finite(loss, norm))
         for group in self.optimizer.param_groups:
@@ -180,7 +181,7 @@ class _Run:
     def _save(self) -> None:
         if self.store is None or not self.accelerator.is_main_process:
             return
-        tensors = {f"now.{name}": part for name, part in self.named.items()}
+        tensors: dict[str, Tensor] = {f"now.{name}": part for name, part in self.named.items()}
         tensors |= {f"best.{name}": part for name, part in self.best.items()}
         for name, part in self.named.items():
             for key, value in self.optimizer.state.get(part, {}).items():

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.core.attached import Compensation, attached
+from restorelcc.core.attached import TrainableCompensation, attached
 from restorelcc.core.fit import Fitted, Store, Task, checkpointed_blocks, fit, loss_scale
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.response_loss import mean_loss, response_batch, response_loss, response_tokens
@@ -41,7 +41,7 @@ class Stores(Protocol):
 class Best:
     """The compensation of the best run, that run, and all runs."""
 
-    compensation: Compensation
+    compensation: TrainableCompensation
     fitted: Fitted
     runs: list[Fitted]
 
@@ -69,7 +69,7 @@ def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
 
 def fit_compensation(
     model: PreTrainedModel,
-    initial: Compensation,
+    initial: TrainableCompensation,
     pairs: Pairs,
     config: FitConfig,
     *,
@@ -81,7 +81,7 @@ def fit_compensation(
 
     task: what is trained on, when it is not the pairs' own responses.
     """
-    runs: list[tuple[Fitted, Compensation]] = []
+    runs: list[tuple[Fitted, TrainableCompensation]] = []
     for rate in config.learning_rates:
         candidate = copy.deepcopy(initial)
         store = stores.of(f"rate-{rate:g}") if stores is not None else None

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import Family, blocks_of, family_of, linear_of
 
-Site = Literal["q", "k", "v", "o", "gate", "up", "down"]
-SITES: tuple[Site, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+SiteName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+SITES: tuple[SiteName, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def site_paths(family: Family, sites: Iterable[Site]) -> list[str]:
+def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:
     """Paths, inside a block, of the linears that the sites name, each once, in forward order.
 
     Where a family fuses q, k and v, or has no gate, several names mean one linear.
@@ -29,9 +29,7 @@ def site_paths(family: Family, sites: Iterable[Site]) -> list[str]:
     return [path for path in family.linears if path in wanted]
 
 
-def site_linears(model: PreTrainedModel, sites: Iterable[Site]) -> dict[str, nn.Linear]:
+def site_linears(model: PreTrainedModel, sites: Iterable[SiteName]) -> dict[str, nn.Linear]:
     """The linears of the sites in all L blocks, `<layer>.<path>` to Linear, layer by layer."""
     paths = site_paths(family_of(model), sites)
-    return {
-        f"{layer}.{path}": linear_of(block, path) for layer, block in enumerate(blocks_of(model)) for path in paths
-    }
+    return {f"{layer}.{path}": linear_of(block, path) for layer, block in enumerate(blocks_of(model)) for path in paths}
