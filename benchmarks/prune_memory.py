@@ -84,10 +84,10 @@ def _prune(root: Path, name: str, pruning: str) -> Peak:
 
     layout, cell = Layout(root), Cell(name, pruning)
     network = empty_model(layout.dense(cell), torch.float32)  # so that the model's code is loaded
-    start, before = time.perf_counter(), _peak()
+    start, before = time.perf_counter(), peak_memory()
     config = PruneConfig(samples=SEQUENCES, sequence_length=LENGTH, token_budget=2 * LENGTH)
     run(cell, config, ModelEntry(source="microworld", threads=1, device="cpu"), layout)
-    seconds, peak = time.perf_counter() - start, _peak()
+    seconds, peak = time.perf_counter() - start, peak_memory()
     budget = memory_budget(network, parse_pruning(pruning), config, torch.float32).total
     (layout.pruned(cell) / "config.json").unlink()  # the one difference between the two models
     digest = model_digest(layout.pruned(cell))
@@ -95,7 +95,8 @@ def _prune(root: Path, name: str, pruning: str) -> Peak:
     return Peak(name, pruning, before, peak, budget, seconds, digest)
 
 
-def _peak() -> int:
+def peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
