@@ -18,6 +18,8 @@ from restorelcc.core.heads import HeadLayout
 # How a stock checkpoint of the family can carry a bias on its out-projection:
 # "native": it always has one; "flag": config.attention_bias turns biases on for q, k, v and o; "none": it cannot.
 BiasRoute = Literal["native", "flag", "none"]
+# Which layers see only config.sliding_window tokens back, where that is set; "listed": those config.layer_types names.
+Windows = Literal["never", "every", "listed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Family:
     ffn_in: tuple[str, ...]  # linears whose rows are the FFN's channels
     ffn_out: str  # the linear whose columns are the FFN's channels
     bias: BiasRoute
+    windows: Windows = "never"
     ffn_width: str = "intermediate_size"  # the config's key for the number of channels
     # Whether the class reads head_dim from the config. Where it is hidden size / heads, heads cannot be sliced off.
     free_head_dim: bool = True
@@ -43,7 +46,7 @@ class Family:
 _SELF_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
-def _llama_like(bias: BiasRoute) -> Family:
+def _llama_like(bias: BiasRoute, windows: Windows = "never") -> Family:
     return Family(
         blocks="model.layers",
         qkv=_SELF_QKV,
@@ -51,17 +54,18 @@ def _llama_like(bias: BiasRoute) -> Family:
         ffn_in=("mlp.gate_proj", "mlp.up_proj"),
         ffn_out="mlp.down_proj",
         bias=bias,
+        windows=windows,
     )
 
 
 FAMILIES: dict[str, Family] = {
     "llama": _llama_like("flag"),
-    "mistral": _llama_like("none"),
-    "qwen2": _llama_like("none"),
-    "qwen3": _llama_like("flag"),
+    "mistral": _llama_like("none", windows="every"),
+    "qwen2": _llama_like("none", windows="listed"),
+    "qwen3": _llama_like("flag", windows="listed"),
     "gemma": _llama_like("flag"),
-    "gemma2": _llama_like("flag"),
-    "gemma3_text": _llama_like("flag"),
+    "gemma2": _llama_like("flag", windows="listed"),
+    "gemma3_text": _llama_like("flag", windows="listed"),
     "gpt_neox": Family(
         blocks="gpt_neox.layers",
         qkv=("attention.query_key_value",),
