@@ -21,7 +21,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import export, inspect, verify
+from restorelcc.verbs import compensation, engines, export, inspect, restore, verify
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -162,7 +162,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect, export, verify):
+for _verb_file in (inspect, restore, export, verify, compensation, engines):
     _verb_file.add(app)
 
 
