@@ -31,5 +31,5 @@ class EvaluateConfig(Section):
     seed: int = Field(default=42, ge=0)
     # Local copies of the tasks' data sets: a folder that holds them by hub id, or {task or hub id: folder}.
     datasets: str | dict[str, str] | None = None
-    sanity_gate: bool = True  # evaluate_dense fails on a dense model that is at chance or predicts no better than chance
+    sanity_gate: bool = True  # evaluate_dense fails on a dense model that is at chance
     generation: GenerationConfig = GenerationConfig()

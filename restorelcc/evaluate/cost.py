@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.core.architectures import family_of, out_projections, prunable_linears
-from restorelcc.core.errors import BadInput
+from restorelcc.core.architectures import prunable_linears
+from restorelcc.core.compensation import Compensation
+from restorelcc.core.fold import bias_additions
 
 _ROUNDS = 15
 _SECONDS = 2.0  # of rounds, at most; but at least three
@@ -30,14 +31,12 @@ def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
     return {"params_total": sum(p.numel() for p in parameters), "params_nonzero": nonzero, "params_added": 0}
 
 
-def folded_parameters(model: PreTrainedModel, offset_LHD: Tensor) -> int:
-    """Bias entries that the fold adds: M for every layer with a compensated head, none where the bias existed."""
-    if tuple(offset_LHD.shape[:1]) != (len(out_projections(model)),):
-        raise BadInput(f"a compensation of {offset_LHD.shape[0]} layers does not fit this model")
-    if family_of(model).bias == "native":
-        return 0
-    layers = offset_LHD.flatten(1).any(dim=1).tolist()
-    return sum(p.out_features for p, used in zip(out_projections(model), layers, strict=True) if used)
+def folded_parameters(model: PreTrainedModel, compensation: Compensation | Tensor) -> int:
+    """Bias entries that the fold adds: one per output of every compensated linear that has no bias yet."""
+    if isinstance(compensation, Tensor):
+        compensation = Compensation(compensation)
+    additions = bias_additions(model, compensation)
+    return sum(linear.out_features for _, linear, _ in additions if linear.bias is None)
 
 
 def sparsity_of(model: PreTrainedModel) -> float:
@@ -67,7 +66,7 @@ def linear_biases(model: PreTrainedModel) -> Biases:
 def set_biases(model: PreTrainedModel, biases: Biases) -> None:
     """Put biases from `linear_biases` into the model; the same tensors, nothing is copied."""
     for (_, _, linear), bias in zip(prunable_linears(model), biases, strict=True):
-        linear.bias = bias
+        linear.register_parameter("bias", bias)
 
 
 @torch.no_grad()

@@ -7,7 +7,9 @@ Q prompt tokens, K tokens kept of the dense model's distribution.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.core.errors import BadInput
-from restorelcc.core.text import batches_by_length, right_padded
+from restorelcc.core.text import batches_by_length, encode_documents, right_padded
 from restorelcc.evaluate.batches import token_budget, within_memory
 from restorelcc.evaluate.config import GenerationConfig
 
@@ -39,8 +41,7 @@ def fixed_prompts(
 ) -> Prompts:
     """Beginnings and held-out texts spread evenly over `texts`; the same texts give the same prompts."""
     step = max(1, len(texts) // max(4 * config.prompts, 256))
-    encoded = [tokenizer(text, truncation=True, max_length=min(_LONGEST, context))["input_ids"] for text in texts[::step]]
-    encoded = [ids for ids in encoded if len(ids) >= 2]
+    encoded = encode_documents(tokenizer, texts[::step], min(_LONGEST, context))
     if not encoded:
         raise BadInput("the held-out texts hold no sequence of two tokens: the generation check needs longer texts")
     lengths = sorted(map(len, encoded), reverse=True)
@@ -71,10 +72,11 @@ def continuations(
         "greedy": {"do_sample": False},
         "sampled": {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0},
     }
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # not the attribute of a module
     found: dict[str, list[list[int]]] = {}
     for way, arguments in ways.items():
         torch.manual_seed(seed)
-        ids_PT = model.generate(
+        ids_PT = generate(
             prompts_PQ.to(model.device),
             attention_mask=torch.ones_like(prompts_PQ, device=model.device),
             generation_config=transformers.GenerationConfig(**shared | arguments),
@@ -117,9 +119,9 @@ def agreement(texts: list[list[int]], dense: list[list[int]]) -> float:
     """Mean share of the dense model's greedy continuation that is written before the first token that differs."""
     shares = []
     for ours, theirs in zip(texts, dense, strict=True):
-        same = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        same = list(takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))
         longer = max(len(ours), len(theirs))
-        shares.append(same / longer if longer else 1.0)
+        shares.append(len(same) / longer if longer else 1.0)
     return sum(shares) / len(shares) if shares else 1.0
 
 

@@ -54,7 +54,7 @@ def read_reference(path: Path, vocabulary: int) -> Reference:
     """Raises BadInput when the file is missing, damaged or of a model with more tokens."""
     tensors, metadata = read_tensors(path, _NAMES)
     if int(tensors["top_tokens_TK"].max()) >= vocabulary:
-        raise BadInput(f"{path} comes from a model with more tokens than the {vocabulary} of this one: they do not match")
+        raise BadInput(f"{path} is of a model with more tokens than the {vocabulary} of this one")
     heldout = [part.tolist() for part in tensors["heldout_T"].split(tensors["lengths"].tolist())]
     prompts = Prompts(tensors["beginnings_PQ"].long(), heldout)
     return Reference(prompts, tensors["top_tokens_TK"], tensors["top_log_p_TK"], json.loads(metadata["greedy"]))

@@ -16,9 +16,9 @@ def complaint(rows: list[dict[str, Any]], perplexity: float | None, vocabulary: 
     where a model that knows nothing, giving every token the same probability, has all of it.
     """
     if perplexity is None or perplexity >= vocabulary / 2:
-        found = "beyond all bounds" if perplexity is None else f"{perplexity:,.1f}"
+        shown = "beyond all bounds" if perplexity is None else f"{perplexity:,.1f}"
         return (
-            f"its perplexity on the held-out texts is {found}, and guessing among the {vocabulary:,} tokens of its "
+            f"its perplexity on the held-out texts is {shown}, and guessing among the {vocabulary:,} tokens of its "
             f"vocabulary gives {vocabulary:,}"
         )
     found = accuracy_against_chance(rows)
@@ -27,8 +27,7 @@ def complaint(rows: list[dict[str, Any]], perplexity: float | None, vocabulary: 
     mean, chance, half_width, items = found
     if mean - half_width <= chance and half_width <= _INFORMATIVE:
         return (
-            f"its mean accuracy is {mean:.1%} +- {half_width:.1%} over {items:,} items, and guessing gives "
-            f"{chance:.1%}"
+            f"its mean accuracy is {mean:.1%} +- {half_width:.1%} over {items:,} items, and guessing gives {chance:.1%}"
         )
     return None
 

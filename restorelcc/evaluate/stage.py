@@ -30,6 +30,7 @@ from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder
+from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, model_digest
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
@@ -70,17 +71,8 @@ def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: La
 
 def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
     """Write metrics/<model>/<pruning>/heads-<ratio>.json and so on, of the pruned model with its compensation."""
-    tensors, metadata = read_tensors(layout.compensation(cell), ("offset", "beta", "bias"))
-    recorded, found = metadata.get("pruned"), model_digest(layout.pruned(cell))
-    expect_digest("the compensation was trained for another pruned model", recorded, found)
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
-    added = cost.folded_parameters(evaluation.network, tensors["offset"])
-    before = cost.linear_biases(evaluation.network)
-    fold(evaluation.network, tensors["offset"])
-    evaluation.metrics["params_added"] = added
-    evaluation.metrics["params_trained"] = tensors["beta"].numel() + tensors["bias"].numel()
-    evaluation.metrics["file_bytes"] += added * next(evaluation.network.parameters()).element_size()
-    evaluation.measure(before)
+    evaluation.measure(evaluation.restore(layout.compensation(cell)))
     evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
     evaluation.details |= head_details(cell, layout)
     evaluation.write()
@@ -89,9 +81,7 @@ def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
 class Evaluation:
     """One model in memory and what was measured of it; every step adds to `metrics` and `details`."""
 
-    def __init__(
-        self, cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout, checkpoint: Path
-    ) -> None:
+    def __init__(self, cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout, checkpoint: Path) -> None:
         """Load tasks and model. Tasks come first: a name that is not known is refused before any weight is read."""
         self.started = time.perf_counter()
         self.cell, self.config, self.layout, self.checkpoint = cell, config, layout, checkpoint
@@ -109,6 +99,22 @@ class Evaluation:
         self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self._elapsed()}}
         self.rows: list[dict[str, Any]] = []
         self.reference: Reference | None = None
+
+    def restore(self, compensation: Path) -> cost.Biases:
+        """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other.
+
+        Raises BadInput when it was trained for another pruned model.
+        """
+        content, metadata = read_compensation(compensation)
+        recorded, found = metadata.get("pruned"), model_digest(self.layout.pruned(self.cell))
+        expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
+        trained = read_tensors(compensation, ("beta", "bias"))[0]
+        before, added = cost.linear_biases(self.network), cost.folded_parameters(self.network, content)
+        fold(self.network, content)
+        self.metrics["params_added"] = added
+        self.metrics["params_trained"] = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
+        self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
+        return before
 
     def measure(self, before: cost.Biases | None = None) -> None:
         """Tasks, perplexity, continuations and latency. before: biases of the model before it was restored."""
@@ -177,7 +183,8 @@ class Evaluation:
     def _texts_of(self, prompts: list[list[int]], written: dict[str, list[list[int]]]) -> list[dict[str, str]]:
         """The first few continuations as text, for a person to read."""
         ways = {"prompt": prompts, **written}
-        return [{way: self.tokenizer.decode(ids[at]) for way, ids in ways.items()} for at in range(min(4, len(prompts)))]
+        shown = range(min(4, len(prompts)))
+        return [{way: str(self.tokenizer.decode(ids[at])) for way, ids in ways.items()} for at in shown]
 
     def _latency_batch(self) -> torch.Tensor:
         ids = self.tokenizer("\n\n".join(self.texts[:256]))["input_ids"]
@@ -201,8 +208,9 @@ class Evaluation:
         self.metrics["versus"] = {name: comparison["pooled"] for name, comparison in found.items()}
         self.details["versus"] = {name: comparison["tasks"] for name, comparison in found.items()}
         if len(scores) == 2:
+            dense, pruned = scores
             self.metrics["recovered"] = recovered_share(
-                *scores, ours, samples=config.bootstrap_samples, seed=config.seed
+                dense, pruned, ours, samples=config.bootstrap_samples, seed=config.seed
             )
 
     def _elapsed(self) -> float:

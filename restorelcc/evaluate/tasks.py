@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,29 +58,43 @@ def load_tasks(
         return {}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
-    from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     folders = [task for task in tasks if isinstance(task, str) and Path(task).is_dir()]
     names = [task for task in tasks if isinstance(task, str) and task not in folders]
-    manager = TaskManager(include_path=folders or None, include_defaults=bool(names))
+    manager = _manager(tuple(folders), bool(names))
     for name in names:
         if name not in manager.all_tasks and not Path(name).is_file():
             raise BadInput(_unknown(name, manager.all_tasks))
     wanted: list[str | dict[str, Any]] = [task for task in tasks if task not in folders]
     if folders:
-        wanted += TaskManager(include_path=folders, include_defaults=False).all_subtasks
+        wanted += _manager(tuple(folders), False).all_subtasks
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for task in wanted:
-        with _local_data(datasets, task if isinstance(task, str) else "", local, cache):
-            found = manager.load([task])
+        name = task if isinstance(task, str) else task["task"]
+        with _local_data(datasets, name, local, cache):
+            try:
+                found = manager.load([task])
+            except KeyError as error:
+                raise BadInput(
+                    f"the data of task {name!r} lack {error.args[0]!r}, which its configuration asks for: give a copy "
+                    "laid out as on the hub, with all its splits and columns"
+                ) from error
         for kind, content in loaded.items():
             content.update(found[kind])
     for task_object in loaded["tasks"].values():
         task_object.set_config(key="num_fewshot", value=0)
         task_object.set_fewshot_seed(seed=0)
     return loaded
+
+
+@lru_cache(maxsize=2)
+def _manager(folders: tuple[str, ...], defaults: bool) -> Any:
+    """lm-eval's index of task files; that of its own thousands takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -105,7 +120,9 @@ def _local_data(datasets: Any, task: str, local: str | dict[str, str] | None, ca
             if folder is None:
                 return original(path=path, name=name, **arguments)
             kind, files = split_files(folder, name)
-            return original(path=kind, data_files=files, cache_dir=cache)
+            loaded = original(path=kind, data_files=files, cache_dir=cache)
+            # Tasks name a split for few-shot examples; zero-shot reads none of it, so a copy may do without.
+            return loaded if "train" in loaded else _with_empty_split(loaded, "train")
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BadInput(
@@ -118,6 +135,11 @@ def _local_data(datasets: Any, task: str, local: str | dict[str, str] | None, ca
         yield
     finally:
         datasets.load_dataset = original
+
+
+def _with_empty_split(loaded: Any, split: str) -> Any:
+    loaded[split] = next(iter(loaded.values())).select(range(0))
+    return loaded
 
 
 def _plain(name: str) -> str:
