@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import typer
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
+from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
 from restorelcc.verbs import inspect
@@ -72,8 +74,10 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
     verb = STAGES[name]
+    layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     stage = _imported(verb)
-    stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+    stage(cell, getattr(params, verb.section), params.models[cell.model], layout)
+    write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -130,7 +134,9 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     from restorelcc.report.stage import run
 
     checked = load_params(params, tuple(set_ or ()))
-    run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    results = run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    if results.missing:
+        typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 
 
 @app.command("check", help="Check params.yaml: every key, every value, every combination of the grid. Writes nothing.")

@@ -31,7 +31,7 @@ from restorelcc.evaluate.statistics import check_same_items, compare, recovered_
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder
 from restorelcc.io.compensations import read_compensation
-from restorelcc.io.digest import expect_digest, model_digest
+from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.metrics import SCHEMA
@@ -97,6 +97,7 @@ class Evaluation:
         self.metrics: dict[str, Any] = cost.parameter_counts(self.network)
         self.metrics["file_bytes"] = cost.file_bytes(local_folder(checkpoint))
         self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self._elapsed()}}
+        self.details["digests"] = {"model": model_digest(checkpoint)}
         self.rows: list[dict[str, Any]] = []
         self.reference: Reference | None = None
 
@@ -109,6 +110,7 @@ class Evaluation:
         recorded, found = metadata.get("pruned"), model_digest(self.layout.pruned(self.cell))
         expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
         trained = read_tensors(compensation, ("beta", "bias"))[0]
+        self.details["digests"]["compensation"] = file_digest(compensation)
         before, added = cost.linear_biases(self.network), cost.folded_parameters(self.network, content)
         fold(self.network, content)
         self.metrics["params_added"] = added

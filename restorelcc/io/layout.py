@@ -74,5 +74,13 @@ class Layout:
         return self.metrics(Cell(cell.model)).with_suffix(".reference.safetensors")
 
     @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+    def log(self, stage: str, cell: Cell) -> Path:
+        """How long a stage last took for a cell on this machine; no artifact, and nothing but the report reads it."""
+        return self.logs / f"{stage}@{'-'.join(str(cell).split())}.json"
+
+    @property
     def report(self) -> Path:
         return self.data / "report"

@@ -47,10 +47,10 @@ def test_of_blocks_longer_than_the_text_is_of_one_shorter_block() -> None:
 
 
 def test_of_words_equals_a_hand_computation_in_rolling_windows() -> None:
-    """Windows of 3: <s> w5 w6 | w7, then w7 w8 w9 with one token of context each; every token is scored once."""
+    """Windows of 3 tokens: w5 w6 w7 after <s>, then w8 w9 after w6 w7; every token is scored once."""
     model, tokenizer = pico.pico(), pico.word_tokenizer()
-    first, second = _log_p(model, [1, 5, 6, 7]), _log_p(model, [7, 8, 9])
-    total = -(first[0, 5] + first[1, 6] + first[2, 7] + second[0, 8] + second[1, 9]).item()
+    first, second = _log_p(model, [1, 5, 6, 7]), _log_p(model, [6, 7, 8, 9])
+    total = -(first[0, 5] + first[1, 6] + first[2, 7] + second[1, 8] + second[2, 9]).item()
     found = word_perplexity(model, tokenizer, ["w5 w6 w7 w8 w9"], 3)
     assert (found["words"], found["tokens"], found["bytes"]) == (5, 5, 14)
     assert found["value"] == pytest.approx(math.exp(total / 5), rel=1e-5)

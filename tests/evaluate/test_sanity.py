@@ -32,7 +32,7 @@ def test_absurd_perplexity_is_caught_without_any_task() -> None:
 
 
 def test_chance_follows_the_number_of_choices() -> None:
-    found = accuracy_against_chance(_rows(0.5, 100, 2) + [{"task": "gen", "score": 1.0, "log_likelihoods": []}])
+    found = accuracy_against_chance([*_rows(0.5, 100, 2), {"task": "gen", "score": 1.0, "log_likelihoods": []}])
     assert found is not None
     assert found[1] == 0.5
     assert found[3] == 100

@@ -151,17 +151,17 @@ def test_scores_between_zero_and_one_have_an_interval_but_no_mcnemar() -> None:
 def _simulated(repetitions: int, gain: float, seed: int) -> tuple[float, float]:
     """Share of simulated pairs of models that bootstrap and McNemar call different, at the 5 % level.
 
-    Four tasks of 150 items; both models are right on an item with the same probability, drawn anew for each item, and
-    the second is lifted by `gain` on a tenth of the items.
+    Two tasks of 200 items; both models are right on an item with the same probability, drawn anew for each item, and
+    the second is lifted to certainty on a share `gain` of the items.
     """
     generator = np.random.default_rng(seed)
     by_interval = by_test = 0
     for _ in range(repetitions):
-        easy = {task: generator.beta(2, 1, 150) for task in "abcd"}
-        first = {task: (generator.random(150) < p).astype(float) for task, p in easy.items()}
-        lifted = {task: np.where(generator.random(150) < gain, 1.0, p) for task, p in easy.items()}
-        second = {task: (generator.random(150) < p).astype(float) for task, p in lifted.items()}
-        pooled = compare(first, second, samples=500, seed=int(generator.integers(2**31)))["pooled"]
+        easy = {task: generator.beta(2, 1, 200) for task in "ab"}
+        first = {task: (generator.random(200) < p).astype(float) for task, p in easy.items()}
+        lifted = {task: np.where(generator.random(200) < gain, 1.0, p) for task, p in easy.items()}
+        second = {task: (generator.random(200) < p).astype(float) for task, p in lifted.items()}
+        pooled = compare(first, second, samples=400, seed=int(generator.integers(2**31)))["pooled"]
         low, high = pooled["ci95"]
         by_interval += low > 0 or high < 0
         by_test += pooled["p"] < 0.05
