@@ -23,7 +23,7 @@ from restorelcc.core.grid import ratio_label
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import inspect
+from restorelcc.verbs import compare, inspect
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -152,7 +152,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect,):
+for _verb_file in (inspect, compare):
     _verb_file.add(app)
 
 

@@ -65,9 +65,14 @@ def test_paths_are_those_of_the_layout() -> None:
         "extract": [layout.components(pruned)],
         "probe": [layout.heads(pruned)],
         "compensate": [layout.compensation(restored), layout.training(restored)],
-        "evaluate_dense": [layout.samples(model), layout.metrics(model)],
-        "evaluate_pruned": [layout.samples(pruned), layout.metrics(pruned)],
-        "evaluate_restored": [layout.samples(restored), layout.metrics(restored)],
+        "evaluate_dense": [
+            layout.samples(model),
+            layout.details(model),
+            layout.reference(model),
+            layout.metrics(model),
+        ],
+        "evaluate_pruned": [layout.samples(pruned), layout.details(pruned), layout.metrics(pruned)],
+        "evaluate_restored": [layout.samples(restored), layout.details(restored), layout.metrics(restored)],
         "report": [layout.report],
     }
     for stage, paths in expected.items():

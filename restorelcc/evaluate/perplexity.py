@@ -89,8 +89,9 @@ def word_perplexity(
 ) -> Measure:
     """exp(-log P(all tokens) / words), and the same per byte in bits. lm-eval's loglikelihood_rolling.
 
-    Every token of a text is scored once, in windows of max_tokens, each after one token of the one before or more; before the first
-    stands the tokenizer's BOS or, where it has none, EOS token. Words are parted by white space, bytes are those of UTF-8.
+    Every token of a text is scored once, in windows of max_tokens that each begin with a token or more of the one
+    before; the first begins with the tokenizer's BOS or, where it has none, EOS token. Words are parted by white space,
+    bytes are those of UTF-8.
     """
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 

@@ -126,28 +126,44 @@ def mid_p(won: int, lost: int) -> float:
 def compare(first: Scores, second: Scores, *, samples: int, seed: int) -> dict[str, Any]:
     """second - first on the same items: per task, and pooled with every task its own stratum.
 
-    {"tasks": {name: {difference, ci95, won, lost, p}}, "pooled": {... of mean task accuracy}}: ci95 by paired
-    bootstrap, p by McNemar's test (None for scores between 0 and 1), pooled over the discordant items of all tasks.
+    {"tasks": {name: {first, second, difference, ci95, won, lost, p, n}}, "pooled": {... of mean task accuracy}}: ci95
+    by paired bootstrap, p by McNemar's test (None for scores between 0 and 1), pooled over the items of all tasks.
+    """
+    return compare_runs([first], [second], samples=samples, seed=seed)
+
+
+def compare_runs(first: list[Scores], second: list[Scores], *, samples: int, seed: int) -> dict[str, Any]:
+    """`compare` of two models of several training seeds each: seeds are averaged, and drawn as the items are.
+
+    Items of several seeds are not independent of one another, so there McNemar's test is left out.
     """
     generator = np.random.default_rng(seed)
     tasks = {}
-    for task in sorted(first):
-        one, two = {task: first[task]}, {task: second[task]}
-        tasks[task] = _difference(one, two, samples, generator) | _test([one[task]], [two[task]])
-    pooled = _difference(first, second, samples, generator)
-    pooled |= _test([first[task] for task in sorted(first)], [second[task] for task in sorted(first)])
-    return {"tasks": tasks, "pooled": pooled}
+    for task in sorted(first[0]):
+        one, two = ([{task: run[task]} for run in runs] for runs in (first, second))
+        tasks[task] = _difference(one, two, samples, generator)
+    return {"tasks": tasks, "pooled": _difference(first, second, samples, generator)}
 
 
-def _difference(first: Scores, second: Scores, samples: int, generator: np.random.Generator) -> dict[str, Any]:
-    means = _bootstrap_means([first, second], samples, generator)
-    low, high = np.quantile(means[1] - means[0], [0.025, 0.975])
-    difference = mean_accuracy(second) - mean_accuracy(first)
-    return {"difference": difference, "ci95": [float(low), float(high)], "n": sum(map(len, first.values()))}
+def _difference(
+    first: list[Scores], second: list[Scores], samples: int, generator: np.random.Generator
+) -> dict[str, Any]:
+    means = _bootstrap_means([*first, *second], samples, generator)
+    one_S, two_S = _over_runs(means[: len(first)], generator), _over_runs(means[len(first) :], generator)
+    low, high = np.quantile(two_S - one_S, [0.025, 0.975])
+    point = [float(np.mean([mean_accuracy(run) for run in runs])) for runs in (first, second)]
+    found = {
+        "first": point[0],
+        "second": point[1],
+        "difference": point[1] - point[0],
+        "ci95": [float(low), float(high)],
+    }
+    return found | {"n": sum(map(len, first[0].values()))} | _test(first, second)
 
 
-def _test(first: list[np.ndarray], second: list[np.ndarray]) -> dict[str, Any]:
-    one, two = np.concatenate(first), np.concatenate(second)
-    if not np.isin(np.concatenate([one, two]), (0.0, 1.0)).all():
-        return {"won": None, "lost": None, "p": None}
-    return mcnemar(one, two)
+def _test(first: list[Scores], second: list[Scores]) -> dict[str, Any]:
+    nothing = {"won": None, "lost": None, "p": None}
+    if len(first) > 1 or len(second) > 1:
+        return nothing
+    one, two = (np.concatenate([runs[0][task] for task in sorted(runs[0])]) for runs in (first, second))
+    return mcnemar(one, two) if np.isin(np.concatenate([one, two]), (0.0, 1.0)).all() else nothing

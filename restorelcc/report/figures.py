@@ -137,8 +137,8 @@ def recovered_figure(group: Group) -> Draw | None:
             axis.set_xticks(x, [f"{value:g}" for value in x])
             axis.set_xlim(min(0, min(x)), max(x) * 1.12)
         for number, row in enumerate(baselines):
-            style: dict[str, Any] = {"color": series_colour(palette, number + 1), "linewidth": 1.3, "linestyle": (0, (4, 2))}
-            axis.axhline(100 * row["recovered"], label=row["what"], **style)
+            level = axis.axhline(100 * row["recovered"], label=row["what"], linewidth=1.3, linestyle="--")
+            level.set_color(series_colour(palette, number + 1))
         axis.set_xlabel("heads with a compensation, %")
         axis.set_ylabel("lost accuracy recovered, %")
         top = max([100.0, *(100 * (row["ci95"] or [None, None])[1] for row in restored if _bounded(row))])
@@ -247,8 +247,8 @@ def heads_figure(group: Group, row: Row) -> Draw | None:
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.tick_params(length=0)
-        axis.xaxis.set_major_locator(MaxNLocator(min(9, width), integer=True))
-        axis.yaxis.set_major_locator(MaxNLocator(min(9, layers), integer=True))
+        axis.set_xticks(range(0, width, 1 if width <= 16 else max(2, width // 8)))
+        axis.set_yticks(range(0, layers, 1 if layers <= 12 else max(2, layers // 8)))
         axis.set_xlabel("head")
         axis.set_ylabel("layer")
         return figure

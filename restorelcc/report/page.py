@@ -48,9 +48,9 @@ def _of_group(group: Group) -> Iterator[Figure]:
     yield from figure(
         "recovered", "Share of the lost accuracy that is back, by share of heads", draw.recovered_figure(group)
     )
-    yield from figure("tasks", "Accuracy per task", draw.tasks_figure(group))
+    yield from figure("tasks", "Share of right answers; whiskers are 95 % intervals", draw.tasks_figure(group))
     for row in group.of_kind("restored"):
-        caption = f"Heads by rank (darker is better); rings: chosen at {row['head_ratio']:g}"
+        caption = f"Heads by rank, the stronger the colour the better; rings: chosen at {row['head_ratio']:g}"
         yield from figure("heads", caption, draw.heads_figure(group, row), f"-{row['head_ratio']:g}")
     yield from figure("spectra", "What each layer lost, by component", draw.spectra_figure(group))
     yield from figure(
