@@ -73,7 +73,7 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
     verb = STAGES[name]
     stage = _imported(verb)
-    stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+    stage(cell, params.section(cell.model, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
 
 
 def _imported(verb: Verb) -> Callable[..., None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from restorelcc.core.errors import BadInput
+from restorelcc.core.response_mask import split_pairs
 
 
 @dataclass(frozen=True)
@@ -21,25 +22,21 @@ class EncodedPair:
     truncated: bool
 
 
-def join_pair(question: str, response: str) -> str:
-    """Question and response as one text, parted by the space lm-eval puts there (`target_delimiter`)."""
-    return question + response if question[-1:].isspace() else f"{question} {response}"
-
-
 def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, response: str, max_tokens: int) -> EncodedPair:
-    """Tokens of a question and its response, split where lm-eval splits them: after len(tokens(question)).
+    """Tokens of a question and its response, split where the response's characters begin.
 
-    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`). Raises BadInput
-    when the question or the response has no token, or the response alone does not fit.
+    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`), but none that the
+    tokenizer puts before every text. Raises BadInput when the question or the response has no token, or the response
+    alone does not fit.
     """
-    whole = tokenizer(join_pair(question, response))["input_ids"]
-    start = len(tokenizer(question.rstrip())["input_ids"])
-    if not 0 < start < len(whole):
+    (split,) = split_pairs(tokenizer, [question], [response])
+    if not split.lead < split.start < len(split.ids):
         raise BadInput(f"question {question[:60]!r} with response {response[:60]!r} leaves one of them without a token")
-    excess = max(0, len(whole) - max_tokens)
-    if excess >= start:
+    excess = max(0, len(split.ids) - max_tokens)
+    if excess >= split.start - split.lead:
         raise BadInput(f"response {response[:60]!r} fills all {max_tokens} tokens allowed: raise max_tokens")
-    return EncodedPair(whole[excess:], start - excess, truncated=excess > 0)
+    ids = split.ids[: split.lead] + split.ids[split.lead + excess :]
+    return EncodedPair(ids, split.start - excess, truncated=excess > 0)
 
 
 def right_padded(sequences: list[list[int]], pad: int) -> Tensor:
