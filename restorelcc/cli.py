@@ -43,6 +43,7 @@ class Verb:
 
 
 _M, _MP, _MPR = ("model",), ("model", "pruning"), ("model", "pruning", "head_ratio")
+_MPB = ("model", "pruning", "baseline")
 STAGES: dict[str, Verb] = {
     "corpus": Verb("restorelcc.corpus.stage", "run", "corpus", _M),
     "dense": Verb("restorelcc.dense.stage", "run", "dense", _M),
@@ -52,9 +53,11 @@ STAGES: dict[str, Verb] = {
     "extract": Verb("restorelcc.extract.stage", "run", "extract", _MP),
     "probe": Verb("restorelcc.probe.stage", "run", "probe", _MP),
     "compensate": Verb("restorelcc.compensate.stage", "run", "compensate", _MPR),
+    "baseline": Verb("restorelcc.baseline.stage", "run", "baseline", _MPB),
     "evaluate_dense": Verb("restorelcc.evaluate.stage", "run_dense", "evaluate", _M),
     "evaluate_pruned": Verb("restorelcc.evaluate.stage", "run_pruned", "evaluate", _MP),
     "evaluate_restored": Verb("restorelcc.evaluate.stage", "run_restored", "evaluate", _MPR),
+    "evaluate_baseline": Verb("restorelcc.evaluate.stage", "run_baseline", "evaluate", _MPB),
 }
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
@@ -63,6 +66,9 @@ PruningOption = Annotated[
     typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or sparsegpt-2of4; or external-<name>"),
 ]
 RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
+BaselineOption = Annotated[
+    str, typer.Option("--baseline", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all")
+]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable")]
 _PARAMS = Path("params.yaml")
@@ -70,7 +76,7 @@ _PARAMS = Path("params.yaml")
 
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     params = load_params(params_file, tuple(overrides or ()))
-    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
+    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb = STAGES[name]
     stage = _imported(verb)
     stage(cell, params.section(cell.model, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
@@ -103,7 +109,16 @@ def _add_verb(name: str, verb: Verb) -> None:
     ) -> None:
         _run(name, params, set_, model=model, pruning=pruning, head_ratio=head_ratio)
 
-    command: Any = {_M: per_model, _MP: per_pruning, _MPR: per_ratio}[verb.needs]
+    def per_baseline(
+        model: ModelOption,
+        pruning: PruningOption,
+        baseline: BaselineOption,
+        params: ParamsOption = _PARAMS,
+        set_: SetOption = None,
+    ) -> None:
+        _run(name, params, set_, model=model, pruning=pruning, baseline=baseline)
+
+    command: Any = {_M: per_model, _MP: per_pruning, _MPR: per_ratio, _MPB: per_baseline}[verb.needs]
     help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in verb.needs)}."
     app.command(name, help=help_text)(command)
     if "_" in name:
@@ -115,13 +130,14 @@ for _name, _verb in STAGES.items():
 
 
 def grid_cells(params: Params) -> list[Cell]:
-    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios."""
+    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and baselines."""
     cells = []
     for model in params.grid.model:
         cells.append(Cell(model))
         for pruning in params.grid.pruning:
             cells.append(Cell(model, pruning))
             cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in params.grid.head_ratio]
+            cells += [Cell(model, pruning, baseline=name) for name in params.grid.baseline]
     return cells
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from restorelcc.baseline.config import BaselineConfig
 from restorelcc.capture.config import CaptureConfig
 from restorelcc.compensate.config import CompensateConfig
+from restorelcc.core.baselines import check_baseline
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.grid import check_alias, ratio_label
@@ -48,15 +50,18 @@ class Params(Section):
     extract: ExtractConfig
     probe: ProbeConfig
     compensate: CompensateConfig
+    baseline: BaselineConfig
     evaluate: EvaluateConfig
     report: ReportConfig
 
-    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None) -> Cell:
+    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, baseline: str | None = None) -> Cell:
         """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
         if model not in self.models:
             raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))
         if pruning is not None:
             _check_external(self, str(model), pruning)
+        if baseline is not None:
+            return Cell(model, pruning, baseline=check_baseline("--baseline", baseline))
         return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
 
     def section(self, alias: str, name: str) -> Any:
@@ -195,11 +200,9 @@ def _check_grid(params: Params) -> None:
             _check_external(params, alias, pruning)
     for ratio in grid.head_ratio:
         ratio_label(ratio)
-    if grid.baseline:
-        raise BadInput(
-            f"params.yaml: grid.baseline has {grid.baseline[0]!r}: no baseline is known, leave the list empty"
-        )
-    for axis in ("model", "pruning", "head_ratio"):
+    for name in grid.baseline:
+        check_baseline("params.yaml: grid.baseline", name)
+    for axis in ("model", "pruning", "head_ratio", "baseline"):
         values = getattr(grid, axis)
         if twice := [value for position, value in enumerate(values) if value in values[:position]]:
             raise BadInput(f"params.yaml: grid.{axis} has {twice[0]!r} twice: remove one")

@@ -115,8 +115,7 @@ class StreamedWeights:
 
 
 def _return_freed_memory() -> None:
-    """Over many blocks two things add up to the whole model: tensors in reference cycles, which wait for a collection,
-    and freed ones of less than 32 MiB, which glibc keeps for itself."""
+    """What adds up over many blocks: tensors in reference cycles, which wait for a collection, and holes in a heap."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -73,8 +73,8 @@ def choose_parts(weight_OI: Tensor, hessian_II: Tensor, columns_GX: Tensor, coun
         columns_S = columns_GX[chosen].flatten()
         # Both updates of the surgeon: the other weights take over, and the removed inputs leave the inverse.
         share_SI = torch.linalg.solve(inverse_II[columns_S][:, columns_S], inverse_II[columns_S])
-        weight_OI -= weight_OI[:, columns_S] @ share_SI
-        inverse_II -= inverse_II[:, columns_S] @ share_SI
+        weight_OI.addmm_(weight_OI[:, columns_S], share_SI, alpha=-1)
+        inverse_II.addmm_(inverse_II[:, columns_S], share_SI, alpha=-1)
     return removed_G
 
 
@@ -86,8 +86,8 @@ def compensated(weight_OI: Tensor, hessian_II: Tensor, removed_I: Tensor) -> Ten
     result_OI = weight_OI.float().masked_fill(removed_I, 0)
     kept = (~removed_I).nonzero().flatten()
     gone = removed_I.nonzero().flatten()
-    lost_OK = weight_OI.float()[:, gone] @ hessian_II[gone][:, kept]
-    factor_KK = _cholesky(hessian_II[kept][:, kept])
+    lost_OK = weight_OI.float()[:, gone] @ hessian_II[gone[:, None], kept]
+    factor_KK = _cholesky(hessian_II[kept[:, None], kept])
     result_OI[:, kept] += torch.cholesky_solve(lost_OK.T, factor_KK).T
     return result_OI
 

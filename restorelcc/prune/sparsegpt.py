@@ -35,8 +35,11 @@ def inverse_factor(hessian_II: Tensor) -> Tensor:
     lower_II, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
     if failed.any():
         raise StageFailed("the damped Hessian of a layer is not positive definite: raise prune.damping")
-    identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
-    return torch.linalg.solve_triangular(lower_II, identity_II, upper=False).flip(0, 1)
+    # The identity turns into the inverse in place, for which its columns must be contiguous.
+    inverse_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device).T
+    torch.linalg.solve_triangular(lower_II, inverse_II, upper=False, out=inverse_II)
+    del lower_II
+    return inverse_II.flip(0, 1)
 
 
 def sparsegpt(

@@ -11,7 +11,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.pruning import Pruning, parse_pruning
-from restorelcc.core.runtime import pick_device, pick_dtype, prepare
+from restorelcc.core.runtime import pick_device, pick_dtype, prepare, return_large_buffers
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint, write_reference
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import write_json
@@ -30,6 +30,7 @@ from restorelcc.prune.prune import PrunedTensor, prune_model
 def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> None:
     """Write <model>/<pruning>/pruned/: a stock sparse checkpoint, or model_ref.json, and sparsity.json."""
     prepare(seed=config.seed, threads=model.threads)
+    return_large_buffers()
     pruning = parse_pruning(cell.pruning)
     calibration = layout.corpus(cell) / "calibration.parquet"
     tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
