@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from restorelcc.core.presets import PRESETS, over
 from restorelcc.core.section import Section
 
 MICROWORLD = "microworld"
-Role = Literal["text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold"]
+ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold")
 
 
 class DataFiles(Section):
@@ -22,9 +22,26 @@ class DataFiles(Section):
     heldout: str  # texts for perplexity
     # What the rows of `instructions` are; auto: told by their columns. See docs/data.md.
     format: Literal["auto", "pairs", "alpaca", "chat", "choice", "text"] = "auto"
-    columns: dict[Role, str] = {}  # your own names for the columns, e.g. {question: prompt, response: completion}
+    columns: dict[str, str] = {}  # your own names for the columns, e.g. {question: prompt, response: completion}
     template: str = "{instruction}\n{input}"  # how a question is made of instruction and input; blanks are stripped
     chat_template: bool = False  # put every question through the chat template of the model's tokenizer
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_roles(cls, columns: dict[str, str]) -> dict[str, str]:
+        for role in columns:
+            if role not in ROLES:
+                raise ValueError(f"{role!r} is no role of a column; roles are {', '.join(ROLES)}")
+        return columns
+
+    @field_validator("template")
+    @classmethod
+    def _template_takes_its_values(cls, template: str) -> str:
+        try:
+            template.format(instruction="", input="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"the template may hold {{instruction}} and {{input}} only ({error!r})") from error
+        return template
 
 
 class ModelEntry(Section):

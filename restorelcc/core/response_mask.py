@@ -53,10 +53,10 @@ def split_pairs(tokenizer: PreTrainedTokenizerBase, questions: list[str], respon
 def _split(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], *, special: bool) -> list[SplitIds]:
     texts = [join_pair(*pair) for pair in pairs]
     if not tokenizer.is_fast:
-        return [_split_by_prefix(tokenizer, text, pair, special=special) for text, pair in zip(texts, pairs, strict=True)]
-    encoded = tokenizer(
-        texts, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
-    )
+        return [
+            _split_by_prefix(tokenizer, text, pair, special=special) for text, pair in zip(texts, pairs, strict=True)
+        ]
+    encoded = tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True)
     columns = (encoded[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
     return [
         _by_offsets(ids, spans, added, boundary=len(_question_text(question)))

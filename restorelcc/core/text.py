@@ -25,9 +25,9 @@ class EncodedPair:
 def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, response: str, max_tokens: int) -> EncodedPair:
     """Tokens of a question and its response, split where the response's characters begin.
 
-    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`), but none that the
-    tokenizer puts before every text. Raises BadInput when the question or the response has no token, or the response
-    alone does not fit.
+    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`), but none that
+    the tokenizer puts before every text. Raises BadInput when the question or the response has no token, or when the
+    response alone does not fit.
     """
     (split,) = split_pairs(tokenizer, [question], [response])
     if not split.lead < split.start < len(split.ids):

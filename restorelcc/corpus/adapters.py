@@ -52,7 +52,7 @@ class Example:
 def examples(rows: Iterable[Row], data: DataFiles, where: str) -> Iterator[Example]:
     """The usable examples of rows, in order; one of every question. Raises BadInput for rows of no known format."""
     seen: set[str] = set()
-    kind = data.format
+    kind: str = data.format
     for row in rows:
         if kind == "auto":
             kind = _format_of(row, data, where)
@@ -70,7 +70,7 @@ class _Reader:
 
     def column(self, role: str) -> str | None:
         """The row's own name for a role."""
-        own = self.data.columns.get(role)  # type: ignore[call-overload]
+        own = self.data.columns.get(role)
         return next((name for name in ((own,) if own else _NAMES[role]) if name in self.row), None)
 
     def has(self, role: str) -> bool:
@@ -79,9 +79,10 @@ class _Reader:
     def value(self, role: str) -> Any:
         name = self.column(role)
         if name is None:
+            columns = self.data.columns
             raise BadInput(
-                f"{self._where} has a row without the column `{self.data.columns.get(role, role)}`, but "  # type: ignore[call-overload]
-                f"{', '.join(map(repr, self.row)) or 'nothing'}: correct the row, or models.<name>.data.columns and format"
+                f"{self._where} has a row without the column `{columns.get(role, role)}`, but "
+                f"{', '.join(map(repr, self.row)) or 'nothing'}: correct the row, or models.<name>.data.columns"
             )
         return self.row[name]
 

@@ -21,8 +21,8 @@ def rendered(tokenizer: PreTrainedTokenizerBase, found: Iterable[Example], key: 
     """
     if not tokenizer.chat_template:
         raise BadInput(
-            f"{key}: the model's tokenizer has no chat template, which conversations and data.chat_template need: use a "
-            "chat model, or data of another format"
+            f"{key}: the model's tokenizer has no chat template, which conversations and data.chat_template need: use "
+            "a chat model, or data of another format"
         )
     return [_rendered(tokenizer, example, key) for example in found]
 
@@ -45,7 +45,7 @@ def _answer(tokenizer: PreTrainedTokenizerBase, before: list[Message], question:
     whole = str(tokenizer.apply_chat_template(spoken, tokenize=False))
     if not whole.startswith(question):
         raise BadInput(
-            f"the chat template writes {whole[:80]!r} for a conversation that it begins with {question[:80]!r}: it does "
-            "not keep what was said before, so that a response cannot be told from its question"
+            f"the chat template writes {whole[:80]!r} for a conversation that it begins with {question[:80]!r}: it "
+            "does not keep what was said before, so that a response cannot be told from its question"
         )
     return whole[len(question) :].rstrip()

@@ -66,7 +66,9 @@ def hub_data(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> Hu
 def open_rows(key: str, origin: HubData) -> HubRows:
     """The rows of a dataset, streamed. Reading them, and this, raises BadInput for a dataset that the hub does not
     give, and StageFailed when the connection to it breaks and does not come back."""
-    commit = None if Path(origin.dataset).is_dir() else resolved_commit(Repository(key, origin.dataset, "dataset"), None)
+    commit = (
+        None if Path(origin.dataset).is_dir() else resolved_commit(Repository(key, origin.dataset, "dataset"), None)
+    )
     return HubRows(origin, commit, _resumed(key, origin, lambda skip: _stream(origin, commit, skip)))
 
 
@@ -79,9 +81,7 @@ def _stream(origin: HubData, commit: str | None, skip: int) -> Iterable[dict[str
     return rows.skip(skip) if skip else rows
 
 
-def _resumed(
-    key: str, origin: HubData, stream: Callable[[int], Iterable[dict[str, Any]]]
-) -> Iterator[dict[str, Any]]:
+def _resumed(key: str, origin: HubData, stream: Callable[[int], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """Rows; after a broken connection the stream goes on at the row it broke at."""
     import httpx2
 
@@ -105,8 +105,8 @@ def _explained(key: str, origin: HubData, error: Exception, broken: bool) -> Bad
     first = (str(error).splitlines() or ["no message"])[0]
     if is_offline():
         return BadInput(
-            f"{key}: HF_HUB_OFFLINE is set and the files of the dataset {origin} are not in the hub's cache: run the stage "
-            "`corpus` once with the network (later stages need none), or fetch them with `hf download --repo-type dataset`"
+            f"{key}: HF_HUB_OFFLINE is set and the files of the dataset {origin} are not in the hub's cache: run the "
+            "stage `corpus` once with the network (later stages need none), or fetch them with `hf download`"
         )
     if broken:
         return StageFailed(f"{key}: the connection broke while the dataset {origin} was read ({first}): run again")
@@ -135,9 +135,7 @@ def joined(texts: Iterable[str], characters: int) -> Iterator[str]:
         yield "\n\n".join(waiting)
 
 
-def stream_texts(
-    key: str, origin: HubData, count: int, characters: int, template: str
-) -> tuple[list[str], str | None]:
+def stream_texts(key: str, origin: HubData, count: int, characters: int, template: str) -> tuple[list[str], str | None]:
     """The first `count` texts of at least `characters` characters, and the dataset's commit."""
     found = open_rows(key, origin)
     return list(islice(joined(hub_texts(found, key, template), characters), count)), found.commit

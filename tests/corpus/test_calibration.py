@@ -67,7 +67,7 @@ def test_a_dataset_that_is_not_there_is_bad_input(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     texts = _dataset(tmp_path / "texts", [{"text": "story"}])
     for origin in (HubData("nobody/nothing"), HubData(texts, split="missing"), HubData(texts, config="missing")):
-        with pytest.raises(BadInput, match="cannot be read|HF_HUB_OFFLINE is set") as caught:
+        with pytest.raises(BadInput, match=r"cannot be read|HF_HUB_OFFLINE is set") as caught:
             stream_texts("k", origin, 1, 0, "")
         assert "\n" not in str(caught.value)
 
