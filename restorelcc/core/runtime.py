@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from restorelcc.core.errors import BadInput
 
+T = TypeVar("T")
+R = TypeVar("R")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 
@@ -47,3 +52,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[name]
+
+
+def map_on_all_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """[function(item) for item in items], on as many threads as torch may use, each with one of its own.
+
+    For many small matrices: a factorization of one of them gains nothing from a second core, two at once do. torch
+    lets go of Python's lock while it computes. Results do not depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            torch.set_num_threads(1)
+            return list(pool.map(function, items))
+        finally:
+            torch.set_num_threads(threads)

@@ -92,7 +92,8 @@ def sliced(model: PreTrainedModel, *, same_class: bool = False) -> PreTrainedMod
     with their rows. The model given is not changed, and shares no memory with the result.
     """
     slicing = plan_slicing(model, same_class=same_class)
-    whole, state = model.state_dict(), {}
+    whole: dict[str, Tensor] = model.state_dict()
+    state: dict[str, Tensor] = {}
     for layer, (heads, channels) in enumerate(zip(slicing.head_groups_kept, slicing.channels_kept, strict=True)):
         state |= _cut_tensors(model, layer, _cut(slicing.groups, heads, channels), whole)
     state |= {name: tensor.clone() for name, tensor in whole.items() if name not in state}

@@ -16,7 +16,7 @@ from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.progress import progress
 from restorelcc.core.pruning import STRUCTURED_PRUNERS, Pruning
-from restorelcc.core.sparsity import pruned_count, removal_mask
+from restorelcc.core.sparsity import pruned_count, removal_mask, rounded
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.inputs import InputStatistics, observed_inputs
 from restorelcc.prune.scores import magnitude_score, wanda_score
@@ -82,7 +82,7 @@ def _prune_block(
     results = []
     for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
         dense_OI = linears[name].weight
-        stored_OI = weights.as_stored(name, pruned_OI).to(dense_OI.dtype)
+        stored_OI = rounded(weights.as_stored(name, pruned_OI), dense_OI.dtype)
         results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, inputs))
         dense_OI.copy_(stored_OI)
     return results
