@@ -1,4 +1,4 @@
-"""Stages `evaluate_dense`, `evaluate_pruned` and `evaluate_restored`: metrics JSON and per-item samples.
+"""Stages `evaluate_dense`, `_pruned`, `_restored` and `_baseline`: metrics JSON and per-item samples.
 
 Beside the metrics, which are equal for equal models, lie details: timings, continuations, tests per task, and what the
 report shows of the heads.
@@ -29,10 +29,11 @@ from restorelcc.evaluate.reference import Reference, dense_reference, read_refer
 from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
+from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
-from restorelcc.io.documents import write_json
+from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.metrics import SCHEMA
 from restorelcc.io.sample_table import SAMPLES
@@ -75,6 +76,22 @@ def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
     evaluation.measure(evaluation.restore(layout.compensation(cell)))
     evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
     evaluation.details |= head_details(cell, layout)
+    evaluation.write()
+
+
+def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write metrics/<model>/<pruning>/<baseline>.json and so on."""
+    folder = layout.baseline(cell)
+    document = read_json(folder / DOCUMENT)
+    recorded, found = document["parents"].get("pruned"), model_digest(layout.pruned(cell))
+    expect_digest(f"the baseline in {folder} was made for another pruned model", recorded, found)
+    if document["kind"] == "compensation":
+        evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
+        evaluation.measure(evaluation.restore(folder / COMPENSATION))
+    else:
+        evaluation = Evaluation(cell, config, model, layout, folder / MODEL)
+        evaluation.measure()
+    evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
     evaluation.write()
 
 
@@ -223,6 +240,8 @@ class Evaluation:
         cell, layout = self.cell, self.layout
         metrics: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}
         metrics["head_ratio"] = None if cell.head_ratio is None else float(cell.head_ratio)
+        if cell.baseline is not None:
+            metrics["baseline"] = cell.baseline
         first = ("tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")
         metrics |= {name: self.metrics[name] for name in first} | self.metrics
         metrics["seconds"] = round(self._elapsed(), 3)
