@@ -21,7 +21,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import inspect
+from restorelcc.verbs import inspect, plan
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -180,7 +180,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect,):
+for _verb_file in (inspect, plan):
     _verb_file.add(app)
 
 
