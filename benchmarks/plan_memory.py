@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("corpus", "dense", "capture_dense", "evaluate_dense", "prune", "capture_pruned", "extract", "probe") + (
-    "compensate",
-    "evaluate_restored",
+STAGES = (
+    *("corpus", "dense", "capture_dense", "evaluate_dense", "prune", "capture_pruned", "extract", "probe"),
+    *("compensate", "evaluate_restored"),
 )
 PRUNING, RATIO = "wanda-0.5", "0.25"
 # Stages that evaluate_restored reads the samples of.
