@@ -160,9 +160,9 @@ def _source(option: str, text: str) -> str:
 
 
 def _data_files(request: Request, layout: Layout) -> dict[str, str]:
-    from restorelcc.corpus.hub import hub_text
+    from restorelcc.corpus.hub import hub_data
 
-    origin = hub_text(request.instructions)
+    origin = hub_data("--instructions", request.instructions)
     instructions = Path(request.instructions).expanduser()
     if origin is not None:
         instructions = layout.root / "instructions.jsonl"
@@ -178,7 +178,7 @@ def _data_files(request: Request, layout: Layout) -> dict[str, str]:
     calibration = request.calibration
     if request.pruned is not None and not Path(calibration).expanduser().is_file():
         calibration = str(texts)
-    elif hub_text(calibration) is None:
+    elif hub_data("--calibration", calibration) is None:
         if not Path(calibration).expanduser().is_file():
             raise BadInput(f"--calibration {calibration!r} is no file: give a text file, `c4`, or hub:<dataset>")
         calibration = str(Path(calibration).expanduser().resolve())

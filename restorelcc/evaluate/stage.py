@@ -30,7 +30,7 @@ from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
-from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder
+from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, spread_of
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json, write_json
@@ -108,7 +108,9 @@ class Evaluation:
         selected = selected_tasks(layout.corpus(cell) / "tasks", self._cache.name)
         self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
         device = pick_device(model.device)
-        self.network: PreTrainedModel = load_model(checkpoint, pick_dtype(model.dtype, device), device)
+        self.network: PreTrainedModel = load_model(
+            checkpoint, pick_dtype(model.dtype, device), device, spread=spread_of(model)
+        )
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
         self.vocabulary = int(self.network.config.vocab_size)
