@@ -46,21 +46,37 @@ def texts(path: Path, count: int | None, rng: random.Random) -> list[str]:
     return found if count is None else rng.sample(found, min(count, len(found)))
 
 
-def pairs(data: DataFiles, count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Distinct question/response pairs from instruction data (Alpaca's columns, or `question` and `response`)."""
+def pairs(data: DataFiles, count: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Distinct question/response pairs from instruction data: Alpaca's columns, or `question` and `response`, or
+    `question`, `choices` and `gold` (the number of the right choice), whose choices are kept."""
     path = Path(data.instructions)
-    found: dict[str, str] = {}
-    for row in read_rows(path):
-        if "question" in row and "response" in row:
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(read_rows(path)):
+        choices = None
+        if "question" in row and "choices" in row and "gold" in row:
+            question, choices = str(row["question"]), _choices(row, f"data file {path}, row {number + 1}")
+            response = choices[int(row["gold"])]
+        elif "question" in row and "response" in row:
             question, response = str(row["question"]), str(row["response"])
         elif "instruction" in row and "output" in row:
             question = data.template.format(instruction=row["instruction"], input=row.get("input") or "")
             response = str(row["output"])
         else:
             raise BadInput(
-                f"data file {path} needs the columns `instruction` and `output`, or `question` and `response`"
+                f"data file {path} needs the columns `instruction` and `output`, or `question` and `response`, or "
+                "`question`, `choices` and `gold`"
             )
-        if question.strip() and response.strip():
-            found.setdefault(question.strip(), response.strip())
-    chosen = rng.sample(list(found.items()), min(count, len(found)))
-    return [{"task": "instructions", "question": question, "response": response} for question, response in chosen]
+        question, response = question.strip(), response.strip()
+        if question and response:
+            found.setdefault(question, {"question": question, "response": response, "choices": choices})
+    chosen = rng.sample(list(found.values()), min(count, len(found)))
+    return [{"task": "instructions", **example} for example in chosen]
+
+
+def _choices(row: dict[str, Any], where: str) -> list[str]:
+    choices, gold = row["choices"], row["gold"]
+    if not isinstance(choices, list) or len(choices) < 2 or not all(str(choice).strip() for choice in choices):
+        raise BadInput(f"{where}: `choices` must be a list of at least two texts, it is {choices!r}")
+    if not str(gold).isdigit() or not int(gold) < len(choices):
+        raise BadInput(f"{where}: `gold` is {gold!r}, it must be the number of a choice, counted from 0")
+    return [str(choice).strip() for choice in choices]

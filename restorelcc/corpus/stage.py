@@ -12,9 +12,11 @@ import yaml
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import MICROWORLD, DataFiles, ModelEntry
+from restorelcc.core.progress import notice
 from restorelcc.corpus.calibration import calibration_texts, write_calibration
 from restorelcc.corpus.config import CorpusConfig
-from restorelcc.corpus.contrast import most_similar_other
+from restorelcc.corpus.contrast import negatives
+from restorelcc.corpus.encoder import find_encoder
 from restorelcc.corpus.local import pairs, texts
 from restorelcc.corpus.microworld import Item, generate
 from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES, ITEMS
@@ -95,12 +97,20 @@ def _write_local(folder: Path, config: CorpusConfig, data: DataFiles, root: Path
         raise BadInput(f"data file {data.instructions} has {len(examples)} usable pairs: at least 5 are needed")
     write_table(folder / "valid.parquet", examples[:valid], EXAMPLES)
     write_table(folder / "train.parquet", train, EXAMPLES)
-    chosen = train[: config.contrast]
-    nearest = most_similar_other([row["response"] for row in train])
-    contrast = [
-        {"sample_id": number, "task": row["task"], "question": row["question"], "positive": row["response"]}
-        | {"negative": train[nearest[number]]["response"]}
-        for number, row in enumerate(chosen)
-    ]
-    write_table(folder / "contrast.parquet", contrast, CONTRAST)
+    _write_contrast(folder / "contrast.parquet", train, config, root)
     return []
+
+
+def _write_contrast(table: Path, train: list[dict[str, Any]], config: CorpusConfig, root: Path) -> None:
+    """Tuples of the first examples; the table's metadata say what measured similarity."""
+    encode, reason = find_encoder(config.encoder, root)
+    if encode is None and config.encoder is not None:
+        notice("corpus", f"contrast tuples by TF-IDF: {reason}")
+    others = negatives(train, config.contrast, encode)
+    rows = [
+        {"sample_id": number, "task": example["task"], "question": example["question"]}
+        | {"positive": example["response"], "negative": negative}
+        for number, (example, negative) in enumerate(zip(train, others, strict=False))
+    ]
+    similarity = f"tfidf ({reason})" if encode is None else f"sentence-transformers {reason}"
+    write_table(table, rows, CONTRAST, {"similarity": similarity})
