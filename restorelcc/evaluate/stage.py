@@ -196,7 +196,7 @@ class Evaluation:
         self.details["continuations"] = self._texts_of(prompts.beginnings_PQ.tolist(), written)
 
     def _against_dense(self, log_q: list[torch.Tensor], greedy: list[list[int]]) -> dict[str, float | None]:
-        """Divergence and agreement; None of both where evaluate_dense has not run, which dvc.yaml does not let happen."""
+        """Divergence and agreement; None of both where evaluate_dense has not run, which dvc.yaml forbids."""
         names = ("kl_to_dense", "top_token_agreement", "greedy_agreement")
         if self.reference is None:
             return dict.fromkeys(names)
