@@ -62,7 +62,7 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
 
 
 def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where the dense model was asked."""
+    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where dense was asked."""
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
     evaluation.measure()
     if layout.samples(Cell(cell.model)).is_file():
