@@ -16,7 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-threads bench-prune bench-memory bench-overhead clean
+.PHONY: help repro test test-slow check bench bench-capture bench-extract bench-probe bench-threads bench-prune \
+	bench-memory bench-overhead clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +60,15 @@ bench-threads: $(READY) ## Time of one pretraining step of the embedded model by
 bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; masked and sliced side by side
 	python -m benchmarks.prune
 	python -m benchmarks.sliced
+
+bench-capture: $(READY) ## Capture three ways: straightforward, ours, plain forward passes (minutes)
+	python -m benchmarks.capture
+
+bench-extract: $(READY) ## Components of all heads at once against one SVD per head
+	python -m benchmarks.extract
+
+bench-probe: $(READY) ## The probe against one linear layer per head; gradient against causal
+	python -m benchmarks.probe
 
 bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (minutes)
 	python -m benchmarks.prune_memory
