@@ -62,7 +62,7 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
 
 
 def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where the dense model was asked."""
+    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json, with tests where dense was asked."""
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
     evaluation.measure()
     if layout.samples(Cell(cell.model)).is_file():
@@ -194,7 +194,7 @@ class Evaluation:
         self.details["continuations"] = self._texts_of(prompts.beginnings_PQ.tolist(), written)
 
     def _against_dense(self, log_q: list[torch.Tensor], greedy: list[list[int]]) -> dict[str, float | None]:
-        """Divergence and agreement; None of both where evaluate_dense has not run, which dvc.yaml does not let happen."""
+        """Divergence and agreement; None where evaluate_dense has not run (under DVC it always has)."""
         names = ("kl_to_dense", "top_token_agreement", "greedy_agreement")
         if self.reference is None:
             return dict.fromkeys(names)
