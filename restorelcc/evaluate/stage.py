@@ -30,7 +30,7 @@ from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
-from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder
+from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, spread_of
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json, write_json
@@ -62,7 +62,7 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
 
 
 def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json, with tests where dense was asked."""
+    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where dense was asked."""
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
     evaluation.measure()
     if layout.samples(Cell(cell.model)).is_file():
@@ -108,7 +108,9 @@ class Evaluation:
         selected = selected_tasks(layout.corpus(cell) / "tasks", self._cache.name)
         self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
         device = pick_device(model.device)
-        self.network: PreTrainedModel = load_model(checkpoint, pick_dtype(model.dtype, device), device)
+        self.network: PreTrainedModel = load_model(
+            checkpoint, pick_dtype(model.dtype, device), device, spread=spread_of(model)
+        )
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
         self.vocabulary = int(self.network.config.vocab_size)
@@ -194,7 +196,7 @@ class Evaluation:
         self.details["continuations"] = self._texts_of(prompts.beginnings_PQ.tolist(), written)
 
     def _against_dense(self, log_q: list[torch.Tensor], greedy: list[list[int]]) -> dict[str, float | None]:
-        """Divergence and agreement; None where evaluate_dense has not run (under DVC it always has)."""
+        """Divergence and agreement; None of both where evaluate_dense has not run, which dvc.yaml forbids."""
         names = ("kl_to_dense", "top_token_agreement", "greedy_agreement")
         if self.reference is None:
             return dict.fromkeys(names)
