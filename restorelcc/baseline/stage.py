@@ -10,6 +10,7 @@ from restorelcc.baseline.config import BaselineConfig
 from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.baselines import BASELINES, check_baseline
 from restorelcc.core.cell import Cell
+from restorelcc.core.fit import writes_results
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import prepare
 from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
@@ -39,6 +40,8 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
     settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
     states = TrainingStates(layout, "baseline", cell, parents | settings)
     result = METHODS[name](Inputs(cell, config, model, layout, states))
+    if not writes_results():
+        return
     document = {"baseline": name, "what": BASELINES[name], "parents": parents}
     with published(layout, layout.baseline(cell)) as (folder,):
         folder.mkdir()

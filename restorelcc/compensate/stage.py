@@ -8,6 +8,7 @@ from restorelcc.compensate.config import CompensateConfig
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached import HeadCompensation, TrainableCompensation
 from restorelcc.core.cell import Cell
+from restorelcc.core.fit import writes_results
 from restorelcc.core.fit_compensation import Best, Pairs, fit_compensation
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
@@ -40,6 +41,8 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     states = TrainingStates(layout, "compensate", cell, _fingerprint(cell, config, model, layout, parents))
     title = f"compensate {cell.head_ratio}"
     best = fit_compensation(network, TrainableCompensation(initial), pairs, config, title=title, stores=states)
+    if not writes_results():
+        return
     metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
     metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(cell.head_ratio)}
     with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):

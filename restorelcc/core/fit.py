@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,6 +38,11 @@ class Fitted:
 
     def as_json(self) -> dict:
         return {name: value for name, value in asdict(self).items() if name not in ("epoch_loss", "stopped")}
+
+
+def writes_results() -> bool:
+    """Whether this process is the one that writes: the first, where several train together."""
+    return PartialState().is_main_process
 
 
 class Store(Protocol):
@@ -211,7 +216,7 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     blocks = list(blocks_of(model))
     rates = [(b, name, getattr(b, name)) for b in blocks for name in ("dropout", "activation_dropout")
              if isinstance(getattr(b, name, None), float)]  # fmt: skip
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         for block, name, _ in rates:
             setattr(block, name, 0.0)
@@ -219,7 +224,7 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
             block.training = True  # of the block alone: its parts, dropouts among them, stay in evaluation mode
         yield
     finally:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         for block in blocks:
             block.training = False
         for block, name, rate in rates:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from restorelcc.core.errors import BadInput
@@ -20,7 +22,12 @@ def prepare(*, seed: int, threads: int) -> None:
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one, else the CPU. Raises BadInput for a GPU that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # Under `accelerate launch` every process has a GPU of its own.
+        return (
+            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
+        )
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"models.<name>.device is {name!r}, but this machine shows no GPU: write auto or cpu")
     return torch.device(name)
