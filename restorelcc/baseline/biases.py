@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation
+from restorelcc.core.closed_form import removed_bias
 from restorelcc.core.fit_compensation import fit_compensation
 from restorelcc.core.heads import HeadLayout, chosen_count
 from restorelcc.core.means import mean_inputs
@@ -58,9 +59,9 @@ def _trained(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensat
 
 
 def meanshift(inputs: Inputs) -> Recovered:
-    """b_O = (W_dense - W_pruned) mean(x): what the removed weights gave on average. FLAP, arXiv 2312.11983, eq. 5.
+    """What the removed weights gave on average, as a bias on the out-projection and the FFN output, as FLAP does.
 
-    On the out-projection and the FFN output, as there; x is the dense model's input over the calibration tokens.
+    Over the dense model's inputs on the calibration tokens; nothing is trained.
     """
     sites: tuple[SiteName, ...] = ("o", "down")
     dense = inputs.dense()
@@ -70,5 +71,5 @@ def meanshift(inputs: Inputs) -> Recovered:
     del dense, linears
     model = inputs.pruned()
     pruned = site_linears(model, sites)
-    start = {name: outputs_O[name] - pruned[name].weight.double() @ mean_I for name, mean_I in means_I.items()}
+    start = {name: removed_bias(outputs_O[name], pruned[name].weight, mean_I) for name, mean_I in means_I.items()}
     return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))

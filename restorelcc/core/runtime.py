@@ -25,9 +25,8 @@ def pick_device(name: str) -> torch.device:
         if not torch.cuda.is_available():
             return torch.device("cpu")
         # Under `accelerate launch` every process has a GPU of its own.
-        return (
-            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
-        )
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"models.<name>.device is {name!r}, but this machine shows no GPU: write auto or cpu")
     return torch.device(name)

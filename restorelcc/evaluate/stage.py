@@ -16,6 +16,7 @@ from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.cell import Cell
 from restorelcc.core.compensation import Compensation
 from restorelcc.core.fold import bias_additions, fold
+from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
 from restorelcc.evaluate.config import EvaluateConfig
@@ -117,8 +118,8 @@ def _compensate(network: PreTrainedModel, file: Path, pruned: str) -> dict[str, 
     return {"params_added": added, "params_trained": trained}
 
 
-def _number(label: str | None) -> float | None:
-    return None if label is None else float(label)
+def _number(label: str | None) -> float | str | None:
+    return label if label is None or label == AUTO else float(label)
 
 
 def _recovered(cell: Cell, config: EvaluateConfig, layout: Layout, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def _row(metrics: dict[str, Any]) -> dict[str, Any]:
     elif metrics["head_ratio"] is None:
         label = "pruned"
     else:
-        label = f"heads {metrics['head_ratio']:g}"
+        label = f"heads {ratio_text(metrics['head_ratio'])}"
     recovered = metrics.get("recovered") or {}
     return {
         "model": metrics["model"],
@@ -36,6 +36,11 @@ def _row(metrics: dict[str, Any]) -> dict[str, Any]:
         "params_added": metrics["params_added"],
         "sparsity": metrics["sparsity"],
     }
+
+
+def ratio_text(ratio: float | str) -> str:
+    """A head ratio as the grid has it: a number, or auto."""
+    return ratio if isinstance(ratio, str) else f"{ratio:g}"
 
 
 def percent(value: float | None, decimals: int) -> str:
@@ -79,8 +84,8 @@ def verdict(rows: list[dict[str, Any]], decimals: int) -> str:
         caution = (
             "" if len(restored) == 1 else f" (best of {len(restored)} ratios on the same items: a little optimistic)"
         )
-        return f"Best head ratio {best['head_ratio']:g}: {share} of the lost accuracy is back{caution}."
+        return f"Best head ratio {ratio_text(best['head_ratio'])}: {share} of the lost accuracy is back{caution}."
     return (
-        f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
+        f"No head ratio restores accuracy beyond doubt: the best, {ratio_text(best['head_ratio'])}, "
         f"gives back {share} of what was lost."
     )
