@@ -95,6 +95,4 @@ def site_modules(adapted: PeftModel, sites: tuple[SiteName, ...]) -> dict[str, A
     family = family_of(base)
     blocks: nn.ModuleList = base.get_submodule(family.blocks)
     paths = site_paths(family, sites)
-    return {
-        f"{layer}.{path}": block.get_submodule(path) for layer, block in enumerate(blocks) for path in paths
-    }
+    return {f"{layer}.{path}": block.get_submodule(path) for layer, block in enumerate(blocks) for path in paths}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from restorelcc.baseline.adapters import dora, eora, lora
 from restorelcc.baseline.biases import compensated, free_biases, meanshift, random
 from restorelcc.baseline.config import BaselineConfig
-from restorelcc.baseline.adapters import dora, eora, lora
 from restorelcc.baseline.lofit import lofit
 from restorelcc.baseline.reconstruct import reconstruct
-from restorelcc.baseline.weights import masked, masked_lora
 from restorelcc.baseline.result import Inputs, Recovered
+from restorelcc.baseline.weights import masked, masked_lora
 from restorelcc.core.baselines import BASELINES, check_baseline
 from restorelcc.core.cell import Cell
 from restorelcc.core.fit import writes_results

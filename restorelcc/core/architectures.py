@@ -18,6 +18,8 @@ from restorelcc.core.heads import HeadLayout
 # How a stock checkpoint of the family can carry a bias on a linear:
 # "native": it has one unless its config says otherwise; "flag": a key of the config turns it on; "none": it cannot.
 BiasRoute = Literal["native", "flag", "none"]
+# Which layers see only config.sliding_window tokens back, where that is set; "listed": those config.layer_types names.
+Windows = Literal["never", "every", "listed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Family:
     native_biases: tuple[str, ...] = ()  # linears with a bias unless the config says otherwise
     # Key of the config -> the linears that have a bias when it is true, and have none when it is false.
     bias_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    windows: Windows = "never"
     ffn_width: str = "intermediate_size"  # the config's key for the number of channels
     # Whether the class reads head_dim from the config. Where it is hidden size / heads, heads cannot be sliced off.
     free_head_dim: bool = True
@@ -69,7 +72,7 @@ _SELF_OUT = "self_attn.o_proj"
 _GATED_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def _llama_like(*flags: str, native_biases: tuple[str, ...] = ()) -> Family:
+def _llama_like(*flags: str, native_biases: tuple[str, ...] = (), windows: Windows = "never") -> Family:
     """flags: which of attention_bias (q, k, v, o) and mlp_bias (gate, up, down) the class reads from its config."""
     linears = {"attention_bias": (*_SELF_QKV, _SELF_OUT), "mlp_bias": _GATED_FFN}
     return Family(
@@ -80,17 +83,18 @@ def _llama_like(*flags: str, native_biases: tuple[str, ...] = ()) -> Family:
         ffn_out=_GATED_FFN[2],
         native_biases=native_biases,
         bias_flags={flag: linears[flag] for flag in flags},
+        windows=windows,
     )
 
 
 FAMILIES: dict[str, Family] = {
     "llama": _llama_like("attention_bias", "mlp_bias"),
-    "mistral": _llama_like(),
-    "qwen2": _llama_like(native_biases=_SELF_QKV),
-    "qwen3": _llama_like("attention_bias"),
+    "mistral": _llama_like(windows="every"),
+    "qwen2": _llama_like(native_biases=_SELF_QKV, windows="listed"),
+    "qwen3": _llama_like("attention_bias", windows="listed"),
     "gemma": _llama_like("attention_bias"),
-    "gemma2": _llama_like("attention_bias"),
-    "gemma3_text": _llama_like("attention_bias"),
+    "gemma2": _llama_like("attention_bias", windows="listed"),
+    "gemma3_text": _llama_like("attention_bias", windows="listed"),
     "gpt_neox": Family(
         blocks="gpt_neox.layers",
         qkv=("attention.query_key_value",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 
@@ -49,5 +48,3 @@ def _restore(named: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, part in named.items():
             part.copy_(values[name])
-
-

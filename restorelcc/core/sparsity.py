@@ -52,6 +52,29 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
     return mask_RC
 
 
+def without_chance_zeros(updated: Tensor, dense: Tensor) -> Tensor:
+    """The updated weight, in place, with a number next to 0 where an update brought a weight to exactly 0 by chance.
+
+    Zeros say what was removed, to whatever reads a mask off them; among millions of updated weights some cancel out.
+    """
+    return updated.masked_fill_((updated == 0) & (dense != 0), _next_to_zero(updated.dtype))
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another dtype with the very same zeros: what would round to 0 becomes the number next to it."""
+    result = weight.to(dtype)
+    if dtype == weight.dtype:
+        return result
+    lost = (result == 0) & (weight != 0)
+    return result.masked_fill_(lost, _next_to_zero(dtype)) if lost.any() else result
+
+
+def _next_to_zero(dtype: torch.dtype) -> float:
+    # Numbers below the smallest normal one may be flushed to 0, except for float16, which is widened where it is read.
+    limits = torch.finfo(dtype)
+    return limits.smallest_normal * (limits.eps if dtype == torch.float16 else 1)
+
+
 def zeros_per_row(weight_OI: Tensor) -> Tensor:
     """Exact zeros in each row, [O]."""
     return (weight_OI == 0).sum(dim=1)

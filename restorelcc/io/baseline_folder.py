@@ -18,7 +18,7 @@ ADAPTER = "adapter"
 def write_adapter(folder: Path, adapted: PeftModel) -> None:
     """adapter_config.json and adapter_model.safetensors; nothing in them says where the model lay."""
     adapted.peft_config["default"].base_model_name_or_path = None
-    adapted.save_pretrained(folder, safe_serialization=True)
+    adapted.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # a template without content
 
 
