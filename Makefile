@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-threads bench-prune bench-compensate bench-memory clean
+.PHONY: help repro test test-slow check study ablation bench bench-threads bench-prune bench-compensate bench-memory clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,12 @@ bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; m
 
 bench-compensate: $(READY) ## Time of a training step: compensation, the floor and LoRA side by side
 	python -m benchmarks.compensate
+
+study: $(READY) ## Every recovery method on several models and seeds, resumable (hours); writes docs/results
+	python -m benchmarks.recovery_study run
+
+ablation: $(READY) ## The ablations of the method (the embedded model, three seeds); writes docs/results/ablation.md
+	python -m benchmarks.recovery_study run --table ablation
 
 bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (minutes)
 	python -m benchmarks.prune_memory

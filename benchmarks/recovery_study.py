@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from benchmarks.study_cells import Method, StudyCell, Subject, all_cells, all_subjects
+from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects
 from benchmarks.study_pages import write_pages
 from restorelcc.cli import STAGES, _imported
 from restorelcc.core.architectures import prunable_linears
@@ -76,7 +75,7 @@ def run_cell(work: Path, study: StudyCell) -> dict:
     cell = method.cell(pruned)
     if method.ranking is not None:  # other heads: ranked anew, for this cell and the next ones alike
         run_stage(root, "probe", pruned, (f"probe.score={method.ranking}",))
-    overrides = (*subject.overrides, *method.overrides, *(f"{method.stage}.seed={study.seed}",))
+    overrides = (*subject.overrides, *method.overrides, f"{method.stage}.seed={study.seed}")
     seconds = run_stage(root, method.stage, cell, overrides)
     run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'baseline'}", cell)
     if method.ranking is not None:
@@ -117,16 +116,18 @@ def run_study(options: argparse.Namespace) -> None:
     os.environ.setdefault("RESTORELCC_PROGRESS", "0")
     cells, started = options.work / "cells", time.perf_counter()
     cells.mkdir(parents=True, exist_ok=True)
-    for study in all_cells(all_subjects(options.real)):
+    wanted = ablation_cells if options.table == "ablation" else all_cells
+    for study in wanted(all_subjects(options.real)):
         path = cells / f"{study.name}.json"
         if path.is_file() or (options.only and options.only not in study.name):
             continue
+        if study.subject.real is not None and not (study.subject.real / "models").is_dir():
+            continue  # the pages say that the cell is not measured
         if options.minutes and time.perf_counter() - started > 60 * options.minutes:
             break
         found = run_cell(options.work.resolve(), study)
         write_json(path, found)
-        print(json.dumps({name: found[name] for name in ("method", "subject", "pruning", "seed", "means", "perplexities",
-                                                         "seconds", "zeros_kept")}), flush=True)  # fmt: skip
+        print(study.name, *(f"{name} {found[name]}" for name in ("means", "perplexities", "seconds")), flush=True)
 
 
 def main() -> None:
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument(
         "--real", type=Path, default=Path(os.environ.get("RESTORELCC_REAL") or ROOT.parent / "shared/real")
     )
+    parser.add_argument("--table", choices=["recovery", "ablation"], help="only the cells of one page")
     parser.add_argument("--only", help="only cells whose name holds this text")
     parser.add_argument("--minutes", type=float, default=0.0, help="start no further cell after this time; 0: no limit")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")

@@ -95,38 +95,97 @@ class StudyCell:
         return {"subject": self.subject.model, "seed": self.seed, "pruning": self.pruning, "method": self.method.name}
 
 
-def _weights(name: str, title: str, *overrides: str) -> Method:
-    return Method(name, title, stage="baseline", baseline=name.split("+")[0], overrides=overrides)
+def _baseline(name: str, title: str, *overrides: str, baseline: str = "", table: str = "recovery") -> Method:
+    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table)
 
 
-PAPER = Method("paper-0.25", "paper: 25 % of the heads")
-PAPER_TENTH = Method("paper-0.1", "paper: 10 % of the heads", ratio="0.1")
-PAPER_ALL = Method("paper-1.0", "paper: all heads", ratio="1.0")
-SITES = Method(
-    "all-sites", "25 % of the heads and a bias on every other linear", overrides=(f"compensate.sites={ALL_SITES}",)
+def _sites(name: str, title: str, *overrides: str, ratio: str = "0.25") -> Method:
+    return Method(name, title, ratio=ratio, overrides=(f"compensate.sites={ALL_SITES}", *overrides))
+
+
+def _ablation(name: str, title: str, *overrides: str, ranking: str | None = None) -> Method:
+    return Method(name, title, overrides=overrides, ranking=ranking, table="ablation")
+
+
+# Rates that changes of whole weights and adapters choose from: as many as the compensations have, but lower ones.
+_WEIGHT_RATES = "baseline.learning_rates=[0.001, 0.005]"
+_RANK_1 = ("baseline.rank=1", "baseline.lora_sites=[o]")
+
+PAPER = Method("paper-0.25", "heads, 25 % (the paper)")
+PAPER_ALL = Method("paper-1.0", "heads, all (the paper)", ratio="1.0")
+SITES = _sites("sites", "heads 25 % and a bias on every other linear")
+BIAS = _baseline("bias", "a free bias on every out-projection (limit of heads)")
+MASKED_BOTH = _baseline("masked-compensated", "surviving weights, then biases", _WEIGHT_RATES)
+LORA_1 = _baseline("lora-r1-o", "LoRA r=1 on the out-projections, unmerged", *_RANK_1, baseline="lora")
+MASKED = _baseline("masked", "surviving weights", _WEIGHT_RATES)
+FIRST: tuple[Method, ...] = (PAPER, SITES, MASKED_BOTH, LORA_1, BIAS)
+FURTHER: tuple[Method, ...] = (
+    Method("paper-0.1", "heads, 10 % (the paper)", ratio="0.1"),
+    PAPER_ALL,
+    Method("heads-meanshift", "heads, 25 %, from the mean shift", overrides=("compensate.start=meanshift",)),
+    Method("heads-ridge", "heads, 25 %, from the ridge", overrides=("compensate.start=ridge",)),
+    _sites("sites-distilled", "heads 25 %, biases, and distillation", "compensate.distill={weight: 0.5}"),
+    Method("heads-auto", "heads, ratio chosen on the validation pairs", ratio="auto"),
+    MASKED,
+    _baseline("masked-lora", "LoRA r=8 under the mask, merged", _WEIGHT_RATES),
+    _baseline("reconstruct", "block reconstruction", _WEIGHT_RATES),
+    _baseline("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES),
+    _baseline("lora", "LoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
+    _baseline("dora", "DoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
+    _baseline("eora", "EoRA r=8 on every linear, unmerged"),
+    _baseline("meanshift", "mean shift (FLAP-style)"),
+    _baseline("lofit", "LoFiT"),
+    _baseline("ffn", "a free bias on every FFN output"),
 )
-RECOVERY: tuple[Method, ...] = (PAPER, SITES, PAPER_TENTH)
-ABLATIONS: tuple[Method, ...] = ()
+ABLATIONS: tuple[Method, ...] = (
+    _baseline("random", "random heads", table="ablation"),
+    _ablation("energy", "heads by the energy of what they lost (MSE)", ranking="energy"),
+    _ablation("no-directions", "no directions (b only)", "compensate.parts=[bias]"),
+    _ablation("no-bias", "no bias (beta only)", "compensate.parts=[beta]"),
+    _baseline("ffn-ablation", "FFN outputs instead of heads", baseline="ffn", table="ablation"),
+    _ablation("heads-and-ffn", "heads and FFN outputs", "compensate.sites=[o, down]"),
+)
+STORIES: tuple[Method, ...] = (PAPER_ALL, SITES, BIAS, MASKED, MASKED_BOTH, FURTHER[9], LORA_1)
 
 
 def all_subjects(real: Path) -> list[Subject]:
-    """The embedded default with three seeds of its pretraining, and stories260K where it is at hand."""
-    rates = "[0.01, 0.03]"
-    budget = (f"compensate.learning_rates={rates}",)
-    tiny = [Subject(f"tiny-s{seed}", "tiny", seed, overrides=budget) for seed in SEEDS]
-    stories = (*budget, "compensate.epochs=2", "compensate.batch_size=8")
-    found = tiny + ([Subject("stories", "stories", real=real, overrides=stories)] if (real / "models").is_dir() else [])
-    return found
+    """The embedded default with three seeds of its pretraining, and stories260K."""
+    budget = ("compensate.learning_rates=[0.01, 0.03]", "baseline.learning_rates=[0.01, 0.03]")
+    found = [Subject(f"tiny-s{seed}", "tiny", seed, overrides=budget) for seed in SEEDS]
+    stories = [f"{stage}.{key}" for stage in ("compensate", "baseline") for key in ("epochs=2", "batch_size=8")]
+    return [*found, Subject("stories", "stories", real=real, overrides=(*budget, *stories))]
 
 
 def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
-    """Most telling first."""
+    """Most telling first; every cell once."""
     tiny = [subject for subject in subjects if subject.pretrain_seed is not None]
     stories = [subject for subject in subjects if subject.real is not None]
-    for method in RECOVERY:
+
+    def on_tiny(methods: tuple[Method, ...], pruning: str) -> Iterator[StudyCell]:
         for subject in tiny:
-            yield StudyCell(subject, "wanda-0.5", method, subject.pretrain_seed or 0)
-    for subject in stories:
+            for method in methods:
+                yield StudyCell(subject, pruning, method, subject.pretrain_seed or 0)
+
+    def on_stories(methods: tuple[Method, ...], pruning: str) -> Iterator[StudyCell]:
         for seed in SEEDS:
-            for method in (PAPER_ALL, SITES):
-                yield StudyCell(subject, "wanda-0.5", method, seed)
+            for method in methods:
+                for subject in stories:
+                    yield StudyCell(subject, pruning, method, seed)
+
+    yield from on_tiny(FIRST, "wanda-0.5")
+    yield from on_stories(STORIES, "wanda-0.5")
+    yield from on_tiny(FURTHER, "wanda-0.5")
+    yield from on_tiny(ABLATIONS, "wanda-0.5")
+    for pruning in ("wanda-0.6", "wanda-2of4"):
+        yield from on_tiny(FIRST, pruning)
+        yield from on_stories(STORIES, pruning)
+
+
+def ablation_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
+    """Those of the page of ablations: the method itself and each ablation, on the embedded default."""
+    shown = {method.name for method in (PAPER, *ABLATIONS)}
+    return (
+        cell
+        for cell in all_cells(subjects)
+        if cell.subject.real is None and cell.pruning == "wanda-0.5" and cell.method.name in shown
+    )

@@ -1,6 +1,8 @@
 """Block by block, the surviving weights fitted to what the dense block gives; no zero is filled.
 
-As in PERP (arXiv 2312.15230) and A Free Lunch in LLM Compression (arXiv 2510.14444). Letters: B batch, T tokens, M width.
+As in PERP (arXiv 2312.15230) and A Free Lunch in LLM Compression (arXiv 2510.14444).
+
+Letters: B batch, T tokens, M width.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def block_outputs(model: PreTrainedModel, batches_BT: list[Tensor]) -> list[list
 
 
 class Calls:
-    """The arguments that every block gets for every batch; the hidden state, which the block before gives, is kept apart."""
+    """The arguments that every block gets for every batch, the hidden state apart: the block before gives it."""
 
     def __init__(self, model: PreTrainedModel, batches_BT: list[Tensor]) -> None:
         self.hidden: list[Tensor] = []  # of the block that is next, one per batch

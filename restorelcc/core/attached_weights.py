@@ -28,9 +28,8 @@ class MaskedChange(nn.Module):
         super().__init__()
         self.names = list(linears)
         weights = [linear.weight for linear in linears.values()]
-        self.deltas = nn.ParameterList(
-            nn.Parameter(torch.zeros_like(weight, dtype=torch.float32)) for weight in weights
-        )
+        zeros = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        self.deltas = nn.ParameterList(map(nn.Parameter, zeros))
         self.masks = [(weight != 0) for weight in weights]
 
     def changes(self) -> dict[str, Tensor]:

@@ -53,6 +53,12 @@ class Store(Protocol):
     def __str__(self) -> str: ...
 
 
+class Stores(Protocol):
+    """A store for each of several runs, by name."""
+
+    def of(self, run: str) -> Store: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What is trained on: summed loss of some examples, tokens that carry loss in each, and the validation loss."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from restorelcc.core.fit import Fitted, Task, fit
-from restorelcc.core.fit_compensation import Stores
+from restorelcc.core.fit import Fitted, Stores, Task, fit
 from restorelcc.core.fit_config import FitConfig
 
 
