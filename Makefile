@@ -35,9 +35,9 @@ $(READY): constraints.txt pyproject.toml
 .PHONY: env
 env: $(READY) ## Create .venv and install the locked environment
 
-repro: $(READY) ## Run the whole chain (only what changed) and print the result table
-	restorelcc check
-	dvc repro
+repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
+	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
 	restorelcc table
 
 test: $(READY) ## Run the tests

@@ -21,7 +21,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import inspect
+from restorelcc.verbs import export, inspect, verify
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -79,7 +79,9 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb = STAGES[name]
     stage = _imported(verb)
-    stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+    stage(
+        cell, params.section(cell.model, verb.section), params.models[cell.model], Layout(params_file.resolve().parent)
+    )
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -149,10 +151,26 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
 
 
-@app.command("check", help="Check params.yaml: every key, every value, every combination of the grid. Writes nothing.")
+@app.command("check", help="Check params.yaml, and whether the sources of its models moved. Writes nothing.")
 def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     checked = load_params(params, tuple(set_ or ()))
     typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+    _compare_sources(checked, Layout(params.resolve().parent))
+
+
+def _compare_sources(params: Params, layout: Layout) -> None:
+    """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+    outside = {alias: params.models[alias] for alias in params.grid.model if not params.models[alias].is_microworld}
+    if not outside:
+        return
+    from restorelcc.io.revisions import compare_sources  # imports torch, which the embedded model need not wait for
+
+    found = [each for alias, entry in outside.items() for each in compare_sources(alias, entry, layout)]
+    for comparison in found:
+        if not comparison.stale:
+            typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
+    if stale := [comparison.sentence for comparison in found if comparison.stale]:
+        raise StageFailed("; ".join(stale))
 
 
 @app.command("table", help="Print the result table of the last report.")
@@ -162,7 +180,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect,):
+for _verb_file in (inspect, export, verify):
     _verb_file.add(app)
 
 

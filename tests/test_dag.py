@@ -84,7 +84,7 @@ def _layer(module: str) -> str:
         return "flows"
     if part in ("core", "io"):
         return part
-    return "cli" if part in ("cli", "verbs", "params", "__main__", "restorelcc") else "stages"
+    return "cli" if part in ("cli", "verbs", "params", "api", "oneshot", "__main__", "restorelcc") else "stages"
 
 
 def test_imports_point_one_way_and_stages_do_not_meet() -> None:
