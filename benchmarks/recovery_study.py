@@ -87,7 +87,8 @@ def run_cell(work: Path, study: StudyCell) -> dict:
         name: metrics[2].get(name) for name in ("mean", "params_added", "params_trained", "sparsity", "recovered")
     }
     found["variants"] = metrics[2].get("variants")
-    found["means"] = [each["mean"] for each in metrics]
+    task = method.task
+    found["means"] = [each["mean"] if task is None else each["tasks"][task]["value"] for each in metrics]
     found["perplexities"] = [each["perplexity"]["value"] for each in metrics]
     return found
 

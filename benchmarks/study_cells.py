@@ -71,6 +71,7 @@ class Method:
     overrides: tuple[str, ...] = ()
     ranking: str | None = None  # probe.score, where it is not the shipped one
     table: str = "recovery"
+    task: str | None = None  # the recovered share is of this task
 
     def cell(self, pruned: Cell) -> Cell:
         if self.stage == "compensate":
@@ -145,6 +146,13 @@ ABLATIONS: tuple[Method, ...] = (
     _baseline("ffn-ablation", "FFN outputs instead of heads", baseline="ffn", table="ablation"),
     _ablation("heads-and-ffn", "heads and FFN outputs", "compensate.sites=[o, down]"),
 )
+TARGET = "world_hellaswag"
+TASK_SPECIFIC: tuple[Method, ...] = tuple(
+    dataclasses.replace(method, name=f"target-{method.name}", title=f"{method.title}; 100 examples of {TARGET}",
+                        overrides=(*method.overrides, f"{method.stage}.task={TARGET}", f"{method.stage}.examples=100"),
+                        task=TARGET)
+    for method in (PAPER, SITES, MASKED_BOTH, LORA_1)
+)  # fmt: skip
 STORIES: tuple[Method, ...] = (PAPER_ALL, SITES, BIAS, MASKED, MASKED_BOTH, FURTHER[9], LORA_1)
 
 
@@ -176,6 +184,7 @@ def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
     yield from on_stories(STORIES, "wanda-0.5")
     yield from on_tiny(FURTHER, "wanda-0.5")
     yield from on_tiny(ABLATIONS, "wanda-0.5")
+    yield from on_tiny(TASK_SPECIFIC, "wanda-0.6")
     for pruning in ("wanda-0.6", "wanda-2of4"):
         yield from on_tiny(FIRST, pruning)
         yield from on_stories(STORIES, pruning)

@@ -31,7 +31,7 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     device = pick_device(model.device)
     pruned = layout.pruned(cell)
     parents = _checked_parents(cell, layout, config)
-    pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config.max_tokens)
+    pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config)
     learned = Lessons()
     if needs_dense(config):
         learned = lessons(load_model(layout.dense(cell), pick_dtype(model.dtype, device), device), config, pairs)

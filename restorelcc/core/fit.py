@@ -147,7 +147,8 @@ class _Run:
             summed += part_loss.detach().to(device)
         loss, norm = self._gathered(summed)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise StageFailed(self._not_finite(loss, norm))
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss's gradient is {norm}"
+            raise StageFailed(self._failure(what, self.state.steps + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.state.learning_rate * (1 - self.state.steps / self.total)
         self.optimizer.step()
@@ -168,18 +169,19 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm)
         return loss.item(), norm.item()
 
-    def _not_finite(self, loss: float, norm: float) -> str:
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss's gradient is {norm}"
+    def _failure(self, what: str, step: int) -> str:
         kept = ""
         if self.saved_step:
             kept = f"; the last good state, of step {self.saved_step}, is kept in {self.store}"
-        return f"{self.title}: {what} at step {self.state.steps + 1} of {self.total}: lower the learning_rates{kept}"
+        return f"{self.title}: {what} at step {step} of {self.total}: lower the learning_rates{kept}"
 
     def _end_epoch(self, bar: object) -> None:
         state = self.state
         state.train_losses.append(state.epoch_loss / len(self.task.tokens))
         state.epoch_loss = 0.0
         state.valid_losses.append(self.task.validate())
+        if not math.isfinite(state.valid_losses[-1]):
+            raise StageFailed(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
         patience = self.config.patience
         if patience is None or state.valid_losses[-1] <= min(state.valid_losses):
             self.best = {name: part.detach().clone() for name, part in self.named.items()}

@@ -235,6 +235,28 @@ def test_a_ratio_that_rounds_to_no_head_and_pairs_of_no_use_are_refused(tmp_path
     assert (training["train_pairs"], training["left_out"]) == (1, 3)
 
 
+def test_a_target_task_and_a_number_of_examples(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path)
+    for name in ("train", "valid"):
+        rows = [
+            {"task": task, "question": f"w{3 + number}", "response": "w9"} for task in ("a", "b") for number in range(9)
+        ]
+        write_table(layout.corpus(CELL) / f"{name}.parquet", rows, EXAMPLES)
+    run(RESTORED, CONFIG.model_copy(update={"task": "b", "examples": 4}), ENTRY, layout)
+    training = read_json(layout.training(RESTORED))
+    assert (training["train_pairs"], training["valid_pairs"]) == (4, 9)
+    with pytest.raises(BadInput, match=r"train\.parquet has no pair of the task 'c': known are a, b"):
+        run(RESTORED, CONFIG.model_copy(update={"task": "c"}), ENTRY, layout)
+
+
+def test_a_validation_loss_that_is_no_number_stops() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    losses = iter([1.0, float("nan")])
+    task = Task(lambda rows: weight.weight.sum(), [1] * 8, lambda: next(losses))
+    with pytest.raises(StageFailed, match=r"the validation loss is nan at step 1 of 3"):
+        fit(weight, task, FitConfig(), learning_rate=0.1, title="t")
+
+
 _TWO_PROCESSES = """
 import sys
 from pathlib import Path
