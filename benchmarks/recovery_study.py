@@ -1,9 +1,9 @@
 """`make study`, `make ablation`: every recovery method on several models, seeds and prunings, and the pages of results.
 
     python -m benchmarks.recovery_study run [--work .study] [--real DIR] [--only TEXT] [--minutes N]
-    python -m benchmarks.recovery_study pages [--work .study]
+    python -m benchmarks.recovery_study pages
 
-One JSON per cell in <work>/cells: what is there is not run again, so that a study can be broken off and continued.
+One JSON per cell in docs/results/cells: what is there is not run again, so a study can be broken off and continued.
 Cells stand in the order of their weight. Models are trained and prepared in <work>/<subject> as the pipeline does it.
 """
 
@@ -86,7 +86,11 @@ def run_cell(work: Path, study: StudyCell) -> dict:
     found |= {
         name: metrics[2].get(name) for name in ("mean", "params_added", "params_trained", "sparsity", "recovered")
     }
-    found["variants"] = metrics[2].get("variants")
+    variants = metrics[2].get("variants") or {}
+    found["variants"] = {
+        name: {"mean": each["mean"], "perplexity": each["perplexity"]["value"], "sparsity": each["sparsity"]}
+        for name, each in variants.items()
+    }
     task = method.task
     found["means"] = [each["mean"] if task is None else each["tasks"][task]["value"] for each in metrics]
     found["perplexities"] = [each["perplexity"]["value"] for each in metrics]
@@ -115,7 +119,7 @@ def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
 def run_study(options: argparse.Namespace) -> None:
     """Run the cells that are missing, most telling first, until all are there or the minutes are used up."""
     os.environ.setdefault("RESTORELCC_PROGRESS", "0")
-    cells, started = options.work / "cells", time.perf_counter()
+    cells, started = options.results / "cells", time.perf_counter()
     cells.mkdir(parents=True, exist_ok=True)
     wanted = ablation_cells if options.table == "ablation" else all_cells
     for study in wanted(all_subjects(options.real)):
@@ -146,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.action == "run":
         run_study(options)
-    write_pages(options.work / "cells", options.results, all_cells(all_subjects(options.real)))
+    write_pages(options.results, all_cells(all_subjects(options.real)))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,14 @@ class Method:
     ranking: str | None = None  # probe.score, where it is not the shipped one
     table: str = "recovery"
     task: str | None = None  # the recovered share is of this task
+    labels: bool = True  # whether it is trained on responses
+
+    @property
+    def ships(self) -> str:
+        """What a user has to ship beside, or in place of, the pruned checkpoint."""
+        if self.baseline in ("lora", "dora", "eora"):
+            return "adapter"
+        return "checkpoint" if self.baseline.startswith(("masked", "reconstruct")) else "biases"
 
     def cell(self, pruned: Cell) -> Cell:
         if self.stage == "compensate":
@@ -97,7 +105,8 @@ class StudyCell:
 
 
 def _baseline(name: str, title: str, *overrides: str, baseline: str = "", table: str = "recovery") -> Method:
-    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table)
+    labels = name not in ("meanshift", "eora", "reconstruct")
+    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table, labels=labels)
 
 
 def _sites(name: str, title: str, *overrides: str, ratio: str = "0.25") -> Method:
@@ -150,7 +159,7 @@ TARGET = "world_hellaswag"
 TASK_SPECIFIC: tuple[Method, ...] = tuple(
     dataclasses.replace(method, name=f"target-{method.name}", title=f"{method.title}; 100 examples of {TARGET}",
                         overrides=(*method.overrides, f"{method.stage}.task={TARGET}", f"{method.stage}.examples=100"),
-                        task=TARGET)
+                        task=TARGET, table="target")
     for method in (PAPER, SITES, MASKED_BOTH, LORA_1)
 )  # fmt: skip
 STORIES: tuple[Method, ...] = (PAPER_ALL, SITES, BIAS, MASKED, MASKED_BOTH, FURTHER[9], LORA_1)
