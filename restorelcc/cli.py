@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ import typer
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
+from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import export, inspect, verify
+from restorelcc.verbs import compare, compensation, engines, export, inspect, restore, verify
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -78,10 +80,10 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb = STAGES[name]
+    layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     stage = _imported(verb)
-    stage(
-        cell, params.section(cell.model, verb.section), params.models[cell.model], Layout(params_file.resolve().parent)
-    )
+    stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
+    write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -148,7 +150,9 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     from restorelcc.report.stage import run
 
     checked = load_params(params, tuple(set_ or ()))
-    run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    results = run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    if results.missing:
+        typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 
 
 @app.command("check", help="Check params.yaml, and whether the sources of its models moved. Writes nothing.")
@@ -180,7 +184,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect, export, verify):
+for _verb_file in (inspect, restore, export, verify, compensation, engines, compare):
     _verb_file.add(app)
 
 

@@ -12,6 +12,8 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import DataFiles, ModelEntry
 from restorelcc.core.pruning import parse_pruning
+from restorelcc.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.evaluate.stage import run_dense
 from restorelcc.io.checkpoints import save_checkpoint
 from restorelcc.io.corpus_tables import EXAMPLES
 from restorelcc.io.digest import file_digest, model_digest
@@ -25,6 +27,11 @@ from tests import pico
 
 CELL = Cell("pico", "wanda-0.5")
 ENTRY = ModelEntry(source="some/model", threads=1, data=DataFiles(calibration="c", instructions="i", heldout="h"))
+
+
+EVALUATE = EvaluateConfig(
+    batch_size=4, sanity_gate=False, generation=GenerationConfig(prompts=2, new_tokens=8, prompt_tokens=4)
+)
 
 
 def words(count: int, seed: int) -> str:
@@ -50,6 +57,13 @@ def recovery_project(root: Path, pairs: int = 24, family: str = "llama") -> Layo
         write_table(corpus / f"{name}.parquet", rows, EXAMPLES)
     write_json(corpus / "tasks" / "tasks.json", {"embedded": [], "lm_eval": []})
     write_components(layout, head_layout(model))
+    return layout
+
+
+def evaluated_project(root: Path) -> Layout:
+    """The same, with the dense model's metrics and reference, which every evaluation needs."""
+    layout = recovery_project(root)
+    run_dense(Cell(CELL.model), EVALUATE, ENTRY, layout)
     return layout
 
 

@@ -18,14 +18,13 @@ from restorelcc.core.fold import fold
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.means import mean_inputs
 from restorelcc.core.sites import site_linears
-from restorelcc.evaluate.config import EvaluateConfig
 from restorelcc.evaluate.stage import run_baseline
 from restorelcc.io.checkpoints import load_model
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
 from tests import pico
-from tests.recovery_project import CELL, ENTRY, recovery_project
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, recovery_project
 
 CONFIG = BaselineConfig(learning_rates=(0.01, 0.03), epochs=1, batch_size=8, max_tokens=16)
 CPU = torch.device("cpu")
@@ -33,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return recovery_project(tmp_path_factory.mktemp("project"))
+    return evaluated_project(tmp_path_factory.mktemp("project"))
 
 
 def _cell(name: str):
@@ -55,7 +54,7 @@ def test_a_baseline_is_written_evaluated_and_byte_identical_when_run_again(name:
     document = read_json(folder / "baseline.json")
     assert document["baseline"] == name
     assert not any(layout.work.iterdir()), "no state of a finished training is left"
-    run_baseline(cell, EvaluateConfig(batch_size=4), ENTRY, layout)
+    run_baseline(cell, EVALUATE, ENTRY, layout)
     metrics = read_json(layout.metrics(cell))
     assert (metrics["baseline"], metrics["pruning"], metrics["head_ratio"]) == (name, "wanda-0.5", None)
     assert metrics["perplexity"]["value"] > 0
@@ -125,7 +124,7 @@ def test_a_baseline_of_another_pruned_model_is_refused(tmp_path: Path) -> None:
     next(prunable_linears(model))[2].weight[0, 0] += 1.0
     model.save_pretrained(layout.pruned(CELL))
     with pytest.raises(BadInput, match="made for another pruned model"):
-        run_baseline(_cell("meanshift"), EvaluateConfig(), ENTRY, layout)
+        run_baseline(_cell("meanshift"), EVALUATE, ENTRY, layout)
     with pytest.raises(BadInput, match="components were extracted for another pruned model"):
         run(_cell("random"), CONFIG, ENTRY, layout)
 

@@ -19,7 +19,6 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.core.sites import SITES, site_linears
-from restorelcc.evaluate.config import EvaluateConfig
 from restorelcc.evaluate.stage import run_baseline
 from restorelcc.io.baseline_folder import read_adapter
 from restorelcc.io.checkpoints import load_model
@@ -27,7 +26,7 @@ from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
 from restorelcc.prune.prune import prune_model
 from tests import pico
-from tests.recovery_project import CELL, ENTRY, recovery_project
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 
 CONFIG = BaselineConfig(learning_rates=(0.005, 0.02), epochs=2, batch_size=8, max_tokens=16, rank=2)
 CPU = torch.device("cpu")
@@ -35,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return recovery_project(tmp_path_factory.mktemp("project"))
+    return evaluated_project(tmp_path_factory.mktemp("project"))
 
 
 def _run(name: str, layout: Layout) -> tuple[Cell, dict]:
@@ -63,7 +62,7 @@ def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> Non
     survivors = sum(int((weight != 0).sum()) for weight in _weights(before).values())
     if name in ("masked", "reconstruct"):
         assert document["params_trained"] == survivors
-    run_baseline(cell, EvaluateConfig(batch_size=4), ENTRY, layout)
+    run_baseline(cell, EVALUATE, ENTRY, layout)
     assert read_json(layout.metrics(cell))["sparsity"] == pytest.approx(0.5)
     assert read_json(layout.metrics(cell))["params_trained"] == document["params_trained"]
 
@@ -82,7 +81,7 @@ def test_a_compensation_of_another_checkpoint_is_refused(layout: Layout) -> None
     out_projections(model)[0].weight[0] += 1.0
     model.save_pretrained(folder)
     with pytest.raises(BadInput, match="was trained for another pruned model"):
-        run_baseline(cell, EvaluateConfig(batch_size=4), ENTRY, layout)
+        run_baseline(cell, EVALUATE, ENTRY, layout)
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "eora"])
@@ -90,7 +89,7 @@ def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name:
     cell, document = _run(name, layout)
     assert document["kind"] == "adapter"
     assert {path.suffix for path in (layout.baseline(cell) / "adapter").iterdir()} == {".json", ".safetensors"}
-    run_baseline(cell, EvaluateConfig(batch_size=4), ENTRY, layout)
+    run_baseline(cell, EVALUATE, ENTRY, layout)
     metrics = read_json(layout.metrics(cell))
     merged, remasked = (metrics["variants"][key] for key in ("merged", "merged, zeros put back"))
     assert merged["perplexity"]["value"] == pytest.approx(metrics["perplexity"]["value"], rel=1e-3)

@@ -20,7 +20,6 @@ from restorelcc.core.distillation import dense_targets, distilled_loss, divergen
 from restorelcc.core.fold import fold
 from restorelcc.core.response_loss import response_batch, response_loss
 from restorelcc.core.sites import SITES, site_linears, site_paths
-from restorelcc.evaluate.config import EvaluateConfig
 from restorelcc.evaluate.stage import run_restored
 from restorelcc.io.checkpoints import load_model
 from restorelcc.io.compensations import read_compensation
@@ -28,8 +27,9 @@ from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.pairs import read_pairs
 from restorelcc.io.tensors import read_tensors
+from restorelcc.report.results import result_row
 from tests import pico
-from tests.recovery_project import CELL, ENTRY, recovery_project
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 
 RESTORED = Cell(CELL.model, CELL.pruning, "0.5")
 CONFIG = CompensateConfig(learning_rates=(0.02,), epochs=1, batch_size=8, max_tokens=16)
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return recovery_project(tmp_path_factory.mktemp("project"))
+    return evaluated_project(tmp_path_factory.mktemp("project"))
 
 
 def _config(**changes: object) -> CompensateConfig:
@@ -106,7 +106,7 @@ def test_every_mode_trains_folds_and_is_evaluated(changes: dict, layout: Layout)
     assert {site.linear for site in found.sites} == set(
         site_paths(FAMILIES["llama"], [site for site in sites if site != "o"])
     )
-    run_restored(RESTORED, EvaluateConfig(batch_size=4), ENTRY, layout)
+    run_restored(RESTORED, EVALUATE, ENTRY, layout)
     metrics = read_json(layout.metrics(RESTORED))
     assert metrics["sparsity"] == pytest.approx(0.5)
     assert metrics["params_trained"] == sum(value.numel() for value in found.sites.values()) + 2 * 6 * len(
@@ -212,8 +212,10 @@ def test_an_automatic_ratio_is_one_of_those_allowed_and_its_heads_are_kept(layou
     assert [row["head_ratio"] for row in training["ratios"]] == [0.25, 0.5], "0.001 of 12 heads is none"
     assert training["head_ratio"] in (0.25, 0.5)
     assert len(training["heads"]) == round(12 * training["head_ratio"])
-    run_restored(cell, EvaluateConfig(batch_size=4), ENTRY, layout)
-    assert read_json(layout.metrics(cell))["head_ratio"] == "auto"
+    run_restored(cell, EVALUATE, ENTRY, layout)
+    metrics = read_json(layout.metrics(cell))
+    assert (metrics["head_ratio"], metrics["head_ratio_auto"]) == (training["head_ratio"], True)
+    assert result_row(cell, metrics, {})["what"] == f"heads auto ({training['head_ratio']:g})"
     assert layout.metrics(cell).name == "heads-auto.json"
 
 
