@@ -23,7 +23,7 @@ from restorelcc.core.grid import ratio_label
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import compare, compensation, engines, export, inspect, restore, verify
+from restorelcc.verbs import compare, compensation, engines, export, inspect, plan, restore, verify
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -184,7 +184,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect, restore, export, verify, compensation, engines, compare):
+for _verb_file in (inspect, plan, restore, export, verify, compensation, engines, compare):
     _verb_file.add(app)
 
 

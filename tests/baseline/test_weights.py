@@ -62,9 +62,10 @@ def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> Non
     survivors = sum(int((weight != 0).sum()) for weight in _weights(before).values())
     if name in ("masked", "reconstruct"):
         assert document["params_trained"] == survivors
-    run_baseline(cell, EVALUATE, ENTRY, layout)
-    assert read_json(layout.metrics(cell))["sparsity"] == pytest.approx(0.5)
-    assert read_json(layout.metrics(cell))["params_trained"] == document["params_trained"]
+    if name == "masked-compensated":
+        run_baseline(cell, EVALUATE, ENTRY, layout)
+        assert read_json(layout.metrics(cell))["sparsity"] == pytest.approx(0.5)
+        assert read_json(layout.metrics(cell))["params_trained"] == document["params_trained"]
 
 
 def test_training_survivors_lowers_the_loss_and_more_with_biases(layout: Layout) -> None:
@@ -84,7 +85,7 @@ def test_a_compensation_of_another_checkpoint_is_refused(layout: Layout) -> None
         run_baseline(cell, EVALUATE, ENTRY, layout)
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "eora"])
+@pytest.mark.parametrize("name", ["dora", "eora"])
 def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name: str, layout: Layout) -> None:
     cell, document = _run(name, layout)
     assert document["kind"] == "adapter"
