@@ -16,8 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-capture bench-extract bench-probe bench-threads bench-prune \
-	bench-memory bench-overhead clean
+.PHONY: help repro test test-slow check study ablation bench bench-capture bench-extract bench-probe bench-threads \
+	bench-prune bench-compensate bench-memory bench-overhead clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,15 @@ bench-threads: $(READY) ## Time of one pretraining step of the embedded model by
 bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; masked and sliced side by side
 	python -m benchmarks.prune
 	python -m benchmarks.sliced
+
+bench-compensate: $(READY) ## Time of a training step: compensation, the floor and LoRA side by side
+	python -m benchmarks.compensate
+
+study: $(READY) ## Every recovery method on several models and seeds, resumable (hours); writes docs/results
+	python -m benchmarks.recovery_study run
+
+ablation: $(READY) ## The ablations of the method (the embedded model, three seeds); writes docs/results/ablation.md
+	python -m benchmarks.recovery_study run --table ablation
 
 bench-capture: $(READY) ## Capture three ways: straightforward, ours, plain forward passes (minutes)
 	python -m benchmarks.capture
