@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-threads bench-prune bench-memory clean
+.PHONY: help repro graph flow test test-workflow test-slow check bench bench-threads bench-prune bench-memory clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,12 +36,22 @@ $(READY): constraints.txt pyproject.toml
 env: $(READY) ## Create .venv and install the locked environment
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table
+	restorelcc versions
 	restorelcc check
 	dvc repro
 	restorelcc table
 
+flow: $(READY) ## Run the chain by Prefect, stages side by side (docs/workflow.md)
+	python -m flows.restore
+
+graph: $(READY) ## Draw the stages of the grid and what each waits for
+	dvc dag | cat
+
 test: $(READY) ## Run the tests
-	pytest --numprocesses 2 --dist loadfile -m "not slow"
+	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow"
+
+test-workflow: $(READY) ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
+	pytest --numprocesses 2 --dist loadfile -m workflow
 
 test-slow: $(READY) ## Run the long tests: the shipped pipeline, twice from nothing
 	pytest -m slow

@@ -21,7 +21,10 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import inspect
+from restorelcc.verbs import inspect, versions
+from restorelcc.workflow.running import stage_running
+from restorelcc.workflow.stale import remove_stale_metrics
+from restorelcc.workflow.versions import check_versions
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -71,9 +74,11 @@ _PARAMS = Path("params.yaml")
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
-    verb = STAGES[name]
-    stage = _imported(verb)
-    stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+    verb, layout = STAGES[name], Layout(params_file.resolve().parent)
+    check_versions(layout.root)
+    with stage_running(layout, name, cell):
+        stage = _imported(verb)
+        stage(cell, getattr(params, verb.section), params.models[cell.model], layout)
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -129,8 +134,11 @@ def grid_cells(params: Params) -> list[Cell]:
 def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     from restorelcc.report.stage import run
 
-    checked = load_params(params, tuple(set_ or ()))
-    run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    check_versions(layout.root)
+    with stage_running(layout, "report"):
+        remove_stale_metrics(layout, checked.grid.model_dump())
+        run(grid_cells(checked), checked.report, layout)
 
 
 @app.command("check", help="Check params.yaml: every key, every value, every combination of the grid. Writes nothing.")
@@ -146,7 +154,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect,):
+for _verb_file in (inspect, versions):
     _verb_file.add(app)
 
 
