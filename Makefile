@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro graph flow test test-workflow test-slow check bench bench-threads bench-prune bench-memory clean
+.PHONY: help repro graph flow share test test-workflow test-slow check bench bench-threads bench-prune bench-memory bench-workflow clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ repro: $(READY) ## Run the whole chain (only what changed) and print the result 
 
 flow: $(READY) ## Run the chain by Prefect, stages side by side (docs/workflow.md)
 	python -m flows.restore
+
+share: $(READY) ## Make a folder, s3://... or ssh://... the team's remote: make share URL=...
+	restorelcc share "$(URL)"
 
 graph: $(READY) ## Draw the stages of the grid and what each waits for
 	dvc dag | cat
@@ -72,6 +75,9 @@ bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; m
 
 bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (minutes)
 	python -m benchmarks.prune_memory
+
+bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per stage and its speed-up (minutes)
+	python -m benchmarks.workflow
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
 	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import inspect, versions
+from restorelcc.verbs import doctor, inspect, share, versions
 from restorelcc.workflow.running import stage_running
 from restorelcc.workflow.stale import remove_stale_metrics
 from restorelcc.workflow.versions import check_versions
@@ -154,7 +154,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect, versions):
+for _verb_file in (doctor, inspect, share, versions):
     _verb_file.add(app)
 
 
