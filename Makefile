@@ -35,10 +35,10 @@ $(READY): constraints.txt pyproject.toml
 .PHONY: env
 env: $(READY) ## Create .venv and install the locked environment
 
-repro: $(READY) ## Run the whole chain (only what changed) and print the result table
+repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
 	restorelcc versions
-	restorelcc check
-	dvc repro
+	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
+	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
 	restorelcc table
 
 flow: $(READY) ## Run the chain by Prefect, stages side by side (docs/workflow.md)

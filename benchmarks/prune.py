@@ -1,6 +1,6 @@
 """Time of each pruner as a multiple of one plain calibration forward of the same model, measured in turns.
 
-    python -m benchmarks.prune [--rounds 3] [--threads 1]
+    python -m benchmarks.prune [--rounds 3] [--threads 1] [--write FILE.md]
 
 Goals on the CPU: Wanda <= 2.5, SparseGPT <= 6. The model is small; tokens per column (32) and the share of tokens that
 errors are measured on (1 in 128) are about those of a 7B model with the default calibration of 128 x 2,048 tokens, or
@@ -13,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.random_llama import random_batches, random_llama
+from benchmarks.results import measured_on, table, write_section
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.prune import prune_model
@@ -45,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", type=Path, help="a Markdown file whose section is written")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ["RESTORELCC_PROGRESS"] = "0"
@@ -65,8 +68,26 @@ def main() -> None:
         print(f"round {number + 1} of {options.rounds} done", flush=True)
     print(f"one plain calibration forward ({SEQUENCES} x {LENGTH} tokens): {median(forwards):.2f} s")
     for name, values in multiples.items():
-        goal = f"goal <= {GOALS[name]:g}" if name in GOALS else ""
-        print(f"{name:16s} {median(values):5.2f} x  ({min(values):.2f} .. {max(values):.2f})  {goal}")
+        print(f"{name:16s} {median(values):5.2f} x  ({min(values):.2f} .. {max(values):.2f})  {_goal(name)}")
+    if options.write:
+        write_section(options.write, "prune", "Time", _markdown(forwards, multiples, options.threads))
+
+
+def _goal(name: str) -> str:
+    return f"goal <= {GOALS[name]:g}" if name in GOALS else ""
+
+
+def _markdown(forwards: list[float], multiples: dict[str, list[float]], threads: int) -> str:
+    rows = [
+        [name, f"{median(values):.2f}", f"{min(values):.2f} .. {max(values):.2f}", _goal(name)]
+        for name, values in multiples.items()
+    ]
+    return (
+        f"Time of a pruner as a multiple of one plain calibration forward right before it ({SEQUENCES} x {LENGTH} "
+        f"tokens, median {median(forwards):.2f} s), on a random float32 Llama of {LAYERS} layers (width {WIDTH}, FFN "
+        f"{FFN}). Median and range of {len(forwards) // len(multiples)} rounds.\n\n{measured_on(threads)}\n\n"
+        f"{table(['pruning', 'x forward', 'range', 'goal'], rows)}"
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -121,6 +122,7 @@ def run_here(body: Any, **parameters: Any) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     with prefect_api():
         state = body(return_state=True, **parameters)
+        APILogHandler.flush()  # before a server of our own ends
     if state.is_completed():
         print(f"restorelcc: {state.message}", file=sys.stderr)
         return 0

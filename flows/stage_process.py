@@ -27,6 +27,8 @@ _TRANSIENT = re.compile(
     r"|\b(?:429|502|503|504)\b (?:Client|Server|Too|Bad|Service|Gateway)|CUDA out of memory|CUDA error"
 )
 _GRACE_SECONDS = 10.0
+# DVC's advice after every stage; it belongs to a person at a terminal.
+_ADVICE = re.compile(r"^(?:To track the changes|To enable auto staging|Use `dvc push`|\s+git add |\s+dvc config core)")
 
 
 class StageError(Exception):
@@ -110,6 +112,8 @@ def _throttled(stream: object) -> object:
     last = 0.0
     for line in stream:  # universal newlines: a carriage return ends a line too
         text = line.rstrip()
+        if _ADVICE.match(text):
+            continue
         if "|" in text and re.search(r"\d+/\d+ .*\|", text):
             if time.monotonic() - last < 10:
                 continue

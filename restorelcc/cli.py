@@ -21,7 +21,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import doctor, inspect, share, versions
+from restorelcc.verbs import doctor, export, inspect, share, verify, versions
 from restorelcc.workflow.running import stage_running
 from restorelcc.workflow.stale import remove_stale_metrics
 from restorelcc.workflow.versions import check_versions
@@ -46,6 +46,7 @@ class Verb:
 
 
 _M, _MP, _MPR = ("model",), ("model", "pruning"), ("model", "pruning", "head_ratio")
+_MPB = ("model", "pruning", "baseline")
 STAGES: dict[str, Verb] = {
     "corpus": Verb("restorelcc.corpus.stage", "run", "corpus", _M),
     "dense": Verb("restorelcc.dense.stage", "run", "dense", _M),
@@ -55,9 +56,11 @@ STAGES: dict[str, Verb] = {
     "extract": Verb("restorelcc.extract.stage", "run", "extract", _MP),
     "probe": Verb("restorelcc.probe.stage", "run", "probe", _MP),
     "compensate": Verb("restorelcc.compensate.stage", "run", "compensate", _MPR),
+    "baseline": Verb("restorelcc.baseline.stage", "run", "baseline", _MPB),
     "evaluate_dense": Verb("restorelcc.evaluate.stage", "run_dense", "evaluate", _M),
     "evaluate_pruned": Verb("restorelcc.evaluate.stage", "run_pruned", "evaluate", _MP),
     "evaluate_restored": Verb("restorelcc.evaluate.stage", "run_restored", "evaluate", _MPR),
+    "evaluate_baseline": Verb("restorelcc.evaluate.stage", "run_baseline", "evaluate", _MPB),
 }
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
@@ -66,6 +69,9 @@ PruningOption = Annotated[
     typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or sparsegpt-2of4; or external-<name>"),
 ]
 RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
+BaselineOption = Annotated[
+    str, typer.Option("--baseline", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all")
+]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable")]
 _PARAMS = Path("params.yaml")
@@ -73,12 +79,12 @@ _PARAMS = Path("params.yaml")
 
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     params = load_params(params_file, tuple(overrides or ()))
-    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"))
+    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb, layout = STAGES[name], Layout(params_file.resolve().parent)
     check_versions(layout.root)
     with stage_running(layout, name, cell):
         stage = _imported(verb)
-        stage(cell, getattr(params, verb.section), params.models[cell.model], layout)
+        stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -108,7 +114,16 @@ def _add_verb(name: str, verb: Verb) -> None:
     ) -> None:
         _run(name, params, set_, model=model, pruning=pruning, head_ratio=head_ratio)
 
-    command: Any = {_M: per_model, _MP: per_pruning, _MPR: per_ratio}[verb.needs]
+    def per_baseline(
+        model: ModelOption,
+        pruning: PruningOption,
+        baseline: BaselineOption,
+        params: ParamsOption = _PARAMS,
+        set_: SetOption = None,
+    ) -> None:
+        _run(name, params, set_, model=model, pruning=pruning, baseline=baseline)
+
+    command: Any = {_M: per_model, _MP: per_pruning, _MPR: per_ratio, _MPB: per_baseline}[verb.needs]
     help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in verb.needs)}."
     app.command(name, help=help_text)(command)
     if "_" in name:
@@ -120,13 +135,14 @@ for _name, _verb in STAGES.items():
 
 
 def grid_cells(params: Params) -> list[Cell]:
-    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios."""
+    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and baselines."""
     cells = []
     for model in params.grid.model:
         cells.append(Cell(model))
         for pruning in params.grid.pruning:
             cells.append(Cell(model, pruning))
             cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in params.grid.head_ratio]
+            cells += [Cell(model, pruning, baseline=name) for name in params.grid.baseline]
     return cells
 
 
@@ -141,10 +157,26 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
         run(grid_cells(checked), checked.report, layout)
 
 
-@app.command("check", help="Check params.yaml: every key, every value, every combination of the grid. Writes nothing.")
+@app.command("check", help="Check params.yaml, and whether the sources of its models moved. Writes nothing.")
 def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     checked = load_params(params, tuple(set_ or ()))
     typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+    _compare_sources(checked, Layout(params.resolve().parent))
+
+
+def _compare_sources(params: Params, layout: Layout) -> None:
+    """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+    outside = {alias: params.models[alias] for alias in params.grid.model if not params.models[alias].is_microworld}
+    if not outside:
+        return
+    from restorelcc.io.revisions import compare_sources  # imports torch, which the embedded model need not wait for
+
+    found = [each for alias, entry in outside.items() for each in compare_sources(alias, entry, layout)]
+    for comparison in found:
+        if not comparison.stale:
+            typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
+    if stale := [comparison.sentence for comparison in found if comparison.stale]:
+        raise StageFailed("; ".join(stale))
 
 
 @app.command("table", help="Print the result table of the last report.")
@@ -154,7 +186,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (doctor, inspect, share, versions):
+for _verb_file in (doctor, export, inspect, share, verify, versions):
     _verb_file.add(app)
 
 

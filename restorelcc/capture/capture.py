@@ -1,11 +1,12 @@
-"""Capture head outputs z at chosen tokens.
+"""Capture head outputs z at the tokens that matter, and nothing else.
 
-Letters: N samples, B batch, T tokens, L layers, X = H*D.
+Letters: N samples, B batch, T tokens, L layers, R roles (question; or question, positive, negative), X = H*D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,42 +14,156 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import head_layout
+from restorelcc.core.errors import StageFailed
 from restorelcc.core.hooks import observed_heads
-from restorelcc.core.progress import progress
-from restorelcc.core.text import batches_by_length, right_padded
+from restorelcc.core.packing import PaddingSide, Row, alone, can_pack, model_inputs, packed, padded
+from restorelcc.core.text import EncodedContrast, batches_by_length
+
+# How far activations of the joint pass may be from those of passes of their own, relative to their size, before the
+# joint pass is given up: far above rounding, far below what a token that is wrongly seen or hidden does.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One sequence to run and the positions in it (the same number for all sequences) at which z is read."""
+class Sample:
+    """What is read of one sample: z at token `question_end` and at the last of `first`; and at the last of `second`.
 
-    ids: list[int]
-    positions: tuple[int, ...]
-
-
-@torch.no_grad()
-def capture_heads(
-    model: PreTrainedModel, readings: Sequence[Reading], *, token_budget: int, pad: int, title: str
-) -> list[list[Tensor]]:
-    """z at each reading's positions: result[k][layer] is [N, X] float32 on the CPU, for the k-th position.
-
-    Attention is causal and padding stands on the right, so what is read does not depend on the other sequences of a
-    batch, and one pass over question + response gives the same question activation as a pass over the question alone.
+    Of the question alone (`second` and `question_end` None): z at the last token of `first`.
     """
-    layout = head_layout(model)
-    slots = len(readings[0].positions)
-    z = [[torch.empty(len(readings), layout.width) for _ in range(layout.layers)] for _ in range(slots)]
-    for batch in progress(batches_by_length([len(r.ids) for r in readings], token_budget), title, "batches"):
-        rows = torch.arange(len(batch))
-        positions = torch.tensor([readings[number].positions for number in batch])
 
-        def observe(
-            layer: int, z_BTX: Tensor, batch: list[int] = batch, rows: Tensor = rows, at: Tensor = positions
-        ) -> None:
-            for slot in range(slots):
-                z[slot][layer][batch] = z_BTX[rows, at[:, slot]].float().cpu()
+    first: list[int]
+    question_end: int | None = None
+    second: list[int] | None = None
 
-        with observed_heads(model, observe):
-            tokens_BT = right_padded([readings[number].ids for number in batch], pad).to(model.device)
-            model.base_model(input_ids=tokens_BT, use_cache=False)
-    return z
+    def joint(self) -> tuple[Row, list[int]]:
+        """One row and the places that are read in it, one per role."""
+        if self.second is None or self.question_end is None:
+            return alone(self.first), [len(self.first) - 1]
+        row = packed(self.first, self.second)
+        return row, [self.question_end, len(self.first) - 1, row.second(len(self.second) - 1)]
+
+
+def question_samples(tuples: Sequence[EncodedContrast]) -> list[Sample]:
+    """The last token of each question: what the pruned model is run for."""
+    return [Sample(each.question) for each in tuples]
+
+
+def response_samples(tuples: Sequence[EncodedContrast]) -> list[Sample]:
+    """The last tokens of question, question + positive, question + negative: what the dense model is run for."""
+    return [Sample(each.positive.ids, each.positive.question_tokens - 1, each.negative.ids) for each in tuples]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run together: their numbers, and how many tokens the model sees (padding not counted)."""
+
+    number: int
+    samples: list[int]
+    tokens: int
+
+
+def plan(samples: Sequence[Sample], token_budget: int) -> list[Batch]:
+    """Batches of samples of similar length, longest first; rows * longest <= token_budget."""
+    lengths = [len(sample.joint()[0].ids) for sample in samples]
+    batches = batches_by_length(lengths, token_budget)
+    return [Batch(number, batch, sum(lengths[i] for i in batch)) for number, batch in enumerate(batches)]
+
+
+class _Seen(Exception):
+    """Raised by the last layer's hook: what comes after it is read by nobody."""
+
+
+class HeadReader:
+    """Reads z of batches of samples; what passes over it is only the rows asked for."""
+
+    def __init__(self, model: PreTrainedModel, *, pad: int, side: PaddingSide = "right", joint: bool = True) -> None:
+        """joint: run question and both responses as one row. False runs a sequence of its own per response."""
+        self.model, self._pad, self._side, self.joint = model, pad, side, joint
+        self._layers = head_layout(model).layers
+
+    def read(self, samples: Sequence[Sample]) -> Tensor:
+        """z_LBRX float32 on the CPU. Raises StageFailed when the model gives something that is not a number."""
+        if self.joint or samples[0].second is None:
+            rows, places = zip(*(sample.joint() for sample in samples), strict=True)
+            z_LBRX = self._run(rows, torch.tensor(places))
+        else:
+            firsts = self._run(
+                [alone(sample.first) for sample in samples],
+                torch.tensor([[sample.question_end or 0, len(sample.first) - 1] for sample in samples]),
+            )
+            seconds = [sample.second or [] for sample in samples]
+            ends = torch.tensor([[len(ids) - 1] for ids in seconds])
+            z_LBRX = torch.cat([firsts, self._run([alone(ids) for ids in seconds], ends)], dim=2)
+        if not z_LBRX.isfinite().all():
+            layer = int((~z_LBRX.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+            raise StageFailed(
+                f"capture: the head outputs of layer {layer} hold NaN or infinity in {self.model.dtype}: set "
+                "models.<name>.dtype to float32 or bfloat16, or check the checkpoint"
+            )
+        return z_LBRX
+
+    @torch.no_grad()
+    def _run(self, rows: Sequence[Row], places_BR: Tensor) -> Tensor:
+        batch = padded(rows, self._pad, self._side)
+        inputs = model_inputs(self.model, batch)
+        places_BR = (places_BR + batch.start_B[:, None]).to(self.model.device)
+        numbers_B1 = torch.arange(len(rows), device=self.model.device)[:, None]
+        found: list[Tensor] = []
+
+        def observe(layer: int, z_BTX: Tensor) -> None:
+            found.append(z_BTX[numbers_B1.to(z_BTX.device), places_BR.to(z_BTX.device)])
+            if layer == self._layers - 1:
+                raise _Seen
+
+        with observed_heads(self.model, observe), suppress(_Seen):
+            self.model.base_model(**inputs)
+        return torch.stack([z_BRX.float().cpu() for z_BRX in found])
+
+
+def joint_pass_error(model: PreTrainedModel, sample: Sample, pad: int) -> float:
+    """Largest difference of a role's z between the joint row and sequences of their own, relative to its norm."""
+    joint, own = (HeadReader(model, pad=pad, joint=joint).read([sample]) for joint in (True, False))
+    return float(((joint - own).norm(dim=-1) / own.norm(dim=-1).clamp(min=1e-12)).max())
+
+
+def why_not_joint(model: PreTrainedModel, samples: Sequence[Sample], pad: int) -> str | None:
+    """None when this model may run question and both responses as one row; otherwise the reason, for the user.
+
+    Tried on the longest sample, where windows and position limits show.
+    """
+    longest = max(samples, key=lambda sample: len(sample.joint()[0].ids))
+    if longest.second is None:
+        return None
+    if not can_pack(model):
+        return f"{model.config._attn_implementation} attention takes no mask of its own"
+    try:
+        error = joint_pass_error(model, longest, pad)
+    except (ValueError, TypeError, RuntimeError) as problem:
+        return f"this model cannot run them as one row ({str(problem).splitlines()[0]})"
+    if not error <= _TOLERANCE.get(model.dtype, 1e-3):
+        return f"run as one row they give activations that differ by {error:.1e}"
+    return None
+
+
+def capture_heads(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    *,
+    token_budget: int,
+    pad: int,
+    side: PaddingSide = "right",
+    joint: bool = True,
+) -> Tensor:
+    """z_LNRX of all samples, in memory; the stages stream the same batches to disk instead."""
+    reader = HeadReader(model, pad=pad, side=side, joint=joint)
+    batches = list(read_batches(reader, samples, plan(samples, token_budget)))
+    order = torch.tensor([number for batch, _ in batches for number in batch.samples])
+    return torch.cat([z_LBRX for _, z_LBRX in batches], dim=1)[:, order.argsort()]
+
+
+def read_batches(
+    reader: HeadReader, samples: Sequence[Sample], batches: Sequence[Batch]
+) -> Iterator[tuple[Batch, Tensor]]:
+    """(batch, z_LBRX) one by one; nothing of a batch is kept."""
+    for batch in batches:
+        yield batch, reader.read([samples[number] for number in batch.samples])

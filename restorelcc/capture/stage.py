@@ -2,85 +2,189 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from restorelcc.capture.capture import Reading, capture_heads
+from restorelcc.capture.capture import (
+    Batch,
+    HeadReader,
+    Sample,
+    plan,
+    question_samples,
+    read_batches,
+    response_samples,
+    why_not_joint,
+)
 from restorelcc.capture.config import CaptureConfig
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
+from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.progress import notice, progress
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
-from restorelcc.core.text import EncodedPair, encode_pair
-from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, write_layer
+from restorelcc.core.text import EncodedContrast, context_length, encode_contrasts
+from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
 from restorelcc.io.checkpoints import load_model, load_tokenizer
 from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.digest import file_digest, model_digest
+from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.parts import PartReader, fingerprint, finished_part, part_folder, write_part
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_table
+
+_PARTS_FORMAT = 1  # raise when a batch's part would hold other numbers than before
 
 
 def run_dense(cell: Cell, config: CaptureConfig, model: ModelEntry, layout: Layout) -> None:
     """Write <model>/activations/: roles question, positive and negative of the dense model."""
-    _run(cell, config, model, layout, layout.dense(cell), layout.dense_activations(cell), with_responses=True)
+    roles = (QUESTION, POSITIVE, NEGATIVE)
+    _run("dense", cell, config, model, layout, layout.dense(cell), layout.dense_activations(cell), roles)
 
 
 def run_pruned(cell: Cell, config: CaptureConfig, model: ModelEntry, layout: Layout) -> None:
     """Write <model>/<pruning>/activations/: role question of the pruned model."""
-    _run(cell, config, model, layout, layout.pruned(cell), layout.pruned_activations(cell), with_responses=False)
+    _run("pruned", cell, config, model, layout, layout.pruned(cell), layout.pruned_activations(cell), (QUESTION,))
 
 
 def _run(
+    kind: str,
     cell: Cell,
     config: CaptureConfig,
     model: ModelEntry,
     layout: Layout,
     checkpoint: Path,
     destination: Path,
-    *,
-    with_responses: bool,
+    roles: tuple[str, ...],
 ) -> None:
     prepare(seed=0, threads=model.threads)
     device = pick_device(model.device)
+    title = f"capture {kind}"
     contrast = layout.corpus(cell) / "contrast.parquet"
     rows = read_table(contrast, CONTRAST)
-    if not rows:
-        raise BadInput(f"{contrast} holds no contrast tuple: raise corpus.contrast or give more instruction pairs")
     tokenizer = load_tokenizer(checkpoint)
     network = load_model(checkpoint, pick_dtype(model.dtype, device), device)
-    title = f"capture {'dense' if with_responses else 'pruned'}"
+    tuples = encode_rows(tokenizer, rows, contrast, context_length(network.config, config.max_tokens), title)
+    samples = question_samples(tuples) if roles == (QUESTION,) else response_samples(tuples)
+    pad = tokenizer.pad_token_id or 0
+    if reason := why_not_joint(network, samples, pad):
+        notice(title, f"question and responses run as separate sequences, which takes longer: {reason}")
+    reader = HeadReader(network, pad=pad, joint=reason is None)
+    metadata = {
+        "model": cell.model,
+        "checkpoint": model_digest(checkpoint),
+        "text": file_digest(contrast),
+        "tokens": _tokens_digest(tuples),
+        "samples": str(len(samples)),
+        "truncated": str(sum(each.truncated for each in tuples)),
+        **_parent(checkpoint),
+        "responses": "none" if roles == (QUESTION,) else "joint" if reason is None else f"separate: {reason}",
+    }
+    name = "-".join(filter(None, (f"capture_{kind}", cell.model, cell.pruning)))
+    with part_folder(layout, name, _fingerprint(metadata, config, network)) as folder:
+        batches = plan(samples, config.token_budget)
+        parts = _captured(folder, reader, samples, batches, len(roles), title)
+        heads = head_layout(network)
+        ids = [row["sample_id"] for row in rows]
+        with published(layout, destination) as (scratch,):
+            write_activations(scratch, parts, batches, ids, roles, heads, metadata)
 
-    def capture(readings: list[Reading], part: str) -> list[list[Tensor]]:
-        return capture_heads(
-            network,
-            readings,
-            token_budget=config.token_budget,
-            pad=tokenizer.pad_token_id or 0,
-            title=f"{title} {part}",
+
+def _parent(checkpoint: Path) -> dict[str, str]:
+    """Which dense model a pruned one was made from, where the prune stage has noted it."""
+    report = checkpoint / "sparsity.json"
+    dense = read_json(report).get("parents", {}).get("dense") if report.is_file() else None
+    return {"dense": dense} if dense else {}
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: list[dict], table: Path, max_tokens: int, title: str
+) -> list[EncodedContrast]:
+    """Tokens of all contrast tuples; says how many questions were cut. Raises BadInput naming the table."""
+    if not rows:
+        raise BadInput(f"{table} holds no contrast tuple: raise corpus.contrast or give more instruction pairs")
+    try:
+        tuples = encode_contrasts(tokenizer, rows, max_tokens)
+    except BadInput as error:
+        raise BadInput(f"{table}: {error}") from error
+    if cut := sum(each.truncated for each in tuples):
+        notice(
+            title, f"{cut} of {len(tuples)} questions lost tokens on the left, to fit in {max_tokens} with a response"
         )
+    return tuples
 
-    positive = _encode(tokenizer, rows, "positive", config.max_tokens)
-    roles: dict[str, list[Tensor]] = {}
-    if with_responses:
-        both = capture([Reading(p.ids, (p.question_tokens - 1, len(p.ids) - 1)) for p in positive], "positive")
-        roles[QUESTION], roles[POSITIVE] = both
-        negative = _encode(tokenizer, rows, "negative", config.max_tokens)
-        (roles[NEGATIVE],) = capture([Reading(p.ids, (len(p.ids) - 1,)) for p in negative], "negative")
-    else:
-        question = [Reading(p.ids[: p.question_tokens], (p.question_tokens - 1,)) for p in positive]
-        (roles[QUESTION],) = capture(question, "question")
-    heads = head_layout(network)
-    digests = {"model": cell.model, "checkpoint": model_digest(checkpoint), "text": file_digest(contrast)}
-    with published(layout, destination) as (folder,):
-        folder.mkdir()
+
+def _tokens_digest(tuples: Sequence[EncodedContrast]) -> str:
+    """Of every token id: dense and pruned activations with the same digest were read at the same tokens."""
+    total = hashlib.sha256()
+    for each in tuples:
+        for ids in ([each.positive.question_tokens], each.positive.ids, each.negative.ids):
+            total.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
+    return total.hexdigest()
+
+
+def _fingerprint(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedModel) -> str:
+    """Of all that the bytes of a part depend on."""
+    computed = {"dtype": str(network.dtype), "device": network.device.type, "threads": torch.get_num_threads()}
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    attention = network.config._attn_implementation
+    return fingerprint(
+        metadata | config.model_dump() | computed | versions | {"attention": attention, "format": _PARTS_FORMAT}
+    )
+
+
+def _captured(
+    folder: Path, reader: HeadReader, samples: list[Sample], batches: list[Batch], roles: int, title: str
+) -> list[Path]:
+    """The part file of every batch; those that an earlier run has left are not computed again."""
+    heads = head_layout(reader.model)
+    shapes = [(heads.layers, len(batch.samples), roles * heads.width) for batch in batches]
+    found = {batch.number: finished_part(folder, batch.number, shapes[batch.number]) for batch in batches}
+    paths = {number: path for number, path in found.items() if path is not None}
+    missing = [batch for batch in batches if batch.number not in paths]
+    if paths:
+        notice(title, f"{len(paths)} of {len(batches)} batches are there from a run that was stopped")
+    bar = progress(None, title, "batches", total=len(batches), initial=len(paths))
+    started, tokens = time.perf_counter(), 0
+    for batch, z_LBRX in read_batches(reader, samples, missing):
+        paths[batch.number] = write_part(folder, batch.number, z_LBRX.flatten(2).numpy())
+        tokens += batch.tokens
+        bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
+        bar.update()
+    bar.close()
+    return [paths[batch.number] for batch in batches]
+
+
+def write_activations(
+    folder: Path,
+    parts: list[Path],
+    batches: list[Batch],
+    sample_ids: list[int],
+    roles: Sequence[str],
+    heads: HeadLayout,
+    metadata: dict[str, str],
+) -> None:
+    """One Parquet file per layer, samples in their own order, from parts in the order of their length."""
+    folder.mkdir()
+    place = {number: (batch.number, row) for batch in batches for row, number in enumerate(batch.samples)}
+    step = rows_at_once(len(roles), heads)
+
+    def blocks(layer: int, reader: PartReader) -> Iterator[np.ndarray]:
+        for start in range(0, len(sample_ids), step):
+            block_BX = np.empty((min(step, len(sample_ids) - start), len(roles) * heads.width), dtype=np.float32)
+            for offset, record in enumerate(block_BX):
+                part, row = place[start + offset]
+                reader.read(part, layer, row, record)
+            yield block_BX.reshape(len(block_BX), len(roles), heads.width)
+
+    with PartReader(parts) as reader:
         for layer in range(heads.layers):
-            values = {role: z[layer] for role, z in roles.items()}
-            write_layer(folder, layer, [row["sample_id"] for row in rows], values, heads, digests)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], response: str, max_tokens: int) -> list[EncodedPair]:
-    return [encode_pair(tokenizer, row["question"], row[response], max_tokens) for row in rows]
+            stream_layer(folder, layer, sample_ids, roles, blocks(layer, reader), heads, metadata)

@@ -5,8 +5,8 @@ To add a family: add a row whose key is the checkpoint's `model_type`, and a pic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 from restorelcc.core.errors import BadInput
 from restorelcc.core.heads import HeadLayout
 
-# How a stock checkpoint of the family can carry a bias on its out-projection:
-# "native": it always has one; "flag": config.attention_bias turns biases on for q, k, v and o; "none": it cannot.
+# How a stock checkpoint of the family can carry a bias on a linear:
+# "native": it has one unless its config says otherwise; "flag": a key of the config turns it on; "none": it cannot.
 BiasRoute = Literal["native", "flag", "none"]
+# Which layers see only config.sliding_window tokens back, where that is set; "listed": those config.layer_types names.
+Windows = Literal["never", "every", "listed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,10 @@ class Family:
     out_proj: str
     ffn_in: tuple[str, ...]  # linears whose rows are the FFN's channels
     ffn_out: str  # the linear whose columns are the FFN's channels
-    bias: BiasRoute
+    native_biases: tuple[str, ...] = ()  # linears with a bias unless the config says otherwise
+    # Key of the config -> the linears that have a bias when it is true, and have none when it is false.
+    bias_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    windows: Windows = "never"
     ffn_width: str = "intermediate_size"  # the config's key for the number of channels
     # Whether the class reads head_dim from the config. Where it is hidden size / heads, heads cannot be sliced off.
     free_head_dim: bool = True
@@ -39,36 +44,65 @@ class Family:
         """What pruning targets, in forward order."""
         return (*self.qkv, self.out_proj, *self.ffn_in, self.ffn_out)
 
+    @property
+    def bias(self) -> BiasRoute:
+        """How the out-projection can carry a bias."""
+        return self.bias_route(self.out_proj)
+
+    def bias_route(self, path: str) -> BiasRoute:
+        """How a stock checkpoint can carry a bias on the linear at `path`."""
+        if path in self.native_biases:
+            return "native"
+        return "none" if self.bias_flag(path) is None else "flag"
+
+    def bias_flag(self, path: str) -> str | None:
+        """The key of the config that turns a bias on `path` on; None where there is no such key."""
+        return next((flag for flag, paths in self.bias_flags.items() if path in paths), None)
+
+    def linear_path(self, name: str) -> str:
+        """The path of a linear given by its path or by the last part of it. Raises BadInput, listing the known ones."""
+        matches = [path for path in self.linears if name in (path, path.rpartition(".")[2])]
+        if len(matches) != 1:
+            raise BadInput(f"{name!r} is no linear layer of this model family: it has {', '.join(self.linears)}")
+        return matches[0]
+
 
 _SELF_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_SELF_OUT = "self_attn.o_proj"
+_GATED_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def _llama_like(bias: BiasRoute) -> Family:
+def _llama_like(*flags: str, native_biases: tuple[str, ...] = (), windows: Windows = "never") -> Family:
+    """flags: which of attention_bias (q, k, v, o) and mlp_bias (gate, up, down) the class reads from its config."""
+    linears = {"attention_bias": (*_SELF_QKV, _SELF_OUT), "mlp_bias": _GATED_FFN}
     return Family(
         blocks="model.layers",
         qkv=_SELF_QKV,
-        out_proj="self_attn.o_proj",
-        ffn_in=("mlp.gate_proj", "mlp.up_proj"),
-        ffn_out="mlp.down_proj",
-        bias=bias,
+        out_proj=_SELF_OUT,
+        ffn_in=_GATED_FFN[:2],
+        ffn_out=_GATED_FFN[2],
+        native_biases=native_biases,
+        bias_flags={flag: linears[flag] for flag in flags},
+        windows=windows,
     )
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": _llama_like("flag"),
-    "mistral": _llama_like("none"),
-    "qwen2": _llama_like("none"),
-    "qwen3": _llama_like("flag"),
-    "gemma": _llama_like("flag"),
-    "gemma2": _llama_like("flag"),
-    "gemma3_text": _llama_like("flag"),
+    "llama": _llama_like("attention_bias", "mlp_bias"),
+    "mistral": _llama_like(windows="every"),
+    "qwen2": _llama_like(native_biases=_SELF_QKV, windows="listed"),
+    "qwen3": _llama_like("attention_bias", windows="listed"),
+    "gemma": _llama_like("attention_bias"),
+    "gemma2": _llama_like("attention_bias", windows="listed"),
+    "gemma3_text": _llama_like("attention_bias", windows="listed"),
     "gpt_neox": Family(
         blocks="gpt_neox.layers",
         qkv=("attention.query_key_value",),
         out_proj="attention.dense",
         ffn_in=("mlp.dense_h_to_4h",),
         ffn_out="mlp.dense_4h_to_h",
-        bias="native",
+        native_biases=("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        bias_flags={"attention_bias": ("attention.query_key_value", "attention.dense")},
         free_head_dim=False,
     ),
     "opt": Family(
@@ -77,7 +111,8 @@ FAMILIES: dict[str, Family] = {
         out_proj="self_attn.out_proj",
         ffn_in=("fc1",),
         ffn_out="fc2",
-        bias="native",
+        native_biases=(*_SELF_QKV, "self_attn.out_proj", "fc1", "fc2"),
+        bias_flags={"enable_bias": (*_SELF_QKV, "self_attn.out_proj", "fc1", "fc2")},
         ffn_width="ffn_dim",
         free_head_dim=False,
     ),
@@ -87,7 +122,7 @@ FAMILIES: dict[str, Family] = {
         out_proj="self_attn.dense",
         ffn_in=("mlp.fc1",),
         ffn_out="mlp.fc2",
-        bias="native",
+        native_biases=(*_SELF_QKV, "self_attn.dense", "mlp.fc1", "mlp.fc2"),
     ),
 }
 

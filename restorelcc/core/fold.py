@@ -1,15 +1,18 @@
-"""Fold a constant head offset into the out-projection's bias: exact, and free at inference.
+"""Fold a compensation into biases: exact, and free at inference.
 
-Letters: L layers, H heads, D head dim, X = H*D, M model width.
+Letters: L layers, H heads, D head dim, X = H*D, M model width, O output features of a linear.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.core.architectures import family_of, head_layout, out_projections, prunable_linears
+from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of
+from restorelcc.core.compensation import Compensation, Site, check_width, checked
 from restorelcc.core.errors import BadInput
 
 
@@ -21,30 +24,84 @@ def folded_bias(weight_MX: Tensor, offset_X: Tensor) -> Tensor:
     return weight_MX.float() @ offset_X.float()
 
 
+def with_addition(bias_O: Tensor | None, addition_O: Tensor, dtype: torch.dtype) -> Tensor:
+    """bias + addition, summed in float32 and cast last."""
+    total_O = addition_O.float()
+    if bias_O is not None:
+        total_O = total_O + bias_O.float()
+    return total_O.to(dtype)
+
+
 @torch.no_grad()
-def fold(model: PreTrainedModel, offset_LHD: Tensor) -> None:
-    """Add c [L, H, D] to the model in place as out-projection biases; no weight is touched.
+def fold(model: PreTrainedModel, compensation: Compensation | Tensor) -> None:
+    """Add a compensation (or a head offset [L, H, D]) to the model in place as biases; no weight is touched.
 
-    Families whose class reads out-projection biases only with `config.attention_bias` get that flag, and zero biases
-    on q, k and v, so that save_pretrained writes a checkpoint which loads with the same logits. Raises BadInput when
-    the shape is another model's.
+    Every linear that it reaches takes its part up in its own bias; other biases keep their bits. Where the class reads
+    a bias only with a key of its config (attention_bias, mlp_bias), the key is set and the linears that it covers get
+    zero biases, so that save_pretrained writes a checkpoint which loads with the same logits. Linears that the class
+    never gives a bias get one in memory only: `check_class_carries` refuses those before a checkpoint is written.
+    Raises BadInput when the compensation does not fit the model.
     """
-    layout = head_layout(model)
-    if tuple(offset_LHD.shape) != (layout.layers, layout.heads, layout.head_dim):
-        raise BadInput(f"a compensation of shape {tuple(offset_LHD.shape)} does not fit a model of {layout}")
-    for projection, offset_X in zip(out_projections(model), layout.join(offset_LHD), strict=True):
-        weight = projection.weight
-        bias_M = folded_bias(weight, offset_X.to(weight.device))
-        if projection.bias is not None:
-            bias_M = bias_M + projection.bias.float()
-        projection.bias = nn.Parameter(bias_M.to(weight.dtype), requires_grad=False)
-    if family_of(model).bias == "flag":
-        _turn_attention_bias_on(model)
+    family = family_of(model)
+    compensation = checked(compensation, family, head_layout(model))
+    for site, linear, addition_O in bias_additions(model, compensation):
+        _turn_flag_on(model, site.linear)
+        bias = with_addition(linear.bias, addition_O, linear.weight.dtype)
+        linear.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def _turn_attention_bias_on(model: PreTrainedModel) -> None:
-    model.config.attention_bias = True
-    for _, name, linear in prunable_linears(model):
-        if linear.bias is None and name.endswith(("q_proj", "k_proj", "v_proj")):
-            zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
-            linear.bias = nn.Parameter(zeros, requires_grad=False)
+def bias_additions(model: PreTrainedModel, compensation: Compensation) -> Iterator[tuple[Site, nn.Linear, Tensor]]:
+    """(site, linear, addition [O] in float32) of every linear whose bias takes something up, in forward order."""
+    family, layout = family_of(model), head_layout(model)
+    with_heads = set(compensation.head_layers())
+    for layer, block in enumerate(blocks_of(model)):
+        for path in family.linears:
+            site = Site(layer, path)
+            linear = linear_of(block, path)
+            offset_X = None
+            if path == family.out_proj and layer in with_heads:
+                offset_X = layout.join(compensation.offset_LHD[layer])
+            if offset_X is not None or site in compensation.sites:
+                yield site, linear, addition(linear.weight, offset_X, site, compensation.sites.get(site))
+
+
+def addition(weight_OI: Tensor, offset_I: Tensor | None, site: Site, value_O: Tensor | None) -> Tensor:
+    """W c + s in float32, [O]: what a linear's bias takes up. Raises BadInput when s has another width."""
+    outputs = weight_OI.shape[0]
+    if value_O is not None:
+        check_width(site, value_O, outputs)
+    total_O = torch.zeros(outputs, device=weight_OI.device)
+    if offset_I is not None:
+        total_O = folded_bias(weight_OI, offset_I.to(weight_OI.device))
+    return total_O if value_O is None else total_O + value_O.to(total_O)
+
+
+def check_class_carries(model: PreTrainedModel, compensation: Compensation) -> None:
+    """Raises BadInput, with reason and alternative, when the model's class has no bias on a compensated linear.
+
+    Such a model computes the right thing in memory, but its checkpoint silently loses these biases when it is loaded.
+    """
+    family = family_of(model)
+    compensation = checked(compensation, family, head_layout(model))
+    missing = [path for path in compensation.linears(family) if family.bias_route(path) == "none"]
+    if missing:
+        raise BadInput(
+            f"a {model.config.model_type!r} checkpoint cannot carry a bias on {', '.join(missing)}, and transformers "
+            "would silently drop it on loading: use `restorelcc export`, which writes an equivalent class where there "
+            "is one, or keep the compensation file and restorelcc.attach(model, file)"
+        )
+
+
+def _turn_flag_on(model: PreTrainedModel, path: str) -> None:
+    """Set the config's key for biases on `path`, and give every linear that the key covers a zero bias."""
+    family = family_of(model)
+    flag = family.bias_flag(path)
+    if flag is None or getattr(model.config, flag):
+        return
+    setattr(model.config, flag, True)
+    for block in blocks_of(model):
+        for covered in family.bias_flags[flag]:
+            linear = linear_of(block, covered)
+            if linear.bias is None:
+                zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
+                linear.bias = nn.Parameter(zeros, requires_grad=False)

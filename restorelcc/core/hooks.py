@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from restorelcc.core.architectures import blocks_of, head_layout, out_projections
+from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of, out_projections
+from restorelcc.core.compensation import Compensation, check_width, checked
 from restorelcc.core.errors import BadInput
 
 
@@ -63,3 +64,27 @@ def offset_heads(model: PreTrainedModel, offset_LHD: Tensor) -> Iterator[None]:
 
     with _attached(model, attach):
         yield
+
+
+@contextmanager
+def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> Iterator[None]:
+    """z' = z + c for the heads and out' = out + s for the further sites: the reference that folding is proved against.
+
+    No tensor of the model changes. Raises BadInput when the compensation does not fit the model.
+    """
+    found = checked(compensation, family_of(model), head_layout(model))
+    blocks = blocks_of(model)
+    linears = {site: linear_of(blocks[site.layer], site.linear) for site in found.sites}
+    for site, linear in linears.items():
+        check_width(site, found.sites[site], linear.out_features)
+
+    def adding(value_O: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        return lambda _module, _inputs, output: output + value_O.to(output)
+
+    with offset_heads(model, found.offset_LHD):
+        handles = [linear.register_forward_hook(adding(found.sites[site])) for site, linear in linears.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -11,15 +12,21 @@ from tqdm.auto import tqdm
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], title: str, unit: str, total: int | None = None) -> tqdm:
-    """Iterate with a bar `title: n/total unit`; RESTORELCC_PROGRESS=0 turns all bars off."""
+def progress(items: Iterable[T] | None, title: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
+    """Iterate (or count by hand, items None) with a bar `title: n/total unit`; RESTORELCC_PROGRESS=0: no bars."""
     return tqdm(
         items,
         desc=title,
         unit=unit,
         total=total,
+        initial=initial,
         dynamic_ncols=True,
         mininterval=0.5,
         disable=os.environ.get("RESTORELCC_PROGRESS") == "0",
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} |{bar}| {elapsed}<{remaining} {postfix}",
     )
+
+
+def notice(title: str, text: str) -> None:
+    """One line on stderr, above any bar: something the user should know though the work goes on."""
+    tqdm.write(f"{title}: {text}", file=sys.stderr)

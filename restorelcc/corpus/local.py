@@ -1,4 +1,4 @@
-"""Corpus of a user's own model, from local files."""
+"""Rows of local data files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from restorelcc.core.errors import BadInput
-from restorelcc.core.model_entry import DataFiles
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -36,31 +35,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     raise BadInput(f"data file {path} has an unknown ending: use .jsonl, .json, .csv, .parquet or .txt")
 
 
-def texts(path: Path, count: int | None, rng: random.Random) -> list[str]:
-    """`count` texts (all when None) in an order drawn from rng; the column is `text`."""
+def texts(path: Path, count: int | None, rng: random.Random, column: str = "text") -> list[str]:
+    """`count` texts (all when None) of a column, in an order drawn from rng."""
     rows = read_rows(path)
-    if any("text" not in row for row in rows) or not rows:
-        raise BadInput(f"data file {path} needs a column `text` in every row, and at least one row")
-    found = [str(row["text"]).strip() for row in rows]
+    if any(column not in row for row in rows) or not rows:
+        raise BadInput(f"data file {path} needs a column `{column}` in every row, and at least one row")
+    found = [str(row[column]).strip() for row in rows]
     found = [text for text in found if text]
     return found if count is None else rng.sample(found, min(count, len(found)))
-
-
-def pairs(data: DataFiles, count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Distinct question/response pairs from instruction data (Alpaca's columns, or `question` and `response`)."""
-    path = Path(data.instructions)
-    found: dict[str, str] = {}
-    for row in read_rows(path):
-        if "question" in row and "response" in row:
-            question, response = str(row["question"]), str(row["response"])
-        elif "instruction" in row and "output" in row:
-            question = data.template.format(instruction=row["instruction"], input=row.get("input") or "")
-            response = str(row["output"])
-        else:
-            raise BadInput(
-                f"data file {path} needs the columns `instruction` and `output`, or `question` and `response`"
-            )
-        if question.strip() and response.strip():
-            found.setdefault(question.strip(), response.strip())
-    chosen = rng.sample(list(found.items()), min(count, len(found)))
-    return [{"task": "instructions", "question": question, "response": response} for question, response in chosen]

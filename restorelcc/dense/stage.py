@@ -16,7 +16,7 @@ from restorelcc.core.runtime import prepare
 from restorelcc.core.text import encode_documents
 from restorelcc.dense.config import DenseConfig
 from restorelcc.dense.pretrain import DevItem, build_model, pretrain
-from restorelcc.io.checkpoints import save_checkpoint, write_reference
+from restorelcc.io.checkpoints import local_folder, save_checkpoint, write_reference
 from restorelcc.io.corpus_tables import ITEMS
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
@@ -34,6 +34,7 @@ def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> N
         else:
             key = f"models.{cell.model}"
             write_reference(folder, *pinned_source(key, model.source, model.revision, layout.root))
+            local_folder(folder)  # what is missing in the hub's cache comes now, before hours of work wait for it
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:

@@ -9,52 +9,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.core.errors import BadInput
 from restorelcc.io.documents import read_json, write_json
+from restorelcc.io.hub import Repository, fetch_model
 
 REFERENCE = "model_ref.json"
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
 
 
-def write_reference(folder: Path, source: str, revision: str | None) -> None:
-    """Point to weights that stay where they are: a hub id at a commit, or a folder whose content had this digest."""
+def write_reference(folder: Path, source: str, revision: str, files: dict[str, str] | None = None) -> None:
+    """Point to weights that stay where they are: a hub id at a commit, with the content ids of the files used, or a
+    folder whose content had this digest."""
     folder.mkdir(parents=True)
-    write_json(folder / REFERENCE, {"source": source, "revision": revision})
-
-
-def _resolve(folder: Path) -> tuple[str, str | None]:
-    if (folder / REFERENCE).is_file():
-        reference = read_json(folder / REFERENCE)
-        source = reference["source"]
-        return source, None if Path(source).is_dir() else reference["revision"]
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
-    return str(folder), None
+    content: dict[str, Any] = {"source": source, "revision": revision}
+    write_json(folder / REFERENCE, content if files is None else content | {"files": files})
 
 
 def local_folder(folder: Path) -> Path:
-    """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once)."""
-    source, commit = _resolve(folder)
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, revision=commit, allow_patterns=["*.json", "model*.safetensors"]))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{source} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
+    """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
+
+    Raises BadInput or StageFailed when the hub does not give it.
+    """
+    if (folder / REFERENCE).is_file():
+        reference = read_json(folder / REFERENCE)
+        source, commit = reference["source"], reference["revision"]
+        if reference.get("files") is None:
+            return _existing(Path(source), folder)
+        return fetch_model(Repository(str(folder), source), commit)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+    return folder
+
+
+def _existing(source: Path, folder: Path) -> Path:
+    if not source.is_dir():
+        raise BadInput(f"{folder / REFERENCE} points to {source}, which is not there: bring the folder back")
+    return source
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model in evaluation mode, all weights frozen. Raises BadInput for a missing or incomplete checkpoint."""
-    source, commit = _resolve(folder)
+    source = local_folder(folder)
     try:
         # Typed by hand: with output_loading_info the method returns a pair, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=commit or "main", dtype=dtype, use_safetensors=True, output_loading_info=True
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"no model can be loaded from {source}: {str(error).splitlines()[0]}") from error
@@ -67,9 +70,9 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; padding uses its end token where it has no padding token."""
-    source, commit = _resolve(folder)
+    source = local_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit or "main")
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise BadInput(f"no tokenizer can be loaded from {source}: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:

@@ -54,11 +54,16 @@ class Layout:
     def training(self, cell: Cell) -> Path:
         return self._pruning(cell) / f"heads-{cell.head_ratio}" / "training.json"
 
+    def baseline(self, cell: Cell) -> Path:
+        return self._pruning(cell) / f"baseline-{cell.baseline}"
+
     def metrics(self, cell: Cell) -> Path:
-        """Metrics JSON of the dense model, the pruned one, or the restored one, by what the cell names."""
+        """Metrics JSON of the dense model, the pruned one, the restored one or a baseline, by what the cell names."""
         folder = self.data / "metrics" / cell.model
         if cell.pruning is None:
             return folder / "dense.json"
+        if cell.baseline is not None:
+            return folder / cell.pruning / f"{cell.baseline}.json"
         return folder / cell.pruning / ("pruned.json" if cell.head_ratio is None else f"heads-{cell.head_ratio}.json")
 
     def samples(self, cell: Cell) -> Path:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from restorelcc.core.errors import BadInput
 from restorelcc.io.digest import files_digest
+from restorelcc.io.hub import Repository, model_files, resolved_commit
 from restorelcc.io.tensor_files import weight_files
 
 
-def pinned_source(key: str, source: str, revision: str | None, root: Path) -> tuple[str, str]:
-    """(folder, digest of its weights and config) or (hub id, commit). Raises BadInput naming the params key."""
-    local = root / Path(source).expanduser()
-    if local.is_dir():
-        return str(local), files_digest([*weight_files(local), local / "config.json"])
-    from huggingface_hub import HfApi  # only hub ids need the hub client
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+def pinned_source(key: str, source: str, revision: str | None, root: Path) -> tuple[str, str, dict[str, str] | None]:
+    """(folder, digest of its weights and config, None) or (hub id, commit, {file: content id}).
 
-    try:
-        return source, str(HfApi().model_info(source, revision=revision).sha)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise BadInput(
-            f"{key}: source {source!r} is neither a folder nor a model the hub gives ({type(error).__name__}): check "
-            "the path, the id, the network and your access"
-        ) from error
+    Raises BadInput naming the params key, StageFailed when the hub cannot be asked.
+    """
+    local = local_source(source, root)
+    if local is not None:
+        return str(local), files_digest([*weight_files(local), local / "config.json"]), None
+    repository = Repository(key, source)
+    commit = resolved_commit(repository, revision)
+    return source, commit, {name: content for name, (content, _) in model_files(repository, commit).items()}
+
+
+def local_source(source: str, root: Path) -> Path | None:
+    """The folder that a source names, counted from the project's folder; None for a hub id."""
+    local = root / Path(source).expanduser()
+    return local if local.is_dir() else None

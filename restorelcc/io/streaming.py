@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from restorelcc.core.architectures import family_of, family_of_config, prunable_linears
 from restorelcc.core.errors import BadInput
+from restorelcc.core.sparsity import rounded
 from restorelcc.io.tensor_files import INDEX, StoredTensor, weight_files
 
 
@@ -106,7 +107,7 @@ class StreamedWeights:
 
     def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
         """The weight rounded to the dtype of the checkpoint."""
-        return weight_OI.to(self._stored[f"{name}.weight"].dtype)
+        return rounded(weight_OI, self._stored[f"{name}.weight"].dtype)
 
     def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
         for name, _ in list(module.named_parameters()):
@@ -115,8 +116,7 @@ class StreamedWeights:
 
 
 def _return_freed_memory() -> None:
-    """Over many blocks two things add up to the whole model: tensors in reference cycles, which wait for a collection,
-    and freed ones of less than 32 MiB, which glibc keeps for itself."""
+    """What adds up over many blocks: tensors in reference cycles, which wait for a collection, and holes in a heap."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

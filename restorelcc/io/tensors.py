@@ -32,17 +32,27 @@ def _sort_header(path: Path) -> None:
     sorted_path.replace(path)
 
 
+def read_all_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor and the metadata. Raises BadInput when the file is missing or damaged."""
+    return _read(path, None)
+
+
 def read_tensors(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The named tensors and the metadata. Raises BadInput when the file or a tensor is missing or damaged."""
+    return _read(path, names)
+
+
+def _read(path: Path, names: tuple[str, ...] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
     try:
         with safe_open(path, framework="pt") as file:
-            missing = set(names) - set(file.keys())
+            missing = set(names or ()) - set(file.keys())
             if missing:
                 raise BadInput(
                     f"{path} has no tensor {', '.join(sorted(missing))}: it is not the artifact expected here"
                 )
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            wanted = sorted(file.keys()) if names is None else names
+            return {name: file.get_tensor(name) for name in wanted}, file.metadata() or {}
     except SafetensorError as error:
         raise BadInput(f"{path} is not a readable safetensors file ({error}): delete it and run `dvc repro`") from error

@@ -52,7 +52,8 @@ def measure_external(
     steps = walk_blocks(model, batches_BT, weights)
     for step in progress(steps, "measure external", "blocks", total=len(by_layer)):
         linears = by_layer[step.layer]
-        check_finite({name: linear.weight for name, linear in linears.items()})
+        for name, linear in linears.items():
+            check_finite(name, linear.weight)
         with observed_inputs(linears, stride=stride) as inputs:
             step.forward()
         for name, linear in linears.items():
@@ -65,9 +66,9 @@ def measure_external(
 
 def counted(model: PreTrainedModel) -> list[PrunedTensor]:
     """Zeros of every targeted weight of a model in memory, without errors."""
-    tensors = [(layer, name, linear.weight) for layer, name, linear in prunable_linears(model)]
-    check_finite({name: weight for _, name, weight in tensors})
-    return [
-        PrunedTensor(f"{name}.weight", layer, int((weight == 0).sum()), weight.numel(), None)
-        for layer, name, weight in tensors
-    ]
+    results = []
+    for layer, name, linear in prunable_linears(model):
+        check_finite(name, linear.weight)
+        zeros = int((linear.weight == 0).sum())
+        results.append(PrunedTensor(f"{name}.weight", layer, zeros, linear.weight.numel(), None))
+    return results

@@ -33,6 +33,12 @@ class InputStatistics:
         """Sum of x x^T over all tokens, [I, I] float32."""
         return self._gram_II[self._leader[name]]
 
+    def forget(self, name: str) -> None:
+        """Free what was collected for a linear and those that share its input."""
+        leader = self._leader[name]
+        for collected in (self._squares_I, self._gram_II, self._sampled_KI):
+            collected.pop(leader, None)
+
     def sampled_KI(self, name: str) -> Tensor:
         """Every stride-th token's input, [K, I] float32."""
         return torch.cat(self._sampled_KI[self._leader[name]]).float()
@@ -43,6 +49,10 @@ class InputStatistics:
         for name in names:
             found.setdefault(self._leader[name], []).append(name)
         return list(found.values())
+
+    def finish(self) -> None:
+        """Let go of the input seen last, which is kept to know whether the next linear receives it too."""
+        self._last = ("", None)
 
     def observe(self, name: str, inputs: Tensor) -> None:
         """Add the inputs [..., I] of one call of one linear."""
@@ -87,5 +97,6 @@ def observed_inputs(
     try:
         yield statistics
     finally:
+        statistics.finish()
         for handle in handles:
             handle.remove()

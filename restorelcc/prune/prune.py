@@ -16,13 +16,13 @@ from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.progress import progress
 from restorelcc.core.pruning import STRUCTURED_PRUNERS, Pruning
-from restorelcc.core.sparsity import pruned_count, removal_mask
+from restorelcc.core.sparsity import pruned_count, removal_mask, rounded
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.inputs import InputStatistics, observed_inputs
 from restorelcc.prune.scores import magnitude_score, wanda_score
 from restorelcc.prune.sparsegpt import sparsegpt
 from restorelcc.prune.structured import StructuredPruner
-from restorelcc.prune.walk import InMemory, Weights, walk_blocks
+from restorelcc.prune.walk import BlockStep, InMemory, Weights, walk_blocks
 
 Linears = dict[str, nn.Linear]
 
@@ -59,17 +59,32 @@ def prune_model(
     results: list[PrunedTensor] = []
     steps = walk_blocks(model, batches_BT, weights)
     for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(by_layer)):
-        linears = by_layer[step.layer]
-        check_finite({name: linear.weight for name, linear in linears.items()})
-        squares, gram_of = pruning.pruner == "wanda", pruner.gram_of(linears)
-        with observed_inputs(linears, squares=squares, gram_of=gram_of, stride=stride) as inputs:
-            step.forward()
-        check_finite({f"the input of {name}": inputs.sampled_KI(name) for name in linears})
-        for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
-            dense_OI = linears[name].weight
-            stored_OI = weights.as_stored(name, pruned_OI).to(dense_OI.dtype)
-            results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, inputs))
-            dense_OI.copy_(stored_OI)
+        results += _prune_block(step, by_layer[step.layer], pruning, pruner, weights, stride)
+    return results
+
+
+def _prune_block(
+    step: BlockStep,
+    linears: Linears,
+    pruning: Pruning,
+    pruner: UnstructuredPruner | StructuredPruner,
+    weights: Weights,
+    stride: int,
+) -> list[PrunedTensor]:
+    """Prune one block in place. A function of its own, so that its statistics are freed when it returns."""
+    for name, linear in linears.items():
+        check_finite(name, linear.weight)
+    squares, gram_of = pruning.pruner == "wanda", pruner.gram_of(linears)
+    with observed_inputs(linears, squares=squares, gram_of=gram_of, stride=stride) as inputs:
+        step.forward()
+    for name in linears:
+        check_finite(f"the input of {name}", inputs.sampled_KI(name))
+    results = []
+    for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
+        dense_OI = linears[name].weight
+        stored_OI = rounded(weights.as_stored(name, pruned_OI), dense_OI.dtype)
+        results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, inputs))
+        dense_OI.copy_(stored_OI)
     return results
 
 
@@ -86,11 +101,10 @@ def sampling_stride(batches_BT: list[Tensor], config: PruneConfig) -> int:
     return max(1, sum(batch.numel() for batch in batches_BT) // config.error_tokens)
 
 
-def check_finite(tensors: dict[str, Tensor]) -> None:
-    """Raises BadInput naming the first tensor that holds NaN or infinity."""
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises BadInput naming a tensor that holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
 
 
 def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor) -> float:
@@ -120,6 +134,7 @@ class UnstructuredPruner:
             parts = pruned_OI.split([len(weight) for weight in weights])
             for name, part_OI in zip(names, parts, strict=True):
                 yield name, part_OI, pruned_count(part_OI.shape[1], sparsity) * len(part_OI)
+            inputs.forget(names[0])
 
     def _pruned(self, weight_OI: Tensor, name: str, inputs: InputStatistics) -> Tensor:
         sparsity, config = self._pruning.sparsity, self._config

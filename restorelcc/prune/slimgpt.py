@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.sparsity import without_chance_zeros
 
 # Channels are removed in this many rounds; within one round their errors are taken as independent.
 ROUNDS = 32
@@ -49,6 +50,8 @@ def parts_to_remove(
 
 def part_errors(weight_OI: Tensor, inverse_II: Tensor, columns_GX: Tensor) -> Tensor:
     """e_g = tr(W_g ((H^-1)_gg)^-1 W_g^T), the output error of removing part g alone, [G]. SlimGPT, eq. 4; OBS."""
+    if columns_GX.shape[1] == 1:  # of a single column the trace is a quotient
+        return (weight_OI.square().sum(dim=0) / inverse_II.diagonal())[columns_GX[:, 0]]
     weight_GXO = weight_OI.T[columns_GX]
     inverse_GXX = inverse_II[columns_GX[:, :, None], columns_GX[:, None, :]]
     return (weight_GXO * torch.linalg.solve(inverse_GXX, weight_GXO)).sum(dim=(1, 2))
@@ -62,7 +65,7 @@ def choose_parts(weight_OI: Tensor, hessian_II: Tensor, columns_GX: Tensor, coun
     removed_G = torch.zeros(len(columns_GX), dtype=torch.bool, device=weight_OI.device)
     if not count:
         return removed_G
-    weight_OI = weight_OI.float().clone()
+    weight_OI = weight_OI.to(torch.float32, copy=True)
     inverse_II = torch.cholesky_inverse(_cholesky(hessian_II))
     per_round = -(-count // ROUNDS) if columns_GX.shape[1] == 1 else 1
     while left := count - int(removed_G.sum()):
@@ -73,8 +76,8 @@ def choose_parts(weight_OI: Tensor, hessian_II: Tensor, columns_GX: Tensor, coun
         columns_S = columns_GX[chosen].flatten()
         # Both updates of the surgeon: the other weights take over, and the removed inputs leave the inverse.
         share_SI = torch.linalg.solve(inverse_II[columns_S][:, columns_S], inverse_II[columns_S])
-        weight_OI -= weight_OI[:, columns_S] @ share_SI
-        inverse_II -= inverse_II[:, columns_S] @ share_SI
+        weight_OI.addmm_(weight_OI[:, columns_S], share_SI, alpha=-1)
+        inverse_II.addmm_(inverse_II[:, columns_S], share_SI, alpha=-1)
     return removed_G
 
 
@@ -83,13 +86,13 @@ def compensated(weight_OI: Tensor, hessian_II: Tensor, removed_I: Tensor) -> Ten
 
     Returns float32 [O, I].
     """
-    result_OI = weight_OI.float().masked_fill(removed_I, 0)
+    result_OI = weight_OI.to(torch.float32, copy=True)
     kept = (~removed_I).nonzero().flatten()
     gone = removed_I.nonzero().flatten()
-    lost_OK = weight_OI.float()[:, gone] @ hessian_II[gone][:, kept]
-    factor_KK = _cholesky(hessian_II[kept][:, kept])
+    lost_OK = weight_OI.float()[:, gone] @ hessian_II[gone[:, None], kept]
+    factor_KK = _cholesky(hessian_II[kept[:, None], kept])
     result_OI[:, kept] += torch.cholesky_solve(lost_OK.T, factor_KK).T
-    return result_OI
+    return without_chance_zeros(result_OI, weight_OI).masked_fill_(removed_I, 0)
 
 
 def _cholesky(hessian_II: Tensor) -> Tensor:

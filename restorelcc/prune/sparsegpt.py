@@ -10,7 +10,7 @@ from torch import Tensor
 
 from restorelcc.core.errors import StageFailed
 from restorelcc.core.pruning import Sparsity
-from restorelcc.core.sparsity import check_divides, lowest, pruned_count
+from restorelcc.core.sparsity import check_divides, lowest, pruned_count, without_chance_zeros
 
 
 def damped(gram_II: Tensor, damping: float) -> Tensor:
@@ -35,8 +35,11 @@ def inverse_factor(hessian_II: Tensor) -> Tensor:
     lower_II, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
     if failed.any():
         raise StageFailed("the damped Hessian of a layer is not positive definite: raise prune.damping")
-    identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
-    return torch.linalg.solve_triangular(lower_II, identity_II, upper=False).flip(0, 1)
+    # The identity turns into the inverse in place, for which its columns must be contiguous.
+    inverse_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device).T
+    torch.linalg.solve_triangular(lower_II, inverse_II, upper=False, out=inverse_II)
+    del lower_II
+    return inverse_II.flip(0, 1)
 
 
 def sparsegpt(
@@ -53,8 +56,8 @@ def sparsegpt(
     factor_II = inverse_factor(damped(gram_II, damping))
     if sparsity.group is not None:  # a group never straddles two blocks
         block_columns = max(1, block_columns // sparsity.group) * sparsity.group
-    # Transposed, so that one column of the weight is contiguous.
-    weight_IO = weight_OI.float().T.contiguous()
+    # Transposed, so that one column of the weight is contiguous; a copy, even of a single row.
+    weight_IO = weight_OI.float().T.clone(memory_format=torch.contiguous_format)
     # An input that is always zero says nothing about its weights: they go first, and those that stay keep their value.
     silent_I = gram_II.diagonal() == 0
     kept_IO = weight_IO[silent_I].clone()
@@ -66,7 +69,7 @@ def sparsegpt(
         error_BO, removed_IO[block] = _prune_block(weight_IO[block], factor_II[block, block], sparsity, quota)
         weight_IO[block.stop :].addmm_(factor_II[block, block.stop :].T, error_BO, alpha=-1)
     weight_IO[silent_I] = kept_IO
-    return weight_IO.masked_fill_(removed_IO, 0).T.contiguous()
+    return without_chance_zeros(weight_IO, weight_OI.T).masked_fill_(removed_IO, 0).T.contiguous()
 
 
 def _prune_block(weight_BO: Tensor, factor_BB: Tensor, sparsity: Sparsity, quota: int) -> tuple[Tensor, Tensor]:

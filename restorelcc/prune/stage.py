@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.pruning import Pruning, parse_pruning
-from restorelcc.core.runtime import pick_device, pick_dtype, prepare
+from restorelcc.core.runtime import pick_device, pick_dtype, prepare, return_large_buffers
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint, write_reference
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import write_json
@@ -27,16 +30,31 @@ from restorelcc.prune.external import check_fits, counted, measure_external
 from restorelcc.prune.prune import PrunedTensor, prune_model
 
 
+@dataclass(frozen=True)
+class Job:
+    """What both ways of filling the folder need: pruning the dense checkpoint, or referring to one pruned elsewhere."""
+
+    cell: Cell
+    pruning: Pruning
+    config: PruneConfig
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    batches_BT: list[Tensor]
+
+
 def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> None:
     """Write <model>/<pruning>/pruned/: a stock sparse checkpoint, or model_ref.json, and sparsity.json."""
     prepare(seed=config.seed, threads=model.threads)
-    pruning = parse_pruning(cell.pruning)
+    return_large_buffers()
     calibration = layout.corpus(cell) / "calibration.parquet"
     tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
     batches = calibration_batches(tokenizer, read_texts(calibration), config, device, short=model.is_microworld)
+    pruning, dtype = parse_pruning(cell.pruning), pick_dtype(model.dtype, device)
+    job = Job(cell, pruning, config, layout, device, dtype, tokenizer, batches)
     with published(layout, layout.pruned(cell)) as (folder,):
-        step = _prune if pruning.external is None else _refer
-        results = step(folder, cell, config, model, layout, pruning, batches)
+        results = _prune(job, folder) if pruning.external is None else _refer(job, folder)
         report = sparsity_report(pruning, results)
         report["calibration"] = {
             "source": read_metadata(calibration).get("source"),
@@ -47,57 +65,40 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         write_json(folder / "sparsity.json", report)
 
 
-def _prune(
-    folder: Path,
-    cell: Cell,
-    config: PruneConfig,
-    model: ModelEntry,
-    layout: Layout,
-    pruning: Pruning,
-    batches_BT: list[Tensor],
-) -> list[PrunedTensor]:
-    device = pick_device(model.device)
-    dtype = pick_dtype(model.dtype, device)
-    tokenizer = load_tokenizer(layout.dense(cell))
-    source = local_folder(layout.dense(cell))
-    network, stored = empty_model(source, dtype), stored_tensors(source)
+def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
+    """Prune the dense checkpoint into the folder, block by block where its tensors allow it."""
+    dense = job.layout.dense(job.cell)
+    source = local_folder(dense)
+    network, stored = empty_model(source, job.dtype), stored_tensors(source)
     if can_stream(network, stored):
         copy_checkpoint(source, folder)
-        weights = StreamedWeights(network, stored, device, written=stored_tensors(folder))
-        results = prune_model(network, pruning, batches_BT, config, weights)
-        tokenizer.save_pretrained(folder)
+        weights = StreamedWeights(network, stored, job.device, written=stored_tensors(folder))
+        results = prune_model(network, job.pruning, job.batches_BT, job.config, weights)
+        job.tokenizer.save_pretrained(folder)
         return results
-    network = load_model(layout.dense(cell), dtype, device)
-    results = prune_model(network, pruning, batches_BT, config)
-    save_checkpoint(folder, network, tokenizer)
+    network = load_model(dense, job.dtype, job.device)
+    results = prune_model(network, job.pruning, job.batches_BT, job.config)
+    save_checkpoint(folder, network, job.tokenizer)
     return results
 
 
-def _refer(
-    folder: Path,
-    cell: Cell,
-    config: PruneConfig,
-    model: ModelEntry,
-    layout: Layout,
-    pruning: Pruning,
-    batches_BT: list[Tensor],
-) -> list[PrunedTensor]:
+def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
     """Refer to a checkpoint pruned elsewhere, where it is; nothing of it is copied."""
-    device = pick_device(model.device)
-    dtype = pick_dtype(model.dtype, device)
-    entry = config.external.get(cell.model, {}).get(pruning.external or "")
-    key = f"prune.external.{cell.model}.{pruning.external}"
+    name = job.pruning.external or ""
+    entry = job.config.external.get(job.cell.model, {}).get(name)
+    key = f"prune.external.{job.cell.model}.{name}"
     if entry is None:
-        raise BadInput(f"params.yaml: {key} is missing: give the folder or hub id of {pruning.name} as its source")
-    write_reference(folder, *pinned_source(key, entry.source, entry.revision, layout.root))
-    source, dense = local_folder(folder), local_folder(layout.dense(cell))
-    network, stored = empty_model(source, dtype), stored_tensors(source)
-    dense_network, dense_stored = empty_model(dense, dtype), stored_tensors(dense)
+        raise BadInput(f"params.yaml: {key} is missing: give the folder or hub id of {job.pruning.name} as its source")
+    write_reference(folder, *pinned_source(key, entry.source, entry.revision, job.layout.root))
+    source, dense = local_folder(folder), local_folder(job.layout.dense(job.cell))
+    network, stored = empty_model(source, job.dtype), stored_tensors(source)
+    dense_network, dense_stored = empty_model(dense, job.dtype), stored_tensors(dense)
     check_fits(f"{key} ({entry.source})", network, dense_network)
     load_tokenizer(folder)
     if can_stream(network, stored) and can_stream(dense_network, dense_stored):
-        return measure_external(network, StreamedWeights(network, stored, device), dense_stored, batches_BT, config)
-    return counted(load_model(folder, dtype, device))
+        weights = StreamedWeights(network, stored, job.device)
+        return measure_external(network, weights, dense_stored, job.batches_BT, job.config)
+    return counted(load_model(folder, job.dtype, job.device))
 
 
 def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, Any]:

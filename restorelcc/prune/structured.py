@@ -94,3 +94,4 @@ class StructuredPruner:
         removed_I[columns_GX[removed_G].flatten()] = True
         wanted = int(removed_I.sum()) * weight_OI.shape[0]
         yield prefix + reader, compensated(weight_OI, hessian_II, removed_I), wanted
+        inputs.forget(prefix + reader)

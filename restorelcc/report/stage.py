@@ -36,7 +36,7 @@ def _groups(cells: list[Cell], layout: Layout) -> Iterator[Group]:
             f"the report misses {len(missing)} of {len(cells)} grid cells ({', '.join(missing)}): run dvc repro"
         )
     rows = dict(zip(cells, result_rows([read_json(layout.metrics(cell)) for cell in cells]), strict=True))
-    for pruned in (cell for cell in cells if cell.pruning and cell.head_ratio is None):
+    for pruned in (cell for cell in cells if cell.is_pruned):
         assert pruned.pruning
         restored = [row for cell, row in rows.items() if (cell.model, cell.pruning) == (pruned.model, pruned.pruning)]
         yield pruned.model, pruned.pruning, [rows[Cell(pruned.model)], *restored]

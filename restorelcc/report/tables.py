@@ -13,6 +13,8 @@ def result_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _row(metrics: dict[str, Any]) -> dict[str, Any]:
     if metrics["pruning"] is None:
         label = "dense"
+    elif metrics.get("baseline") is not None:
+        label = metrics["baseline"]
     elif metrics["head_ratio"] is None:
         label = "pruned"
     else:
@@ -22,6 +24,7 @@ def _row(metrics: dict[str, Any]) -> dict[str, Any]:
         "model": metrics["model"],
         "pruning": metrics["pruning"],
         "head_ratio": metrics["head_ratio"],
+        "baseline": metrics.get("baseline"),
         "what": label,
         "mean": metrics["mean"],
         "tasks": {name: task["value"] for name, task in metrics["tasks"].items()},
@@ -67,7 +70,7 @@ def task_columns(row: dict[str, Any], decimals: int) -> dict[str, str]:
 
 def verdict(rows: list[dict[str, Any]], decimals: int) -> str:
     """One honest sentence about the best restored row of a pruning."""
-    restored = [row for row in rows if row["recovered"] is not None]
+    restored = [row for row in rows if row["recovered"] is not None and row.get("baseline") is None]
     if not restored:
         return "No share of the lost accuracy can be given: pruning lost nothing on these items, or there are none."
     best = max(restored, key=lambda row: row["recovered"])

@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
-from restorelcc.compensate.compensation import HeadCompensation, attached
 from restorelcc.compensate.config import CompensateConfig
-from restorelcc.compensate.train import IGNORED, mean_loss, response_batch, response_loss, train_compensation
 from restorelcc.core.architectures import head_layout
+from restorelcc.core.attached import HeadCompensation, TrainableCompensation, attached
 from restorelcc.core.errors import StageFailed
+from restorelcc.core.fit import Fitted, checkpointed_blocks, fit
+from restorelcc.core.fit_compensation import Pairs, pairs_task
 from restorelcc.core.fold import fold
 from restorelcc.core.hooks import offset_heads
 from restorelcc.core.pruning import parse_pruning
+from restorelcc.core.response_loss import IGNORED, mean_loss, response_batch, response_loss
 from restorelcc.core.text import EncodedPair
 from restorelcc.prune.prune import prune_model
 from tests import pico
@@ -32,10 +34,14 @@ def _pairs(count: int = 24) -> list[EncodedPair]:
 
 
 def _train(model: torch.nn.Module, compensation: HeadCompensation, rate: float = 0.02, epochs: int = 3):
-    config = CompensateConfig(epochs=epochs, batch_size=8)
-    return train_compensation(
-        model, compensation, _pairs(), _pairs(), config, learning_rate=rate, pad=0, title="test"
-    )  # fmt: skip
+    return _fit(model, compensation, CompensateConfig(epochs=epochs, batch_size=8), rate)
+
+
+def _fit(model, compensation: HeadCompensation, config: CompensateConfig, rate: float = 0.02, store=None) -> Fitted:
+    whole = TrainableCompensation(compensation)
+    task = pairs_task(model, Pairs(_pairs(), _pairs(), 0))
+    with attached(model, whole), checkpointed_blocks(model, config.gradient_checkpointing):
+        return fit(whole, task, config, learning_rate=rate, title="test", store=store)
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)
@@ -47,7 +53,7 @@ def test_attached_equals_hooked_equals_folded(family: str) -> None:
     compensation = HeadCompensation(directions, HEADS, initial_std=0.5, seed=0)
     with torch.no_grad():
         base = model(input_ids=pico.tokens()).logits
-        with attached(model, compensation, layout):
+        with attached(model, TrainableCompensation(compensation)):
             ours = model(input_ids=pico.tokens()).logits
         offset = compensation.offset_LHD(layout)
         with offset_heads(model, offset):
@@ -102,7 +108,7 @@ def test_only_response_tokens_carry_loss() -> None:
     with torch.no_grad():
         log_p = model(input_ids=tokens).logits.log_softmax(-1)
         expected = -(log_p[0, 1, 7] + log_p[0, 2, 8] + log_p[1, 0, 10])
-        assert math.isclose(response_loss(model, tokens, labels, reduction="sum").item(), expected.item(), rel_tol=1e-5)
+        assert math.isclose(response_loss(model, tokens, labels).item(), expected.item(), rel_tol=1e-5)
     assert math.isclose(mean_loss(model, pairs, 0), expected.item() / 3, rel_tol=1e-5)
 
 
@@ -113,7 +119,7 @@ def test_blocks_below_the_lowest_chosen_head_are_not_back_propagated() -> None:
         block.register_forward_hook(lambda _m, _i, out, layer=layer: seen.__setitem__(layer, out.requires_grad))
         for layer, block in enumerate(model.model.layers)
     ]
-    with attached(model, compensation, head_layout(model)):
+    with attached(model, TrainableCompensation(compensation)):
         model(input_ids=pico.tokens())
     for handle in handles:
         handle.remove()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from restorelcc.core.errors import BadInput
 from restorelcc.io.checkpoints import local_folder, write_reference
+from restorelcc.io.hub import Repository
 from restorelcc.io.references import pinned_source
 from restorelcc.io.tensor_files import INDEX, stored_tensors, weight_files
 
@@ -61,14 +62,20 @@ def test_weights_beside_the_checkpoint_are_left_out(tmp_path: Path) -> None:
 def test_a_reference_to_the_hub_is_the_snapshot_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def snapshot(source: str, *, revision: str, allow_patterns: list[str]) -> str:
-        asked.append((source, revision))
-        return str(tmp_path)
+    def fetch(repository: Repository, commit: str) -> Path:
+        asked.append((repository.name, commit))
+        return tmp_path
 
-    monkeypatch.setattr("restorelcc.io.checkpoints.snapshot_download", snapshot)
-    write_reference(tmp_path / "model", "some/model", "abc123")
+    monkeypatch.setattr("restorelcc.io.checkpoints.fetch_model", fetch)
+    write_reference(tmp_path / "model", "some/model", "abc123", {"config.json": "id"})
     assert local_folder(tmp_path / "model") == tmp_path
     assert asked == [("some/model", "abc123")]
+
+
+def test_a_reference_to_a_folder_that_is_gone_says_so(tmp_path: Path) -> None:
+    write_reference(tmp_path / "model", str(tmp_path / "gone"), "digest")
+    with pytest.raises(BadInput, match="which is not there"):
+        local_folder(tmp_path / "model")
 
 
 def test_a_folder_is_pinned_by_its_digest(tmp_path: Path) -> None:

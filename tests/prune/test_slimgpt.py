@@ -20,14 +20,22 @@ def _hessian(inputs: int, seed: int = 0) -> torch.Tensor:
     return damped(x.T @ x, 0.01)
 
 
-def test_a_parts_error_is_what_its_removal_costs_after_compensation() -> None:
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_parts_error_is_what_its_removal_costs_after_compensation(width: int) -> None:
     hessian, weight = _hessian(12), torch.randn(5, 12)
-    columns = torch.arange(12).reshape(4, 3)
+    columns = torch.arange(12).reshape(-1, width)
     errors = part_errors(weight, torch.linalg.inv(hessian), columns)
     for part, expected in enumerate(errors):
         removed = torch.zeros(12, dtype=torch.bool).index_fill(0, columns[part], True)
         change = compensated(weight, hessian, removed) - weight
         torch.testing.assert_close(torch.trace(change @ hessian @ change.T), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_survivor_that_the_update_cancels_is_not_counted_as_removed() -> None:
+    hessian, removed = torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([True, False])
+    result = compensated(torch.tensor([[1.0, -1.0]]), hessian, removed)
+    assert result[0, 0] == 0
+    assert 0 < result[0, 1] < 1e-37
 
 
 def test_a_part_that_others_can_replace_goes_first() -> None:

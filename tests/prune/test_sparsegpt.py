@@ -84,3 +84,12 @@ def test_inputs_that_are_always_zero_go_first_and_the_rest_of_them_stay_as_they_
     fewer = sparsegpt(weight, x.T @ x, Sparsity(0.25))
     assert torch.equal(fewer[:, 2], weight[:, 2])
     assert (zeros_per_row(fewer) == 2).all()
+
+
+def test_a_survivor_that_the_update_cancels_is_not_counted_as_removed() -> None:
+    # Damped: [[0.5, -0.5], [-0.5, 1]] with the factor [[2, 1], [0, 1]]; removing the 2 takes 2 / 2 * 1 off the 1.
+    weight = torch.tensor([[2.0, 1.0]])
+    pruned = sparsegpt(weight, torch.tensor([[0.25, -0.5], [-0.5, 0.75]]), HALF, damping=0.5)
+    assert weight.tolist() == [[2.0, 1.0]]
+    assert pruned[0, 0] == 0
+    assert 0 < pruned[0, 1] < 1e-37

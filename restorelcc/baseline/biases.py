@@ -1,0 +1,74 @@
+"""Baselines that end in biases: random heads, free biases, and the mean shift of the removed weights.
+
+Letters: P chosen heads, D head dim, O output features, I input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from restorelcc.baseline.result import Inputs, Recovered
+from restorelcc.core.architectures import head_layout
+from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation
+from restorelcc.core.fit_compensation import fit_compensation
+from restorelcc.core.heads import HeadLayout, chosen_count
+from restorelcc.core.means import mean_inputs
+from restorelcc.core.runtime import pick_device
+from restorelcc.core.sites import SiteName, site_linears
+from restorelcc.io.tensors import read_tensors
+
+
+def random_heads(heads: HeadLayout, ratio: float, seed: int) -> list[tuple[int, int]]:
+    """As many heads as the ratio chooses, drawn without replacement."""
+    order = torch.randperm(heads.total, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [heads.pair(flat) for flat in order[: chosen_count(ratio, heads)]]
+
+
+def random(inputs: Inputs) -> Recovered:
+    """RestoreLCC eq. 8 on heads drawn at random."""
+    config, model = inputs.config, inputs.pruned()
+    heads = head_layout(model)
+    chosen = random_heads(heads, config.head_ratio, config.seed)
+    directions_LHDD = read_tensors(inputs.layout.components(inputs.cell), ("directions",))[0]["directions"]
+    directions_PDD = torch.stack([directions_LHDD[layer, head] for layer, head in chosen])
+    initial = HeadCompensation(directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed)
+    return _trained(inputs, model, TrainableCompensation(initial))
+
+
+def free_biases(sites: tuple[SiteName, ...]) -> Callable[[Inputs], Recovered]:
+    """A method: a bias of its own, from zero, on every linear of the sites."""
+
+    def method(inputs: Inputs) -> Recovered:
+        model = inputs.pruned()
+        return _trained(inputs, model, TrainableCompensation(None, SiteBiases(site_linears(model, sites))))
+
+    return method
+
+
+def _trained(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensation) -> Recovered:
+    initial = initial.to(pick_device(inputs.entry.device))
+    title = f"baseline {inputs.cell.baseline}"
+    pairs = inputs.pairs()
+    best = fit_compensation(model, initial, pairs, inputs.config, title=title, stores=inputs.states)
+    return Recovered.by(model, best.compensation, best.as_json() | pairs.as_json())
+
+
+def meanshift(inputs: Inputs) -> Recovered:
+    """b_O = (W_dense - W_pruned) mean(x): what the removed weights gave on average. FLAP, arXiv 2312.11983, eq. 5.
+
+    On the out-projection and the FFN output, as there; x is the dense model's input over the calibration tokens.
+    """
+    sites: tuple[SiteName, ...] = ("o", "down")
+    dense = inputs.dense()
+    linears = site_linears(dense, sites)
+    means_I = mean_inputs(dense, linears, inputs.calibration(), "mean inputs")
+    outputs_O: dict[str, Tensor] = {name: linears[name].weight.double() @ mean for name, mean in means_I.items()}
+    del dense, linears
+    model = inputs.pruned()
+    pruned = site_linears(model, sites)
+    start = {name: outputs_O[name] - pruned[name].weight.double() @ mean_I for name, mean_I in means_I.items()}
+    return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))

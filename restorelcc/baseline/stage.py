@@ -1,0 +1,73 @@
+"""Stage `baseline`: recover a pruned model in another way than by its best-ranked heads, for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from restorelcc.baseline.biases import free_biases, meanshift, random
+from restorelcc.baseline.config import BaselineConfig
+from restorelcc.baseline.result import Inputs, Recovered
+from restorelcc.core.baselines import BASELINES, check_baseline
+from restorelcc.core.cell import Cell
+from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.runtime import prepare
+from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
+from restorelcc.io.checkpoints import load_tokenizer, save_checkpoint
+from restorelcc.io.compensations import write_compensation
+from restorelcc.io.digest import expect_digest, file_digest, model_digest
+from restorelcc.io.documents import write_json
+from restorelcc.io.layout import Layout
+from restorelcc.io.pairs import TRAIN, VALID
+from restorelcc.io.scratch import published
+from restorelcc.io.tensors import read_tensors
+from restorelcc.io.training_state import TrainingStates
+
+METHODS: dict[str, Callable[[Inputs], Recovered]] = {
+    "random": random,
+    "bias": free_biases(("o",)),
+    "ffn": free_biases(("down",)),
+    "meanshift": meanshift,
+}
+
+
+def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write <model>/<pruning>/baseline-<name>/: baseline.json, and compensation.safetensors or a checkpoint, model/."""
+    name = check_baseline("--baseline", cell.baseline)
+    prepare(seed=config.seed, threads=model.threads)
+    parents = _checked_parents(cell, layout)
+    settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
+    states = TrainingStates(layout, "baseline", cell, parents | settings)
+    result = METHODS[name](Inputs(cell, config, model, layout, states))
+    document = {"baseline": name, "what": BASELINES[name], "parents": parents}
+    with published(layout, layout.baseline(cell)) as (folder,):
+        folder.mkdir()
+        document |= _write(folder, result, cell, layout, parents)
+        write_json(folder / DOCUMENT, document | {"training": result.training})
+    states.clear()
+
+
+def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents: dict[str, str]) -> dict:
+    """Write the result; returns its kind and how many numbers were trained or computed."""
+    if result.compensation is not None:
+        heads = result.heads
+        metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
+        metadata |= {"head_dim": str(heads.head_dim), "baseline": str(cell.baseline)}
+        frozen, parts = result.compensation.frozen(heads), result.compensation.trained(heads)
+        write_compensation(folder / COMPENSATION, frozen, metadata, parts)
+        trained = sum(part.numel() for part in result.compensation.parameters() if part.requires_grad)
+        return {"kind": "compensation", "params_trained": trained}
+    assert result.model is not None
+    save_checkpoint(folder / MODEL, result.model, load_tokenizer(layout.pruned(cell)))
+    return {"kind": "checkpoint"}
+
+
+def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:
+    """Digests of all inputs; refused unless the components are those of the pruned model."""
+    components, pruned = layout.components(cell), model_digest(layout.pruned(cell))
+    recorded = read_tensors(components, ())[1]
+    expect_digest("components were extracted for another pruned model", recorded.get("pruned"), pruned)
+    corpus = layout.corpus(cell)
+    tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID, "calibration.parquet")}
+    parents = {"pruned": pruned, "dense": model_digest(layout.dense(cell)), "components": file_digest(components)}
+    return parents | tables

@@ -1,0 +1,93 @@
+"""Train a compensation on question/response pairs, with the learning rate that serves the validation pairs best."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from restorelcc.core.attached import TrainableCompensation, attached
+from restorelcc.core.fit import Fitted, Store, Task, checkpointed_blocks, fit, loss_scale
+from restorelcc.core.fit_config import FitConfig
+from restorelcc.core.response_loss import mean_loss, response_batch, response_loss, response_tokens
+from restorelcc.core.text import EncodedPair
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training and validation pairs as token ids, the id that pads them, and how many were of no use."""
+
+    train: list[EncodedPair]
+    valid: list[EncodedPair]
+    pad: int
+    left_out: int = 0
+
+    def as_json(self) -> dict[str, int]:
+        truncated = sum(pair.truncated for pair in self.train)
+        counts = {"train_pairs": len(self.train), "valid_pairs": len(self.valid)}
+        return counts | {"truncated": truncated, "left_out": self.left_out}
+
+
+class Stores(Protocol):
+    """A store for each run, by name."""
+
+    def of(self, run: str) -> Store: ...
+
+
+@dataclass(frozen=True)
+class Best:
+    """The compensation of the best run, that run, and all runs."""
+
+    compensation: TrainableCompensation
+    fitted: Fitted
+    runs: list[Fitted]
+
+    def as_json(self) -> dict:
+        return {
+            "learning_rate": self.fitted.learning_rate,
+            "valid_loss": self.fitted.valid_loss,
+            "runs": [run.as_json() for run in self.runs],
+        }
+
+
+def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
+    """-log P(response | question) of the pairs under the model as it is at each call."""
+
+    def summed_loss(rows: list[int]) -> Tensor:
+        return response_loss(model, *response_batch([pairs.train[row] for row in rows], pairs.pad, model.device))
+
+    return Task(
+        summed_loss,
+        [response_tokens(pair) for pair in pairs.train],
+        lambda: mean_loss(model, pairs.valid, pairs.pad),
+        loss_scale(model),
+    )
+
+
+def fit_compensation(
+    model: PreTrainedModel,
+    initial: TrainableCompensation,
+    pairs: Pairs,
+    config: FitConfig,
+    *,
+    title: str,
+    stores: Stores | None = None,
+    task: Task | None = None,
+) -> Best:
+    """Train a copy of `initial` with every learning rate; the least validation loss wins. The model stays as it is.
+
+    task: what is trained on, when it is not the pairs' own responses.
+    """
+    runs: list[tuple[Fitted, TrainableCompensation]] = []
+    for rate in config.learning_rates:
+        candidate = copy.deepcopy(initial)
+        store = stores.of(f"rate-{rate:g}") if stores is not None else None
+        with attached(model, candidate), checkpointed_blocks(model, config.gradient_checkpointing):
+            what = task or pairs_task(model, pairs)
+            runs.append((fit(candidate, what, config, learning_rate=rate, title=f"{title} (lr {rate:g})", store=store),
+                         candidate))  # fmt: skip
+    best, compensation = min(runs, key=lambda run: run[0].valid_loss)
+    return Best(compensation, best, [run for run, _ in runs])
