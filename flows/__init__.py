@@ -10,4 +10,5 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 if not (Path.home() / ".prefect" / "profiles.toml").exists():
-    os.environ.setdefault("PREFECT_HOME", str(ROOT / ".work" / "prefect"))
+    _home = Path(os.environ.setdefault("PREFECT_HOME", str(ROOT / ".work" / "prefect")))
+    _home.mkdir(parents=True, exist_ok=True)

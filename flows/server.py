@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import prefect
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from restorelcc.core.errors import BadInput, StageFailed
 
@@ -59,7 +59,6 @@ def require_server(url: str) -> None:
 
 def _start_own() -> tuple[subprocess.Popen[bytes], str]:
     """As Prefect starts a temporary server, but tied to this process: after kill -9 of the flow none is left."""
-    PREFECT_HOME.value().mkdir(parents=True, exist_ok=True)  # its database lies there
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
