@@ -122,7 +122,7 @@ def run_here(body: Any, **parameters: Any) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     with prefect_api():
         state = body(return_state=True, **parameters)
-        APILogHandler.flush()  # before a server of our own ends
+        APILogHandler().flush()  # before a server of our own ends
     if state.is_completed():
         print(f"restorelcc: {state.message}", file=sys.stderr)
         return 0
