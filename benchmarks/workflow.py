@@ -1,5 +1,7 @@
 """`make bench-workflow`: what DVC and Prefect cost on a grid whose stages take no time of their own.
 
+`python -m benchmarks.workflow noop overhead speed` names the parts.
+
 The DAG is the real one, `restorelcc` is the stand-in of tests/flows. Measured are a `dvc repro` that has nothing to do,
 by grid size; what a stage costs beyond its own work, by runner; and how much sooner the flow ends than `dvc repro`.
 """
@@ -94,18 +96,21 @@ def speed_up(folder: Path) -> None:
     print(f"dvc repro {times['dvc repro']:.0f} s, flow {times['flow']:.0f} s: {ratio:.2f} times as fast", flush=True)
 
 
-def main() -> None:
-    """Print the three tables."""
+def main(parts: list[str]) -> None:
+    """Print the tables asked for; all without a name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print("| cells | stages | no-op dvc repro, s | no-op flow, s |\n|---|---|---|---|")
-        for cells in SIZES:
-            noop(folder, cells)
-        print("\n| runner | stages | start, s | s per stage beyond its work |\n|---|---|---|---|")
-        overhead(folder)
-        print(f"\nStages of {SECONDS:g} s, {PARALLEL} at once:")
-        speed_up(folder)
+        if "noop" in parts:
+            print("| cells | stages | no-op dvc repro, s | no-op flow, s |\n|---|---|---|---|")
+            for cells in SIZES:
+                noop(folder, cells)
+        if "overhead" in parts:
+            print("\n| runner | stages | start, s | s per stage beyond its work |\n|---|---|---|---|")
+            overhead(folder)
+        if "speed" in parts:
+            print(f"\nStages of {SECONDS:g} s, {PARALLEL} at once:")
+            speed_up(folder)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["noop", "overhead", "speed"])
