@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ import typer
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
+from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import doctor, export, inspect, share, verify, versions
+from restorelcc.verbs import compare, compensation, doctor, engines, export, inspect, restore, share, verify, versions
 from restorelcc.workflow.running import stage_running
 from restorelcc.workflow.stale import remove_stale_metrics
 from restorelcc.workflow.versions import check_versions
@@ -80,11 +82,13 @@ _PARAMS = Path("params.yaml")
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
-    verb, layout = STAGES[name], Layout(params_file.resolve().parent)
+    verb = STAGES[name]
+    layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
     with stage_running(layout, name, cell):
         stage = _imported(verb)
         stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
+    write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -154,7 +158,9 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     check_versions(layout.root)
     with stage_running(layout, "report"):
         remove_stale_metrics(layout, checked.grid.model_dump())
-        run(grid_cells(checked), checked.report, layout)
+        results = run(grid_cells(checked), checked.report, layout)
+    if results.missing:
+        typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 
 
 @app.command("check", help="Check params.yaml, and whether the sources of its models moved. Writes nothing.")
@@ -186,7 +192,8 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (doctor, export, inspect, share, verify, versions):
+_VERBS = (inspect, restore, export, verify, compensation, engines, compare, share, versions, doctor)
+for _verb_file in _VERBS:
     _verb_file.add(app)
 
 

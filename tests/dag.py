@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     "datasets": ("datasets",),
     "jinja2": ("jinja2",),
     "lm_eval": ("lm-eval",),
+    "markupsafe": ("jinja2",),
     "matplotlib": ("matplotlib",),
     "numpy": ("numpy",),
     "peft": ("peft",),

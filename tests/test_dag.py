@@ -105,11 +105,16 @@ def test_paths_are_those_of_the_layout() -> None:
         "extract": [layout.components(pruned)],
         "probe": [layout.heads(pruned)],
         "compensate": [layout.compensation(restored), layout.training(restored)],
+        "evaluate_dense": [
+            layout.samples(model),
+            layout.details(model),
+            layout.reference(model),
+            layout.metrics(model),
+        ],
+        "evaluate_pruned": [layout.samples(pruned), layout.details(pruned), layout.metrics(pruned)],
+        "evaluate_restored": [layout.samples(restored), layout.details(restored), layout.metrics(restored)],
         "baseline": [layout.baseline(recovered)],
-        "evaluate_baseline": [layout.samples(recovered), layout.metrics(recovered)],
-        "evaluate_dense": [layout.samples(model), layout.metrics(model)],
-        "evaluate_pruned": [layout.samples(pruned), layout.metrics(pruned)],
-        "evaluate_restored": [layout.samples(restored), layout.metrics(restored)],
+        "evaluate_baseline": [layout.samples(recovered), layout.details(recovered), layout.metrics(recovered)],
         "report": [layout.report],
     }
     for stage, paths in expected.items():

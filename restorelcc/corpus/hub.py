@@ -121,6 +121,23 @@ def hub_texts(found: HubRows, key: str, template: str) -> Iterator[str]:
     return (_text(row, found.origin, key, template) for row in found.rows)
 
 
+def hub_rows(key: str, source: str, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows of a hub dataset of instruction pairs. Raises BadInput naming `key` when there is none."""
+    origin = hub_text(source)
+    assert origin is not None
+    try:
+        rows = list(islice(_rows(origin, _commit(origin.dataset)), count))
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise BadInput(
+            f"{key}: the dataset {origin} cannot be read from the hub ({type(error).__name__}: {first}): check the id, "
+            "the network and your access, or give a local file"
+        ) from error
+    if not rows:
+        raise BadInput(f"{key}: the dataset {origin} holds no row: give another one, or a local file")
+    return rows
+
+
 def joined(texts: Iterable[str], characters: int) -> Iterator[str]:
     """Texts in order, short ones joined by a blank line until they reach `characters`; a short rest is left out unless
     it is all there is."""

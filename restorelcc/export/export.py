@@ -18,7 +18,7 @@ from restorelcc.export.writing import Entries, cut_out, write_companions, write_
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import file_digest
 from restorelcc.io.documents import write_json
-from restorelcc.io.folders import check_apart, check_output, published_folder
+from restorelcc.io.folders import check_apart, check_output, copy_other_files, published_folder
 from restorelcc.io.original import keep_original, replaced_biases
 from restorelcc.io.provenance import COMPENSATION, FORMAT, OWN_FOLDER, RECORD, common_patterns, parents_of, versions
 from restorelcc.io.shards import DEFAULT_SHARD_BYTES
@@ -30,6 +30,7 @@ class ExportOptions:
 
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     cut: bool = False  # cut removed heads and channels out
+    verbatim: bool = False  # keep the source's other files as they are, and write no card
     overwrite: bool = False
     names: dict[str, Any] = field(default_factory=dict)  # model, pruning, head_ratio
     config: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +51,8 @@ def export_checkpoint(pruned: Path, compensation: Path, out: Path, options: Expo
     with published_folder(out, overwrite=options.overwrite) as folder, _scratch(folder) as scratch:
         source = open_source(pruned, scratch)
         route = plan_route(source.config, values, source.layout)
+        if options.verbatim:
+            copy_other_files(source.folder, folder)
         entries, made = _write(folder, scratch, source, route, options)
         keep_compensation(folder, compensation)
         if not (options.cut or source.converted):
@@ -63,9 +66,10 @@ def export_checkpoint(pruned: Path, compensation: Path, out: Path, options: Expo
             "sparsity": _sparsity(entries),
             "config": options.config,
             "versions": versions(),
-            "made": sorted({*made, "README.md", RECORD}),
+            "made": sorted({*made, RECORD} if options.verbatim else {*made, RECORD, "README.md"}),
         }
-        (folder / "README.md").write_text(model_card(record, source.config, options.card), encoding="utf-8")
+        if not options.verbatim:
+            (folder / "README.md").write_text(model_card(record, source.config, options.card), encoding="utf-8")
         record |= {"tensors": entries, "files": _digests(folder)}
         write_json(folder / RECORD, record)
     return record

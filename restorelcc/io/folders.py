@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from restorelcc.core.errors import BadInput
+from restorelcc.io.stock_files import CODE, PICKLES
+from restorelcc.io.tensor_files import INDEX, weight_files
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -51,3 +53,13 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         folder.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
+    """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
+    skipped = {"config.json", INDEX, *without} | {path.name for path in weight_files(source)}
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_file() and name.parts[0] not in skipped and path.suffix.lower() not in (*PICKLES, *CODE):
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, destination / name)

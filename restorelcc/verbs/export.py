@@ -14,7 +14,6 @@ from restorelcc.params import load_params
 from restorelcc.verbs.sizes import size_in_bytes
 
 _PARAMS = Path("params.yaml")
-_SECTIONS = ("corpus", "prune", "capture", "extract", "probe", "compensate")
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="the folder to write")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder when it has content")]
@@ -59,18 +58,17 @@ def export(
         named = checked.cell(model, pruning, head_ratio)
         layout = Layout(params.resolve().parent)
         pruned, compensation = layout.pruned(named), layout.compensation(named)
+    from restorelcc.export.cell import cell_options
     from restorelcc.export.export import ExportOptions, export_checkpoint
-    from restorelcc.export.facts import cell_ancestors, cell_facts, file_facts
+    from restorelcc.export.facts import file_facts
 
-    options = ExportOptions(max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
     known = {"base_model": base_model, "licence": licence}
-    if model is None:
-        options = replace(options, card=file_facts(pruned, **known))
-    else:
-        config = {name: getattr(checked, name).model_dump(mode="json") for name in _SECTIONS}
-        names = {"model": model, "pruning": pruning, "head_ratio": float(named.head_ratio or 0)}
-        options = replace(options, names=names, config=config, card=cell_facts(named, layout, **known))
-        options = replace(options, ancestors=cell_ancestors(named, layout))
+    options = (
+        ExportOptions(card=file_facts(pruned, **known))
+        if model is None
+        else cell_options(named, checked, layout, **known)
+    )
+    options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
     record = export_checkpoint(pruned, compensation, out, options)
     say_what_was_written(out, record)
 
