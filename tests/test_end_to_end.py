@@ -44,8 +44,9 @@ class Project:
     def __init__(self, folder: Path, changes: dict[str, Any] = PICO) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "versions.json"):
             shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(ROOT / "imports", folder / "imports", symlinks=True)
         shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))
         self.write_params(_merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
         self.environment = os.environ | {
