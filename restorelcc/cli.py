@@ -23,7 +23,19 @@ from restorelcc.core.grid import ratio_label
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import compare, compensation, doctor, engines, export, inspect, restore, share, verify, versions
+from restorelcc.verbs import (
+    compare,
+    compensation,
+    doctor,
+    engines,
+    export,
+    inspect,
+    plan,
+    restore,
+    share,
+    verify,
+    versions,
+)
 from restorelcc.workflow.running import stage_running
 from restorelcc.workflow.stale import remove_stale_metrics
 from restorelcc.workflow.versions import check_versions
@@ -192,7 +204,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-_VERBS = (inspect, restore, export, verify, compensation, engines, compare, share, versions, doctor)
+_VERBS = (inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
 for _verb_file in _VERBS:
     _verb_file.add(app)
 

@@ -123,16 +123,9 @@ def hub_texts(found: HubRows, key: str, template: str) -> Iterator[str]:
 
 def hub_rows(key: str, source: str, count: int) -> list[dict[str, Any]]:
     """The first `count` rows of a hub dataset of instruction pairs. Raises BadInput naming `key` when there is none."""
-    origin = hub_text(source)
+    origin = hub_data(key, source)
     assert origin is not None
-    try:
-        rows = list(islice(_rows(origin, _commit(origin.dataset)), count))
-    except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise BadInput(
-            f"{key}: the dataset {origin} cannot be read from the hub ({type(error).__name__}: {first}): check the id, "
-            "the network and your access, or give a local file"
-        ) from error
+    rows = list(islice(open_rows(key, origin).rows, count))
     if not rows:
         raise BadInput(f"{key}: the dataset {origin} holds no row: give another one, or a local file")
     return rows

@@ -30,7 +30,7 @@ from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
-from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder
+from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, spread_of
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json, write_json
@@ -62,10 +62,11 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
 
 
 def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json."""
+    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where dense was asked."""
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
     evaluation.measure()
-    evaluation.compare_with([Cell(cell.model)])
+    if layout.samples(Cell(cell.model)).is_file():
+        evaluation.compare_with([Cell(cell.model)])
     evaluation.details |= pruning_details(layout.pruned(cell))
     evaluation.write()
 
@@ -107,7 +108,9 @@ class Evaluation:
         selected = selected_tasks(layout.corpus(cell) / "tasks", self._cache.name)
         self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
         device = pick_device(model.device)
-        self.network: PreTrainedModel = load_model(checkpoint, pick_dtype(model.dtype, device), device)
+        self.network: PreTrainedModel = load_model(
+            checkpoint, pick_dtype(model.dtype, device), device, spread=spread_of(model)
+        )
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
         self.vocabulary = int(self.network.config.vocab_size)
@@ -174,30 +177,31 @@ class Evaluation:
     def _check_generation(self) -> None:
         config, context = self.config.generation, longest(self.network)
         cell, dense = self.cell, Cell(self.cell.model)
-        if cell == dense:
-            prompts = generation.fixed_prompts(self.tokenizer, self.texts, config, context)
-        else:
+        if cell != dense and self.layout.reference(cell).is_file():
             self.reference = read_reference(self.layout.reference(cell), self.vocabulary)
             prompts = self.reference.prompts
+        else:
+            prompts = generation.fixed_prompts(self.tokenizer, self.texts, config, context)
         written = generation.continuations(
             self.network, prompts.beginnings_PQ, config, context=context, seed=self.config.seed
         )
         measured = generation.describe(written)
         log_q = generation.predictions(self.network, prompts.heldout)
-        if self.reference is None:
+        if cell == dense:
             self.reference = dense_reference(prompts, log_q, written["greedy"])
-        theirs = generation.describe({"greedy": self.reference.greedy}) if cell != dense else None
+        theirs = generation.describe({"greedy": self.reference.greedy}) if self.reference and cell != dense else None
         reasons = generation.degenerate(measured, theirs, config.repetition_limit)
-        kl, same = generation.divergence(self.reference.top_tokens_TK, self.reference.top_log_p_TK, torch.cat(log_q))
-        self.metrics["generation"] = {
-            "degenerate": bool(reasons),
-            "reasons": reasons,
-            "kl_to_dense": kl,
-            "top_token_agreement": same,
-            "greedy_agreement": generation.agreement(written["greedy"], self.reference.greedy),
-            **measured,
-        }
+        self.metrics["generation"] = {"degenerate": bool(reasons), "reasons": reasons}
+        self.metrics["generation"] |= self._against_dense(log_q, written["greedy"]) | measured
         self.details["continuations"] = self._texts_of(prompts.beginnings_PQ.tolist(), written)
+
+    def _against_dense(self, log_q: list[torch.Tensor], greedy: list[list[int]]) -> dict[str, float | None]:
+        """Divergence and agreement; None of both where evaluate_dense has not run, which dvc.yaml forbids."""
+        names = ("kl_to_dense", "top_token_agreement", "greedy_agreement")
+        if self.reference is None:
+            return dict.fromkeys(names)
+        kl, same = generation.divergence(self.reference.top_tokens_TK, self.reference.top_log_p_TK, torch.cat(log_q))
+        return dict(zip(names, (kl, same, generation.agreement(greedy, self.reference.greedy)), strict=True))
 
     def _texts_of(self, prompts: list[list[int]], written: dict[str, list[list[int]]]) -> list[dict[str, str]]:
         """The first few continuations as text, for a person to read."""

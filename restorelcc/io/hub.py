@@ -90,6 +90,11 @@ def fetch_model(repository: Repository, commit: str) -> Path:
     return _fetched(repository, commit, list(model_files(repository, commit)))
 
 
+def fetch_config(repository: Repository, commit: str) -> Path:
+    """Like fetch_model, with the config alone."""
+    return _fetched(repository, commit, ["config.json"])
+
+
 def fetch_beside(repository: Repository, commit: str) -> Path:
     """Like fetch_model, without the weights: config and tokenizer."""
     return _fetched(repository, commit, [name for name in _listing(repository, commit) if _is_beside(name)])
