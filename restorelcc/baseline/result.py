@@ -20,7 +20,7 @@ from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype
 from restorelcc.core.text import batches_of_equal_length, encode_documents
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
 from restorelcc.io.layout import Layout
 from restorelcc.io.pairs import read_pairs
 from restorelcc.io.tables import read_texts
@@ -45,7 +45,7 @@ class Inputs:
 
     def _load(self, folder: Path) -> PreTrainedModel:
         device = pick_device(self.entry.device)
-        return load_model(folder, pick_dtype(self.entry.dtype, device), device)
+        return load_model(folder, pick_dtype(self.entry.dtype, device), device, spread=spread_of(self.entry))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.layout.pruned(self.cell))

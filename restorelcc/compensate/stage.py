@@ -12,7 +12,7 @@ from restorelcc.core.fit_compensation import Best, Pairs, fit_compensation
 from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
 from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
@@ -34,8 +34,10 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config)
     learned = Lessons()
     if needs_dense(config):
-        learned = lessons(load_model(layout.dense(cell), pick_dtype(model.dtype, device), device), config, pairs)
-    network = load_model(pruned, pick_dtype(model.dtype, device), device)
+        dense = load_model(layout.dense(cell), pick_dtype(model.dtype, device), device, spread=spread_of(model))
+        learned = lessons(dense, config, pairs)
+        del dense
+    network = load_model(pruned, pick_dtype(model.dtype, device), device, spread=spread_of(model))
     heads = head_layout(network)
     components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]
     states = TrainingStates(layout, "compensate", cell, _fingerprint(config, model, layout, cell, parents))
