@@ -16,7 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-threads bench-prune bench-memory clean
+.PHONY: help repro test test-slow check bench bench-capture bench-extract bench-probe bench-threads bench-prune \
+	bench-memory bench-overhead clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,8 +61,20 @@ bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; m
 	python -m benchmarks.prune
 	python -m benchmarks.sliced
 
+bench-capture: $(READY) ## Capture three ways: straightforward, ours, plain forward passes (minutes)
+	python -m benchmarks.capture
+
+bench-extract: $(READY) ## Components of all heads at once against one SVD per head
+	python -m benchmarks.extract
+
+bench-probe: $(READY) ## The probe against one linear layer per head; gradient against causal
+	python -m benchmarks.probe
+
 bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (minutes)
 	python -m benchmarks.prune_memory
+
+bench-overhead: $(READY) ## Latency, file size and parameters of the restored model beside the pruned one
+	python -m benchmarks.overhead
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
 	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,6 @@ __version__ = "0.1.0"
 _STAGES = ("prune", "capture", "extract", "probe", "compensate")
 _FUNCTIONS = ("fold", "attach")
 _TYPES = ("Compensation", "Activations", "Components", "Ranking")
-__all__ = [*_STAGES, *_FUNCTIONS, *_TYPES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +25,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted((*globals(), *_STAGES, *_FUNCTIONS, *_TYPES))

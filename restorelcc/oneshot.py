@@ -20,7 +20,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.progress import notice
 from restorelcc.io.digest import file_digest, model_digest
-from restorelcc.io.documents import write_json
+from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
 
@@ -69,11 +69,7 @@ def run_chain(request: Request) -> Restored:
     own = hashlib.sha256(f"{_FORMAT} {_inputs(request)}".encode()).hexdigest()
     for stage, fingerprint in _fingerprints(params, own):
         done = layout.work / "done" / f"{stage}.json"
-        if (
-            done.is_file()
-            and json.loads(done.read_text())["fingerprint"] == fingerprint
-            and _there(stage, cell, layout)
-        ):
+        if done.is_file() and read_json(done)["fingerprint"] == fingerprint and _there(stage, cell, layout):
             notice("restore", f"{stage} is done")
             continue
         done.unlink(missing_ok=True)
@@ -87,8 +83,8 @@ def _run(stage: str, cell: Cell, params: Params, layout: Layout) -> None:
 
     verb = STAGES[stage]
     function = getattr(importlib.import_module(verb.module), verb.function)
-    names = [getattr(cell, need) if need in verb.needs else None for need in ("model", "pruning", "head_ratio")]
-    function(Cell(*names), getattr(params, verb.section), params.models[MODEL], layout)
+    own = Cell(**{need: getattr(cell, need) for need in verb.needs})
+    function(own, getattr(params, verb.section), params.models[MODEL], layout)
 
 
 def _fingerprints(params: Params, own: str) -> Iterator[tuple[str, str]]:
@@ -140,8 +136,8 @@ def _project(request: Request, layout: Layout) -> dict[str, Any]:
         # The checkpoint is pruned already: what its pruning cost is measured on the little text that is at hand.
         sections["prune"]["sequence_length"] = 128
     data = _data_files(request, layout)
-    entry = {"source": dense, "revision": request.revision, "dtype": request.dtype, "device": request.device}
-    entry |= {"threads": request.threads, "data": data}
+    entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": data}
+    entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
     grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)]}
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 

@@ -152,6 +152,8 @@ def _choice(row: _Reader) -> Example | None:
     labels: list[str] = []
     if isinstance(given, Mapping):  # {"text": [...], "label": [...]}, as ARC has it
         labels, given = [str(label) for label in given.get("label", ())], given.get("text", ())
+    if not isinstance(given, list | tuple) or len(given) < 2:
+        raise row.wrong(f"whose choices are {given!r}, no list of at least two texts")
     choices = [str(choice).strip() for choice in given]
     gold = _gold(str(row.value("gold")).strip(), choices, labels)
     if gold is None:

@@ -46,4 +46,7 @@ class CorpusConfig(Section):
     train: int = Field(default=2000, ge=1)  # question/response pairs that compensation trains on
     valid: int = Field(default=200, ge=1)  # question/response pairs that choose the learning rate and the epoch
     contrast: int = Field(default=1000, ge=2)  # tuples (question, positive, negative), from the train pairs
+    # What finds the most similar other response: null (TF-IDF), a folder or hub id of a sentence-transformers model, or
+    # auto: the paper's MiniLM where it is installed and downloaded already, else TF-IDF. The table says which.
+    encoder: str | None = Field(default="auto", min_length=1)
     microworld: WorldConfig = WorldConfig()

@@ -12,11 +12,13 @@ import yaml
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import MICROWORLD, ModelEntry
+from restorelcc.core.progress import notice
 from restorelcc.corpus.adapters import Example
 from restorelcc.corpus.calibration import calibration_texts, write_calibration
 from restorelcc.corpus.chat import rendered
 from restorelcc.corpus.config import CorpusConfig
-from restorelcc.corpus.contrast import most_similar_other
+from restorelcc.corpus.contrast import negatives
+from restorelcc.corpus.encoder import find_encoder
 from restorelcc.corpus.licences import announce, with_licences
 from restorelcc.corpus.microworld import Item, generate
 from restorelcc.corpus.sources import heldout_texts, pairs
@@ -103,7 +105,8 @@ def _write_local(
     valid = min(config.valid, len(found) // 5)
     if valid == 0 or len(found) - valid < 2:
         raise BadInput(f"{key}.data.instructions has {len(found)} usable pairs: at least 5 are needed")
-    found = found[:valid] + contrasted(found[valid:])
+    train, similarity = contrasted(found[valid:], config, root)
+    found = found[:valid] + train
     if model.data.chat_template or any(example.messages for example in found):
         found = rendered(source_tokenizer(key, model.source, model.revision, root), found, key)
     write_table(folder / "valid.parquet", [_row(example) for example in found[:valid]], EXAMPLES)
@@ -113,7 +116,7 @@ def _write_local(
         | {"negative": example.wrong[0]}
         for number, example in enumerate(found[valid:][: config.contrast])
     ]
-    write_table(folder / "contrast.parquet", contrast, CONTRAST)
+    write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity})
     return {"calibration": from_calibration, "instructions": from_instructions, "heldout": from_heldout}
 
 
@@ -121,16 +124,18 @@ def _row(example: Example) -> dict[str, str]:
     return {"task": example.task, "question": example.question, "response": example.response}
 
 
-def contrasted(train: list[Example]) -> list[Example]:
-    """The same examples, each with the one wrong response that it is contrasted with: of its own wrong choices, or
-    where there are none of the other responses, the most similar one."""
-    nearest = most_similar_other([example.response for example in train]) if not all(e.wrong for e in train) else []
-    return [
-        replace(example, wrong=(_nearest_choice(example) if example.wrong else train[nearest[number]].response,))
-        for number, example in enumerate(train)
+def contrasted(train: list[Example], config: CorpusConfig, root: Path) -> tuple[list[Example], str]:
+    """The same examples, the first `config.contrast` with the one wrong response that each is contrasted with; and
+    what measured similarity."""
+    encode, reason = find_encoder(config.encoder, root)
+    if encode is None and config.encoder is not None:
+        notice("corpus", f"contrast tuples by TF-IDF: {reason}")
+    rows = [
+        {"question": example.question, "response": example.response}
+        | ({"choices": [example.response, *example.wrong]} if example.wrong else {})
+        for example in train
     ]
-
-
-def _nearest_choice(example: Example) -> str:
-    choices = [example.response, *example.wrong]
-    return choices[most_similar_other(choices)[0]]
+    others = negatives(rows, config.contrast, encode)
+    first = [replace(example, wrong=(other,)) for example, other in zip(train, others, strict=False)]
+    similarity = f"tfidf ({reason})" if encode is None else f"sentence-transformers {reason}"
+    return first + train[len(first) :], similarity

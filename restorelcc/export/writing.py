@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.errors import BadInput, StageFailed
-from restorelcc.core.progress import progress
+from restorelcc.core.progress import notice, progress
 from restorelcc.core.routes import Route
 from restorelcc.core.slicing import sliced
 from restorelcc.export.folding import planned_tensors
@@ -102,11 +102,32 @@ def write_companions(folder: Path, source: Source) -> list[str]:
             shutil.copyfile(path, folder / path.name)
     if not has_tokenizer(folder):
         raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files beside its weights")
-    load_tokenizer(folder)
+    _keep_tokens(folder, source)
     if not (folder / "generation_config.json").is_file():
         GenerationConfig.from_model_config(source.config).save_pretrained(folder)
         made.append("generation_config.json")
     return made
+
+
+def _keep_tokens(folder: Path, source: Source) -> None:
+    """Text must become the same tokens as before: some tokenizer classes are chosen by the model's class, which a
+    relabelled checkpoint changes. Its tokenizer.json is then loaded as it stands; if that does not help, it is said."""
+    before = load_tokenizer(source.folder)
+    if _same_tokens(before, load_tokenizer(folder)):
+        return
+    config = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if not _same_tokens(before, load_tokenizer(folder)):
+        shutil.copyfile(source.folder / "tokenizer_config.json", folder / "tokenizer_config.json")
+        notice(
+            "export", f"loaded from the written folder the tokenizer splits text differently than from {source.given}"
+        )
+
+
+def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    known = one.decode(list(range(min(64, len(one)))))
+    texts = [known, "The capital of France is Paris, isn't it?", "1,234.5\n\tdef f(x): return x", "naïve café 漢字"]
+    return all(one(text)["input_ids"] == other(text)["input_ids"] for text in texts)
 
 
 def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:

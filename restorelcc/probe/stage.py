@@ -7,10 +7,10 @@ from torch import Tensor
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.components import main_component
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
-from restorelcc.core.progress import progress
+from restorelcc.core.progress import notice, progress
 from restorelcc.core.runtime import prepare
 from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, read_layer, read_layout
 from restorelcc.io.digest import expect_digest, file_digest
@@ -21,50 +21,103 @@ from restorelcc.io.tables import write_table
 from restorelcc.io.tensors import read_tensors
 from restorelcc.probe.config import ProbeConfig
 from restorelcc.probe.contrastive import heldout_mask, probe_heads
+from restorelcc.probe.divergence import energy_scores, kl_scores, mse_scores
+from restorelcc.probe.margins import margin_scores
 from restorelcc.probe.ranking import rank_heads
+from restorelcc.probe.relational import relational_scores
+
+_LOG_LOSS = "log_loss"
 
 
 def run(cell: Cell, config: ProbeConfig, model: ModelEntry, layout: Layout) -> None:
     """Write <model>/<pruning>/heads.parquet: one row per head with its scores and rank."""
     prepare(seed=config.seed, threads=model.threads)
-    tensors, metadata = read_tensors(layout.components(cell), ("directions", "loadings"))
-    dense, pruned = layout.dense_activations(cell), layout.pruned_activations(cell)
-    heads, of_pruned = read_layout(pruned)
-    expect_digest("components were extracted for another pruned model", metadata.get("pruned"), of_pruned["checkpoint"])
-    expect_digest("components were extracted from other text", metadata.get("text"), of_pruned["text"])
-    if config.components > heads.head_dim:
-        raise BadInput(f"probe.components is {config.components}, but a head has {heads.head_dim} components")
-    component_LHD = main_component(tensors["directions"], tensors["loadings"], config.components)
-    columns: dict[str, list[Tensor]] = {"accuracy": [], "log_loss": [], "energy": []}
-    for layer in progress(range(heads.layers), "probe", "layers"):
-        question_NHD = read_layer(pruned, layer, QUESTION, heads)
-        lost_NHD = read_layer(dense, layer, QUESTION, heads) - question_NHD
-        scores = probe_heads(
-            question_NHD + component_LHD[layer],
-            read_layer(dense, layer, POSITIVE, heads),
-            read_layer(dense, layer, NEGATIVE, heads),
-            heldout_mask(question_NHD.shape[0], config.heldout_share, config.seed),
-            steps=config.steps,
-            learning_rate=config.learning_rate,
-        )
-        columns["accuracy"].append(scores.accuracy_H)
-        columns["log_loss"].append(scores.log_loss_H)
-        columns["energy"].append(lost_NHD.double().square().mean(dim=(0, 2)))
-    by_name = {name: torch.stack(parts) for name, parts in columns.items()}
+    heads, metadata = _checked_parents(cell, config, layout)
+    tensors, _ = read_tensors(layout.components(cell), ("directions", "loadings"))
+    columns = _activation_scores(cell, config, layout, heads, tensors)
+    mean_LHD = main_component(tensors["directions"], tensors["loadings"], heads.head_dim)
+    columns |= margin_scores(cell, config, model, layout, mean_LHD)
+    for name, score_LH in columns.items():
+        if not score_LH.isfinite().all():
+            layer, head = heads.pair(int((~score_LH.isfinite()).flatten().nonzero()[0]))
+            raise StageFailed(f"probe: the score {name} of layer {layer}, head {head} is not a finite number")
     parents = {"components": file_digest(layout.components(cell)), "score": config.score} | {
         name: metadata[name] for name in ("model", "dense", "pruned", "text")
     }
     with published(layout, layout.heads(cell)) as (path,):
-        write_table(path, head_rows(heads, by_name, config), HEADS, parents)
+        write_table(path, head_rows(heads, columns, config.score), HEADS, parents)
 
 
-def head_rows(heads: HeadLayout, columns: dict[str, Tensor], config: ProbeConfig) -> list[dict]:
-    """Rows of heads.parquet, in rank order. columns: [L, H] each; `score` is the column that config.score names."""
-    if config.score == "random":
-        score_LH = torch.rand(heads.layers, heads.heads, generator=torch.Generator().manual_seed(config.seed))
-    else:
-        score_LH = columns[{"paper": "accuracy", "energy": "energy"}[config.score]]
-    rank_LH = rank_heads(score_LH, columns["log_loss"])
+def _checked_parents(cell: Cell, config: ProbeConfig, layout: Layout) -> tuple[HeadLayout, dict[str, str]]:
+    """The shape, and the components' metadata. Raises BadInput unless both activations and components fit together."""
+    metadata = read_tensors(layout.components(cell), ())[1]
+    heads, of_pruned = read_layout(layout.pruned_activations(cell))
+    others, of_dense = read_layout(layout.dense_activations(cell))
+    if heads != others:
+        raise BadInput(f"dense and pruned activations come from models of different shape, {others} and {heads}")
+    expect_digest("components were extracted for another pruned model", metadata.get("pruned"), of_pruned["checkpoint"])
+    expect_digest("components were extracted for another dense model", metadata.get("dense"), of_dense["checkpoint"])
+    for found in (of_pruned, of_dense):
+        expect_digest("components were extracted from other text", metadata.get("text"), found["text"])
+    if config.components > heads.head_dim:
+        raise BadInput(f"probe.components is {config.components}, but a head has {heads.head_dim} components")
+    if int(metadata.get("samples", 2)) < 2 and {"paper", "relational"} & set(config.scores):
+        raise BadInput(
+            "probe needs at least 2 contrast tuples, one to train on and one held out: raise corpus.contrast"
+        )
+    if (rank := int(metadata.get("rank", heads.head_dim))) < config.components:
+        notice("probe", f"probe.components is {config.components}, but only {rank} directions carry a loss")
+    return heads, metadata
+
+
+def _activation_scores(
+    cell: Cell, config: ProbeConfig, layout: Layout, heads: HeadLayout, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """[L, H] of every score that activations alone give, layer by layer."""
+    component_LHD = main_component(tensors["directions"], tensors["loadings"], config.components)
+    dense, pruned = layout.dense_activations(cell), layout.pruned_activations(cell)
+    wanted = set(config.scores)
+    columns: dict[str, list[Tensor]] = {}
+    for layer in progress(range(heads.layers), "probe", "layers"):
+        found: dict[str, Tensor] = {}
+        if "energy" in wanted:
+            found["energy"] = energy_scores(tensors["loadings"][layer], config.components)
+        question_NHD = read_layer(pruned, layer, QUESTION, heads)
+        if wanted & {"mse", "kl"}:
+            dense_NHD = read_layer(dense, layer, QUESTION, heads)
+            found |= {"mse": mse_scores(dense_NHD, question_NHD), "kl": kl_scores(dense_NHD, question_NHD)}
+        if wanted & {"paper", "relational"}:
+            recovered_NHD = question_NHD + component_LHD[layer]
+            positive_NHD, negative_NHD = (read_layer(dense, layer, role, heads) for role in (POSITIVE, NEGATIVE))
+            heldout_N = heldout_mask(len(question_NHD), config.heldout_share, config.seed)
+            if "paper" in wanted:
+                scores = probe_heads(
+                    recovered_NHD,
+                    positive_NHD,
+                    negative_NHD,
+                    heldout_N,
+                    steps=config.steps,
+                    learning_rate=config.learning_rate,
+                    solver=config.solver,
+                )
+                found |= {"paper": scores.accuracy_H, _LOG_LOSS: scores.log_loss_H}
+            if "relational" in wanted:
+                found["relational"] = relational_scores(recovered_NHD, positive_NHD, negative_NHD, heldout_N)
+        for name, score_H in found.items():
+            if name in wanted or name == _LOG_LOSS:
+                columns.setdefault(name, []).append(score_H)
+    by_name = {name: torch.stack(parts) for name, parts in columns.items()}
+    if "random" in wanted:
+        generator = torch.Generator().manual_seed(config.seed)
+        by_name["random"] = torch.rand(heads.layers, heads.heads, generator=generator)
+    return by_name
+
+
+def head_rows(heads: HeadLayout, columns: dict[str, Tensor], score: str) -> list[dict]:
+    """Rows of heads.parquet, in rank order. columns: [L, H] each; `score` names the one that ranks."""
+    score_LH = columns[score]
+    log_loss_LH = columns[_LOG_LOSS] if score == "paper" else torch.zeros_like(score_LH)
+    rank_LH = rank_heads(score_LH, log_loss_LH)
     rows = []
     for flat in rank_LH.flatten().argsort().tolist():
         layer, head = heads.pair(flat)

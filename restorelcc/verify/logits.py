@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -111,11 +112,13 @@ def pruned_from_restored(folder: Path) -> PreTrainedModel:
     """The pruned model in float32, made of the restored checkpoint's own files: its weights, and the biases it kept."""
     content = original_config(folder)
     config = AutoConfig.for_model(**content)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {name: value.float() if value.is_floating_point() else value for name, value in original_tensors(folder)}
-    unknown = model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    if missing := [name for name in unknown.missing_keys if name not in tied]:
-        raise StageFailed(f"the pruned model cannot be made of {folder}: it lacks {missing[0]}")
+    # Typed by hand: its annotation does not know the pair that is returned.
+    with init_empty_weights():
+        kind: Any = type(AutoModelForCausalLM.from_config(config))
+    loaded = kind.from_pretrained(
+        None, config=config, state_dict=dict(original_tensors(folder)), dtype=torch.float32, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise StageFailed(f"the pruned model cannot be made of {folder}: it lacks {sorted(report['missing_keys'])[0]}")
     return model.eval().requires_grad_(False)

@@ -179,7 +179,7 @@ def test_data_that_cannot_be_had_is_an_error_that_says_what_to_do(tmp_path: Path
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match=r"Rowan/hellaswag of task hellaswag cannot be loaded .*evaluate.datasets"):
+    with pytest.raises(BadInput, match=r"Rowan/hellaswag of task 'hellaswag' cannot be loaded .*evaluate.datasets"):
         load_tasks(["hellaswag"])
 
 

@@ -27,26 +27,33 @@ def layout(tmp_path: Path) -> Layout:
     return layout
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A report of the whole grid, for tests that only read it."""
+    layout = Layout(tmp_path_factory.mktemp("made"))
+    write_grid(layout)
+    run(CELLS, ReportConfig(title="Mine & yours"), layout)
+    return layout
+
+
 def _texts(layout: Layout) -> dict[str, str]:
     return {name: (layout.report / name).read_text() for name in ("report.md", "report.html", "results.json")}
 
 
-def test_the_report_holds_every_cell_and_names_the_best_ratio(layout: Layout) -> None:
-    run(CELLS, ReportConfig(), layout)
-    texts = _texts(layout)
+def test_the_report_holds_every_cell_and_names_the_best_ratio(made: Layout) -> None:
+    texts = _texts(made)
     assert "| dense | 95.0 |" in texts["report.md"]
     assert "| heads 0.25 | 85.0 | 60.0 | [50.0, 70.0] |" in texts["report.md"]
     for name in ("report.md", "report.html"):
         assert "Best head ratio 0.25: 60.0 % [50.0, 70.0] of the lost accuracy is back" in texts[name]
         assert "2 models are compared with their pruned model" in texts[name]
-    rows = read_json(layout.report / "results.json")["rows"]
+    rows = read_json(made.report / "results.json")["rows"]
     assert [row["what"] for row in rows] == ["dense", "pruned", "heads 0.1", "heads 0.25"]
     assert [row["p_holm"] for row in rows] == [None, None, 0.02, 0.02]
 
 
-def test_the_page_has_its_sections_and_needs_nothing_from_outside(layout: Layout) -> None:
-    run(CELLS, ReportConfig(title="Mine & yours"), layout)
-    page = _texts(layout)["report.html"]
+def test_the_page_has_its_sections_and_needs_nothing_from_outside(made: Layout) -> None:
+    page = _texts(made)["report.html"]
     assert re.findall(r'data-section="(\w+)"', page) == list(SECTIONS)
     assert "<title>Mine &amp; yours</title>" in page
     assert page.count("<svg ") == 6, "recovered, tasks, two head maps, spectra, layers"
@@ -57,9 +64,8 @@ def test_the_page_has_its_sections_and_needs_nothing_from_outside(layout: Layout
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
 
 
-def test_every_colour_of_a_drawing_is_a_variable(layout: Layout) -> None:
-    run(CELLS, ReportConfig(), layout)
-    page = _texts(layout)["report.html"]
+def test_every_colour_of_a_drawing_is_a_variable(made: Layout) -> None:
+    page = _texts(made)["report.html"]
     drawn = "".join(re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL))
     assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) - {"none"} == {
         f"var(--{name})" for name in ("text", "muted", "line", "dense", "pruned", "series-1", "series-2")
@@ -76,23 +82,23 @@ def test_figures_also_lie_beside_the_page_and_the_same_grid_gives_the_same_bytes
     assert first == {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
 
 
-def test_dvc_plots_get_one_row_per_point(layout: Layout) -> None:
-    run(CELLS, ReportConfig(), layout)
-    rows = list(csv.DictReader((layout.report / "plots" / "recovered.csv").open()))
+def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
+    rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
     assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
         ("0.1", pytest.approx(0.4)),
         ("0.25", pytest.approx(0.6)),
     ]
-    assert len(list(csv.DictReader((layout.report / "plots" / "tasks.csv").open()))) == 8
+    assert len(list(csv.DictReader((made.report / "plots" / "tasks.csv").open()))) == 8
 
 
 def test_cells_that_left_the_grid_are_not_reported(layout: Layout) -> None:
     run(CELLS[:3], ReportConfig(), layout)
     for text in _texts(layout).values():
-        assert "0.25" not in text.replace("0.25rem", "").replace(".25rem", "")
+        assert "heads 0.1" in text
+        assert "heads 0.25" not in text
 
 
-@pytest.mark.parametrize("gone", range(4))
+@pytest.mark.parametrize("gone", [0, 2], ids=["dense", "restored"])
 def test_a_missing_cell_is_named_in_every_form(layout: Layout, gone: int) -> None:
     path = layout.metrics(CELLS[gone])
     path.unlink()
@@ -136,10 +142,9 @@ def test_a_degenerate_model_is_flagged_where_one_looks(layout: Layout) -> None:
         assert "heads 0.25 is degenerate: 100% of the greedy continuations are one token" in text
 
 
-def test_the_terminal_table_fits_eighty_columns(layout: Layout) -> None:
-    run(CELLS, ReportConfig(), layout)
+def test_the_terminal_table_fits_eighty_columns(made: Layout) -> None:
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    print_results(layout.report, console)
+    print_results(made.report, console)
     text = console.export_text()
     assert "[50.0, 70.0]" in text
     assert "heads 0.25" in text

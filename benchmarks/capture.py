@@ -1,0 +1,213 @@
+"""Capture three ways, side by side in one process, in turns: (a) straightforward, (b) ours, (c) the floor.
+
+    python -m benchmarks.capture [--model data/tiny] [--pruning wanda-0.5] [--samples 128] [--rounds 3] [--threads 0]
+
+(a) batch 1; three dense passes (question, question + r+, question + r-) and one pruned; z of every position and every
+    hidden state copied to the CPU and kept.
+(b) what the stages do from token ids to the Parquet files, part files included.
+(c) plain forward passes, without logits, over only the tokens that must be seen: question + r+ + r- of every tuple for
+    the dense model and the question for the pruned one, as plain sequences, at the best batch.
+Extra memory is counted by hand: tensors that outlive the pass that made them, at their most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.results import Results, verdict
+from restorelcc.capture.capture import HeadReader, Sample, plan, read_batches
+from restorelcc.capture.stage import write_activations
+from restorelcc.core.architectures import head_layout, out_projections
+from restorelcc.core.packing import alone, model_inputs, padded
+from restorelcc.core.text import batches_by_length, encode_contrasts
+from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.corpus_tables import CONTRAST
+from restorelcc.io.parts import write_part
+from restorelcc.io.tables import read_table
+
+_BUDGETS = (512, 2048, 4096, 8192)  # tokens of a batch, of which the floor may take the best
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dense and a pruned model with token ids: of the question, and of both responses behind it."""
+
+    name: str
+    dense: PreTrainedModel
+    pruned: PreTrainedModel
+    questions: list[list[int]]
+    positives: list[list[int]]
+    negatives: list[list[int]]
+    goal: float  # how much faster than (a)
+
+    def samples(self) -> tuple[list[Sample], list[Sample]]:
+        triples = zip(self.questions, self.positives, self.negatives, strict=True)
+        return [Sample(p, len(q) - 1, n) for q, p, n in triples], [Sample(q) for q in self.questions]
+
+
+@torch.no_grad()
+def straightforward(case: Case) -> int:
+    """(a); returns the bytes it holds at the end."""
+    kept: list[torch.Tensor] = []
+
+    def run(model: PreTrainedModel, sequences: list[list[int]]) -> None:
+        hooks = [
+            p.register_forward_pre_hook(lambda _m, x: kept.append(x[0].float().cpu().clone()))
+            for p in out_projections(model)
+        ]
+        for ids in sequences:
+            output = model(input_ids=torch.tensor([ids], device=model.device), output_hidden_states=True)
+            kept.extend(hidden.float().cpu().clone() for hidden in output.hidden_states)
+        for hook in hooks:
+            hook.remove()
+
+    for sequences in (case.questions, case.positives, case.negatives):
+        run(case.dense, sequences)
+    run(case.pruned, case.questions)
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def ours(case: Case, budget: int, folder: Path) -> int:
+    """(b); returns the most bytes of activations that are in memory at once."""
+    most = 0
+    for name, model, samples in zip(("dense", "pruned"), (case.dense, case.pruned), case.samples(), strict=True):
+        roles = ("question", "positive", "negative") if name == "dense" else ("question",)
+        batches, parts = plan(samples, budget), []
+        (folder / f"parts-{name}").mkdir()
+        for batch, z_LBRX in read_batches(HeadReader(model, pad=0), samples, batches):
+            parts.append(write_part(folder / f"parts-{name}", batch.number, z_LBRX.flatten(2).numpy()))
+            most = max(most, 2 * z_LBRX.numel() * 4)  # as rows that were read, and stacked
+        heads = head_layout(model)
+        write_activations(folder / name, parts, batches, list(range(len(samples))), roles, heads, {"model": name})
+    return most
+
+
+@torch.no_grad()
+def floor(case: Case, budget: int) -> None:
+    """(c)."""
+    everything = [p + n[len(q) :] for q, p, n in zip(case.questions, case.positives, case.negatives, strict=True)]
+    for model, sequences in ((case.dense, everything), (case.pruned, case.questions)):
+        for batch in batches_by_length([len(ids) for ids in sequences], budget):
+            model.base_model(**model_inputs(model, padded([alone(sequences[i]) for i in batch], 0)))
+
+
+def embedded(folder: Path, pruning: str) -> Case:
+    """The embedded model on its own contrast tuples."""
+    tokenizer = load_tokenizer(folder / "dense")
+    rows = read_table(folder.parent / "corpus" / folder.name / "contrast.parquet", CONTRAST)
+    tuples = encode_contrasts(tokenizer, rows, 1024)
+    models = [
+        load_model(path, torch.float32, torch.device("cpu")) for path in (folder / "dense", folder / pruning / "pruned")
+    ]
+    ids = ([t.question for t in tuples], [t.positive.ids for t in tuples], [t.negative.ids for t in tuples])
+    return Case(f"embedded model, {len(rows)} tuples", *models, *ids, goal=5)
+
+
+def hundred_million(samples: int) -> Case:
+    """A random Llama, 12 layers of 12 heads; questions about as long as responses, of mixed lengths."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=32_000,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    rng = random.Random(0)
+
+    def some(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, 32_000) for _ in range(rng.randint(low, high))]
+
+    questions = [some(16, 64) for _ in range(samples)]
+    positives, negatives = ([q + some(16, 64) for q in questions] for _ in range(2))
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    # One set of weights serves as both models: what they hold changes no time.
+    return Case(
+        f"random Llama, {millions:.0f} M, {samples} tuples", model, model, questions, positives, negatives, goal=1.5
+    )
+
+
+def measure(case: Case, rounds: int, budget: int, out: Results) -> None:
+    best = min(_BUDGETS, key=lambda each: _seconds(lambda: floor(case, each)))
+    seconds: dict[str, list[float]] = {"a": [], "b": [], "c": []}
+    for _ in range(rounds):
+        held: list[int] = []
+        seconds["a"].append(_seconds(lambda held=held: held.append(straightforward(case))))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            seconds["b"].append(_seconds(lambda path=path, held=held: held.append(ours(case, budget, path))))
+            shutil.rmtree(folder, ignore_errors=True)
+            path.mkdir()
+        seconds["c"].append(_seconds(lambda: floor(case, best)))
+    faster = median([a / b for a, b in zip(seconds["a"], seconds["b"], strict=True)])
+    above = median([b / c for b, c in zip(seconds["b"], seconds["c"], strict=True)])
+    memory = held[1] / held[0]
+    q, r = sum(map(len, case.questions)), sum(map(len, case.positives)) + sum(map(len, case.negatives))
+    out.say(
+        f"| {case.name} | {2 * q + r:,} | {r:,} | {median(seconds['a']):.2f} | {median(seconds['b']):.2f} | "
+        f"{median(seconds['c']):.2f} | {faster:.2f} x, {verdict(faster, case.goal)} | "
+        f"{above:.2f}, {verdict(above, 1.15, at_least=False)} | {held[0] / 2**20:.1f} / {held[1] / 2**20:.1f} MiB, "
+        f"{verdict(memory, 0.1, at_least=False)} |"
+    )
+
+
+def _seconds(action: object) -> float:
+    start = time.perf_counter()
+    action()  # type: ignore[operator]
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path("data/tiny"))
+    parser.add_argument("--pruning", default="wanda-0.5")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--budget", type=int, default=4096, help="capture.token_budget of ours")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    os.environ["RESTORELCC_PROGRESS"] = "0"
+    out = Results("Capture", "make bench-capture")
+    out.say(
+        f"(a) straightforward, (b) ours, (c) the floor; seconds, medians of {options.rounds} rounds in turns in one "
+        f"process, {torch.get_num_threads()} threads. What each does: `benchmarks/capture.py`."
+    )
+    out.say()
+    head = [
+        "",
+        "tokens (a)",
+        "tokens (b)",
+        "(a)",
+        "(b)",
+        "(c)",
+        "(a) / (b)",
+        "(b) / (c)",
+        "activations held, (a) / (b)",
+    ]
+    for cells in (head, ["---"] * len(head)):
+        out.say("| " + " | ".join(cells) + " |")
+    if (options.model / options.pruning / "pruned").is_dir():
+        measure(embedded(options.model, options.pruning), options.rounds, options.budget, out)
+    else:
+        out.say(f"| {options.model} is not there: run `make repro` for this row |" + " |" * (len(head) - 1))
+    measure(hundred_million(options.samples), options.rounds, options.budget, out)
+    out.write("capture")
+
+
+if __name__ == "__main__":
+    main()
