@@ -73,6 +73,7 @@ def random_project(folder: Path) -> str:
         "prune": {"samples": 8, "token_budget": 1024},
         "capture": {"token_budget": 2048},
         "compensate": {"epochs": 1, "batch_size": 8},
+        "evaluate": {"sanity_gate": False},
     }
     params["models"] = {
         "random": {"source": "model", "data": data, "settings": settings, "sequence_length": 512, "threads": 1}

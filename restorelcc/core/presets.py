@@ -18,7 +18,7 @@ PAPER: dict[str, Any] = {
         "corpus": {"calibration": 128, "train": 2000, "valid": 200, "contrast": 1000},
         "prune": {"samples": 128},
         "compensate": {"learning_rates": [1e-3], "epochs": 3, "batch_size": 8},
-        "evaluate": {"batch_size": 8},
+        "evaluate": {"batch_size": "auto"},
     },
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER}
