@@ -16,7 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-capture bench-extract bench-probe bench-threads bench-prune bench-memory clean
+.PHONY: help repro test test-slow check bench bench-capture bench-extract bench-probe bench-threads bench-prune \
+	bench-memory bench-overhead clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,9 +36,9 @@ $(READY): constraints.txt pyproject.toml
 .PHONY: env
 env: $(READY) ## Create .venv and install the locked environment
 
-repro: $(READY) ## Run the whole chain (only what changed) and print the result table
-	restorelcc check
-	dvc repro
+repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
+	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
 	restorelcc table
 
 test: $(READY) ## Run the tests
@@ -71,6 +72,9 @@ bench-probe: $(READY) ## The probe against one linear layer per head; gradient a
 
 bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (minutes)
 	python -m benchmarks.prune_memory
+
+bench-overhead: $(READY) ## Latency, file size and parameters of the restored model beside the pruned one
+	python -m benchmarks.overhead
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
 	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ import typer
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.grid import ratio_label
+from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import inspect
+from restorelcc.verbs import compare, compensation, engines, export, inspect, plan, restore, verify
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -78,8 +80,10 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb = STAGES[name]
+    layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     stage = _imported(verb)
-    stage(cell, getattr(params, verb.section), params.models[cell.model], Layout(params_file.resolve().parent))
+    stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
+    write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -146,13 +150,31 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     from restorelcc.report.stage import run
 
     checked = load_params(params, tuple(set_ or ()))
-    run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    results = run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    if results.missing:
+        typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 
 
-@app.command("check", help="Check params.yaml: every key, every value, every combination of the grid. Writes nothing.")
+@app.command("check", help="Check params.yaml, and whether the sources of its models moved. Writes nothing.")
 def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     checked = load_params(params, tuple(set_ or ()))
     typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+    _compare_sources(checked, Layout(params.resolve().parent))
+
+
+def _compare_sources(params: Params, layout: Layout) -> None:
+    """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+    outside = {alias: params.models[alias] for alias in params.grid.model if not params.models[alias].is_microworld}
+    if not outside:
+        return
+    from restorelcc.io.revisions import compare_sources  # imports torch, which the embedded model need not wait for
+
+    found = [each for alias, entry in outside.items() for each in compare_sources(alias, entry, layout)]
+    for comparison in found:
+        if not comparison.stale:
+            typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
+    if stale := [comparison.sentence for comparison in found if comparison.stale]:
+        raise StageFailed("; ".join(stale))
 
 
 @app.command("table", help="Print the result table of the last report.")
@@ -162,7 +184,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect,):
+for _verb_file in (inspect, plan, restore, export, verify, compensation, engines, compare):
     _verb_file.add(app)
 
 

@@ -17,6 +17,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.grid import check_alias, ratio_label
 from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.presets import over
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.core.section import Section
 from restorelcc.corpus.config import CorpusConfig
@@ -62,6 +63,19 @@ class Params(Section):
         if baseline is not None:
             return Cell(model, pruning, baseline=check_baseline("--baseline", baseline))
         return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
+
+    def section(self, alias: str, name: str) -> Any:
+        """A section of params.yaml as it holds for one model: with what the model's entry puts over it.
+
+        Raises BadInput for a key or value of the entry that the section does not take.
+        """
+        section, changes = getattr(self, name), self.models[alias].section_changes(name)
+        if not changes:
+            return section
+        try:
+            return type(section).model_validate(over(section.model_dump(), changes))
+        except ValidationError as error:
+            raise BadInput(_sentence(error, type(section), ("models", alias, "settings", name))) from error
 
     def _ratio_label(self, text: str) -> str:
         try:
@@ -112,9 +126,8 @@ def _unknown(where: str, name: object, known: Any, otherwise: str) -> str:
     return f"{where} {name!r} is unknown: {hint}"
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names allowed beside the last part of a location in params.yaml."""
-    model: Any = Params
+def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Names allowed beside the last part of a location below a section."""
     for part in location[:-1]:
         if isinstance(part, str) and hasattr(model, "model_fields"):
             model = model.model_fields[part].annotation if part in model.model_fields else model
@@ -126,13 +139,14 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(fields)
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, within: Any = Params, above: tuple[str, ...] = ()) -> str:
+    """One sentence for the first error in a section of type `within`, which stands at `above` in params.yaml."""
     first = error.errors()[0]
-    location = first["loc"]
+    location = (*above, *first["loc"])
     key = ".".join(str(part) for part in location)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         where = f"params.yaml: key {key!r} is unknown"
-        known = _fields_at(location)
+        known = _fields_at(within, first["loc"])
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         parent = ".".join(str(part) for part in location[:-1])
         return (
@@ -157,6 +171,16 @@ def _check_external(params: Params, model: str, pruning: str) -> None:
         )
 
 
+def _check_settings(params: Params, alias: str) -> None:
+    """Every section that a model's settings change, with the changes. Raises BadInput."""
+    known = set(type(params).model_fields) - {"grid", "models", "report"}
+    for name in params.models[alias].settings:
+        if name not in known:
+            raise BadInput(_unknown(f"params.yaml: models.{alias}.settings", name, sorted(known), "remove it"))
+    for name in sorted(known):
+        params.section(alias, name)
+
+
 def _check_grid(params: Params) -> None:
     """What pydantic cannot see: aliases, pruning names, ratios, and that joined names stay unique."""
     grid = params.grid
@@ -165,8 +189,9 @@ def _check_grid(params: Params) -> None:
         if not entry.is_microworld and entry.data is None:
             raise BadInput(
                 f"params.yaml: models.{alias}.data is missing: a model that is not the embedded one needs the paths of "
-                "its calibration, instructions and heldout files"
+                "its calibration, instructions and heldout files, or `preset: paper`"
             )
+        _check_settings(params, alias)
     for alias in grid.model:
         if alias not in params.models:
             raise BadInput(_unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))

@@ -67,11 +67,16 @@ def test_paths_are_those_of_the_layout() -> None:
         "extract": [layout.components(pruned)],
         "probe": [layout.heads(pruned)],
         "compensate": [layout.compensation(restored), layout.training(restored)],
+        "evaluate_dense": [
+            layout.samples(model),
+            layout.details(model),
+            layout.reference(model),
+            layout.metrics(model),
+        ],
+        "evaluate_pruned": [layout.samples(pruned), layout.details(pruned), layout.metrics(pruned)],
+        "evaluate_restored": [layout.samples(restored), layout.details(restored), layout.metrics(restored)],
         "baseline": [layout.baseline(recovered)],
-        "evaluate_baseline": [layout.samples(recovered), layout.metrics(recovered)],
-        "evaluate_dense": [layout.samples(model), layout.metrics(model)],
-        "evaluate_pruned": [layout.samples(pruned), layout.metrics(pruned)],
-        "evaluate_restored": [layout.samples(restored), layout.metrics(restored)],
+        "evaluate_baseline": [layout.samples(recovered), layout.details(recovered), layout.metrics(recovered)],
         "report": [layout.report],
     }
     for stage, paths in expected.items():
@@ -84,7 +89,7 @@ def _layer(module: str) -> str:
         return "flows"
     if part in ("core", "io"):
         return part
-    return "cli" if part in ("cli", "verbs", "params", "__main__", "restorelcc") else "stages"
+    return "cli" if part in ("cli", "verbs", "params", "api", "oneshot", "__main__", "restorelcc") else "stages"
 
 
 def test_imports_point_one_way_and_stages_do_not_meet() -> None:

@@ -29,7 +29,8 @@ PICO: dict[str, Any] = {
         "pretrain": {"max_steps": 10, "decay_steps": 5, "eval_every": 10, "floor": 0.0},
     },
     "compensate": {"epochs": 1},
-    "evaluate": {"bootstrap_samples": 200},
+    # Ten steps leave the model at chance, which is what the sanity gate is there to stop.
+    "evaluate": {"bootstrap_samples": 200, "sanity_gate": False, "generation": {"new_tokens": 8}},
 }
 
 

@@ -32,7 +32,7 @@ from restorelcc.core.progress import notice, progress
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
 from restorelcc.core.text import EncodedContrast, context_length, encode_contrasts
 from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
 from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import read_json
@@ -71,7 +71,8 @@ def _run(
     contrast = layout.corpus(cell) / "contrast.parquet"
     rows = read_table(contrast, CONTRAST)
     tokenizer = load_tokenizer(checkpoint)
-    network = load_model(checkpoint, pick_dtype(model.dtype, device), device)
+    spread = spread_of(model, layout.work)
+    network = load_model(checkpoint, pick_dtype(model.dtype, device), device, spread=spread)
     tuples = encode_rows(tokenizer, rows, contrast, context_length(network.config, config.max_tokens), title)
     samples = question_samples(tuples) if roles == (QUESTION,) else response_samples(tuples)
     pad = tokenizer.pad_token_id or 0

@@ -12,6 +12,7 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.pruning import Sparsity
 
 _SORTED_AT_ONCE = 2**20  # scores
+_SELECTED_FROM = 64  # scores of a row; shorter ones are put in order sooner than selected from
 
 
 def pruned_count(inputs: int, sparsity: Sparsity) -> int:
@@ -45,11 +46,29 @@ def check_divides(inputs: int, sparsity: Sparsity) -> None:
 def lowest(score_RC: Tensor, count: int) -> Tensor:
     """True at the `count` lowest scores of each row; of equal scores the one further left. Returns bool [R, C]."""
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool)
+    if not count:
+        return mask_RC
+    choose = _lowest_by_selection if score_RC.shape[1] >= _SELECTED_FROM and score_RC.is_cpu else _lowest_by_order
     # Some rows at a time: the order of a whole weight, as 64-bit numbers, is larger than the weight.
     rows = max(1, _SORTED_AT_ONCE // score_RC.shape[1])
     for part_RC, score in zip(mask_RC.split(rows), score_RC.split(rows), strict=True):
-        part_RC.scatter_(-1, torch.argsort(score, dim=-1, stable=True)[:, :count], True)
+        choose(part_RC, score, count)
     return mask_RC
+
+
+def _lowest_by_order(mask_RC: Tensor, score_RC: Tensor, count: int) -> None:
+    mask_RC.scatter_(-1, torch.argsort(score_RC, dim=-1, stable=True)[:, :count], True)
+
+
+def _lowest_by_selection(mask_RC: Tensor, score_RC: Tensor, count: int) -> None:
+    """The same without putting whole rows in order: below the count-th lowest, and as many equal ones as are needed."""
+    limit_R1 = score_RC.kthvalue(count, dim=-1, keepdim=True).values
+    torch.lt(score_RC, limit_R1, out=mask_RC)
+    equal_RC = score_RC == limit_R1
+    wanted_R1 = count - mask_RC.sum(dim=-1, keepdim=True)
+    if (equal_RC.sum(dim=-1, keepdim=True) > wanted_R1).any():
+        equal_RC &= equal_RC.cumsum(dim=-1) <= wanted_R1
+    mask_RC |= equal_RC
 
 
 def without_chance_zeros(updated: Tensor, dense: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from restorelcc.core.errors import BadInput
+from restorelcc.core.response_mask import SplitIds, split_pairs
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,12 @@ class EncodedPair:
     truncated: bool
 
 
-def join_pair(question: str, response: str) -> str:
-    """Question and response as one text, parted by the space lm-eval puts there (`target_delimiter`)."""
-    return question + response if question[-1:].isspace() else f"{question} {response}"
-
-
 def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, response: str, max_tokens: int) -> EncodedPair:
-    """Tokens of a question and its response, split where lm-eval splits them: after len(tokens(question)).
+    """Tokens of a question and its response, split where the response's characters begin.
 
-    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`). Raises BadInput
-    when the question or the response has no token, or the response alone does not fit.
+    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`), but none that
+    the tokenizer puts before every text. Raises BadInput when the question or the response has no token, or when the
+    response alone does not fit.
     """
     return encode_pairs(tokenizer, [question], [response], max_tokens)[0]
 
@@ -39,9 +36,11 @@ def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, questions: list[str], responses: list[str], max_tokens: int
 ) -> list[EncodedPair]:
     """`encode_pair` of many pairs, tokenized together."""
-    whole, starts = _split_pairs(tokenizer, questions, responses)
-    found = zip(whole, starts, responses, strict=True)
-    return [_cut(ids, start, len(ids) - max_tokens, max_tokens, response) for ids, start, response in found]
+    splits = _checked_splits(tokenizer, questions, responses)
+    return [
+        _cut(split, len(split.ids) - max_tokens, max_tokens, response)
+        for split, response in zip(splits, responses, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -68,40 +67,46 @@ def encode_contrasts(
     """Tokens of contrast tuples (columns question, positive, negative). Raises BadInput like encode_pair."""
     questions = [row["question"] for row in rows]
     positives, negatives = ([row[side] for row in rows] for side in ("positive", "negative"))
-    whole, starts = _split_pairs(tokenizer, questions, positives)
-    others, _ = _split_pairs(tokenizer, questions, negatives)
+    right = _checked_splits(tokenizer, questions, positives)
+    wrong = _checked_splits(tokenizer, questions, negatives)
     tuples = []
-    for row, positive, negative, start in zip(rows, whole, others, starts, strict=True):
-        excess = max(len(positive), len(negative)) - max_tokens
+    for row, positive, negative in zip(rows, right, wrong, strict=True):
+        excess = max(len(positive.ids), len(negative.ids)) - max_tokens
+        # The same for both: a token that stands for the question's end and a response's beginning is in one of them.
+        start = _same_start(positive, negative)
         tuples.append(
             EncodedContrast(
-                _cut(positive, start, excess, max_tokens, row["positive"]),
-                _cut(negative, start, excess, max_tokens, row["negative"]),
+                _cut(replace(positive, start=start), excess, max_tokens, row["positive"]),
+                _cut(replace(negative, start=start), excess, max_tokens, row["negative"]),
             )
         )
     return tuples
 
 
-def _split_pairs(
-    tokenizer: PreTrainedTokenizerBase, questions: list[str], responses: list[str]
-) -> tuple[list[list[int]], list[int]]:
-    """Tokens of question + response, and how many of them are the question's; neither side may be empty."""
-    whole = tokenizer([join_pair(*pair) for pair in zip(questions, responses, strict=True)])["input_ids"]
-    starts = [len(ids) for ids in tokenizer([question.rstrip() for question in questions])["input_ids"]]
-    for ids, start, question, response in zip(whole, starts, questions, responses, strict=True):
-        if not 0 < start < len(ids):
+def _same_start(one: SplitIds, other: SplitIds) -> int:
+    """How many of the question's tokens stand before both responses."""
+    both = list(zip(one.ids[: one.start], other.ids[: other.start], strict=False))
+    return next((number for number, (first, second) in enumerate(both) if first != second), len(both))
+
+
+def _checked_splits(tokenizer: PreTrainedTokenizerBase, questions: list[str], responses: list[str]) -> list[SplitIds]:
+    """`split_pairs`; neither side may be empty."""
+    splits = split_pairs(tokenizer, questions, responses)
+    for split, question, response in zip(splits, questions, responses, strict=True):
+        if not split.lead < split.start < len(split.ids):
             raise BadInput(
                 f"question {question[:60]!r} with response {response[:60]!r} leaves one of them without a token"
             )
-    return whole, starts
+    return splits
 
 
-def _cut(ids: list[int], start: int, excess: int, max_tokens: int, response: str) -> EncodedPair:
-    """Take `excess` tokens (none when negative) from the left of the question, which has `start` of them."""
-    if excess >= start:
+def _cut(split: SplitIds, excess: int, max_tokens: int, response: str) -> EncodedPair:
+    """Take `excess` tokens (none when negative) from the left of the question's own."""
+    if excess >= split.start - split.lead:
         raise BadInput(f"response {response[:60]!r} fills all {max_tokens} tokens allowed: raise max_tokens")
     excess = max(0, excess)
-    return EncodedPair(ids[excess:], start - excess, truncated=excess > 0)
+    ids = split.ids[: split.lead] + split.ids[split.lead + excess :]
+    return EncodedPair(ids, split.start - excess, truncated=excess > 0)
 
 
 def right_padded(sequences: list[list[int]], pad: int) -> Tensor:

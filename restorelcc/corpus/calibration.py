@@ -9,26 +9,24 @@ from pathlib import Path
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles
 from restorelcc.corpus.config import CorpusConfig
-from restorelcc.corpus.hub import HubText, hub_text, stream_texts
+from restorelcc.corpus.hub import hub_data, stream_texts
 from restorelcc.corpus.local import texts
 from restorelcc.io.tables import write_texts
+
+KEY = "models.<name>.data.calibration"
 
 
 def calibration_texts(
     data: DataFiles, config: CorpusConfig, root: Path, rng: random.Random
 ) -> tuple[list[str], dict[str, str]]:
     """(texts, origin) of a user's model: a random choice from a local file, or the first ones of a hub dataset."""
-    origin = hub_text(data.calibration)
+    origin = hub_data(KEY, data.calibration)
     if origin is None:
         path = root / data.calibration
-        return texts(path, config.calibration, rng), {"source": data.calibration}
-    return _from_hub(origin, data, config)
-
-
-def _from_hub(origin: HubText, data: DataFiles, config: CorpusConfig) -> tuple[list[str], dict[str, str]]:
-    found, revision = stream_texts(origin, config.calibration, config.hub_characters, data.template)
+        return texts(path, config.calibration, rng, data.columns.get("text", "text")), {"source": data.calibration}
+    found, revision = stream_texts(KEY, origin, config.calibration, config.hub_characters, data.template)
     if not found:
-        raise BadInput(f"models.<name>.data.calibration: the dataset {origin} holds no text: name another")
+        raise BadInput(f"{KEY}: the dataset {origin} holds no text: name another")
     return found, {"source": f"hub:{origin}"} | ({"revision": revision} if revision else {})
 
 

@@ -1,21 +1,25 @@
-"""Texts from a dataset of the hub, streamed: rows are read until there are enough, nothing else is downloaded."""
+"""Rows of datasets on the hub, streamed: they are read until there are enough, nothing else is downloaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.io.hub import ATTEMPTS, Repository, cached_snapshot, is_offline, resolved_commit
 
 _PREFIX = "hub:"
+_PAGE_TITLE = re.compile(r" = [^=].* = \n")
 
 
 @dataclass(frozen=True)
-class HubText:
-    """A dataset of the hub with texts, or with instructions and outputs."""
+class HubData:
+    """A dataset of the hub: its id, and which configuration and split of it."""
 
     dataset: str
     config: str | None = None
@@ -25,44 +29,106 @@ class HubText:
         return ":".join((self.dataset, self.config or "default", self.split))
 
 
+@dataclass(frozen=True)
+class HubRows:
+    """The rows of a dataset at a commit, and where they come from."""
+
+    origin: HubData
+    commit: str | None  # None for a dataset in a folder
+    rows: Iterator[dict[str, Any]]
+
+
 PRESETS = {
-    "c4": HubText("allenai/c4", "en"),
-    "wikitext": HubText("Salesforce/wikitext", "wikitext-2-raw-v1"),
-    "alpaca": HubText("tatsu-lab/alpaca"),
+    "c4": HubData("allenai/c4", "en"),
+    "wikitext": HubData("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "alpaca": HubData("tatsu-lab/alpaca"),
+}
+# The same names where perplexity is measured: the splits that nothing was trained on.
+HELDOUT = PRESETS | {
+    "c4": replace(PRESETS["c4"], split="validation"),
+    "wikitext": replace(PRESETS["wikitext"], split="test"),
 }
 
 
-def hub_text(source: str) -> HubText | None:
+def hub_data(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> HubData | None:
     """What `c4`, `wikitext`, `alpaca` or `hub:<id>[:<config>[:<split>]]` means; None for a path."""
-    if source in PRESETS:
-        return PRESETS[source]
+    if source in presets:
+        return presets[source]
     if not source.startswith(_PREFIX):
         return None
     dataset, *rest = source.removeprefix(_PREFIX).split(":")
     if not dataset or len(rest) > 2 or not all(rest):
-        raise BadInput(
-            f"models.<name>.data.calibration is {source!r}: write hub:<id>, hub:<id>:<config> or "
-            "hub:<id>:<config>:<split>"
-        )
+        raise BadInput(f"{key} is {source!r}: write hub:<id>, hub:<id>:<config> or hub:<id>:<config>:<split>")
     config = rest[0] if rest and rest[0] != "default" else None
-    return HubText(dataset, config, rest[1] if len(rest) > 1 else "train")
+    return HubData(dataset, config, rest[1] if len(rest) > 1 else "train")
 
 
-def stream_texts(origin: HubText, count: int, characters: int, template: str) -> tuple[list[str], str | None]:
-    """The first `count` texts of at least `characters` characters, and the dataset's commit.
+def open_rows(key: str, origin: HubData) -> HubRows:
+    """The rows of a dataset, streamed. Reading them, and this, raises BadInput for a dataset that the hub does not
+    give, and StageFailed when the connection to it breaks and does not come back."""
+    commit = (
+        None if Path(origin.dataset).is_dir() else resolved_commit(Repository(key, origin.dataset, "dataset"), None)
+    )
+    return HubRows(origin, commit, _resumed(key, origin, lambda skip: _stream(origin, commit, skip)))
 
-    Raises BadInput when the dataset cannot be reached or its rows hold no text.
-    """
-    try:
-        revision = _commit(origin.dataset)
-        rows = _rows(origin, revision)
-        return list(islice(joined((_text(row, origin, template) for row in rows), characters), count)), revision
-    except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise BadInput(
-            f"models.<name>.data.calibration: the dataset {origin} cannot be read from the hub "
-            f"({type(error).__name__}: {first}): check the id, the network and your access, or give a local file"
-        ) from error
+
+def _stream(origin: HubData, commit: str | None, skip: int) -> Iterable[dict[str, Any]]:
+    from datasets import load_dataset  # slow to import, and only needed here
+
+    where = cached_snapshot(Repository("", origin.dataset, "dataset"), commit) if commit and is_offline() else None
+    name, revision = (str(where), None) if where else (origin.dataset, commit)
+    rows = load_dataset(name, origin.config, split=origin.split, streaming=True, revision=revision)
+    return rows.skip(skip) if skip else rows
+
+
+def _resumed(key: str, origin: HubData, stream: Callable[[int], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Rows; after a broken connection the stream goes on at the row it broke at."""
+    import httpx2
+
+    given = attempts = 0
+    while True:
+        try:
+            for row in stream(given):
+                yield row
+                given, attempts = given + 1, 0
+            return
+        except (OSError, ValueError, httpx2.HTTPError) as error:
+            attempts += 1
+            broken = isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError)
+            if broken and not is_offline() and attempts < ATTEMPTS:
+                time.sleep(attempts)
+                continue
+            raise _explained(key, origin, error, broken) from error
+
+
+def _explained(key: str, origin: HubData, error: Exception, broken: bool) -> BadInput | StageFailed:
+    first = (str(error).splitlines() or ["no message"])[0]
+    if is_offline():
+        return BadInput(
+            f"{key}: HF_HUB_OFFLINE is set and the files of the dataset {origin} are not in the hub's cache: run the "
+            "stage `corpus` once with the network (later stages need none), or fetch them with `hf download`"
+        )
+    if broken:
+        return StageFailed(f"{key}: the connection broke while the dataset {origin} was read ({first}): run again")
+    return BadInput(
+        f"{key}: the dataset {origin} cannot be read from the hub ({type(error).__name__}: {first}): check the id, its "
+        "configurations and splits, and your access, or give a local file"
+    )
+
+
+def hub_texts(found: HubRows, key: str, template: str) -> Iterator[str]:
+    """The text of every row: column `text`, or instruction and output joined."""
+    return (_text(row, found.origin, key, template) for row in found.rows)
+
+
+def hub_rows(key: str, source: str, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows of a hub dataset of instruction pairs. Raises BadInput naming `key` when there is none."""
+    origin = hub_data(key, source)
+    assert origin is not None
+    rows = list(islice(open_rows(key, origin).rows, count))
+    if not rows:
+        raise BadInput(f"{key}: the dataset {origin} holds no row: give another one, or a local file")
+    return rows
 
 
 def joined(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -79,21 +145,26 @@ def joined(texts: Iterable[str], characters: int) -> Iterator[str]:
         yield "\n\n".join(waiting)
 
 
-def _commit(dataset: str) -> str | None:
-    if Path(dataset).is_dir():
-        return None
-    from huggingface_hub import HfApi  # only hub ids need the hub client
-
-    return HfApi().dataset_info(dataset).sha
+def stream_texts(key: str, origin: HubData, count: int, characters: int, template: str) -> tuple[list[str], str | None]:
+    """The first `count` texts of at least `characters` characters, and the dataset's commit."""
+    found = open_rows(key, origin)
+    return list(islice(joined(hub_texts(found, key, template), characters), count)), found.commit
 
 
-def _rows(origin: HubText, revision: str | None) -> Iterable[dict[str, Any]]:
-    from datasets import load_dataset  # slow to import, and only needed here
+def pages(lines: Iterable[str]) -> Iterator[str]:
+    """WikiText's lines, one page after another. All pages joined by blank lines are all lines joined by blank lines,
+    which is the text that WikiText-2 perplexity is published on."""
+    page: list[str] = []
+    for line in lines:
+        if page and _PAGE_TITLE.fullmatch(line):
+            yield "\n\n".join(page)
+            page = []
+        page.append(line)
+    if page:
+        yield "\n\n".join(page)
 
-    return load_dataset(origin.dataset, origin.config, split=origin.split, streaming=True, revision=revision)
 
-
-def _text(row: dict[str, Any], origin: HubText, template: str) -> str:
+def _text(row: dict[str, Any], origin: HubData, key: str, template: str) -> str:
     if row.get("text"):
         return str(row["text"])
     if "instruction" in row and "output" in row:
@@ -102,6 +173,6 @@ def _text(row: dict[str, Any], origin: HubText, template: str) -> str:
     if "text" in row:
         return ""
     raise BadInput(
-        f"models.<name>.data.calibration: rows of the dataset {origin} have neither `text` nor `instruction` and "
-        f"`output`, but {', '.join(map(repr, row))}"
+        f"{key}: rows of the dataset {origin} have neither `text` nor `instruction` and `output`, but "
+        f"{', '.join(map(repr, row))}"
     )

@@ -109,7 +109,7 @@ def _share(total: int, position: int) -> int:
     return (total + position) // len(TASKS)
 
 
-def _vocabulary(config: WorldConfig) -> list[str]:
+def vocabulary(config: WorldConfig) -> list[str]:
     words = list(templates.FUNCTION_WORDS)
     for relations, values in list(templates.DOMAINS.items())[: config.domains]:
         words += [*relations, *values[: config.values]]
@@ -136,7 +136,7 @@ def generate(config: WorldConfig) -> World:
     pairs = _pairs(config, facts, rng)
     pretrain = [_document(config, facts, rng) for _ in range(config.documents)]
     return World(
-        vocabulary=_vocabulary(config),
+        vocabulary=vocabulary(config),
         pretrain=pretrain,
         heldout=[_text(item) for task in TASKS for item in test[task]],
         calibration=pretrain[: config.calibration_documents],

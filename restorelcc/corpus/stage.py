@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,23 @@ import yaml
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
-from restorelcc.core.model_entry import MICROWORLD, DataFiles, ModelEntry
+from restorelcc.core.model_entry import MICROWORLD, ModelEntry
 from restorelcc.core.progress import notice
+from restorelcc.corpus.adapters import Example
 from restorelcc.corpus.calibration import calibration_texts, write_calibration
+from restorelcc.corpus.chat import rendered
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.corpus.contrast import negatives
 from restorelcc.corpus.encoder import find_encoder
-from restorelcc.corpus.local import pairs, texts
+from restorelcc.corpus.licences import announce, with_licences
 from restorelcc.corpus.microworld import Item, generate
+from restorelcc.corpus.sources import heldout_texts, pairs
 from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES, ITEMS
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import write_table, write_texts
+from restorelcc.io.tokenizers import source_tokenizer
 
 
 def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> None:
@@ -36,8 +40,10 @@ def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> 
         if model.is_microworld:
             names = _write_microworld(folder, config, destination.relative_to(layout.root))
         else:
-            assert model.data is not None
-            names = _write_local(folder, config, model.data, layout.root)
+            names = []
+            origins = with_licences(_write_local(folder, config, model, layout.root, f"models.{cell.model}"))
+            announce(origins, layout)
+            write_json(folder / "sources.json", origins)
         write_json(folder / "tasks" / "tasks.json", {"embedded": names, "lm_eval": list(model.tasks)})
 
 
@@ -85,32 +91,51 @@ def _task(name: str, items: Path) -> dict[str, Any]:
     }
 
 
-def _write_local(folder: Path, config: CorpusConfig, data: DataFiles, root: Path) -> list[str]:
-    data = data.model_copy(update={name: str(root / getattr(data, name)) for name in ("instructions", "heldout")})
+def _write_local(
+    folder: Path, config: CorpusConfig, model: ModelEntry, root: Path, key: str
+) -> dict[str, dict[str, str]]:
+    """Returns where the data came from."""
+    assert model.data is not None
     rng = random.Random(config.seed)
-    write_calibration(folder / "calibration.parquet", *calibration_texts(data, config, root, rng))
-    write_texts(folder / "heldout.parquet", texts(Path(data.heldout), None, rng))
-    examples = pairs(data, config.train + config.valid, rng)
-    valid = min(config.valid, len(examples) // 5)
-    train = examples[valid:]
-    if valid == 0 or len(train) < 2:
-        raise BadInput(f"data file {data.instructions} has {len(examples)} usable pairs: at least 5 are needed")
-    write_table(folder / "valid.parquet", examples[:valid], EXAMPLES)
-    write_table(folder / "train.parquet", train, EXAMPLES)
-    _write_contrast(folder / "contrast.parquet", train, config, root)
-    return []
+    calibration, from_calibration = calibration_texts(model.data, config, root, rng)
+    write_calibration(folder / "calibration.parquet", calibration, from_calibration)
+    heldout, from_heldout = heldout_texts(model.data, config, root, rng)
+    write_texts(folder / "heldout.parquet", heldout)
+    found, from_instructions = pairs(model.data, config.train + config.valid, rng, root)
+    valid = min(config.valid, len(found) // 5)
+    if valid == 0 or len(found) - valid < 2:
+        raise BadInput(f"{key}.data.instructions has {len(found)} usable pairs: at least 5 are needed")
+    train, similarity = contrasted(found[valid:], config, root)
+    found = found[:valid] + train
+    if model.data.chat_template or any(example.messages for example in found):
+        found = rendered(source_tokenizer(key, model.source, model.revision, root), found, key)
+    write_table(folder / "valid.parquet", [_row(example) for example in found[:valid]], EXAMPLES)
+    write_table(folder / "train.parquet", [_row(example) for example in found[valid:]], EXAMPLES)
+    contrast = [
+        {"sample_id": number, "task": example.task, "question": example.question, "positive": example.response}
+        | {"negative": example.wrong[0]}
+        for number, example in enumerate(found[valid:][: config.contrast])
+    ]
+    write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity})
+    return {"calibration": from_calibration, "instructions": from_instructions, "heldout": from_heldout}
 
 
-def _write_contrast(table: Path, train: list[dict[str, Any]], config: CorpusConfig, root: Path) -> None:
-    """Tuples of the first examples; the table's metadata say what measured similarity."""
+def _row(example: Example) -> dict[str, str]:
+    return {"task": example.task, "question": example.question, "response": example.response}
+
+
+def contrasted(train: list[Example], config: CorpusConfig, root: Path) -> tuple[list[Example], str]:
+    """The same examples, the first `config.contrast` with the one wrong response that each is contrasted with; and
+    what measured similarity."""
     encode, reason = find_encoder(config.encoder, root)
     if encode is None and config.encoder is not None:
         notice("corpus", f"contrast tuples by TF-IDF: {reason}")
-    others = negatives(train, config.contrast, encode)
     rows = [
-        {"sample_id": number, "task": example["task"], "question": example["question"]}
-        | {"positive": example["response"], "negative": negative}
-        for number, (example, negative) in enumerate(zip(train, others, strict=False))
+        {"question": example.question, "response": example.response}
+        | ({"choices": [example.response, *example.wrong]} if example.wrong else {})
+        for example in train
     ]
+    others = negatives(rows, config.contrast, encode)
+    first = [replace(example, wrong=(other,)) for example, other in zip(train, others, strict=False)]
     similarity = f"tfidf ({reason})" if encode is None else f"sentence-transformers {reason}"
-    write_table(table, rows, CONTRAST, {"similarity": similarity})
+    return first + train[len(first) :], similarity

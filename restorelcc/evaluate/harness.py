@@ -2,119 +2,140 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.core.errors import BadInput
-from restorelcc.io.documents import read_json
+from restorelcc.evaluate.batches import budgeted_lm, token_budget, within_memory
 
-
-def selected_tasks(folder: Path, cache: str) -> list[str | dict[str, Any]]:
-    """What corpus/<model>/tasks asks for: the corpus's own task files as configs, and names for lm-eval to find."""
-    listed = read_json(folder / "tasks.json")
-    return [_own_task(folder / f"{name}.yaml", cache) for name in listed["embedded"]] + listed["lm_eval"]
-
-
-def _own_task(path: Path, cache: str) -> dict[str, Any]:
-    task = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # The file's data path counts from the project's folder; here the data lie beside the file.
-    task["dataset_kwargs"] = {"data_files": {"test": str(path.with_suffix(".parquet"))}, "cache_dir": cache}
-    return task
+_PREFERRED = ("acc", "exact_match", "em", "acc_norm")
+_LONGEST = 2048  # tokens of one request
 
 
 def run_harness(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str | dict[str, Any]],
+    loaded: dict[str, Any],
     *,
-    batch_size: int,
+    batch_size: int | str,
     limit: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """lm_eval.simple_evaluate, zero-shot; a task is a config, a name, or a folder of task files (all of its tasks).
+    """lm_eval.evaluate on tasks from `load_tasks`; without tasks the result is empty.
 
-    Without tasks the result is empty. Raises BadInput for a task that lm-eval does not know.
+    batch_size: requests, or "auto" for as many as the token budget holds.
     """
-    if not tasks:
+    if not loaded:
         return {"samples": {}, "results": {}, "versions": {}}
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
-    from lm_eval import simple_evaluate
+    import random
+
+    import numpy as np
+    from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    folders = [task for task in tasks if isinstance(task, str) and Path(task).is_dir()]
-    names = [task for task in tasks if isinstance(task, str) and task not in folders]
-    try:
-        manager = TaskManager(include_path=folders or None, include_defaults=bool(names))
-        tasks = [task for task in tasks if task not in folders]
-        if folders:
-            tasks += TaskManager(include_path=folders, include_defaults=False).all_subtasks
-        results = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=_longest(model)),
-            tasks=tasks,
-            task_manager=manager,
-            limit=limit,
-            num_fewshot=0,
-            bootstrap_iters=1,  # any positive count makes lm-eval report the closed-form stderr
-            log_samples=True,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-        )
-    except KeyError as error:
-        raise BadInput(f"evaluation task not known to lm-eval: {error.args[0]}") from error
-    assert results is not None
-    return results
+    def run(budget: int) -> dict[str, Any]:
+        random.seed(seed)
+        np.random.seed(seed)
+        arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
+        if batch_size == "auto":
+            lm = budgeted_lm(HFLM, budget, **arguments)
+        else:
+            lm = HFLM(batch_size=batch_size, **arguments)
+        # Any positive count of bootstrap_iters makes lm-eval report the closed-form stderr.
+        results = evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=1, log_samples=True)
+        assert results is not None
+        return dict(results)
+
+    if batch_size == "auto":
+        return within_memory(run, token_budget(model))
+    return run(0)
 
 
-def _longest(model: PreTrainedModel) -> int:
-    return min(2048, getattr(model.config, "max_position_embeddings", 2048))
+def longest(model: PreTrainedModel) -> int:
+    """Tokens of the longest sequence: the model's context, at most 2,048."""
+    return min(_LONGEST, getattr(model.config, "max_position_embeddings", _LONGEST))
 
 
 def task_metrics(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{task: metric, value, stderr, n, version} of every leaf task; metric is `acc` where the task has it."""
     metrics = {}
     for task in sorted(results["samples"]):
-        values = results["results"][task]
-        if "acc,none" not in values:
-            raise BadInput(f"evaluation task {task!r} has no metric `acc`: choose multiple-choice tasks")
+        samples, values = results["samples"][task], results["results"][task]
+        metric, filtered = main_metric(task, samples)
         metrics[task] = {
-            "metric": "acc",
-            "value": values["acc,none"],
-            "stderr": values["acc_stderr,none"],
-            "n": len(results["samples"][task]),
+            "metric": metric,
+            "value": values[f"{metric},{filtered}"],
+            "stderr": values[f"{metric}_stderr,{filtered}"],
+            "n": sum(sample["filter"] == filtered for sample in samples),
             "version": results["versions"].get(task),
         }
     return metrics
 
 
+def main_metric(task: str, samples: list[dict[str, Any]]) -> tuple[str, str]:
+    """(metric, filter) that stands for a task: acc, exact_match, em or acc_norm, whichever comes first.
+
+    Raises BadInput for a task with none of them, where a mean over items, and so an interval, would not be defined.
+    """
+    for metric in _PREFERRED:
+        for sample in samples[:1]:
+            if metric in sample["metrics"]:
+                return metric, sample["filter"]
+    found = sorted({metric for sample in samples[:1] for metric in sample["metrics"]})
+    raise BadInput(
+        f"evaluation task {task!r} has no metric of {', '.join(_PREFERRED)} (it has {', '.join(found) or 'none'}): "
+        "choose tasks with an accuracy per item"
+    )
+
+
 def item_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per item: task, item_id, gold, prediction, correct, log-likelihood of every choice."""
+    """One row per item: task, item_id, digest of what was asked, gold, prediction, score, log-likelihood of choices."""
     rows = []
     for task in sorted(results["samples"]):
-        for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"]):
-            likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
-            prediction = max(range(len(likelihoods)), key=likelihoods.__getitem__)
+        metric, filtered = main_metric(task, results["samples"][task])
+        samples = [sample for sample in results["samples"][task] if sample["filter"] == filtered]
+        for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+            likelihoods = _likelihoods(sample["filtered_resps"])
+            prediction = max(range(len(likelihoods)), key=likelihoods.__getitem__) if likelihoods else None
             rows.append(
                 {
                     "task": task,
                     "item_id": sample["doc_id"],
-                    "gold": int(sample["target"]),
+                    "digest": _digest(sample),
+                    "gold": _gold(sample["target"], len(likelihoods), prediction, float(sample[metric])),
                     "prediction": prediction,
-                    "correct": bool(sample["acc"]),
+                    "correct": float(sample[metric]) >= 0.5,
+                    "score": float(sample[metric]),
                     "log_likelihoods": likelihoods,
                 }
             )
     return rows
+
+
+def _likelihoods(responses: list[Any]) -> list[float]:
+    """Of a multiple-choice item; generated text has none."""
+    return [float(response[0]) for response in responses if isinstance(response, tuple | list)]
+
+
+def _digest(sample: dict[str, Any]) -> str:
+    """Identity of an item: its document, its choices with their contexts, and its answer."""
+    asked = "\x00".join([sample["doc_hash"], sample["target_hash"], repr(sample["arguments"])])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _gold(target: Any, choices: int, prediction: int | None, score: float) -> int | None:
+    """Number of the right choice. Tasks that put it into the text give none: a right prediction, or the only other
+    choice, tells it."""
+    try:
+        return int(target)
+    except (TypeError, ValueError):
+        if prediction is None:
+            return None
+        return prediction if score == 1 else (1 - prediction if choices == 2 else None)
 
 
 def scratch_cache(work: Path) -> tempfile.TemporaryDirectory[str]:

@@ -1,4 +1,8 @@
-"""Stages `evaluate_dense`, `_pruned`, `_restored` and `_baseline`: metrics JSON and per-item samples."""
+"""Stages `evaluate_dense`, `_pruned`, `_restored` and `_baseline`: metrics JSON and per-item samples.
+
+Beside the metrics, which are equal for equal models, lie details: timings, continuations, tests per task, and what the
+report shows of the heads.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.cell import Cell
-from restorelcc.core.compensation import Compensation
-from restorelcc.core.fold import bias_additions, fold
+from restorelcc.core.errors import StageFailed
+from restorelcc.core.fold import fold
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
+from restorelcc.evaluate import cost, generation
 from restorelcc.evaluate.config import EvaluateConfig
-from restorelcc.evaluate.harness import item_rows, run_harness, scratch_cache, selected_tasks, task_metrics
-from restorelcc.evaluate.perplexity import token_perplexity
-from restorelcc.evaluate.statistics import correct_by_task, recovered_share
+from restorelcc.evaluate.details import head_details, pruning_details
+from restorelcc.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
+from restorelcc.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
+from restorelcc.evaluate.reference import Reference, dense_reference, read_reference, write_reference
+from restorelcc.evaluate.sanity import complaint
+from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
+from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, spread_of
 from restorelcc.io.compensations import read_compensation
-from restorelcc.io.digest import expect_digest, model_digest
+from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.metrics import SCHEMA
 from restorelcc.io.sample_table import SAMPLES
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_table, read_texts, write_table
@@ -37,114 +45,226 @@ _PACKAGES = ("restorelcc", "torch", "transformers", "lm_eval", "datasets")
 
 
 def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/dense.json and dense.parquet."""
-    _run(cell, config, model, layout, layout.dense(cell))
+    """Write metrics/<model>/dense.json, .parquet, .details.json, and the reference that the others are held against.
+
+    Raises StageFailed, with nothing written, when the model is at chance, unless config.sanity_gate is off.
+    """
+    evaluation = Evaluation(cell, config, model, layout, layout.dense(cell))
+    evaluation.measure()
+    if config.sanity_gate:
+        found = complaint(evaluation.rows, evaluation.metrics["perplexity"]["value"], evaluation.vocabulary)
+        if found:
+            raise StageFailed(
+                f"the dense model {cell.model} looks broken: {found}; check that its weights and its tokenizer belong "
+                "together, or set evaluate.sanity_gate to false to go on"
+            )
+    evaluation.write()
 
 
 def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/pruned.json and pruned.parquet."""
-    _run(cell, config, model, layout, layout.pruned(cell))
+    """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where dense was asked."""
+    evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
+    evaluation.measure()
+    if layout.samples(Cell(cell.model)).is_file():
+        evaluation.compare_with([Cell(cell.model)])
+    evaluation.details |= pruning_details(layout.pruned(cell))
+    evaluation.write()
 
 
 def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/heads-<ratio>.json and .parquet, of the pruned model with its compensation."""
-    _run(cell, config, model, layout, layout.pruned(cell), layout.compensation(cell))
+    """Write metrics/<model>/<pruning>/heads-<ratio>.json and so on, of the pruned model with its compensation."""
+    evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
+    evaluation.measure(evaluation.restore(layout.compensation(cell)))
+    evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
+    evaluation.details |= head_details(cell, layout)
+    evaluation.write()
 
 
 def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/<baseline>.json and .parquet."""
+    """Write metrics/<model>/<pruning>/<baseline>.json and so on."""
     folder = layout.baseline(cell)
     document = read_json(folder / DOCUMENT)
-    expect_digest(
-        f"the baseline in {folder} was made for another pruned model",
-        document["parents"].get("pruned"),
-        model_digest(layout.pruned(cell)),
-    )
+    recorded, found = document["parents"].get("pruned"), model_digest(layout.pruned(cell))
+    expect_digest(f"the baseline in {folder} was made for another pruned model", recorded, found)
     if document["kind"] == "compensation":
-        _run(cell, config, model, layout, layout.pruned(cell), folder / COMPENSATION)
+        evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
+        evaluation.measure(evaluation.restore(folder / COMPENSATION))
     else:
-        _run(cell, config, model, layout, folder / MODEL)
+        evaluation = Evaluation(cell, config, model, layout, folder / MODEL)
+        evaluation.measure()
+    evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
+    evaluation.write()
 
 
-def _run(
-    cell: Cell,
-    config: EvaluateConfig,
-    model: ModelEntry,
-    layout: Layout,
-    checkpoint: Path,
-    compensation: Path | None = None,
-) -> None:
-    started = time.perf_counter()
-    prepare(seed=config.seed, threads=model.threads)
-    device = pick_device(model.device)
-    network = load_model(checkpoint, pick_dtype(model.dtype, device), device)
-    counts = parameter_counts(network)
-    if compensation is not None:
-        counts |= _compensate(network, compensation, model_digest(layout.pruned(cell)))
-    tokenizer = load_tokenizer(checkpoint)
-    texts = read_texts(layout.corpus(cell) / "heldout.parquet")
-    with scratch_cache(layout.work) as cache:
-        tasks = selected_tasks(layout.corpus(cell) / "tasks", cache)
-        results = run_harness(
-            network, tokenizer, tasks, batch_size=config.batch_size, limit=config.limit, seed=config.seed
+class Evaluation:
+    """One model in memory and what was measured of it; every step adds to `metrics` and `details`."""
+
+    def __init__(self, cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout, checkpoint: Path) -> None:
+        """Load tasks and model. Tasks come first: a name that is not known is refused before any weight is read."""
+        self.started = time.perf_counter()
+        self.cell, self.config, self.layout, self.checkpoint = cell, config, layout, checkpoint
+        prepare(seed=config.seed, threads=model.threads)
+        self._cache = scratch_cache(layout.work)
+        selected = selected_tasks(layout.corpus(cell) / "tasks", self._cache.name)
+        self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
+        device = pick_device(model.device)
+        self.network: PreTrainedModel = load_model(
+            checkpoint, pick_dtype(model.dtype, device), device, spread=spread_of(model)
         )
-    tasks_found, rows = task_metrics(results), item_rows(results)
-    metrics: dict[str, Any] = {"model": cell.model, "pruning": cell.pruning, "head_ratio": _number(cell.head_ratio)}
-    if cell.baseline is not None:
-        metrics["baseline"] = cell.baseline
-    metrics["tasks"] = tasks_found
-    metrics["mean"] = sum(task["value"] for task in tasks_found.values()) / len(tasks_found) if tasks_found else None
-    perplexity = token_perplexity(network, tokenizer, texts, config.perplexity_tokens)
-    metrics["perplexity"] = {"corpus": "heldout", **perplexity}
-    metrics |= counts | {"sparsity": sparsity_of(network)}
-    if (cell.head_ratio or cell.baseline) and rows:
-        metrics["recovered"] = _recovered(cell, config, layout, rows)
-    metrics["seconds"] = round(time.perf_counter() - started, 3)
-    metrics["versions"] = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-    with published(layout, layout.metrics(cell), layout.samples(cell)) as (metrics_path, samples_path):
-        write_json(metrics_path, metrics)
-        write_table(samples_path, rows, SAMPLES)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
+        self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
+        self.vocabulary = int(self.network.config.vocab_size)
+        self.metrics: dict[str, Any] = cost.parameter_counts(self.network)
+        self.metrics["file_bytes"] = cost.file_bytes(local_folder(checkpoint))
+        self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self._elapsed()}}
+        self.details["digests"] = {"model": model_digest(checkpoint)}
+        self.rows: list[dict[str, Any]] = []
+        self.reference: Reference | None = None
+
+    def restore(self, compensation: Path) -> cost.Biases:
+        """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other.
+
+        Raises BadInput when it was trained for another pruned model.
+        """
+        content, metadata = read_compensation(compensation)
+        recorded, found = metadata.get("pruned"), model_digest(self.layout.pruned(self.cell))
+        expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
+        trained = read_tensors(compensation, ("beta", "bias"))[0]
+        self.details["digests"]["compensation"] = file_digest(compensation)
+        before, added = cost.linear_biases(self.network), cost.folded_parameters(self.network, content)
+        fold(self.network, content)
+        self.metrics["params_added"] = added
+        self.metrics["params_trained"] = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
+        self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
+        return before
+
+    def measure(self, before: cost.Biases | None = None) -> None:
+        """Tasks, perplexity, continuations and latency. before: biases of the model before it was restored."""
+        config, seconds = self.config, self.details["seconds"]
+        started = time.perf_counter()
+        results = run_harness(
+            self.network,
+            self.tokenizer,
+            self._tasks,
+            batch_size=config.batch_size,
+            limit=config.limit,
+            seed=config.seed,
+        )
+        self._cache.cleanup()
+        self.rows, tasks = item_rows(results), task_metrics(results)
+        self.metrics["tasks"] = tasks
+        self.metrics["mean"] = sum(task["value"] for task in tasks.values()) / len(tasks) if tasks else None
+        seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
+        self._measure_perplexity()
+        seconds["perplexity"], started = time.perf_counter() - started, time.perf_counter()
+        self._check_generation()
+        seconds["generation"], started = time.perf_counter() - started, time.perf_counter()
+        self.metrics["sparsity"] = cost.sparsity_of(self.network)
+        tokens_BT = self._latency_batch()
+        self.details["latency"] = cost.latency(self.network, tokens_BT, before)
+        seconds["latency"] = time.perf_counter() - started
+
+    def _measure_perplexity(self) -> None:
+        model, tokenizer, texts = self.network, self.tokenizer, self.texts
+        tokens, corpus = self.config.perplexity_tokens, {"corpus": "heldout"}
+        window = min(tokens, longest(model))
+        self.metrics["perplexity"] = corpus | document_perplexity(model, tokenizer, texts, tokens)
+        self.metrics["token_perplexity"] = corpus | block_perplexity(model, tokenizer, texts, window)
+        words = word_perplexity(model, tokenizer, texts, window)
+        self.metrics["bits_per_byte"] = words.pop("bits_per_byte")
+        self.metrics["word_perplexity"] = corpus | words
+
+    def _check_generation(self) -> None:
+        config, context = self.config.generation, longest(self.network)
+        cell, dense = self.cell, Cell(self.cell.model)
+        if cell != dense and self.layout.reference(cell).is_file():
+            self.reference = read_reference(self.layout.reference(cell), self.vocabulary)
+            prompts = self.reference.prompts
+        else:
+            prompts = generation.fixed_prompts(self.tokenizer, self.texts, config, context)
+        written = generation.continuations(
+            self.network, prompts.beginnings_PQ, config, context=context, seed=self.config.seed
+        )
+        measured = generation.describe(written)
+        log_q = generation.predictions(self.network, prompts.heldout)
+        if cell == dense:
+            self.reference = dense_reference(prompts, log_q, written["greedy"])
+        theirs = generation.describe({"greedy": self.reference.greedy}) if self.reference and cell != dense else None
+        reasons = generation.degenerate(measured, theirs, config.repetition_limit)
+        self.metrics["generation"] = {"degenerate": bool(reasons), "reasons": reasons}
+        self.metrics["generation"] |= self._against_dense(log_q, written["greedy"]) | measured
+        self.details["continuations"] = self._texts_of(prompts.beginnings_PQ.tolist(), written)
+
+    def _against_dense(self, log_q: list[torch.Tensor], greedy: list[list[int]]) -> dict[str, float | None]:
+        """Divergence and agreement; None of both where evaluate_dense has not run, which dvc.yaml forbids."""
+        names = ("kl_to_dense", "top_token_agreement", "greedy_agreement")
+        if self.reference is None:
+            return dict.fromkeys(names)
+        kl, same = generation.divergence(self.reference.top_tokens_TK, self.reference.top_log_p_TK, torch.cat(log_q))
+        return dict(zip(names, (kl, same, generation.agreement(greedy, self.reference.greedy)), strict=True))
+
+    def _texts_of(self, prompts: list[list[int]], written: dict[str, list[list[int]]]) -> list[dict[str, str]]:
+        """The first few continuations as text, for a person to read."""
+        ways = {"prompt": prompts, **written}
+        shown = range(min(4, len(prompts)))
+        return [{way: str(self.tokenizer.decode(ids[at])) for way, ids in ways.items()} for at in shown]
+
+    def _latency_batch(self) -> torch.Tensor:
+        ids = self.tokenizer("\n\n".join(self.texts[:256]))["input_ids"]
+        length = min(64, longest(self.network), len(ids))
+        rows = max(1, min(8, len(ids) // length))
+        return torch.tensor(ids[: rows * length], device=self.network.device).view(rows, length)
+
+    def compare_with(self, others: list[Cell]) -> None:
+        """Tests against dense (and pruned) on the same items: pooled into the metrics, per task into the details."""
+        if not self.rows:
+            return
+        config, names = self.config, ("dense", "pruned")
+        theirs = [read_table(self.layout.samples(cell), SAMPLES) for cell in others]
+        for name, cell, rows in zip(names, others, theirs, strict=False):
+            check_same_items(str(self.cell), self.rows, f"{cell} ({name})", rows)
+        ours, scores = scores_by_task(self.rows), [scores_by_task(rows) for rows in theirs]
+        found = {
+            name: compare(other, ours, samples=config.bootstrap_samples, seed=config.seed)
+            for name, other in zip(names, scores, strict=False)
+        }
+        self.metrics["versus"] = {name: comparison["pooled"] for name, comparison in found.items()}
+        self.details["versus"] = {name: comparison["tasks"] for name, comparison in found.items()}
+        if len(scores) == 2:
+            dense, pruned = scores
+            self.metrics["recovered"] = recovered_share(
+                dense, pruned, ours, samples=config.bootstrap_samples, seed=config.seed
+            )
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def write(self) -> None:
+        """Publish metrics, details and samples; of the dense model also the reference."""
+        cell, layout = self.cell, self.layout
+        metrics: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}
+        metrics["head_ratio"] = None if cell.head_ratio is None else float(cell.head_ratio)
+        if cell.baseline is not None:
+            metrics["baseline"] = cell.baseline
+        first = ("tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")
+        metrics |= {name: self.metrics[name] for name in first} | self.metrics
+        metrics["seconds"] = round(self._elapsed(), 3)
+        metrics["versions"] = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+        seconds = {name: round(value, 3) for name, value in self.details["seconds"].items()}
+        self.details |= {"seconds": seconds, "peak_memory_bytes": cost.peak_memory_bytes(self.network.device)}
+        paths = [layout.metrics(cell), layout.details(cell), layout.samples(cell)]
+        if cell == Cell(cell.model):
+            paths.append(layout.reference(cell))
+        with published(layout, *paths) as scratch:
+            write_json(scratch[0], metrics)
+            write_json(scratch[1], self.details)
+            write_table(scratch[2], self.rows, SAMPLES)
+            if len(scratch) > 3 and self.reference is not None:
+                write_reference(scratch[3], self.reference, model_digest(self.checkpoint))
 
 
-def _compensate(network: PreTrainedModel, file: Path, pruned: str) -> dict[str, int]:
-    """Fold the compensation; returns how many bias entries that adds and how many numbers were trained."""
-    compensation, metadata = read_compensation(file)
-    expect_digest(f"{file} was trained for another pruned model", metadata.get("pruned"), pruned)
-    added = folded_parameters(network, compensation)
-    parts = read_tensors(file, ("beta", "bias"))[0]
-    trained = parts["beta"].numel() + parts["bias"].numel() + sum(map(len, compensation.sites.values()))
-    fold(network, compensation)
-    return {"params_added": added, "params_trained": trained}
-
-
-def _number(label: str | None) -> float | None:
-    return None if label is None else float(label)
-
-
-def _recovered(cell: Cell, config: EvaluateConfig, layout: Layout, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    dense, pruned = (
-        correct_by_task(read_table(layout.samples(other), SAMPLES))
-        for other in (Cell(cell.model), Cell(cell.model, cell.pruning))
-    )
-    return recovered_share(dense, pruned, correct_by_task(rows), samples=config.bootstrap_samples, seed=config.seed)
-
-
-def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
-    """All parameters, those that are not zero, and none added."""
-    parameters = list(model.parameters())
-    nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
-    return {"params_total": sum(p.numel() for p in parameters), "params_nonzero": nonzero, "params_added": 0}
-
-
-def folded_parameters(model: PreTrainedModel, compensation: Compensation | Tensor) -> int:
-    """Bias entries that the fold adds: one per output of every compensated linear that has no bias yet."""
-    if isinstance(compensation, Tensor):
-        compensation = Compensation(compensation)
-    additions = bias_additions(model, compensation)
-    return sum(linear.out_features for _, linear, _ in additions if linear.bias is None)
-
-
-def sparsity_of(model: PreTrainedModel) -> float:
-    """Share of exact zeros in the linear weights that pruning targets."""
-    weights = [linear.weight for _, _, linear in prunable_linears(model)]
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+def _under(root: Path, datasets: str | dict[str, str] | None) -> str | dict[str, str] | None:
+    """evaluate.datasets with paths that count from the folder of params.yaml."""
+    if isinstance(datasets, dict):
+        return {name: str(root / Path(folder).expanduser()) for name, folder in datasets.items()}
+    return None if datasets is None else str(root / Path(datasets).expanduser())

@@ -5,6 +5,8 @@ A model folder holds either a checkpoint or `model_ref.json`, which points to on
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.core.errors import BadInput
+from restorelcc.core.model_entry import ModelEntry
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.hub import Repository, fetch_model
 
@@ -51,13 +54,37 @@ def _existing(source: Path, folder: Path) -> Path:
     return source
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model in evaluation mode, all weights frozen. Raises BadInput for a missing or incomplete checkpoint."""
+@dataclass(frozen=True)
+class Spread:
+    """How a model is laid over devices: accelerate's device_map, the most that each may take, and where on disk the
+    rest goes (`offload`, a folder for scratch files; None: it is refused)."""
+
+    device_map: str
+    max_memory: dict[int | str, str]
+    offload: Path | None = None
+
+
+def spread_of(entry: ModelEntry, offload: Path | None = None) -> Spread | None:
+    """What an entry of `models` asks for; None for a model that is on one device whole."""
+    if entry.device_map is None:
+        return None
+    limits = {int(name) if name.isdecimal() else name: size for name, size in entry.max_memory.items()}
+    return Spread(entry.device_map, limits, offload)
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, spread: Spread | None = None
+) -> PreTrainedModel:
+    """The model in evaluation mode, all weights frozen, on `device` or spread over several.
+
+    Raises BadInput for a missing or incomplete checkpoint, and for a spread that does not hold the model.
+    """
     source = local_folder(folder)
+    placement, scratch = _placement(spread)
     try:
         # Typed by hand: with output_loading_info the method returns a pair, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"no model can be loaded from {source}: {str(error).splitlines()[0]}") from error
@@ -65,7 +92,42 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             raise BadInput(f"the checkpoint in {source} has {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
-    return model.to(device).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    if spread is None:
+        return model.to(device)
+    _check_spread(model, spread)
+    model._offload_scratch = scratch  # goes with the model
+    return model
+
+
+def _placement(spread: Spread | None) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
+    if spread is None:
+        return {}, None
+    placement: dict[str, Any] = {"device_map": spread.device_map}
+    if spread.max_memory:
+        placement["max_memory"] = spread.max_memory
+    scratch = None
+    if spread.offload is not None:
+        spread.offload.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix="offload-", dir=spread.offload)
+        placement["offload_folder"] = scratch.name
+    return placement, scratch
+
+
+def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
+    """Raises BadInput when weights are on disk where they may not be, or the embeddings are (inputs have to go to where
+    they are)."""
+    absent = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    if absent and spread.offload is None:
+        raise BadInput(
+            f"the model does not fit into models.<name>.max_memory without the disk ({absent[0]} is left over), and "
+            "this stage needs all its weights at hand: raise max_memory or use more devices"
+        )
+    if model.get_input_embeddings().weight.device.type == "meta":
+        raise BadInput(
+            "models.<name>.max_memory leaves no room for the embeddings, the first thing to be placed: raise the first "
+            "device's share above their size"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -75,8 +75,11 @@ def model_files(repository: Repository, commit: str) -> dict[str, tuple[str, int
             f"{repository.key}: the {repository} holds no safetensors weights, {why}: give a revision that has them "
             "(pull requests of the hub's converter are revisions, refs/pr/<n>), or a converted copy as a folder"
         )
-    beside = {name for name in listed if name.endswith(_BESIDE) and name not in _NOT_NEEDED}
-    return {name: listed[name] for name in sorted(weights | beside)}
+    return {name: listed[name] for name in sorted({*weights, *filter(_is_beside, listed)})}
+
+
+def _is_beside(name: str) -> bool:
+    return name.endswith(_BESIDE) and name not in _NOT_NEEDED
 
 
 def fetch_model(repository: Repository, commit: str) -> Path:
@@ -84,33 +87,45 @@ def fetch_model(repository: Repository, commit: str) -> Path:
 
     Raises BadInput or StageFailed, as resolved_commit; offline, BadInput names the first file that is missing.
     """
+    return _fetched(repository, commit, list(model_files(repository, commit)))
+
+
+def fetch_config(repository: Repository, commit: str) -> Path:
+    """Like fetch_model, with the config alone."""
+    return _fetched(repository, commit, ["config.json"])
+
+
+def fetch_beside(repository: Repository, commit: str) -> Path:
+    """Like fetch_model, without the weights: config and tokenizer."""
+    return _fetched(repository, commit, [name for name in _listing(repository, commit) if _is_beside(name)])
+
+
+def _fetched(repository: Repository, commit: str, names: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = model_files(repository, commit)
-    missing = {name: size for name, (_, size) in files.items() if _cached(repository, commit, name) is None}
-    if not missing:
-        return Path(str(_cached(repository, commit, next(iter(files))))).parent
+    missing = [name for name in names if _cached(repository, commit, name) is None]
+    folder = cached_snapshot(repository, commit)
+    if not missing and folder is not None:
+        return folder
     if is_offline():
-        raise _not_cached(repository, commit, next(iter(missing)))
-    _check_space(repository, sum(missing.values()))
+        raise _not_cached(repository, commit, next(iter(missing), "config.json"))
+    listed = _listing(repository, commit)
+    _check_space(repository, sum(listed[name][1] for name in missing))
     return _asked(
         repository,
-        lambda: Path(snapshot_download(repository.name, revision=commit, allow_patterns=list(files))),
+        lambda: Path(snapshot_download(repository.name, revision=commit, allow_patterns=names)),
         wanted=f"commit {commit[:12]}",
     )
 
 
-def fetch_file(repository: Repository, commit: str, name: str) -> Path:
-    """One file of a repository, in the hub's cache."""
-    from huggingface_hub import hf_hub_download
+def cached_snapshot(repository: Repository, commit: str) -> Path | None:
+    """The folder of the hub's cache with the files of a repository that it has at a commit; None when it has none."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
-    if is_offline() and _cached(repository, commit, name) is None:
-        raise _not_cached(repository, commit, name)
-    return _asked(
-        repository,
-        lambda: Path(hf_hub_download(repository.name, name, revision=commit, repo_type=repository.kind)),
-        wanted=name,
-    )
+    name = repo_folder_name(repo_id=repository.name, repo_type=repository.kind)
+    folder = Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
+    return folder if folder.is_dir() else None
 
 
 def licence_of(repository: Repository, commit: str) -> str | None:

@@ -70,6 +70,22 @@ class Layout:
         """Per-item results (Parquet) beside the metrics."""
         return self.metrics(cell).with_suffix(".parquet")
 
+    def details(self, cell: Cell) -> Path:
+        """Timings, texts and tables (JSON) beside the metrics, for the report."""
+        return self.metrics(cell).with_suffix(".details.json")
+
+    def reference(self, cell: Cell) -> Path:
+        """The dense model's predictions, which the other models of its name are held against."""
+        return self.metrics(Cell(cell.model)).with_suffix(".reference.safetensors")
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+    def log(self, stage: str, cell: Cell) -> Path:
+        """How long a stage last took for a cell on this machine; no artifact, and nothing but the report reads it."""
+        return self.logs / f"{stage}@{'-'.join(str(cell).split())}.json"
+
     @property
     def report(self) -> Path:
         return self.data / "report"

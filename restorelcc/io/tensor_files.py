@@ -32,6 +32,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
+            if length > size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
@@ -97,6 +99,8 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         for name, entry in header.items():
             start, end = (8 + length + offset for offset in entry["data_offsets"])
             tensors[name] = StoredTensor(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
+            if end > size:
+                raise ValueError(f"it is cut short: {name} should end at byte {end}, the file has {size}")
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise BadInput(
             f"{path} is not a readable safetensors file ({type(error).__name__}: {error}): download or write it again"

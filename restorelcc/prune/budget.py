@@ -15,11 +15,12 @@ from restorelcc.core.pruning import Pruning
 from restorelcc.prune.config import PruneConfig
 
 _FLOAT32 = 4  # bytes
+_LIBRARIES = 64 * 2**20  # bytes that the libraries' kernels take when they first run; about half of it was measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBudget:
-    """Bytes that are needed at once, beside what Python and torch take themselves."""
+    """Bytes that are needed at once, beside what Python, torch and the model's code take before anything runs."""
 
     outside_blocks: int  # embeddings, last norm, output head
     block: int  # one block's weights
@@ -27,7 +28,8 @@ class MemoryBudget:
     forward: int  # what one batch makes inside a block
     samples: int  # inputs that reconstruction errors are measured on
     gram: int  # Gram matrices of one block
-    surgeon: int  # factors and copies while one Gram matrix is worked with
+    surgeon: int  # factors and copies while one weight is pruned
+    libraries: int = _LIBRARIES
 
     @property
     def total(self) -> int:

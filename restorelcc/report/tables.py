@@ -1,41 +1,12 @@
-"""Rows of the result table, from the metrics of every cell."""
+"""Tables of the report as text: the same for the page, Markdown and the terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from restorelcc.report.results import Group, Row
 
-def result_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per metrics document: names, mean accuracy, recovered share with interval, perplexity, parameters."""
-    return [_row(metrics) for metrics in cells]
-
-
-def _row(metrics: dict[str, Any]) -> dict[str, Any]:
-    if metrics["pruning"] is None:
-        label = "dense"
-    elif metrics.get("baseline") is not None:
-        label = metrics["baseline"]
-    elif metrics["head_ratio"] is None:
-        label = "pruned"
-    else:
-        label = f"heads {metrics['head_ratio']:g}"
-    recovered = metrics.get("recovered") or {}
-    return {
-        "model": metrics["model"],
-        "pruning": metrics["pruning"],
-        "head_ratio": metrics["head_ratio"],
-        "baseline": metrics.get("baseline"),
-        "what": label,
-        "mean": metrics["mean"],
-        "tasks": {name: task["value"] for name, task in metrics["tasks"].items()},
-        "items": sum(task["n"] for task in metrics["tasks"].values()),
-        "recovered": recovered.get("mean"),
-        "ci95": recovered.get("ci95"),
-        "reason": recovered.get("reason"),
-        "perplexity": metrics["perplexity"]["value"],
-        "params_added": metrics["params_added"],
-        "sparsity": metrics["sparsity"],
-    }
+Table = list[dict[str, str]]  # rows; every row has the same columns, title to text
 
 
 def percent(value: float | None, decimals: int) -> str:
@@ -50,27 +21,128 @@ def interval_text(ci95: list[float | None] | None, decimals: int) -> str:
     return "unbounded" if None in ci95 else f"[{', '.join(percent(bound, decimals) for bound in ci95)}]"
 
 
-def summary_columns(row: dict[str, Any], decimals: int) -> dict[str, str]:
+def number(value: float | None, decimals: int = 2) -> str:
+    """Thousands parted by commas; a dash for None."""
+    return "-" if value is None else f"{value:,.{decimals}f}"
+
+
+def p_text(p: float | None) -> str:
+    """Two figures, "< 0.001" below that."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def size_text(size: float | None) -> str:
+    """Bytes in the unit that leaves one to three figures before the point."""
+    if size is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def summary_columns(row: Row, decimals: int) -> dict[str, str]:
     """The row's summary as a person reads it, column title to text."""
+    flagged = (row["generation"] or {}).get("degenerate")
     return {
-        "": row["what"],
+        "": row["what"] + (" (degenerate)" if flagged else ""),
         "mean %": percent(row["mean"], decimals),
         "recovered %": row["reason"] or percent(row["recovered"], decimals),
         "95 % interval": interval_text(row["ci95"], decimals),
-        "perplexity": f"{row['perplexity']:.2f}",
+        "perplexity": number(row["perplexity"]),
         "params +": f"{row['params_added']:,}",
         "sparsity %": percent(row["sparsity"], 2),
     }
 
 
-def task_columns(row: dict[str, Any], decimals: int) -> dict[str, str]:
+def task_columns(row: Row, decimals: int) -> dict[str, str]:
     """The row's accuracy in every task, column title to text."""
-    return {"acc %": row["what"]} | {name: percent(value, decimals) for name, value in row["tasks"].items()}
+    return {"acc %": row["what"]} | {name: percent(task["value"], decimals) for name, task in row["tasks"].items()}
 
 
-def verdict(rows: list[dict[str, Any]], decimals: int) -> str:
+def task_facts(rows: list[Row]) -> Table:
+    """Of every task the metric, lm-eval's version of it, and the number of items."""
+    tasks = {name: task for row in rows for name, task in row["tasks"].items()}
+    return [
+        {"task": name, "metric": task["metric"], "version": str(task.get("version", "-")), "items": f"{task['n']:,}"}
+        for name, task in tasks.items()
+    ]
+
+
+def tests_columns(row: Row, decimals: int) -> dict[str, str]:
+    """The difference from the pruned model on the same items, with its interval and p before and after Holm."""
+    return {
+        "against pruned": row["what"],
+        "difference, points": percent(row["difference"], decimals),
+        "95 % interval": interval_text(row["difference_ci95"], decimals),
+        "McNemar p": p_text(row["p"]),
+        "p after Holm": p_text(row["p_holm"]),
+    }
+
+
+def perplexity_columns(row: Row) -> dict[str, str]:
+    """Perplexity in its three ways, and bits per byte."""
+    blocks, words = row["token_perplexity"] or {}, row["word_perplexity"] or {}
+    return {
+        "perplexity": row["what"],
+        "of documents, per token": number(row["perplexity"]),
+        f"of blocks of {blocks.get('sequence_length', '-')}, per token": number(blocks.get("value")),
+        "rolling, per word": number(words.get("value")),
+        "bits per byte": number(row["bits_per_byte"], 3),
+    }
+
+
+def text_columns(row: Row) -> dict[str, str]:
+    """What the generation check measured."""
+    found = row["generation"] or {}
+    greedy, sampled = found.get("greedy") or {}, found.get("sampled") or {}
+    return {
+        "text": row["what"],
+        "flag": "-" if not found else "degenerate" if found["degenerate"] else "none",
+        "KL to dense": number(found.get("kl_to_dense"), 3),
+        "same top token %": percent(found.get("top_token_agreement"), 1),
+        "greedy repeats %": percent(greedy.get("repetition"), 1),
+        "sampled repeats %": percent(sampled.get("repetition"), 1),
+        "distinct-2 %": percent(greedy.get("distinct_2"), 1),
+    }
+
+
+def cost_columns(row: Row) -> dict[str, str]:
+    """Parameters, size, memory and time."""
+    latency = row["details"].get("latency") or {}
+    seconds = latency.get("seconds")
+    return {
+        "cost": row["what"],
+        "parameters": f"{row['params_total']:,}",
+        "not zero": "-" if row["params_nonzero"] is None else f"{row['params_nonzero']:,}",
+        "added": f"{row['params_added']:,}",
+        "file": size_text(row["file_bytes"]),
+        "peak memory": size_text(row["details"].get("peak_memory_bytes")),
+        "forward ms": "-" if seconds is None else f"{1000 * seconds:.2f}",
+        "restored / pruned": number(latency.get("ratio"), 3),
+        "evaluated in s": number(row["seconds"], 1),
+    }
+
+
+def layer_table(group: Group) -> Table:
+    """Sparsity and reconstruction error of every layer."""
+    layers: list[dict[str, Any]] = group.detail("layers") or []
+    return [
+        {
+            "layer": str(layer["layer"]),
+            "sparsity %": percent(layer["sparsity"], 2),
+            "output error %": percent(layer["error"], 2),
+        }
+        for layer in layers
+    ]
+
+
+def verdict(rows: list[Row], decimals: int) -> str:
     """One honest sentence about the best restored row of a pruning."""
-    restored = [row for row in rows if row["recovered"] is not None and row.get("baseline") is None]
+    restored = [row for row in rows if row["recovered"] is not None and row.get("kind", "restored") == "restored"]
     if not restored:
         return "No share of the lost accuracy can be given: pruning lost nothing on these items, or there are none."
     best = max(restored, key=lambda row: row["recovered"])
@@ -83,4 +155,15 @@ def verdict(rows: list[dict[str, Any]], decimals: int) -> str:
     return (
         f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
         f"gives back {share} of what was lost."
+    )
+
+
+def comparison_note(rows: list[Row]) -> str | None:
+    """How p was adjusted, where there is more than one comparison to adjust for."""
+    count = sum(row["p_holm"] is not None for row in rows)
+    if count < 2:
+        return None
+    return (
+        f"{count} models are compared with their pruned model. p after Holm is adjusted for that many comparisons: "
+        "with no real difference anywhere, a value below 0.05 would turn up in 5 % of such grids."
     )

@@ -21,12 +21,14 @@ def print_results(folder: Path, console: Console | None = None) -> None:
     dense = {row["model"]: row for row in rows if row["pruning"] is None}
     pruned_rows = (row for row in rows if row["pruning"] is not None)
     for (model, pruning), group in groupby(pruned_rows, key=lambda row: (row["model"], row["pruning"])):
-        shown = [dense[model], *group]
+        shown = [*([dense[model]] if model in dense else []), *group]
         console.print(_table(f"{model}, {pruning}", [summary_columns(row, decimals) for row in shown]))
         if shown[0]["tasks"]:
             console.print(_table("", [task_columns(row, decimals) for row in shown]))
         console.print(verdict(shown, decimals), "\n", highlight=False, soft_wrap=True)
-    console.print(f"Report: {folder / 'report.md'}", highlight=False, soft_wrap=True)
+    if results.get("missing"):
+        console.print(f"Not evaluated: {', '.join(results['missing'])}\n", highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _table(title: str, rows: list[dict[str, str]]) -> Table:

@@ -5,7 +5,7 @@ import torch
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.pruning import Sparsity, parse_pruning
-from restorelcc.core.sparsity import holds_pattern, removal_mask, rounded, without_chance_zeros
+from restorelcc.core.sparsity import holds_pattern, lowest, removal_mask, rounded, without_chance_zeros
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.66, 0.99])
@@ -68,3 +68,15 @@ def test_an_update_that_cancels_a_weight_by_chance_leaves_no_zero() -> None:
     updated = without_chance_zeros(torch.tensor([0.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 1.0]))
     assert (updated == 0).tolist() == [False, True, False]
     assert updated[0] < 1e-37
+
+
+@pytest.mark.parametrize("columns", [63, 64, 300])
+@pytest.mark.parametrize("count", [0, 1, 20, 62])
+@pytest.mark.parametrize("values", [2, 5, 10**6])
+def test_of_equal_scores_those_further_left_go_in_rows_of_any_length(columns: int, count: int, values: int) -> None:
+    score = torch.randint(values, (50, columns), generator=torch.Generator().manual_seed(columns)).float()
+    expected = torch.zeros_like(score, dtype=torch.bool)
+    for row, scores in zip(expected, score.tolist(), strict=True):
+        row[sorted(range(columns), key=lambda column: (scores[column], column))[:count]] = True
+    assert torch.equal(lowest(score, count), expected)
+    assert torch.equal(lowest(score.T.contiguous().T, count), expected)

@@ -12,7 +12,7 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles, ModelEntry
 from restorelcc.corpus.calibration import calibration_texts, write_calibration
 from restorelcc.corpus.config import CorpusConfig
-from restorelcc.corpus.hub import PRESETS, HubText, hub_text, joined, stream_texts
+from restorelcc.corpus.hub import PRESETS, HubData, hub_data, joined, stream_texts
 from restorelcc.corpus.stage import run
 from restorelcc.io.layout import Layout
 from restorelcc.io.tables import read_metadata, read_texts
@@ -25,15 +25,15 @@ def _dataset(folder: Path, rows: list[dict]) -> str:
 
 
 def test_sources_are_presets_hub_ids_or_paths() -> None:
-    assert hub_text("c4") == HubText("allenai/c4", "en", "train")
-    assert hub_text("hub:me/texts") == HubText("me/texts")
-    assert hub_text("hub:me/texts:raw:validation") == HubText("me/texts", "raw", "validation")
-    assert hub_text("data/c4.jsonl") is None
+    assert hub_data("k", "c4") == HubData("allenai/c4", "en", "train")
+    assert hub_data("k", "hub:me/texts") == HubData("me/texts")
+    assert hub_data("k", "hub:me/texts:raw:validation") == HubData("me/texts", "raw", "validation")
+    assert hub_data("k", "data/c4.jsonl") is None
     for preset in PRESETS.values():
-        assert hub_text(f"hub:{preset}") == preset
+        assert hub_data("k", f"hub:{preset}") == preset
     for wrong in ("hub:", "hub:a/b:", "hub:a/b:c:d:e"):
         with pytest.raises(BadInput, match="write hub:<id>"):
-            hub_text(wrong)
+            hub_data("k", wrong)
 
 
 def test_short_rows_are_joined_and_only_as_many_are_read_as_needed() -> None:
@@ -54,21 +54,21 @@ def test_short_rows_are_joined_and_only_as_many_are_read_as_needed() -> None:
 
 def test_texts_and_instructions_stream_from_a_dataset(tmp_path: Path) -> None:
     texts = _dataset(tmp_path / "texts", [{"text": f"story {number}"} for number in range(5)])
-    assert stream_texts(HubText(texts), 3, 0, "") == (["story 0", "story 1", "story 2"], None)
+    assert stream_texts("k", HubData(texts), 3, 0, "") == (["story 0", "story 1", "story 2"], None)
     alpaca = _dataset(tmp_path / "alpaca", [{"instruction": "Add.", "input": "1 1", "output": "2"}])
-    assert stream_texts(HubText(alpaca), 3, 0, "{instruction} {input}")[0] == ["Add. 1 1\n2"]
+    assert stream_texts("k", HubData(alpaca), 3, 0, "{instruction} {input}")[0] == ["Add. 1 1\n2"]
     other = _dataset(tmp_path / "other", [{"label": 1}])
     with pytest.raises(BadInput, match="neither `text` nor `instruction`"):
-        stream_texts(HubText(other), 3, 0, "")
+        stream_texts("k", HubData(other), 3, 0, "")
 
 
 def test_a_dataset_that_is_not_there_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     texts = _dataset(tmp_path / "texts", [{"text": "story"}])
-    for origin in (HubText("nobody/nothing"), HubText(texts, split="missing"), HubText(texts, config="missing")):
-        with pytest.raises(BadInput, match="cannot be read from the hub") as caught:
-            stream_texts(origin, 1, 0, "")
+    for origin in (HubData("nobody/nothing"), HubData(texts, split="missing"), HubData(texts, config="missing")):
+        with pytest.raises(BadInput, match=r"cannot be read|HF_HUB_OFFLINE is set") as caught:
+            stream_texts("k", origin, 1, 0, "")
         assert "\n" not in str(caught.value)
 
 

@@ -112,26 +112,29 @@ def test_what_is_not_there_is_refused_when_asked_for_and_said_when_not(
 
 
 def test_the_table_says_what_measured_similarity(encoder: Path, tmp_path: Path) -> None:
-    rows = [{"question": f"ask {n}", "response": f"the {n} hat"} for n in range(10)]
-    rows += [{"question": f"pick {n}", "choices": ["red hat", "dog", f"cat {n}"], "gold": 2} for n in range(10)]
-    (tmp_path / "i.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    choices = [{"question": f"pick {n}", "choices": ["red hat", "dog", f"cat {n}"], "gold": 2} for n in range(10)]
+    pairs = [{"question": f"ask {n}", "response": f"the {n} hat"} for n in range(10)]
     (tmp_path / "t.txt").write_text("a text\nanother\n")
-    model = ModelEntry(source="x", data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"))
     layout, found = Layout(tmp_path), {}
-    for setting in (None, str(encoder)):
+    for setting, rows in ((None, pairs), (str(encoder), choices)):
+        (tmp_path / "i.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        model = ModelEntry(source="x", data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"))
         run(Cell("own"), CorpusConfig(encoder=setting, valid=4), model, layout)
         table = layout.corpus(Cell("own")) / "contrast.parquet"
         found[setting] = read_metadata(table)["similarity"]
         for row in read_table(table, CONTRAST):
             assert row["negative"] != row["positive"]
-            if row["question"].startswith("pick"):
-                assert row["negative"] in ("red hat", "dog")
+            assert rows is pairs or row["negative"] in ("red hat", "dog")
     assert found == {None: "tfidf (corpus.encoder is null)", str(encoder): f"sentence-transformers {encoder}"}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"gold": 3}, "`gold` is 3"), ({"choices": "a, b"}, "must be a list"), ({"choices": ["a"]}, "at least two")],
+    [
+        ({"gold": 3}, "gold 3 names none of its 3 choices"),
+        ({"choices": "a, b"}, "no list of at least two texts"),
+        ({"choices": ["a"]}, "no list of at least two texts"),
+    ],
 )
 def test_choices_that_make_no_sense_are_refused(tmp_path: Path, change: dict, message: str) -> None:
     row = {"question": "q", "choices": ["a", "b", "c"], "gold": 0} | change

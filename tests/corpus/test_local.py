@@ -11,7 +11,8 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles, ModelEntry
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.corpus.contrast import most_similar_other
-from restorelcc.corpus.local import pairs, read_rows, texts
+from restorelcc.corpus.local import read_rows, texts
+from restorelcc.corpus.sources import pairs
 from restorelcc.corpus.stage import run
 from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES
 from restorelcc.io.layout import Layout
@@ -54,14 +55,15 @@ def _instructions(path: Path, count: int = 20) -> DataFiles:
 
 def test_alpaca_columns_become_distinct_pairs(tmp_path: Path) -> None:
     data = _instructions(tmp_path / "i.jsonl")
-    found = pairs(data, 100, random.Random(0))
+    found, origin = pairs(data, 100, random.Random(0), tmp_path)
     assert len(found) == 20
-    assert {(row["question"], row["response"]) for row in found} == {
+    assert origin == {"source": str(tmp_path / "i.jsonl")}
+    assert {(example.question, example.response) for example in found} == {
         (f"say {n}", f"the number is {n}") for n in range(20)
     }
     (tmp_path / "i.jsonl").write_text('{"prompt": "x"}')
     with pytest.raises(BadInput, match="`instruction` and `output`"):
-        pairs(data, 5, random.Random(0))
+        pairs(data, 5, random.Random(0), tmp_path)
 
 
 def test_the_contrast_is_the_most_similar_other_response_never_a_duplicate() -> None:

@@ -1,72 +1,150 @@
-"""The report shows the grid's cells, all of them and no others."""
+"""The report shows the grid's cells, all of them and no others, and names those that are missing."""
 
+import csv
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
 from restorelcc.report.config import ReportConfig
+from restorelcc.report.multiple import holm
 from restorelcc.report.stage import run
-from restorelcc.report.tables import verdict
+from restorelcc.report.tables import p_text, size_text, verdict
 from restorelcc.report.terminal import print_results
+from tests.report.cells import CELLS, write_grid
 
-CELLS = [Cell("a"), Cell("a", "wanda-0.5"), Cell("a", "wanda-0.5", "0.1"), Cell("a", "wanda-0.5", "0.25")]
-
-
-def _metrics(cell: Cell, mean: float, recovered: dict | None = None) -> dict:
-    content = {"model": cell.model, "pruning": cell.pruning, "mean": mean, "params_added": 64, "sparsity": 0.5}
-    content["head_ratio"] = None if cell.head_ratio is None else float(cell.head_ratio)
-    content["tasks"] = {"world_arc": {"metric": "acc", "value": mean, "stderr": 0.01, "n": 400}}
-    content["perplexity"] = {"corpus": "heldout", "tokens": 10, "value": 3.5}
-    return content | ({"recovered": recovered} if recovered else {})
+SECTIONS = ("headline", "recovered", "tasks", "heads", "spectra", "sparsity", "text", "cost", "provenance")
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path)
-    for cell, mean in zip(CELLS, (0.95, 0.7, 0.8, 0.85), strict=True):
-        share = (mean - 0.7) / 0.25
-        recovered = {"mean": share, "ci95": [share - 0.1, share + 0.1]} if cell.head_ratio else None
-        write_json(layout.metrics(cell), _metrics(cell, mean, recovered))
+    write_grid(layout)
     return layout
 
 
-def test_the_report_holds_every_cell_and_names_the_best_ratio(layout: Layout) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A report of the whole grid, for tests that only read it."""
+    layout = Layout(tmp_path_factory.mktemp("made"))
+    write_grid(layout)
+    run(CELLS, ReportConfig(title="Mine & yours"), layout)
+    return layout
+
+
+def _texts(layout: Layout) -> dict[str, str]:
+    return {name: (layout.report / name).read_text() for name in ("report.md", "report.html", "results.json")}
+
+
+def test_the_report_holds_every_cell_and_names_the_best_ratio(made: Layout) -> None:
+    texts = _texts(made)
+    assert "| dense | 95.0 |" in texts["report.md"]
+    assert "| heads 0.25 | 85.0 | 60.0 | [50.0, 70.0] |" in texts["report.md"]
+    for name in ("report.md", "report.html"):
+        assert "Best head ratio 0.25: 60.0 % [50.0, 70.0] of the lost accuracy is back" in texts[name]
+        assert "2 models are compared with their pruned model" in texts[name]
+    rows = read_json(made.report / "results.json")["rows"]
+    assert [row["what"] for row in rows] == ["dense", "pruned", "heads 0.1", "heads 0.25"]
+    assert [row["p_holm"] for row in rows] == [None, None, 0.02, 0.02]
+
+
+def test_the_page_has_its_sections_and_needs_nothing_from_outside(made: Layout) -> None:
+    page = _texts(made)["report.html"]
+    assert re.findall(r'data-section="(\w+)"', page) == list(SECTIONS)
+    assert "<title>Mine &amp; yours</title>" in page
+    assert page.count("<svg ") == 6, "recovered, tasks, two head maps, spectra, layers"
+    assert "one &lt;b&gt;" in page, "text that a model wrote is text"
+    addresses = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')> ]+)', page)
+    assert {address for address in addresses if not address.startswith(("#", "data:,"))} == set()
+    assert "<script" not in page
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+
+
+def test_every_colour_of_a_drawing_is_a_variable(made: Layout) -> None:
+    page = _texts(made)["report.html"]
+    drawn = "".join(re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL))
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) - {"none"} == {
+        f"var(--{name})" for name in ("text", "muted", "line", "dense", "pruned", "series-1", "series-2")
+    }
+
+
+def test_figures_also_lie_beside_the_page_and_the_same_grid_gives_the_same_bytes(layout: Layout) -> None:
     run(CELLS, ReportConfig(), layout)
-    text = (layout.report / "report.md").read_text()
-    assert "| dense | 95.0 |" in text
-    assert "| heads 0.25 | 85.0 | 60.0 | [50.0, 70.0] |" in text
-    assert "Best head ratio 0.25: 60.0 % [50.0, 70.0] of the lost accuracy is back" in text
-    assert [row["what"] for row in read_json(layout.report / "results.json")["rows"]] == [
-        "dense",
-        "pruned",
-        "heads 0.1",
-        "heads 0.25",
+    first = {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
+    names = {name for name in first if name.endswith((".png", ".svg"))}
+    kinds = ("recovered", "tasks", "heads-0.1", "heads-0.25", "spectra", "layers")
+    assert names == {f"a-wanda-0.5-{kind}.{ending}" for kind in kinds for ending in ("svg", "png")}
+    run(CELLS, ReportConfig(), layout)
+    assert first == {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
+
+
+def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
+    rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
+    assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
+        ("0.1", pytest.approx(0.4)),
+        ("0.25", pytest.approx(0.6)),
     ]
+    assert len(list(csv.DictReader((made.report / "plots" / "tasks.csv").open()))) == 8
 
 
 def test_cells_that_left_the_grid_are_not_reported(layout: Layout) -> None:
     run(CELLS[:3], ReportConfig(), layout)
-    assert "heads 0.25" not in (layout.report / "report.md").read_text()
+    for text in _texts(layout).values():
+        assert "heads 0.1" in text
+        assert "heads 0.25" not in text
 
 
-def test_a_missing_cell_is_named_and_the_old_report_stays(layout: Layout) -> None:
-    run(CELLS, ReportConfig(), layout)
-    before = (layout.report / "report.md").read_text()
-    layout.metrics(CELLS[2]).unlink()
-    with pytest.raises(BadInput, match=r"misses 1 of 4 grid cells \(data/metrics/a/wanda-0.5/heads-0.1.json\)"):
-        run(CELLS, ReportConfig(), layout)
-    assert (layout.report / "report.md").read_text() == before
-
-
-def test_the_terminal_table_fits_eighty_columns(layout: Layout) -> None:
-    run(CELLS, ReportConfig(), layout)
+@pytest.mark.parametrize("gone", [0, 2], ids=["dense", "restored"])
+def test_a_missing_cell_is_named_in_every_form(layout: Layout, gone: int) -> None:
+    path = layout.metrics(CELLS[gone])
+    path.unlink()
+    results = run(CELLS, ReportConfig(), layout)
+    name = str(path.relative_to(layout.root))
+    assert results.missing == [name]
+    for text in _texts(layout).values():
+        assert name in text
+    assert "1 grid cell has not been evaluated" in _texts(layout)["report.html"]
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     print_results(layout.report, console)
+    assert name in console.export_text().replace("\n", "")
+
+
+def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layout) -> None:
+    run(CELLS, ReportConfig(), layout)
+    before = _texts(layout)
+    for cell in CELLS:
+        layout.metrics(cell).unlink()
+    with pytest.raises(BadInput, match=r"none of the 4 grid cells has been evaluated \(data/metrics/a/dense.json"):
+        run(CELLS, ReportConfig(), layout)
+    assert _texts(layout) == before
+
+
+def test_metrics_of_an_older_schema_are_refused(layout: Layout) -> None:
+    content = read_json(layout.metrics(CELLS[1]))
+    del content["schema"]
+    write_json(layout.metrics(CELLS[1]), content)
+    with pytest.raises(BadInput, match=r"pruned.json was written by an older version \(metrics schema 1, this one "):
+        run(CELLS, ReportConfig(), layout)
+
+
+def test_a_degenerate_model_is_flagged_where_one_looks(layout: Layout) -> None:
+    content = read_json(layout.metrics(CELLS[3]))
+    content["generation"] |= {"degenerate": True, "reasons": ["100% of the greedy continuations are one token"]}
+    write_json(layout.metrics(CELLS[3]), content)
+    run(CELLS, ReportConfig(), layout)
+    for name in ("report.md", "report.html"):
+        text = re.sub(r"<[^>]+>", "", _texts(layout)[name])
+        assert "heads 0.25 (degenerate)" in text
+        assert "heads 0.25 is degenerate: 100% of the greedy continuations are one token" in text
+
+
+def test_the_terminal_table_fits_eighty_columns(made: Layout) -> None:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_results(made.report, console)
     text = console.export_text()
     assert "[50.0, 70.0]" in text
     assert "heads 0.25" in text
@@ -80,3 +158,13 @@ def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
     assert verdict([{"recovered": None}], 1).startswith("No share of the lost accuracy can be given")
     unbounded = {"recovered": 0.5, "ci95": [None, None], "head_ratio": 0.1}
     assert "unbounded" in verdict([unbounded], 1)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_numbers_as_text() -> None:
+    assert [p_text(p) for p in (None, 0.0004, 0.0123)] == ["-", "< 0.001", "0.012"]
+    assert [size_text(size) for size in (None, 999, 714_912, 13_476_000_000)] == ["-", "999 B", "714.9 kB", "13.48 GB"]

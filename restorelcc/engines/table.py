@@ -1,0 +1,129 @@
+"""What inference engines do with the biases of a checkpoint, and with its zeros; every row names what was read.
+
+Verdicts on a bias: "read"; "dropped" (loads, and computes without it, silently); "refused" (does not load); "unknown".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["read", "dropped", "refused", "unknown"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family in one engine: biases of q, k and v, of the out-projection, and of the FFN; and the source."""
+
+    qkv: Verdict
+    out: Verdict
+    ffn: Verdict
+    source: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine: the package it is installed as, its families by model_type, and what zeros do in it."""
+
+    name: str
+    package: str
+    rows: dict[str, Row]
+    zeros: str
+    patterns: str  # what N:M zeros do
+    zeros_source: str
+
+
+_VLLM = "https://github.com/vllm-project/vllm/blob/{commit}/vllm/model_executor/models/{file}.py"
+_SGLANG = "https://github.com/sgl-project/sglang/blob/{commit}/python/sglang/srt/models/{file}.py"
+_LLAMA_CPP = "https://github.com/ggml-org/llama.cpp/tree/master/src/models/{file}.cpp (as in llama-cpp-python 0.3.36)"
+
+
+def _vllm(file: str, commit: str) -> str:
+    return _VLLM.format(file=file, commit=commit)
+
+
+def _sglang(file: str, commit: str) -> str:
+    return _SGLANG.format(file=file, commit=commit)
+
+
+def _llama_cpp(file: str) -> str:
+    return _LLAMA_CPP.format(file=file)
+
+
+# Families whose own checkpoints have all of these biases: an engine that runs them at all reads them.
+_NATIVE = "the family's own checkpoints have these biases"
+
+TRANSFORMERS = Engine(
+    "transformers",
+    "transformers",
+    {
+        "llama": Row("read", "read", "read", "LlamaAttention and LlamaMLP: attention_bias, mlp_bias"),
+        "qwen2": Row("read", "dropped", "dropped", "Qwen2Attention: bias on q, k and v only"),
+        "mistral": Row("dropped", "dropped", "dropped", "MistralAttention, MistralMLP: no bias"),
+        "qwen3": Row("read", "read", "dropped", "Qwen3Attention: attention_bias; Qwen3MLP: none"),
+        "gemma": Row("read", "read", "dropped", "GemmaAttention: attention_bias; GemmaMLP: none"),
+        "gemma2": Row("read", "read", "dropped", "Gemma2Attention: attention_bias; Gemma2MLP: none"),
+        "gemma3_text": Row("read", "read", "dropped", "Gemma3Attention: attention_bias; Gemma3MLP: none"),
+        "gpt_neox": Row("read", "read", "read", "GPTNeoXAttention: attention_bias, by default true; GPTNeoXMLP"),
+        "opt": Row("read", "read", "read", "OPTDecoderLayer: enable_bias, true by default"),
+        "phi": Row("read", "read", "read", "PhiAttention, PhiMLP: always"),
+    },
+    zeros="computed like any other weight",
+    patterns="computed like any other weight: from_pretrained makes dense Linear layers",
+    zeros_source="torch.nn.Linear",
+)
+
+VLLM = Engine(
+    "vLLM",
+    "vllm",
+    {
+        "llama": Row("read", "read", "read", _vllm("llama", "0035bdf2b1ac243ef6f31eef27411b022461df8e")),
+        "qwen3": Row("read", "dropped", "dropped", _vllm("qwen3", "002456df36fc7a63ca4463f335a49d05634ab2ab")),
+        "gemma": Row("dropped", "dropped", "dropped", _vllm("gemma", "02e37cdc103a6172467c68a397c1394894547ccd")),
+        "gemma2": Row("read", "read", "dropped", _vllm("gemma2", "025adfb931744df8f19b31c7f8ddcc409e34a0f4")),
+        "gemma3_text": Row("read", "read", "dropped", _vllm("gemma3", "004dc924965cf24a4ade341394c45290169dd2ba")),
+        "gpt_neox": Row("read", "read", "read", _NATIVE),
+        "opt": Row("read", "read", "read", _NATIVE),
+        "phi": Row("read", "read", "read", _NATIVE),
+    },
+    zeros="computed like any other weight",
+    patterns="used only from checkpoints in the compressed-tensors format, which this is not",
+    zeros_source="https://docs.vllm.ai/projects/llm-compressor",
+)
+
+SGLANG = Engine(
+    "SGLang",
+    "sglang",
+    {
+        "llama": Row("read", "read", "dropped", _sglang("llama", "00239548f1cd1a06ca145a5447a86738090a48f1")),
+        "qwen3": Row("read", "read", "dropped", _sglang("qwen3", "01b5f572b7b678e2fa5a727881f1ff3ab4dd3c6d")),
+        "gemma2": Row("read", "read", "dropped", _sglang("gemma2", "00b08c497f0735678e084ae5e3dd88ca06b46627")),
+        "gpt_neox": Row("read", "read", "read", _NATIVE),
+        "opt": Row("read", "read", "read", _NATIVE),
+        "phi": Row("read", "read", "read", _NATIVE),
+    },
+    zeros="computed like any other weight",
+    patterns="computed like any other weight: the model classes make dense parallel Linear layers",
+    zeros_source=_sglang("llama", "00239548f1cd1a06ca145a5447a86738090a48f1"),
+)
+
+LLAMA_CPP = Engine(
+    "llama.cpp",
+    "llama_cpp_python",
+    {
+        "llama": Row("read", "read", "read", _llama_cpp("llama")),
+        "qwen2": Row("read", "refused", "refused", _llama_cpp("qwen2")),
+        "qwen3": Row("read", "refused", "refused", _llama_cpp("qwen3")),
+        "gemma": Row("read", "refused", "refused", _llama_cpp("gemma")),
+        "gemma2": Row("read", "refused", "refused", _llama_cpp("gemma2")),
+        "gemma3_text": Row("read", "refused", "refused", _llama_cpp("gemma3")),
+        "gpt_neox": Row("read", "read", "read", _llama_cpp("gptneox")),
+        "phi": Row("read", "read", "read", _llama_cpp("phi2")),
+        "opt": Row("refused", "refused", "refused", "convert_hf_to_gguf.py knows no OPTForCausalLM"),
+    },
+    zeros="stored and computed like any other weight",
+    patterns="stored and computed like any other weight: GGUF has no sparse type",
+    zeros_source="gguf-py/gguf/constants.py, GGMLQuantizationType",
+)
+
+ENGINES = (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP)

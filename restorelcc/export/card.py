@@ -1,0 +1,133 @@
+"""The model card of a restored checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from transformers import PretrainedConfig
+
+_METHOD = """\
+The checkpoint was pruned, and part of what pruning lost was given back with
+[RestoreLCC](https://arxiv.org/abs/2510.21834): for the attention heads that matter most, a constant offset was trained
+on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
+a zero here, and the surviving weights are the same, bit for bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card says beside the record: the base model, its licence, and metrics JSONs where they exist."""
+
+    title: str | None = None
+    base_model: str | None = None
+    licence: str | None = None
+    dense: dict[str, Any] | None = None
+    pruned: dict[str, Any] | None = None
+    restored: dict[str, Any] | None = None
+
+
+def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFacts) -> str:
+    """README.md: front matter for the hub, then method, numbers, sparsity, how it loads, limits, licence."""
+    names = [str(record[key]) for key in ("model", "pruning", "head_ratio") if record.get(key) is not None]
+    title = facts.title or " ".join(["Restored", *(names or [config.model_type])])
+    parts = [_front_matter(facts), f"# {title}", _METHOD, "## Numbers", _numbers(facts)]
+    parts += ["## What is in it", _content(record), "## Limits", _limits(record, facts), "## Licence", _licence(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if facts.base_model:
+        fields |= {"base_model": facts.base_model, "base_model_relation": "finetune"}
+    if facts.licence:
+        fields["license"] = facts.licence
+    fields["tags"] = ["pruned", "sparse", "restorelcc"]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+
+
+def _numbers(facts: CardFacts) -> str:
+    columns = {
+        name: metrics
+        for name, metrics in (("dense", facts.dense), ("pruned", facts.pruned), ("restored", facts.restored))
+        if metrics is not None
+    }
+    if "restored" not in columns:
+        return (
+            "None were measured for this checkpoint. `restorelcc evaluate_restored`, or lm-eval on this folder, "
+            "measures them."
+        )
+    rows = [["task", *columns], ["---"] * (len(columns) + 1)]
+    for task, found in columns["restored"]["tasks"].items():
+        rows.append([f"{task} ({found['metric']}, n = {found['n']})", *(_share(m, task) for m in columns.values())])
+    if columns["restored"].get("mean") is not None:
+        rows.append(["mean", *(f"{100 * metrics['mean']:.1f}" for metrics in columns.values())])
+    rows.append(["perplexity", *(_perplexity(metrics) for metrics in columns.values())])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    note = "Accuracies in percent, zero-shot, with 95 % intervals (1.96 standard errors)."
+    return "\n".join([*lines, "", note + _recovered(columns["restored"])])
+
+
+def _share(metrics: dict[str, Any], task: str) -> str:
+    found = metrics["tasks"].get(task)
+    if found is None:
+        return "-"
+    return f"{100 * found['value']:.1f} ± {196 * found['stderr']:.1f}"
+
+
+def _perplexity(metrics: dict[str, Any]) -> str:
+    found = metrics.get("perplexity")
+    return f"{found['value']:.2f} ({found['corpus']})" if found else "-"
+
+
+def _recovered(restored: dict[str, Any]) -> str:
+    found = restored.get("recovered")
+    if not found or found.get("mean") is None:
+        return ""
+    text = f" Of the accuracy that pruning lost, {100 * found['mean']:.1f} % was recovered"
+    if found.get("ci95"):
+        low, high = found["ci95"]
+        text += f" (95 % interval {100 * low:.1f} to {100 * high:.1f}, {found['method']})"
+    return text + "."
+
+
+def _content(record: dict[str, Any]) -> str:
+    sparsity, route = record["sparsity"], record["route"]
+    patterns = f"; every row holds {' and '.join(sparsity['patterns'])}" if sparsity["patterns"] else ""
+    lines = [
+        f"- Sparsity: {100 * sparsity['share']:.2f} % of the {sparsity['targeted']:,} weights that pruning targets are "
+        f"exactly zero{patterns}.",
+        f"- Compensation: {len(route['folded'])} biases carry it ({route['name']}); {route['added_parameters']:,} "
+        "parameters were added.",
+        "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no code of its own, safetensors only.",
+        "- `restorelcc.json` says what it was made of, with digests; `restorelcc verify` checks it.",
+    ]
+    if route["relabelled_from"]:
+        lines.append(
+            f"- Written as a {route['model_type']} model: the {route['relabelled_from']} class has no such biases, and "
+            "the two compute the same."
+        )
+    if route["cut"]:
+        lines.append("- Removed heads and channels are cut out: the checkpoint is smaller than the dense one.")
+    return "\n".join(lines)
+
+
+def _limits(record: dict[str, Any], facts: CardFacts) -> str:
+    lines = [
+        "- A constant offset gives back the mean of what was lost, not all of it: expect the dense model to be better.",
+        "- It was trained for this pruned checkpoint; with other weights, or after quantization, it was not measured.",
+    ]
+    if not record["route"]["cut"]:
+        lines.append(
+            "- Zeros alone make nothing faster or smaller in most engines; `restorelcc engines` says which do."
+        )
+    if facts.restored is not None:
+        lines.append("- The numbers hold for the tasks above; where several head ratios were tried on the same test")
+        lines[-1] += " items, the best of them is a little optimistic."
+    return "\n".join(lines)
+
+
+def _licence(facts: CardFacts) -> str:
+    if facts.licence:
+        return f"That of the base model: {facts.licence}."
+    return "That of the base model, which was not found beside its weights: look it up before you pass this on."

@@ -1,0 +1,27 @@
+"""The options of exporting one cell of the grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from restorelcc.core.cell import Cell
+from restorelcc.export.export import ExportOptions
+from restorelcc.export.facts import cell_ancestors, cell_facts
+from restorelcc.io.layout import Layout
+
+_SECTIONS = ("corpus", "prune", "capture", "extract", "probe", "compensate")
+
+
+def cell_options(
+    cell: Cell, params: BaseModel, layout: Layout, *, base_model: str | None = None, licence: str | None = None
+) -> ExportOptions:
+    """Names, settings, ancestors and card of a cell; params: the whole of params.yaml."""
+    config: dict[str, Any] = {name: getattr(params, name).model_dump(mode="json") for name in _SECTIONS}
+    return ExportOptions(
+        names={"model": cell.model, "pruning": cell.pruning, "head_ratio": float(cell.head_ratio or 0)},
+        config=config,
+        ancestors=cell_ancestors(cell, layout),
+        card=cell_facts(cell, layout, base_model=base_model, licence=licence),
+    )

@@ -1,0 +1,207 @@
+"""The whole chain on one model without DVC and Prefect: corpus ... compensate in a work folder, then export.
+
+The work folder is laid out like a project; a run that was stopped goes on where it was, and a stage whose settings or
+inputs have changed runs again, with all that come after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput
+from restorelcc.core.progress import notice
+from restorelcc.io.digest import file_digest, model_digest
+from restorelcc.io.documents import read_json, write_json
+from restorelcc.io.layout import Layout
+from restorelcc.params import Params, load_params
+
+MODEL = "model"  # its key in the work folder's params.yaml
+GIVEN = "given"  # of an already pruned checkpoint: external-given
+CHAIN = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
+_SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "baseline", "evaluate", "report")
+_FORMAT = 1  # raise when a finished stage of before must not be taken for one of now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to restore, by which data, and where to work. `pruned` or `pruning` is None."""
+
+    dense: str
+    pruned: str | None
+    pruning: str | None
+    head_ratio: str
+    instructions: str
+    calibration: str
+    work: Path
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    overrides: tuple[str, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where the pieces lie that are exported."""
+
+    cell: Cell
+    layout: Layout
+    params: Params
+
+
+def run_chain(request: Request) -> Restored:
+    """Run every stage that is not done yet. Raises BadInput or StageFailed as the stages do."""
+    request.work.mkdir(parents=True, exist_ok=True)
+    layout = Layout(request.work.resolve())
+    params_file = layout.root / "params.yaml"
+    params_file.write_text(yaml.safe_dump(_project(request, layout), sort_keys=False), encoding="utf-8")
+    params = load_params(params_file, request.overrides)
+    cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
+    own = hashlib.sha256(f"{_FORMAT} {_inputs(request)}".encode()).hexdigest()
+    for stage, fingerprint in _fingerprints(params, own):
+        done = layout.work / "done" / f"{stage}.json"
+        if done.is_file() and read_json(done)["fingerprint"] == fingerprint and _there(stage, cell, layout):
+            notice("restore", f"{stage} is done")
+            continue
+        done.unlink(missing_ok=True)
+        _run(stage, cell, params, layout)
+        write_json(done, {"fingerprint": fingerprint})
+    return Restored(cell, layout, params)
+
+
+def _run(stage: str, cell: Cell, params: Params, layout: Layout) -> None:
+    from restorelcc.cli import STAGES
+
+    verb = STAGES[stage]
+    function = getattr(importlib.import_module(verb.module), verb.function)
+    own = Cell(**{need: getattr(cell, need) for need in verb.needs})
+    function(own, getattr(params, verb.section), params.models[MODEL], layout)
+
+
+def _fingerprints(params: Params, own: str) -> Iterator[tuple[str, str]]:
+    """(stage, digest of all that its result depends on): its settings, and those of every stage before it."""
+    from restorelcc.cli import STAGES
+
+    total = hashlib.sha256(f"{own} {params.models[MODEL].model_dump_json()} {params.grid.pruning}".encode())
+    for stage in CHAIN:
+        total.update(f"{stage} {getattr(params, STAGES[stage].section).model_dump_json()}".encode())
+        if "head_ratio" in STAGES[stage].needs:
+            total.update(str(params.grid.head_ratio).encode())
+        yield stage, total.hexdigest()
+
+
+def _there(stage: str, cell: Cell, layout: Layout) -> bool:
+    outputs = {
+        "corpus": layout.corpus(cell),
+        "dense": layout.dense(cell),
+        "capture_dense": layout.dense_activations(cell),
+        "prune": layout.pruned(cell),
+        "capture_pruned": layout.pruned_activations(cell),
+        "extract": layout.components(cell),
+        "probe": layout.heads(cell),
+        "compensate": layout.compensation(cell),
+    }
+    return outputs[stage].exists()
+
+
+def _inputs(request: Request) -> str:
+    """Digests of what is on this machine; hub ids stand for themselves."""
+    found = []
+    for name in (request.dense, request.pruned, request.instructions, request.calibration):
+        path = Path(name).expanduser() if name else None
+        if path is not None and path.exists():
+            found.append(model_digest(path) if path.is_dir() else file_digest(path))
+        else:
+            found.append(str(name))
+    return " ".join(found)
+
+
+def _project(request: Request, layout: Layout) -> dict[str, Any]:
+    """params.yaml of the work folder."""
+    dense = _source("--dense", request.dense)
+    sections: dict[str, Any] = {name: {} for name in _SECTIONS}
+    pruning = request.pruning
+    if request.pruned is not None:
+        pruning = f"external-{GIVEN}"
+        sections["prune"] = {"external": {MODEL: {GIVEN: {"source": _source("--pruned", request.pruned)}}}}
+        # The checkpoint is pruned already: what its pruning cost is measured on the little text that is at hand.
+        sections["prune"]["sequence_length"] = 128
+    data = _data_files(request, layout)
+    entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": data}
+    entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
+    grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)]}
+    return {"grid": grid, "models": {MODEL: entry}, **sections}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10") from None
+
+
+def _source(option: str, text: str) -> str:
+    """A folder as an absolute path, or a hub id. Raises BadInput for a path to nowhere."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise BadInput(f"{option} {text!r} is not a folder: give the folder of a checkpoint, or a hub id")
+    return text
+
+
+def _data_files(request: Request, layout: Layout) -> dict[str, str]:
+    from restorelcc.corpus.hub import hub_data
+
+    origin = hub_data("--instructions", request.instructions)
+    instructions = Path(request.instructions).expanduser()
+    if origin is not None:
+        instructions = layout.root / "instructions.jsonl"
+        if not instructions.is_file():
+            _download(request.instructions, instructions)
+    elif not instructions.is_file():
+        raise BadInput(
+            f"--instructions {request.instructions!r} is no file: give a .jsonl, .json, .csv or .parquet file of "
+            "instruction pairs, `alpaca`, or hub:<dataset>"
+        )
+    texts = layout.root / "texts.jsonl"
+    _write_texts(instructions, texts)
+    calibration = request.calibration
+    if request.pruned is not None and not Path(calibration).expanduser().is_file():
+        calibration = str(texts)
+    elif hub_data("--calibration", calibration) is None:
+        if not Path(calibration).expanduser().is_file():
+            raise BadInput(f"--calibration {calibration!r} is no file: give a text file, `c4`, or hub:<dataset>")
+        calibration = str(Path(calibration).expanduser().resolve())
+    return {"instructions": str(instructions.resolve()), "calibration": calibration, "heldout": str(texts)}
+
+
+def _download(source: str, destination: Path) -> None:
+    """Rows of an instruction dataset of the hub, as many as are needed, into one file."""
+    from restorelcc.corpus.hub import hub_rows
+
+    scratch = destination.with_suffix(".part")
+    with scratch.open("w", encoding="utf-8") as file:
+        for row in hub_rows("--instructions", source, 4_000):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    scratch.replace(destination)
+
+
+def _write_texts(instructions: Path, destination: Path) -> None:
+    """Questions and responses as plain texts, for the places where a text is wanted and none was given."""
+    from restorelcc.corpus.local import read_rows
+
+    lines = []
+    for row in read_rows(instructions)[:1_000]:
+        parts = (row.get(key) for key in ("question", "instruction", "input", "response", "output"))
+        lines.append(json.dumps({"text": "\n".join(str(part) for part in parts if part)}, ensure_ascii=False))
+    destination.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,123 @@
+"""What the report is made of: rows of every grid cell that was evaluated, in groups, and the cells that were not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput
+from restorelcc.io.documents import read_json
+from restorelcc.io.layout import Layout
+from restorelcc.io.metrics import read_metrics
+from restorelcc.report.multiple import holm
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Group:
+    """One model and one pruning: rows of dense, pruned, every head ratio and every baseline, as far as they exist."""
+
+    model: str
+    pruning: str
+    rows: list[Row]
+
+    @property
+    def recovering(self) -> list[Row]:
+        """Rows of models that something was done to after pruning."""
+        return [row for row in self.rows if row["kind"] in ("restored", "baseline")]
+
+    def of_kind(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def detail(self, name: str) -> Any:
+        """The first of the group's rows that has this detail: the same for all of them (head scores, spectra)."""
+        found = [row["details"][name] for row in self.rows if row["details"].get(name)]
+        return found[0] if found else None
+
+
+@dataclass
+class Results:
+    """Everything that the report shows."""
+
+    groups: list[Group] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # of the grid, by the path of their metrics
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every row once; the dense one is part of each of its model's groups."""
+        seen: dict[str, Row] = {}
+        for group in self.groups:
+            for row in group.rows:
+                seen.setdefault(row["cell"], row)
+        return list(seen.values())
+
+
+def read_results(cells: list[Cell], layout: Layout) -> Results:
+    """Rows of exactly these cells, and no others that may lie about. Raises BadInput when none was evaluated."""
+    results, rows = Results(), {}
+    for cell in cells:
+        if layout.metrics(cell).is_file():
+            rows[cell] = result_row(cell, read_metrics(layout.metrics(cell)), _details(layout.details(cell)))
+        else:
+            results.missing.append(str(layout.metrics(cell).relative_to(layout.root)))
+    if not rows:
+        raise BadInput(
+            f"none of the {len(cells)} grid cells has been evaluated ({results.missing[0]} and so on): run dvc repro"
+        )
+    for model, pruning in dict.fromkeys((cell.model, cell.pruning) for cell in cells if cell.pruning is not None):
+        own = [
+            row for cell, row in rows.items() if cell == Cell(model) or (cell.model, cell.pruning) == (model, pruning)
+        ]
+        if own:
+            results.groups.append(Group(model, pruning, own))
+    tested = [row for row in results.rows if row["p"] is not None and row["kind"] in ("restored", "baseline")]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = adjusted
+    return results
+
+
+def _details(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> Row:
+    """One row of the report: names, accuracy, recovered share with interval, perplexities, text, cost."""
+    kind, label = _kind(metrics)
+    recovered, versus = metrics.get("recovered") or {}, (metrics.get("versus") or {}).get("pruned") or {}
+    names = ("model", "pruning", "head_ratio", "mean", "params_added", "params_total", "sparsity")
+    optional = ("params_nonzero", "params_trained", "file_bytes", "bits_per_byte", "generation", "seconds", "versions")
+    return {
+        "cell": str(cell),
+        "kind": kind,
+        "what": label,
+        **{name: metrics[name] for name in names},
+        **{name: metrics.get(name) for name in optional},
+        "baseline": metrics.get("baseline"),
+        "tasks": metrics["tasks"],
+        "items": sum(task["n"] for task in metrics["tasks"].values()),
+        "recovered": recovered.get("mean"),
+        "ci95": recovered.get("ci95"),
+        "seeds": recovered.get("seeds"),
+        "reason": recovered.get("reason"),
+        "difference": versus.get("difference"),
+        "difference_ci95": versus.get("ci95"),
+        "p": versus.get("p"),
+        "p_holm": None,
+        "perplexity": metrics["perplexity"]["value"],
+        "token_perplexity": metrics.get("token_perplexity"),
+        "word_perplexity": metrics.get("word_perplexity"),
+        "details": details,
+    }
+
+
+def _kind(metrics: dict[str, Any]) -> tuple[str, str]:
+    if metrics["pruning"] is None:
+        return "dense", "dense"
+    if metrics.get("baseline") is not None:
+        return "baseline", str(metrics["baseline"])
+    if metrics["head_ratio"] is None:
+        return "pruned", "pruned"
+    return "restored", f"heads {metrics['head_ratio']:g}"

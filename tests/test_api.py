@@ -1,0 +1,103 @@
+"""The method on models in memory: thin over the stages, and importing the package stays cheap."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import restorelcc
+from restorelcc.core.errors import BadInput
+from tests import pico
+from tests.dag import ROOT
+
+
+def _tuples(count: int = 24) -> list[dict[str, str]]:
+    rows = pico.tokens(count, 9, seed=4).clamp(max=60).tolist()
+    words = [[f"w{token}" for token in row] for row in rows]
+    return [
+        {"question": " ".join(row[:5]), "positive": " ".join(row[5:7]), "negative": " ".join(row[7:])} for row in words
+    ]
+
+
+def test_the_chain_on_models_in_memory(tmp_path: Path) -> None:
+    tokenizer, dense = pico.word_tokenizer(), pico.pico("llama")
+    pruned = copy.deepcopy(dense)
+    results = restorelcc.prune(pruned, "magnitude-0.5", tokenizer=tokenizer, texts=["w5 w6 w7 w8 w9"] * 4)
+    assert {result.zeros / result.total for result in results} == {0.5}
+    before = {name: value.clone() for name, value in pruned.state_dict().items()}
+    rows = _tuples()
+    of_dense = restorelcc.capture(dense, tokenizer, rows, responses=True)
+    of_pruned = restorelcc.capture(pruned, tokenizer, rows, responses=False)
+    components = restorelcc.extract(of_dense, of_pruned)
+    assert components.directions.shape == (3, 4, 6, 6)
+    mean_shift = (of_dense.question_LNX - of_pruned.question_LNX).mean(dim=1).unflatten(-1, (4, 6))
+    whole = torch.einsum("lhk,lhkd->lhd", components.loadings, components.directions)
+    torch.testing.assert_close(whole, mean_shift, atol=1e-5, rtol=1e-4)
+    ranking = restorelcc.probe(of_dense, of_pruned, components, steps=5)
+    assert sorted(ranking.heads) == [(layer, head) for layer in range(3) for head in range(4)]
+    assert len(ranking.best(0.25)) == 3
+    pairs = [{"question": row["question"], "response": row["positive"]} for row in rows]
+    compensation = restorelcc.compensate(
+        pruned, tokenizer, components, ranking.best(0.25), pairs, epochs=1, learning_rates=(0.1,),
+        path=tmp_path / "c.safetensors",
+    )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
+    with torch.no_grad():
+        plain = pruned(input_ids=pico.tokens()).logits
+        attached = restorelcc.attach(pruned, tmp_path / "c.safetensors")
+        hooked = pruned(input_ids=pico.tokens()).logits
+        attached.remove()
+        attached.remove()
+        assert torch.equal(pruned(input_ids=pico.tokens()).logits, plain)
+        with restorelcc.attach(pruned, compensation):
+            assert torch.equal(pruned(input_ids=pico.tokens()).logits, hooked)
+        assert torch.equal(pruned(input_ids=pico.tokens()).logits, plain)
+        folded = restorelcc.fold(pruned, compensation)(input_ids=pico.tokens()).logits
+    assert (hooked - plain).abs().max() > 1e-3
+    torch.testing.assert_close(folded, hooked, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    tokenizer, model = pico.word_tokenizer(), pico.pico("mistral")
+    with pytest.raises(BadInput, match=r"silently drop.*restorelcc export.*restorelcc.attach\(model, file\)"):
+        restorelcc.fold(model, torch.ones(3, 4, 6))
+    of_pruned = restorelcc.capture(model, tokenizer, _tuples(4), responses=False)
+    with pytest.raises(BadInput, match="responses=True"):
+        restorelcc.probe(of_pruned, of_pruned, restorelcc.extract(of_pruned, of_pruned))
+    with pytest.raises(BadInput, match="give more pairs"):
+        rows = [{"question": "w3 w4", "response": "w5"}]
+        restorelcc.compensate(model, tokenizer, restorelcc.extract(of_pruned, of_pruned), [(0, 0)], rows)
+
+
+def test_functions_are_packages_too_and_nothing_is_imported_before_it_is_used() -> None:
+    code = (
+        "import sys, restorelcc, restorelcc.cli\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "import restorelcc.prune.config\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert callable(restorelcc.prune) and callable(restorelcc.capture) and restorelcc.prune.config\n"
+        "assert {'prune', 'fold', 'attach'} <= set(dir(restorelcc))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(AttributeError, match="no attribute 'prunes'"):
+        _ = restorelcc.prunes
+
+
+def test_the_notebook_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every code block of docs/notebook.md, one after another, as in one notebook."""
+    text = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 5
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/notebook.md, block {number + 1}", "exec"), names)
+    assert (tmp_path / "compensation.safetensors").is_file()
