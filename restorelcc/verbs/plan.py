@@ -164,7 +164,7 @@ def _costs(
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
     size = dtype.itemsize
     evaluate = costs.evaluate_cost(shapes, work, size)
-    found = [
+    found: list[tuple[str, str | None, int, Cost]] = [
         ("corpus", None, 1, costs.Cost(memory=0, disk=work.heldout_tokens * 6, seconds=0.0)),
         ("dense", None, 1, costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld)),
         ("capture_dense", None, 1, costs.capture_cost(shapes, work, size, responses=True)),
