@@ -16,8 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro test test-slow check bench bench-capture bench-extract bench-probe bench-threads bench-prune \
-	bench-memory bench-overhead clean
+.PHONY: help repro graph flow share test test-workflow test-slow check study ablation bench bench-capture bench-extract \
+	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,12 +37,25 @@ $(READY): constraints.txt pyproject.toml
 env: $(READY) ## Create .venv and install the locked environment
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+	restorelcc versions
 	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
 	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
 	restorelcc table
 
+flow: $(READY) ## Run the chain by Prefect, stages side by side (docs/workflow.md)
+	python -m flows.restore
+
+share: $(READY) ## Make a folder, s3://... or ssh://... the team's remote: make share URL=...
+	restorelcc share "$(URL)"
+
+graph: $(READY) ## Draw the stages of the grid and what each waits for
+	dvc dag | cat
+
 test: $(READY) ## Run the tests
-	pytest --numprocesses 2 --dist loadfile -m "not slow"
+	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow"
+
+test-workflow: $(READY) ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
+	pytest --numprocesses 2 --dist loadfile -m workflow
 
 test-slow: $(READY) ## Run the long tests: the shipped pipeline, twice from nothing
 	pytest -m slow
@@ -61,6 +74,15 @@ bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; m
 	python -m benchmarks.prune
 	python -m benchmarks.sliced
 
+bench-compensate: $(READY) ## Time of a training step: compensation, the floor and LoRA side by side
+	python -m benchmarks.compensate
+
+study: $(READY) ## Every recovery method on several models and seeds, resumable (hours); writes docs/results
+	python -m benchmarks.recovery_study run
+
+ablation: $(READY) ## The ablations of the method (the embedded model, three seeds); writes docs/results/ablation.md
+	python -m benchmarks.recovery_study run --table ablation
+
 bench-capture: $(READY) ## Capture three ways: straightforward, ours, plain forward passes (minutes)
 	python -m benchmarks.capture
 
@@ -75,6 +97,9 @@ bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (mi
 
 bench-overhead: $(READY) ## Latency, file size and parameters of the restored model beside the pruned one
 	python -m benchmarks.overhead
+
+bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per stage and its speed-up (minutes)
+	python -m benchmarks.workflow
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
 	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,22 @@ from restorelcc.core.grid import ratio_label
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
-from restorelcc.verbs import compare, compensation, engines, export, inspect, plan, restore, verify
+from restorelcc.verbs import (
+    compare,
+    compensation,
+    doctor,
+    engines,
+    export,
+    inspect,
+    plan,
+    restore,
+    share,
+    verify,
+    versions,
+)
+from restorelcc.workflow.running import stage_running
+from restorelcc.workflow.stale import remove_stale_metrics
+from restorelcc.workflow.versions import check_versions
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -81,8 +96,10 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb = STAGES[name]
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
-    stage = _imported(verb)
-    stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
+    check_versions(layout.root)
+    with stage_running(layout, name, cell):
+        stage = _imported(verb)
+        stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
     write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
@@ -149,8 +166,11 @@ def grid_cells(params: Params) -> list[Cell]:
 def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     from restorelcc.report.stage import run
 
-    checked = load_params(params, tuple(set_ or ()))
-    results = run(grid_cells(checked), checked.report, Layout(params.resolve().parent))
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    check_versions(layout.root)
+    with stage_running(layout, "report"):
+        remove_stale_metrics(layout, checked.grid.model_dump())
+        results = run(grid_cells(checked), checked.report, layout)
     if results.missing:
         typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 
@@ -184,7 +204,8 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-for _verb_file in (inspect, plan, restore, export, verify, compensation, engines, compare):
+_VERBS = (inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
+for _verb_file in _VERBS:
     _verb_file.add(app)
 
 

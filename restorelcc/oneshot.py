@@ -11,6 +11,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
 CHAIN = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
 _SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "baseline", "evaluate", "report")
+_HUB_ROWS = 4_000  # of an instruction dataset; the stage takes what it needs from them
 _FORMAT = 1  # raise when a finished stage of before must not be taken for one of now
 
 
@@ -187,11 +189,13 @@ def _data_files(request: Request, layout: Layout) -> dict[str, str]:
 
 def _download(source: str, destination: Path) -> None:
     """Rows of an instruction dataset of the hub, as many as are needed, into one file."""
-    from restorelcc.corpus.hub import hub_rows
+    from restorelcc.corpus.hub import hub_data, open_rows
 
+    origin = hub_data("--instructions", source)
+    assert origin is not None
     scratch = destination.with_suffix(".part")
     with scratch.open("w", encoding="utf-8") as file:
-        for row in hub_rows("--instructions", source, 4_000):
+        for row in islice(open_rows("--instructions", origin).rows, _HUB_ROWS):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     scratch.replace(destination)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -15,7 +15,7 @@ from restorelcc.compensate.config import CompensateConfig
 from restorelcc.core.baselines import check_baseline
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
-from restorelcc.core.grid import check_alias, ratio_label
+from restorelcc.core.grid import AUTO, check_alias, ratio_label
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.presets import over
 from restorelcc.core.pruning import parse_pruning
@@ -34,7 +34,7 @@ class Grid(Section):
 
     model: tuple[str, ...] = Field(min_length=1)
     pruning: tuple[str, ...] = Field(min_length=1)
-    head_ratio: tuple[int | float, ...] = Field(min_length=1)
+    head_ratio: tuple[int | float | Literal["auto"], ...] = Field(min_length=1)
     baseline: tuple[str, ...] = ()
 
 
@@ -78,6 +78,8 @@ class Params(Section):
             raise BadInput(_sentence(error, type(section), ("models", alias, "settings", name))) from error
 
     def _ratio_label(self, text: str) -> str:
+        if text == AUTO:
+            return AUTO
         try:
             value = float(text)
         except ValueError:
@@ -85,7 +87,7 @@ class Params(Section):
                 f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10"
             ) from None
         # The grid's own spelling (1 or 1.0) is what DVC puts into paths.
-        same = [ratio for ratio in self.grid.head_ratio if float(ratio) == value]
+        same = [ratio for ratio in self.grid.head_ratio if ratio != AUTO and float(ratio) == value]
         return ratio_label(same[0] if same else value)
 
 

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: the same stages everywhere, every import a dependency, paths as in the layout."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from restorelcc.cli import STAGES, app
 from restorelcc.core.cell import Cell
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params
-from tests.dag import ROOT, code_deps
+from restorelcc.workflow.stale import grid_outs, stale_metrics
+from restorelcc.workflow.versions import FILE, installed
+from tests.dag import ROOT, code_deps, existing_links, links, package_deps, rewrite, rewritten_versions
 
-DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+DVC_FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+DVC = DVC_FILE["stages"]
 AXES = {"model": "${item.model}", "pruning": "${item.pruning}", "head_ratio": "${item.head_ratio}"}
 AXES |= {"baseline": "${item.baseline}"}
 LAYERS = ("core", "io", "stages", "cli", "flows")
@@ -36,14 +40,48 @@ def test_stages_are_verbs_folders_and_params_sections() -> None:
 
 @pytest.mark.parametrize("stage", DVC)
 def test_deps_cover_the_imports_and_nothing_else(stage: str) -> None:
-    listed = [dep for dep in DVC[stage]["deps"] if dep.startswith("restorelcc/")]
+    listed = [dep for dep in DVC[stage]["deps"] if not dep.startswith("data/")]
     assert listed == code_deps(_folder(stage))
+    assert existing_links(_folder(stage)) == links(_folder(stage)), "run `python -m tests.dag`"
 
 
 @pytest.mark.parametrize("stage", DVC)
-def test_params_are_the_stages_section_and_its_model(stage: str) -> None:
+def test_params_are_the_stages_section_its_model_and_the_packages_it_computes_with(stage: str) -> None:
     expected = [_folder(stage), "models.${item.model}"] if stage in STAGES else ["report", "grid"]
-    assert DVC[stage]["params"] == expected
+    packages = package_deps(_folder(stage))
+    assert DVC[stage]["params"] == [{FILE: packages}, *expected] if packages else expected
+
+
+def test_the_command_would_change_nothing() -> None:
+    """`python -m tests.dag` has been run after the last change of an import."""
+    assert rewrite((ROOT / "dvc.yaml").read_text()) == (ROOT / "dvc.yaml").read_text()
+    assert rewritten_versions((ROOT / FILE).read_text()) == (ROOT / FILE).read_text()
+
+
+def test_versions_are_those_of_the_lock() -> None:
+    lock = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
+    for package, recorded in json.loads((ROOT / FILE).read_text()).items():
+        assert recorded == lock[package.lower()] == installed(package)
+
+
+def test_stale_metrics_are_what_no_cell_of_the_grid_writes(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    wide = {axis: [] for axis in yaml.safe_load((ROOT / "params.yaml").read_text())["grid"]} | {
+        "model": ["a", "b"],
+        "pruning": ["wanda-0.5"],
+        "head_ratio": [0.1, 1, 1.0],
+    }
+    metrics = {out for out in grid_outs(DVC_FILE, wide) if out.startswith("data/metrics")}
+    for out in metrics:
+        path = tmp_path / out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert stale_metrics(Layout(tmp_path), wide) == []
+    stale = {str(path.relative_to(tmp_path)) for path in stale_metrics(Layout(tmp_path), wide | {"model": ["a"]})}
+    assert stale == {out for out in metrics if out.startswith("data/metrics/b/")} != set()
+    stale = {str(path.relative_to(tmp_path)) for path in stale_metrics(Layout(tmp_path), wide | {"head_ratio": [1]})}
+    assert stale == {out for out in metrics if "heads-0.1." in out or "heads-1.0." in out} != set()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -89,7 +127,8 @@ def _layer(module: str) -> str:
         return "flows"
     if part in ("core", "io"):
         return part
-    return "cli" if part in ("cli", "verbs", "params", "api", "oneshot", "__main__", "restorelcc") else "stages"
+    cli = ("cli", "verbs", "workflow", "params", "api", "oneshot", "__main__", "restorelcc")
+    return "cli" if part in cli else "stages"
 
 
 def test_imports_point_one_way_and_stages_do_not_meet() -> None:

@@ -44,8 +44,9 @@ class Project:
     def __init__(self, folder: Path, changes: dict[str, Any] = PICO) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "versions.json"):
             shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(ROOT / "imports", folder / "imports", symlinks=True)
         shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))
         self.write_params(_merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
         self.environment = os.environ | {
@@ -157,6 +158,12 @@ def test_only_what_a_change_touches_runs_again(project: Project) -> None:
     project.set("grid", "head_ratio", [0.25, 0.5])
     assert project.repro() == {"compensate@tiny-wanda-0.5-0.5", "evaluate_restored@tiny-wanda-0.5-0.5", "report"}
     project.set("grid", "head_ratio", [0.25])
+    project.set("grid", "baseline", ["meanshift"])
+    assert project.repro() == {f"{stage}@tiny-wanda-0.5-meanshift" for stage in ("baseline", "evaluate_baseline")} | {
+        "report"
+    }
+    assert "| meanshift |" in (project.folder / "data/report/report.md").read_text()
+    project.set("grid", "baseline", [])
     project.set("grid", "pruning", ["magnitude-2of4"])
     ran = project.repro()
     assert {name.split("@")[0] for name in ran} == {

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation
+from restorelcc.core.closed_form import removed_bias
 from restorelcc.core.fit_compensation import fit_compensation
 from restorelcc.core.heads import HeadLayout, chosen_count
 from restorelcc.core.means import mean_inputs
-from restorelcc.core.runtime import pick_device
-from restorelcc.core.sites import SiteName, site_linears
+from restorelcc.core.sites import SITES, SiteName, site_linears
 from restorelcc.io.tensors import read_tensors
 
 
@@ -36,7 +36,7 @@ def random(inputs: Inputs) -> Recovered:
     directions_LHDD = read_tensors(inputs.layout.components(inputs.cell), ("directions",))[0]["directions"]
     directions_PDD = torch.stack([directions_LHDD[layer, head] for layer, head in chosen])
     initial = HeadCompensation(directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed)
-    return _trained(inputs, model, TrainableCompensation(initial))
+    return trained_compensation(inputs, model, TrainableCompensation(initial))
 
 
 def free_biases(sites: tuple[SiteName, ...]) -> Callable[[Inputs], Recovered]:
@@ -44,13 +44,14 @@ def free_biases(sites: tuple[SiteName, ...]) -> Callable[[Inputs], Recovered]:
 
     def method(inputs: Inputs) -> Recovered:
         model = inputs.pruned()
-        return _trained(inputs, model, TrainableCompensation(None, SiteBiases(site_linears(model, sites))))
+        return trained_compensation(inputs, model, TrainableCompensation(None, SiteBiases(site_linears(model, sites))))
 
     return method
 
 
-def _trained(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensation) -> Recovered:
-    initial = initial.to(pick_device(inputs.entry.device))
+def trained_compensation(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensation) -> Recovered:
+    """Train a compensation of the model on the pairs."""
+    initial = initial.to(model.device)
     title = f"baseline {inputs.cell.baseline}"
     pairs = inputs.pairs()
     best = fit_compensation(model, initial, pairs, inputs.config, title=title, stores=inputs.states)
@@ -58,9 +59,9 @@ def _trained(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensat
 
 
 def meanshift(inputs: Inputs) -> Recovered:
-    """b_O = (W_dense - W_pruned) mean(x): what the removed weights gave on average. FLAP, arXiv 2312.11983, eq. 5.
+    """What the removed weights gave on average, as a bias on the out-projection and the FFN output, as FLAP does.
 
-    On the out-projection and the FFN output, as there; x is the dense model's input over the calibration tokens.
+    Over the dense model's inputs on the calibration tokens; nothing is trained.
     """
     sites: tuple[SiteName, ...] = ("o", "down")
     dense = inputs.dense()
@@ -70,5 +71,20 @@ def meanshift(inputs: Inputs) -> Recovered:
     del dense, linears
     model = inputs.pruned()
     pruned = site_linears(model, sites)
-    start = {name: outputs_O[name] - pruned[name].weight.double() @ mean_I for name, mean_I in means_I.items()}
+    start = {name: removed_bias(outputs_O[name], pruned[name].weight, mean_I) for name, mean_I in means_I.items()}
     return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))
+
+
+def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recovered]:
+    """A method that first recovers by changing weights, then trains a bias on every linear of the result."""
+
+    def both(inputs: Inputs) -> Recovered:
+        first = method(inputs.part("weights"))
+        assert first.model is not None
+        sites = TrainableCompensation(None, SiteBiases(site_linears(first.model, SITES)))
+        second = trained_compensation(inputs, first.model, sites)
+        training = {"weights": first.training, "compensation": second.training}
+        trained = first.params_trained + second.params_trained
+        return Recovered(first.heads, second.compensation, first.model, params_trained=trained, training=training)
+
+    return both

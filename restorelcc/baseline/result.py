@@ -1,11 +1,14 @@
-"""What a recovery method gives back, and what it is given."""
+"""What a recovery method is given, and what it gives back."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.baseline.config import BaselineConfig
@@ -17,7 +20,7 @@ from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype
 from restorelcc.core.text import batches_of_equal_length, encode_documents
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
 from restorelcc.io.layout import Layout
 from restorelcc.io.pairs import read_pairs
 from restorelcc.io.tables import read_texts
@@ -42,33 +45,48 @@ class Inputs:
 
     def _load(self, folder: Path) -> PreTrainedModel:
         device = pick_device(self.entry.device)
-        return load_model(folder, pick_dtype(self.entry.dtype, device), device)
+        return load_model(folder, pick_dtype(self.entry.dtype, device), device, spread=spread_of(self.entry))
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.layout.pruned(self.cell))
 
     def pairs(self) -> Pairs:
-        return read_pairs(self.layout.corpus(self.cell), self.tokenizer(), self.config.max_tokens)
+        return read_pairs(self.layout.corpus(self.cell), self.tokenizer(), self.config)
 
-    def calibration(self) -> list[torch.Tensor]:
+    def calibration(self) -> list[Tensor]:
         """Token ids [B, T] of the calibration texts, unpadded."""
         texts = read_texts(self.layout.corpus(self.cell) / "calibration.parquet")
         ids = encode_documents(self.tokenizer(), texts, self.config.calibration_tokens)
+        return self._batches(ids, max(1, 4 * self.config.calibration_tokens))
+
+    def training_batches(self) -> list[Tensor]:
+        """Token ids [B, T] of the training pairs, question and response, unpadded, batch_size sequences at most."""
+        ids = [pair.ids for pair in self.pairs().train]
+        return [part for batch in self._batches(ids, 2**30) for part in batch.split(self.config.batch_size)]
+
+    def _batches(self, ids: list[list[int]], token_budget: int) -> list[Tensor]:
         device = pick_device(self.entry.device)
-        groups = batches_of_equal_length([len(sequence) for sequence in ids], 4 * self.config.calibration_tokens)
+        groups = batches_of_equal_length([len(sequence) for sequence in ids], token_budget)
         return [torch.tensor([ids[number] for number in group], device=device) for group in groups]
+
+    def part(self, name: str) -> Inputs:
+        """The same inputs for one of several trainings, whose saved states are kept apart."""
+        return dataclasses.replace(self, states=self.states.part(name))
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """A method's result: exactly one of `compensation` (added to the pruned model) and `model` (a whole one)."""
+    """A method's result: a compensation of the pruned model, a whole model, a compensation of that, or an adapter."""
 
     heads: HeadLayout
     compensation: TrainableCompensation | None = None
     model: PreTrainedModel | None = None
+    adapter: Any = None  # a peft model
+    params_trained: int = 0
     training: dict = field(default_factory=dict)
 
     @classmethod
     def by(cls, model: PreTrainedModel, compensation: TrainableCompensation, training: dict | None = None) -> Recovered:
         """A compensation of this model."""
-        return cls(head_layout(model), compensation=compensation, training=training or {})
+        trained = sum(part.numel() for part in compensation.parameters() if part.requires_grad)
+        return cls(head_layout(model), compensation=compensation, params_trained=trained, training=training or {})

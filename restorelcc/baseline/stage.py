@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from restorelcc.baseline.biases import free_biases, meanshift, random
+from restorelcc.baseline.adapters import dora, eora, lora
+from restorelcc.baseline.biases import compensated, free_biases, meanshift, random
 from restorelcc.baseline.config import BaselineConfig
+from restorelcc.baseline.lofit import lofit
+from restorelcc.baseline.reconstruct import reconstruct
 from restorelcc.baseline.result import Inputs, Recovered
+from restorelcc.baseline.weights import masked, masked_lora
 from restorelcc.core.baselines import BASELINES, check_baseline
 from restorelcc.core.cell import Cell
+from restorelcc.core.fit import writes_results
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import prepare
-from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
+from restorelcc.io.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_adapter
 from restorelcc.io.checkpoints import load_tokenizer, save_checkpoint
 from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
@@ -28,17 +33,29 @@ METHODS: dict[str, Callable[[Inputs], Recovered]] = {
     "bias": free_biases(("o",)),
     "ffn": free_biases(("down",)),
     "meanshift": meanshift,
+    "lofit": lofit,
+    "lora": lora,
+    "dora": dora,
+    "eora": eora,
+    "masked": masked,
+    "masked-lora": masked_lora,
+    "reconstruct": reconstruct,
+    "masked-compensated": compensated(masked),
+    "reconstruct-compensated": compensated(reconstruct),
 }
 
 
 def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write <model>/<pruning>/baseline-<name>/: baseline.json, and compensation.safetensors or a checkpoint, model/."""
+    """Write <model>/<pruning>/baseline-<name>/: baseline.json, and compensation.safetensors, a checkpoint
+    (model/), both (the compensation is then that checkpoint's), or an adapter (adapter/)."""
     name = check_baseline("--baseline", cell.baseline)
     prepare(seed=config.seed, threads=model.threads)
     parents = _checked_parents(cell, layout)
     settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
     states = TrainingStates(layout, "baseline", cell, parents | settings)
     result = METHODS[name](Inputs(cell, config, model, layout, states))
+    if not writes_results():
+        return
     document = {"baseline": name, "what": BASELINES[name], "parents": parents}
     with published(layout, layout.baseline(cell)) as (folder,):
         folder.mkdir()
@@ -48,18 +65,23 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
 
 
 def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents: dict[str, str]) -> dict:
-    """Write the result; returns its kind and how many numbers were trained or computed."""
+    """Write the result; returns its kind and how many numbers were trained."""
+    if result.adapter is not None:
+        trained = sum(part.numel() for part in result.adapter.parameters() if part.requires_grad)
+        write_adapter(folder / ADAPTER, result.adapter)
+        return {"kind": "adapter", "params_trained": trained}
+    of = parents["pruned"]
+    if result.model is not None:
+        save_checkpoint(folder / MODEL, result.model, load_tokenizer(layout.pruned(cell)))
+        of = model_digest(folder / MODEL)
     if result.compensation is not None:
         heads = result.heads
-        metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
-        metadata |= {"head_dim": str(heads.head_dim), "baseline": str(cell.baseline)}
+        metadata = parents | {"pruned": of, "model": cell.model, "baseline": str(cell.baseline)}
+        metadata |= {name: str(getattr(heads, name)) for name in ("layers", "heads", "head_dim")}
         frozen, parts = result.compensation.frozen(heads), result.compensation.trained(heads)
         write_compensation(folder / COMPENSATION, frozen, metadata, parts)
-        trained = sum(part.numel() for part in result.compensation.parameters() if part.requires_grad)
-        return {"kind": "compensation", "params_trained": trained}
-    assert result.model is not None
-    save_checkpoint(folder / MODEL, result.model, load_tokenizer(layout.pruned(cell)))
-    return {"kind": "checkpoint"}
+    kind = "compensation" if result.model is None else "checkpoint"
+    return {"kind": kind, "params_trained": result.params_trained}
 
 
 def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:

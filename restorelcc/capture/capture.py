@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Sample:
     question_end: int | None = None
     second: list[int] | None = None
 
+    @cached_property
     def joint(self) -> tuple[Row, list[int]]:
         """One row and the places that are read in it, one per role."""
         if self.second is None or self.question_end is None:
@@ -64,7 +66,7 @@ class Batch:
 
 def plan(samples: Sequence[Sample], token_budget: int) -> list[Batch]:
     """Batches of samples of similar length, longest first; rows * longest <= token_budget."""
-    lengths = [len(sample.joint()[0].ids) for sample in samples]
+    lengths = [len(sample.joint[0].ids) for sample in samples]
     batches = batches_by_length(lengths, token_budget)
     return [Batch(number, batch, sum(lengths[i] for i in batch)) for number, batch in enumerate(batches)]
 
@@ -84,7 +86,7 @@ class HeadReader:
     def read(self, samples: Sequence[Sample]) -> Tensor:
         """z_LBRX float32 on the CPU. Raises StageFailed when the model gives something that is not a number."""
         if self.joint or samples[0].second is None:
-            rows, places = zip(*(sample.joint() for sample in samples), strict=True)
+            rows, places = zip(*(sample.joint for sample in samples), strict=True)
             z_LBRX = self._run(rows, torch.tensor(places))
         else:
             firsts = self._run(
@@ -131,7 +133,7 @@ def why_not_joint(model: PreTrainedModel, samples: Sequence[Sample], pad: int) -
 
     Tried on the longest sample, where windows and position limits show.
     """
-    longest = max(samples, key=lambda sample: len(sample.joint()[0].ids))
+    longest = max(samples, key=lambda sample: len(sample.joint[0].ids))
     if longest.second is None:
         return None
     if not can_pack(model):

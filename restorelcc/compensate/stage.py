@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-
 from restorelcc.compensate.config import CompensateConfig
+from restorelcc.compensate.ratio import smallest_good_ratio
+from restorelcc.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
 from restorelcc.core.architectures import head_layout
-from restorelcc.core.attached import HeadCompensation, TrainableCompensation
 from restorelcc.core.cell import Cell
+from restorelcc.core.fit import writes_results
 from restorelcc.core.fit_compensation import Best, Pairs, fit_compensation
+from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
 from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
@@ -29,23 +30,40 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     prepare(seed=config.seed, threads=model.threads)
     device = pick_device(model.device)
     pruned = layout.pruned(cell)
-    parents = _checked_parents(cell, layout)
-    directions_LHDD = read_tensors(layout.components(cell), ("directions",))[0]["directions"]
-    network = load_model(pruned, pick_dtype(model.dtype, device), device)
+    parents = _checked_parents(cell, layout, config)
+    pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config)
+    learned = Lessons()
+    if needs_dense(config):
+        dense = load_model(layout.dense(cell), pick_dtype(model.dtype, device), device, spread=spread_of(model))
+        learned = lessons(dense, config, pairs)
+        del dense
+    network = load_model(pruned, pick_dtype(model.dtype, device), device, spread=spread_of(model))
     heads = head_layout(network)
-    chosen = best_heads(layout.heads(cell), heads, float(cell.head_ratio or 0))
-    pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config.max_tokens)
-    directions_PDD = torch.stack([directions_LHDD[layer, head] for layer, head in chosen])
-    initial = HeadCompensation(directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed).to(device)
-    states = TrainingStates(layout, "compensate", cell, _fingerprint(cell, config, model, layout, parents))
-    title = f"compensate {cell.head_ratio}"
-    best = fit_compensation(network, TrainableCompensation(initial), pairs, config, title=title, stores=states)
+    components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]
+    states = TrainingStates(layout, "compensate", cell, _fingerprint(config, model, layout, cell, parents))
+
+    def trained(ratio: float) -> Best:
+        chosen = best_heads(layout.heads(cell), heads, ratio)
+        initial = initial_compensation(network, chosen, components, config, pairs, learned)
+        task = training_task(network, pairs, config, learned)
+        title, stores = f"compensate {ratio:g}", states.part(f"ratio-{ratio:g}")
+        return fit_compensation(network, initial, pairs, config, title=title, stores=stores, task=task)
+
+    ratio: float | None = None
+    compared: list[dict] = []
+    if cell.head_ratio == AUTO:
+        ratio, best, compared = smallest_good_ratio(network, pairs, config.auto_ratios, trained)
+    else:
+        best = trained(float(cell.head_ratio or 0))
+    if not writes_results():
+        return
     metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
-    metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(cell.head_ratio)}
+    metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
+    document = training_document(best, pairs) | ({"head_ratio": ratio, "ratios": compared} if compared else {})
     with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
-        frozen, trained = best.compensation.frozen(heads), best.compensation.trained(heads)
-        write_compensation(tensors_path, frozen, metadata, trained)
-        write_json(training_path, training_document(best, pairs))
+        frozen, how = best.compensation.frozen(heads), best.compensation.trained(heads)
+        write_compensation(tensors_path, frozen, metadata, how)
+        write_json(training_path, document)
     states.clear()
 
 
@@ -55,7 +73,7 @@ def training_document(best: Best, pairs: Pairs) -> dict:
     return best.as_json() | {"heads": chosen} | pairs.as_json()
 
 
-def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:
+def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> dict[str, str]:
     """Digests of the inputs; refused unless heads, components and the pruned model belong together."""
     components = layout.components(cell)
     pruned = model_digest(layout.pruned(cell))
@@ -63,11 +81,12 @@ def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:
     expect_digest("components were extracted for another pruned model", recorded.get("pruned"), pruned)
     of_heads = read_metadata(layout.heads(cell))
     expect_digest("heads were ranked with other components", of_heads.get("components"), file_digest(components))
-    return {"pruned": pruned, "components": file_digest(components), "ranking": file_digest(layout.heads(cell))}
+    found = {"pruned": pruned, "components": file_digest(components), "ranking": file_digest(layout.heads(cell))}
+    return found | ({"dense": model_digest(layout.dense(cell))} if needs_dense(config) else {})
 
 
 def _fingerprint(
-    cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout, parents: dict[str, str]
+    config: CompensateConfig, model: ModelEntry, layout: Layout, cell: Cell, parents: dict[str, str]
 ) -> dict[str, str]:
     """All that decides what training gives, so that only the very same run goes on from a saved state."""
     corpus = layout.corpus(cell)

@@ -11,6 +11,15 @@ BASELINES: dict[str, str] = {
     "bias": "a free bias on every out-projection: the upper limit of what compensating heads can do",
     "ffn": "a free bias on every FFN output instead of the heads",
     "meanshift": "FLAP-style: the removed weights times the mean of their inputs, as a bias; nothing is trained",
+    "lofit": "LoFiT: heads chosen by the scales they learn, then an offset on each",
+    "lora": "LoRA (peft) on every linear; reported unmerged, merged, and merged with the zeros put back",
+    "dora": "DoRA (peft), likewise",
+    "eora": "low-rank factors of the removed weights in the eigenspace of their inputs; nothing is trained",
+    "masked": "all surviving weights trained, no zero filled",
+    "masked-lora": "LoRA multiplied with the mask, so that merging fills no zero",
+    "reconstruct": "block by block, the surviving weights fitted to the dense block's output",
+    "masked-compensated": "`masked`, then a trained bias on every linear",
+    "reconstruct-compensated": "`reconstruct`, then a trained bias on every linear",
 }
 
 

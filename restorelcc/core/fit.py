@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,12 +40,23 @@ class Fitted:
         return {name: value for name, value in asdict(self).items() if name not in ("epoch_loss", "stopped")}
 
 
+def writes_results() -> bool:
+    """Whether this process is the one that writes: the first, where several train together."""
+    return PartialState().is_main_process
+
+
 class Store(Protocol):
     """Where a run's state is kept, so that an interrupted run goes on where it was."""
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None: ...
     def save(self, tensors: dict[str, Tensor], progress: dict) -> None: ...
     def __str__(self) -> str: ...
+
+
+class Stores(Protocol):
+    """A store for each of several runs, by name."""
+
+    def of(self, run: str) -> Store: ...
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,8 @@ class _Run:
             summed += part_loss.detach().to(device)
         loss, norm = self._gathered(summed)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise StageFailed(self._not_finite(loss, norm))
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss's gradient is {norm}"
+            raise StageFailed(self._failure(what, self.state.steps + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.state.learning_rate * (1 - self.state.steps / self.total)
         self.optimizer.step()
@@ -157,18 +169,19 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm)
         return loss.item(), norm.item()
 
-    def _not_finite(self, loss: float, norm: float) -> str:
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss's gradient is {norm}"
+    def _failure(self, what: str, step: int) -> str:
         kept = ""
         if self.saved_step:
             kept = f"; the last good state, of step {self.saved_step}, is kept in {self.store}"
-        return f"{self.title}: {what} at step {self.state.steps + 1} of {self.total}: lower the learning_rates{kept}"
+        return f"{self.title}: {what} at step {step} of {self.total}: lower the learning_rates{kept}"
 
     def _end_epoch(self, bar: object) -> None:
         state = self.state
         state.train_losses.append(state.epoch_loss / len(self.task.tokens))
         state.epoch_loss = 0.0
         state.valid_losses.append(self.task.validate())
+        if not math.isfinite(state.valid_losses[-1]):
+            raise StageFailed(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
         patience = self.config.patience
         if patience is None or state.valid_losses[-1] <= min(state.valid_losses):
             self.best = {name: part.detach().clone() for name, part in self.named.items()}
@@ -211,7 +224,7 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     blocks = list(blocks_of(model))
     rates = [(b, name, getattr(b, name)) for b in blocks for name in ("dropout", "activation_dropout")
              if isinstance(getattr(b, name, None), float)]  # fmt: skip
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         for block, name, _ in rates:
             setattr(block, name, 0.0)
@@ -219,7 +232,7 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
             block.training = True  # of the block alone: its parts, dropouts among them, stay in evaluation mode
         yield
     finally:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         for block in blocks:
             block.training = False
         for block, name, rate in rates:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.core.attached import TrainableCompensation, attached
-from restorelcc.core.fit import Fitted, Store, Task, checkpointed_blocks, fit, loss_scale
+from restorelcc.core.fit import Fitted, Stores, Task, checkpointed_blocks, loss_scale
+from restorelcc.core.fit_best import fit_best, training_json
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.response_loss import mean_loss, response_batch, response_loss, response_tokens
 from restorelcc.core.text import EncodedPair
@@ -31,12 +31,6 @@ class Pairs:
         return counts | {"truncated": truncated, "left_out": self.left_out}
 
 
-class Stores(Protocol):
-    """A store for each run, by name."""
-
-    def of(self, run: str) -> Store: ...
-
-
 @dataclass(frozen=True)
 class Best:
     """The compensation of the best run, that run, and all runs."""
@@ -46,11 +40,7 @@ class Best:
     runs: list[Fitted]
 
     def as_json(self) -> dict:
-        return {
-            "learning_rate": self.fitted.learning_rate,
-            "valid_loss": self.fitted.valid_loss,
-            "runs": [run.as_json() for run in self.runs],
-        }
+        return training_json(self.fitted, self.runs)
 
 
 def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
@@ -81,13 +71,7 @@ def fit_compensation(
 
     task: what is trained on, when it is not the pairs' own responses.
     """
-    runs: list[tuple[Fitted, TrainableCompensation]] = []
-    for rate in config.learning_rates:
-        candidate = copy.deepcopy(initial)
-        store = stores.of(f"rate-{rate:g}") if stores is not None else None
-        with attached(model, candidate), checkpointed_blocks(model, config.gradient_checkpointing):
-            what = task or pairs_task(model, pairs)
-            runs.append((fit(candidate, what, config, learning_rate=rate, title=f"{title} (lr {rate:g})", store=store),
-                         candidate))  # fmt: skip
-    best, compensation = min(runs, key=lambda run: run[0].valid_loss)
-    return Best(compensation, best, [run for run, _ in runs])
+    trained = copy.deepcopy(initial)
+    with attached(model, trained), checkpointed_blocks(model, config.gradient_checkpointing):
+        best, runs = fit_best(trained, task or pairs_task(model, pairs), config, title=title, stores=stores)
+    return Best(trained, best, runs)

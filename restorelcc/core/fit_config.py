@@ -18,6 +18,8 @@ class FitConfig(Section):
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=8, ge=1)  # examples of one optimizer step, over all devices
     accumulate: int = Field(default=1, ge=1)  # parts that a device works a batch off in: less memory, same step
+    task: str | None = None  # only pairs of this task, for task-specific recovery; None: of all
+    examples: int | None = Field(default=None, ge=1)  # at most so many training pairs, drawn by the seed; None: all
     max_tokens: int = Field(default=1024, ge=2)  # question + response
     max_gradient_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time

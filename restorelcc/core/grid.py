@@ -19,11 +19,16 @@ def check_alias(alias: object) -> str:
     return alias
 
 
+AUTO = "auto"  # in place of a head ratio: `compensate` chooses it
+
+
 def ratio_label(value: object) -> str:
-    """The text DVC puts into stage names and paths for one value of grid.head_ratio. Raises BadInput outside (0, 1]."""
+    """The text DVC puts into stage names and paths for a value of grid.head_ratio. Raises BadInput outside (0, 1]."""
+    if value == AUTO:
+        return AUTO
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise BadInput(
             f"grid.head_ratio has {value!r}: it is the share of attention heads that get a compensation, "
-            "give a number above 0 and at most 1 (for example 0.10)"
+            "give a number above 0 and at most 1 (for example 0.10), or auto"
         )
     return str(value)

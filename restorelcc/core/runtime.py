@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,11 @@ def return_large_buffers(threshold: int = 2**20) -> None:
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one, else the CPU. Raises BadInput for a GPU that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # Under `accelerate launch` every process has a GPU of its own.
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"models.<name>.device is {name!r}, but this machine shows no GPU: write auto or cpu")
     return torch.device(name)

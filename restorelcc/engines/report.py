@@ -112,5 +112,5 @@ def _try_transformers(folder: Path) -> str:
     try:
         model = load_model(folder, torch.float32, torch.device("cpu"))
     except (BadInput, StageFailed) as error:
-        return f"tried: {error}"
-    return f"tried: loads as {type(model).__name__} with every tensor read"
+        return str(error)
+    return f"loads as {type(model).__name__} with every tensor read"

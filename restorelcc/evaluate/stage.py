@@ -18,9 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import StageFailed
 from restorelcc.core.fold import fold
+from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
 from restorelcc.evaluate import cost, generation
+from restorelcc.evaluate.adapters import MERGED, with_adapter
 from restorelcc.evaluate.config import EvaluateConfig
 from restorelcc.evaluate.details import head_details, pruning_details
 from restorelcc.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
@@ -29,7 +31,7 @@ from restorelcc.evaluate.reference import Reference, dense_reference, read_refer
 from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
-from restorelcc.io.baseline_folder import COMPENSATION, DOCUMENT, MODEL
+from restorelcc.io.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, spread_of
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
@@ -86,13 +88,27 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
     document = read_json(folder / DOCUMENT)
     recorded, found = document["parents"].get("pruned"), model_digest(layout.pruned(cell))
     expect_digest(f"the baseline in {folder} was made for another pruned model", recorded, found)
-    if document["kind"] == "compensation":
-        evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
-        evaluation.measure(evaluation.restore(folder / COMPENSATION))
-    else:
-        evaluation = Evaluation(cell, config, model, layout, folder / MODEL)
-        evaluation.measure()
-    evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
+    others = [Cell(cell.model), Cell(cell.model, cell.pruning)]
+
+    def measured(variant: str | None = None) -> Evaluation:
+        checkpoint = folder / MODEL if document["kind"] == "checkpoint" else layout.pruned(cell)
+        evaluation, before = Evaluation(cell, config, model, layout, checkpoint), None
+        if (folder / COMPENSATION).is_file():
+            before = evaluation.restore(folder / COMPENSATION)
+        if document["kind"] == "adapter":
+            evaluation.adapt(folder / ADAPTER, variant)
+        evaluation.measure(before)
+        evaluation.compare_with(others)
+        return evaluation
+
+    evaluation = measured()
+    evaluation.metrics["params_trained"] = document["params_trained"]
+    if document["kind"] == "adapter":
+        kept = ("tasks", "mean", "perplexity", "sparsity", "recovered")
+        merged = {variant: measured(variant).metrics for variant in MERGED}
+        evaluation.metrics["variants"] = {
+            variant: {name: metrics[name] for name in kept if name in metrics} for variant, metrics in merged.items()
+        }
     evaluation.write()
 
 
@@ -127,16 +143,24 @@ class Evaluation:
         Raises BadInput when it was trained for another pruned model.
         """
         content, metadata = read_compensation(compensation)
-        recorded, found = metadata.get("pruned"), model_digest(self.layout.pruned(self.cell))
+        recorded, found = metadata.get("pruned"), model_digest(self.checkpoint)
         expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
         trained = read_tensors(compensation, ("beta", "bias"))[0]
         self.details["digests"]["compensation"] = file_digest(compensation)
         before, added = cost.linear_biases(self.network), cost.folded_parameters(self.network, content)
         fold(self.network, content)
         self.metrics["params_added"] = added
+        if self.cell.head_ratio == AUTO:
+            self.metrics |= {"head_ratio": float(metadata["head_ratio"]), "head_ratio_auto": True}
         self.metrics["params_trained"] = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
         self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
         return before
+
+    def adapt(self, adapter: Path, variant: str | None) -> None:
+        """Put an adapter beside the weights, or merge it as the variant says."""
+        self.network, added = with_adapter(self.network, adapter, variant)
+        self.metrics["params_added"] = added
+        self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
 
     def measure(self, before: cost.Biases | None = None) -> None:
         """Tasks, perplexity, continuations and latency. before: biases of the model before it was restored."""
@@ -243,7 +267,8 @@ class Evaluation:
         """Publish metrics, details and samples; of the dense model also the reference."""
         cell, layout = self.cell, self.layout
         metrics: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}
-        metrics["head_ratio"] = None if cell.head_ratio is None else float(cell.head_ratio)
+        ratio = self.metrics.pop("head_ratio", cell.head_ratio)
+        metrics["head_ratio"] = None if ratio is None else float(ratio)
         if cell.baseline is not None:
             metrics["baseline"] = cell.baseline
         first = ("tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.fit_compensation import Pairs
+from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.text import EncodedPair, encode_pair
 from restorelcc.io.corpus_tables import EXAMPLES
 from restorelcc.io.tables import read_table
@@ -15,22 +17,38 @@ from restorelcc.io.tables import read_table
 TRAIN, VALID = "train.parquet", "valid.parquet"
 
 
-def read_pairs(corpus: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Pairs:
-    """Training and validation pairs. A pair whose response has no token, or leaves none of max_tokens to its question,
-    is left out and counted. Raises BadInput when none is left."""
-    train, train_out = _encoded(corpus / TRAIN, tokenizer, max_tokens)
-    valid, valid_out = _encoded(corpus / VALID, tokenizer, max_tokens)
+def read_pairs(corpus: Path, tokenizer: PreTrainedTokenizerBase, config: FitConfig) -> Pairs:
+    """The training pairs that the settings ask for, and the validation pairs of the same task.
+
+    A pair whose response has no token, or leaves none of max_tokens to its question, is left out and counted. Raises
+    BadInput when none is left, or no pair is of the task.
+    """
+    train, train_out = _encoded(corpus / TRAIN, tokenizer, config, config.examples)
+    valid, valid_out = _encoded(corpus / VALID, tokenizer, config, None)
     return Pairs(train, valid, tokenizer.pad_token_id or 0, train_out + valid_out)
 
 
-def _encoded(table: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> tuple[list[EncodedPair], int]:
-    rows = read_table(table, EXAMPLES)
+def _encoded(
+    table: Path, tokenizer: PreTrainedTokenizerBase, config: FitConfig, count: int | None
+) -> tuple[list[EncodedPair], int]:
+    rows = _chosen(table, read_table(table, EXAMPLES), config, count)
     pairs, reason = [], "the table is empty"
     for row in rows:
         try:
-            pairs.append(encode_pair(tokenizer, row["question"], row["response"], max_tokens))
+            pairs.append(encode_pair(tokenizer, row["question"], row["response"], config.max_tokens))
         except BadInput as error:
             reason = str(error)
     if not pairs:
         raise BadInput(f"{table} holds no pair to train on, {len(rows)} were left out ({reason}): give other pairs")
     return pairs, len(rows) - len(pairs)
+
+
+def _chosen(table: Path, rows: list[dict], config: FitConfig, count: int | None) -> list[dict]:
+    if config.task is not None:
+        tasks = sorted({row["task"] for row in rows})
+        rows = [row for row in rows if row["task"] == config.task]
+        if not rows:
+            raise BadInput(
+                f"{table} has no pair of the task {config.task!r}: known are {', '.join(tasks)}; correct `task`"
+            )
+    return rows if count is None or count >= len(rows) else random.Random(config.seed).sample(rows, count)

@@ -5,6 +5,7 @@ It lies in .work/<stage>-<cell>-<fingerprint of settings and inputs>/: another s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -52,6 +53,12 @@ class TrainingStates:
         """fingerprint: everything that decides what the training gives, as text."""
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = layout.work / f"{stage}-{str(cell).replace(' ', '-')}-{digest}"
+
+    def part(self, name: str) -> TrainingStates:
+        """The states of a part of the stage that has runs of its own."""
+        states = copy.copy(self)
+        states.folder = self.folder / name
+        return states
 
     def of(self, run: str) -> TrainingState:
         """The state of one run."""

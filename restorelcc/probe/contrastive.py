@@ -16,7 +16,7 @@ from restorelcc.core.runtime import map_on_all_cores
 from restorelcc.probe.newton import PairProbe, fit_pairs
 
 Solver = Literal["auto", "newton", "adam"]
-_HEADS_AT_ONCE = 4  # of large ones, so that their activations stay in the processor's cache
+_HEADS_AT_ONCE = 2  # of large ones, so that their activations stay in the processor's cache
 _SMALL = 16  # head dim up to which the literal recipe is as fast
 
 

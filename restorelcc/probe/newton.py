@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 RIDGE = 0.05  # times |gradient at zero weights|; see fit_pairs
 _FLOOR = 1e-5  # least ridge: the loss of separable pairs has no optimum without one
-_REFRESH, _MOST, _TOLERANCE = 3, 30, 1e-3
+_REFRESH, _MOST, _TOLERANCE = 3, 30, 1e-2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def fit_pairs(question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) 
 
     Both members of a pair hold the same question, so that no product with it is computed twice. Inputs are shifted to
     mean 0 and scaled to variance 1, which changes how rounding falls and not the optimum. Newton's steps use a Hessian
-    that is renewed every third step, and the bound X^T X / 4, which never overshoots, where a step made the loss worse.
+    that is renewed at every third step, and the bound X^T X / 4, which never overshoots, where a step made the loss
+    worse.
     """
     pairs = _Pairs(question_HND, positive_HND, negative_HND)
     w_HF = torch.zeros_like(pairs.ridge_HF)
@@ -48,7 +49,7 @@ def fit_pairs(question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) 
     logits = pairs.logits(w_HF)
     loss_H = pairs.loss_H(logits, w_HF)
     for step in range(1, _MOST + 1):
-        if step % _REFRESH == 0:
+        if step % _REFRESH == 2:  # the first step is Newton's own: at zero weights W is 1/4
             factor = pairs.factor(*(torch.sigmoid(z_HN) * torch.sigmoid(-z_HN) for z_HN in logits))
         gradient_HF1 = pairs.gradient_HF(logits, w_HF)[..., None]
         move_HF = torch.cholesky_solve(gradient_HF1, factor)[..., 0]

@@ -120,4 +120,5 @@ def _kind(metrics: dict[str, Any]) -> tuple[str, str]:
         return "baseline", str(metrics["baseline"])
     if metrics["head_ratio"] is None:
         return "pruned", "pruned"
-    return "restored", f"heads {metrics['head_ratio']:g}"
+    chosen = f"{metrics['head_ratio']:g}"
+    return "restored", f"heads auto ({chosen})" if metrics.get("head_ratio_auto") else f"heads {chosen}"

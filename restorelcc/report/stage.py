@@ -22,7 +22,8 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
     results = read_results(cells, layout)
     figures = drawings(results)
     with published(layout, layout.report) as (folder,):
-        (folder / "figures").mkdir(parents=True)
+        for kind in ("svg", "png"):
+            (folder / "figures" / kind).mkdir(parents=True)
         document = {"title": config.title, "decimals": config.decimals, "missing": results.missing}
         write_json(folder / "results.json", document | {"rows": results.rows})
         (folder / "report.md").write_text(markdown(results, config), encoding="utf-8")
@@ -31,6 +32,6 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
         )
         for figure in figures:
             for name, content in figure.files().items():
-                (folder / "figures" / name).write_bytes(content)
+                (folder / "figures" / name.rpartition(".")[2] / name).write_bytes(content)
         write_plots(folder / "plots", results)
     return results

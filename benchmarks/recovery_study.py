@@ -1,0 +1,157 @@
+"""`make study`, `make ablation`: every recovery method on several models, seeds and prunings, and the pages of results.
+
+    python -m benchmarks.recovery_study run [--work .study] [--real DIR] [--only TEXT] [--minutes N]
+    python -m benchmarks.recovery_study pages
+
+One JSON per cell in docs/results/cells: what is there is not run again, so a study can be broken off and continued.
+Cells stand in the order of their weight. Models are trained and prepared in <work>/<subject> as the pipeline does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects
+from benchmarks.study_pages import write_pages
+from restorelcc.cli import STAGES, _imported
+from restorelcc.core.architectures import prunable_linears
+from restorelcc.core.cell import Cell
+from restorelcc.core.fold import fold
+from restorelcc.io.baseline_folder import DOCUMENT, MODEL
+from restorelcc.io.checkpoints import load_model
+from restorelcc.io.compensations import read_compensation
+from restorelcc.io.documents import read_json, write_json
+from restorelcc.io.layout import Layout
+from restorelcc.params import load_params
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_stage(root: Path, stage: str, cell: Cell, overrides: tuple[str, ...] = ()) -> float:
+    """Run one stage in this process; returns its seconds."""
+    params = load_params(root / "params.yaml", overrides)
+    verb = STAGES[stage]
+    started = time.perf_counter()
+    _imported(verb)(cell, getattr(params, verb.section), params.models[cell.model], Layout(root))
+    gc.collect()
+    return time.perf_counter() - started
+
+
+def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
+    """Everything up to the pruned model's metrics, as far as it is not there yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "params.yaml").is_file():
+        shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        (root / "params.yaml").write_text(yaml.safe_dump(subject.params(shipped, root), sort_keys=False))
+    layout, dense, pruned = Layout(root), Cell(subject.model), Cell(subject.model, pruning)
+    steps = [
+        ("corpus", dense, layout.corpus(dense)),
+        ("dense", dense, layout.dense(dense)),
+        ("capture_dense", dense, layout.dense_activations(dense)),
+        ("evaluate_dense", dense, layout.metrics(dense)),
+        ("prune", pruned, layout.pruned(pruned)),
+        ("capture_pruned", pruned, layout.pruned_activations(pruned)),
+        ("extract", pruned, layout.components(pruned)),
+        ("probe", pruned, layout.heads(pruned)),
+        ("evaluate_pruned", pruned, layout.metrics(pruned)),
+    ]
+    for stage, cell, made in steps:
+        if not made.exists():
+            run_stage(root, stage, cell)
+
+
+def run_cell(work: Path, study: StudyCell) -> dict:
+    """Recover, evaluate, and count zeros; what the tables need to know."""
+    root, subject, method = work / study.subject.name, study.subject, study.method
+    prepare_subject(root, subject, study.pruning)
+    pruned = Cell(subject.model, study.pruning)
+    cell = method.cell(pruned)
+    if method.ranking is not None:  # other heads: ranked anew, for this cell and the next ones alike
+        run_stage(root, "probe", pruned, (f"probe.score={method.ranking}",))
+    overrides = (*subject.overrides, *method.overrides, f"{method.stage}.seed={study.seed}")
+    seconds = run_stage(root, method.stage, cell, overrides)
+    run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'baseline'}", cell)
+    if method.ranking is not None:
+        run_stage(root, "probe", pruned)
+    layout = Layout(root)
+    metrics = [read_json(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
+    found = study.as_json() | {"seconds": round(seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
+    found |= {
+        name: metrics[2].get(name) for name in ("mean", "params_added", "params_trained", "sparsity", "recovered")
+    }
+    variants = metrics[2].get("variants") or {}
+    found["variants"] = {
+        name: {"mean": each["mean"], "perplexity": each["perplexity"]["value"], "sparsity": each["sparsity"]}
+        for name, each in variants.items()
+    }
+    task = method.task
+    found["means"] = [each["mean"] if task is None else each["tasks"][task]["value"] for each in metrics]
+    found["perplexities"] = [each["perplexity"]["value"] for each in metrics]
+    return found
+
+
+def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
+    """Whether every zero of the pruned linears is a zero in the recovered model; None for adapters beside it."""
+    device = torch.device("cpu")
+    pruned = load_model(layout.pruned(cell), torch.float32, device)
+    if method.stage == "compensate":
+        recovered = load_model(layout.pruned(cell), torch.float32, device)
+        fold(recovered, read_compensation(layout.compensation(cell))[0])
+    else:
+        folder = layout.baseline(cell)
+        kind = read_json(folder / DOCUMENT)["kind"]
+        if kind == "adapter":
+            return None
+        recovered = load_model(folder / MODEL if kind == "checkpoint" else layout.pruned(cell), torch.float32, device)
+        if (folder / "compensation.safetensors").is_file():
+            fold(recovered, read_compensation(folder / "compensation.safetensors")[0])
+    pairs = zip(prunable_linears(pruned), prunable_linears(recovered), strict=True)
+    return all(bool((after.weight[before.weight == 0] == 0).all()) for (_, _, before), (_, _, after) in pairs)
+
+
+def run_study(options: argparse.Namespace) -> None:
+    """Run the cells that are missing, most telling first, until all are there or the minutes are used up."""
+    os.environ.setdefault("RESTORELCC_PROGRESS", "0")
+    cells, started = options.results / "cells", time.perf_counter()
+    cells.mkdir(parents=True, exist_ok=True)
+    wanted = ablation_cells if options.table == "ablation" else all_cells
+    for study in wanted(all_subjects(options.real)):
+        path = cells / f"{study.name}.json"
+        if path.is_file() or (options.only and options.only not in study.name):
+            continue
+        if study.subject.real is not None and not (study.subject.real / "models").is_dir():
+            continue  # the pages say that the cell is not measured
+        if options.minutes and time.perf_counter() - started > 60 * options.minutes:
+            break
+        found = run_cell(options.work.resolve(), study)
+        write_json(path, found)
+        print(study.name, *(f"{name} {found[name]}" for name in ("means", "perplexities", "seconds")), flush=True)
+
+
+def main() -> None:
+    """Run the study, or write its pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=["run", "pages"])
+    parser.add_argument("--work", type=Path, default=Path(".study"))
+    parser.add_argument(
+        "--real", type=Path, default=Path(os.environ.get("RESTORELCC_REAL") or ROOT.parent / "shared/real")
+    )
+    parser.add_argument("--table", choices=["recovery", "ablation"], help="only the cells of one page")
+    parser.add_argument("--only", help="only cells whose name holds this text")
+    parser.add_argument("--minutes", type=float, default=0.0, help="start no further cell after this time; 0: no limit")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
+    options = parser.parse_args()
+    if options.action == "run":
+        run_study(options)
+    write_pages(options.results, all_cells(all_subjects(options.real)))
+
+
+if __name__ == "__main__":
+    main()

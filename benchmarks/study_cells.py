@@ -1,0 +1,209 @@
+"""What the recovery study consists of: subjects, methods, and the order of their cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from restorelcc.core.cell import Cell
+
+SEEDS = (0, 1, 2)
+ALL_SITES = "[o, v, q, k, gate, up, down]"
+QUESTION_WORDS, CHUNK_WORDS = 20, 165  # of a story: what is given, and how much at most in all (under 512 tokens)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its data. The embedded one is trained anew with each seed; stories260K is what it is."""
+
+    name: str
+    model: str
+    pretrain_seed: int | None = None
+    real: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+    def params(self, shipped: dict, root: Path) -> dict:
+        """params.yaml of the subject's folder."""
+        shipped["grid"]["model"] = [self.model]
+        if self.pretrain_seed is not None:
+            shipped["dense"]["pretrain"]["seed"] = self.pretrain_seed
+        if self.real is not None:
+            data = self.real / "data" / "stories"
+            write_story_pairs(data / "train.jsonl", root / "pairs.jsonl")
+            shipped["models"] = {
+                self.model: {
+                    "source": str(self.real / "models" / "stories260K"),
+                    "threads": 1,
+                    "data": {"calibration": str(data / "calibration.jsonl"), "instructions": str(root / "pairs.jsonl")}
+                    | {"heldout": str(data / "heldout.jsonl")},
+                }
+            }
+            shipped["corpus"] |= {"train": 2000, "valid": 100, "contrast": 200}
+            shipped["prune"] |= {"samples": 128, "sequence_length": 512}
+            shipped["capture"]["max_tokens"] = 512
+            shipped["evaluate"]["perplexity_tokens"] = 512
+        return shipped
+
+
+def write_story_pairs(stories: Path, pairs: Path) -> None:
+    """Stories as question (the first words) and response (the rest), cut to what the model's context holds."""
+    lines = []
+    for line in stories.read_text(encoding="utf-8").splitlines():
+        words = json.loads(line)["text"].split()[:CHUNK_WORDS]
+        if len(words) > 2 * QUESTION_WORDS:
+            question, response = " ".join(words[:QUESTION_WORDS]), " ".join(words[QUESTION_WORDS:])
+            lines.append(json.dumps({"question": question, "response": response}))
+    pairs.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to recover: the stage that does it, what it is told, and how the tables call it."""
+
+    name: str
+    title: str
+    stage: str = "compensate"
+    ratio: str = "0.25"
+    baseline: str = ""
+    overrides: tuple[str, ...] = ()
+    ranking: str | None = None  # probe.score, where it is not the shipped one
+    table: str = "recovery"
+    task: str | None = None  # the recovered share is of this task
+    labels: bool = True  # whether it is trained on responses
+
+    @property
+    def ships(self) -> str:
+        """What a user has to ship beside, or in place of, the pruned checkpoint."""
+        if self.baseline in ("lora", "dora", "eora"):
+            return "adapter"
+        return "checkpoint" if self.baseline.startswith(("masked", "reconstruct")) else "biases"
+
+    def cell(self, pruned: Cell) -> Cell:
+        if self.stage == "compensate":
+            return dataclasses.replace(pruned, head_ratio=self.ratio)
+        return dataclasses.replace(pruned, baseline=self.baseline)
+
+
+@dataclass(frozen=True)
+class StudyCell:
+    """One number of the study."""
+
+    subject: Subject
+    pruning: str
+    method: Method
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject.model}-{self.seed}-{self.pruning}-{self.method.name}"
+
+    def as_json(self) -> dict:
+        return {"subject": self.subject.model, "seed": self.seed, "pruning": self.pruning, "method": self.method.name}
+
+
+def _baseline(name: str, title: str, *overrides: str, baseline: str = "", table: str = "recovery") -> Method:
+    labels = name not in ("meanshift", "eora", "reconstruct")
+    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table, labels=labels)
+
+
+def _sites(name: str, title: str, *overrides: str, ratio: str = "0.25") -> Method:
+    return Method(name, title, ratio=ratio, overrides=(f"compensate.sites={ALL_SITES}", *overrides))
+
+
+def _ablation(name: str, title: str, *overrides: str, ranking: str | None = None) -> Method:
+    return Method(name, title, overrides=overrides, ranking=ranking, table="ablation")
+
+
+# Rates that changes of whole weights and adapters choose from: as many as the compensations have, but lower ones.
+_WEIGHT_RATES = "baseline.learning_rates=[0.001, 0.005]"
+_RANK_1 = ("baseline.rank=1", "baseline.lora_sites=[o]")
+
+PAPER = Method("paper-0.25", "heads, 25 % (the paper)")
+PAPER_ALL = Method("paper-1.0", "heads, all (the paper)", ratio="1.0")
+SITES = _sites("sites", "heads 25 % and a bias on every other linear")
+BIAS = _baseline("bias", "a free bias on every out-projection (limit of heads)")
+MASKED_BOTH = _baseline("masked-compensated", "surviving weights, then biases", _WEIGHT_RATES)
+LORA_1 = _baseline("lora-r1-o", "LoRA r=1 on the out-projections, unmerged", *_RANK_1, baseline="lora")
+MASKED = _baseline("masked", "surviving weights", _WEIGHT_RATES)
+FIRST: tuple[Method, ...] = (PAPER, SITES, MASKED_BOTH, LORA_1, BIAS)
+FURTHER: tuple[Method, ...] = (
+    Method("paper-0.1", "heads, 10 % (the paper)", ratio="0.1"),
+    PAPER_ALL,
+    Method("heads-meanshift", "heads, 25 %, from the mean shift", overrides=("compensate.start=meanshift",)),
+    Method("heads-ridge", "heads, 25 %, from the ridge", overrides=("compensate.start=ridge",)),
+    _sites("sites-distilled", "heads 25 %, biases, and distillation", "compensate.distill={weight: 0.5}"),
+    Method("heads-auto", "heads, ratio chosen on the validation pairs", ratio="auto"),
+    MASKED,
+    _baseline("masked-lora", "LoRA r=8 under the mask, merged", _WEIGHT_RATES),
+    _baseline("reconstruct", "block reconstruction", _WEIGHT_RATES),
+    _baseline("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES),
+    _baseline("lora", "LoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
+    _baseline("dora", "DoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
+    _baseline("eora", "EoRA r=8 on every linear, unmerged"),
+    _baseline("meanshift", "mean shift (FLAP-style)"),
+    _baseline("lofit", "LoFiT"),
+    _baseline("ffn", "a free bias on every FFN output"),
+)
+ABLATIONS: tuple[Method, ...] = (
+    _baseline("random", "random heads", table="ablation"),
+    _ablation("energy", "heads by the energy of what they lost (MSE)", ranking="energy"),
+    _ablation("no-directions", "no directions (b only)", "compensate.parts=[bias]"),
+    _ablation("no-bias", "no bias (beta only)", "compensate.parts=[beta]"),
+    _baseline("ffn-ablation", "FFN outputs instead of heads", baseline="ffn", table="ablation"),
+    _ablation("heads-and-ffn", "heads and FFN outputs", "compensate.sites=[o, down]"),
+)
+TARGET = "world_hellaswag"
+TASK_SPECIFIC: tuple[Method, ...] = tuple(
+    dataclasses.replace(method, name=f"target-{method.name}", title=f"{method.title}; 100 examples of {TARGET}",
+                        overrides=(*method.overrides, f"{method.stage}.task={TARGET}", f"{method.stage}.examples=100"),
+                        task=TARGET, table="target")
+    for method in (PAPER, SITES, MASKED_BOTH, LORA_1)
+)  # fmt: skip
+STORIES: tuple[Method, ...] = (PAPER_ALL, SITES, BIAS, MASKED, MASKED_BOTH, FURTHER[9], LORA_1)
+
+
+def all_subjects(real: Path) -> list[Subject]:
+    """The embedded default with three seeds of its pretraining, and stories260K."""
+    budget = ("compensate.learning_rates=[0.01, 0.03]", "baseline.learning_rates=[0.01, 0.03]")
+    found = [Subject(f"tiny-s{seed}", "tiny", seed, overrides=budget) for seed in SEEDS]
+    stories = [f"{stage}.{key}" for stage in ("compensate", "baseline") for key in ("epochs=2", "batch_size=8")]
+    return [*found, Subject("stories", "stories", real=real, overrides=(*budget, *stories))]
+
+
+def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
+    """Most telling first; every cell once."""
+    tiny = [subject for subject in subjects if subject.pretrain_seed is not None]
+    stories = [subject for subject in subjects if subject.real is not None]
+
+    def on_tiny(methods: tuple[Method, ...], pruning: str) -> Iterator[StudyCell]:
+        for subject in tiny:
+            for method in methods:
+                yield StudyCell(subject, pruning, method, subject.pretrain_seed or 0)
+
+    def on_stories(methods: tuple[Method, ...], pruning: str) -> Iterator[StudyCell]:
+        for seed in SEEDS:
+            for method in methods:
+                for subject in stories:
+                    yield StudyCell(subject, pruning, method, seed)
+
+    yield from on_tiny(FIRST, "wanda-0.5")
+    yield from on_stories(STORIES, "wanda-0.5")
+    yield from on_tiny(FURTHER, "wanda-0.5")
+    yield from on_tiny(ABLATIONS, "wanda-0.5")
+    yield from on_tiny(TASK_SPECIFIC, "wanda-0.6")
+    for pruning in ("wanda-0.6", "wanda-2of4"):
+        yield from on_tiny(FIRST, pruning)
+        yield from on_stories(STORIES, pruning)
+
+
+def ablation_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
+    """Those of the page of ablations: the method itself and each ablation, on the embedded default."""
+    shown = {method.name for method in (PAPER, *ABLATIONS)}
+    return (
+        cell
+        for cell in all_cells(subjects)
+        if cell.subject.real is None and cell.pruning == "wanda-0.5" and cell.method.name in shown
+    )

@@ -1,0 +1,130 @@
+"""The pages of the study, from its cells: docs/results/recovery.md and ablation.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks.study_cells import PAPER, SEEDS, Method, StudyCell
+from restorelcc.io.documents import read_json
+
+# Student's t at 97.5 % by degrees of freedom, for intervals over a few seeds.
+_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+_HOW = """Recovered: the share of what pruning lost that came back, of mean task accuracy for the embedded model and
+of the held-out log-likelihood for stories260K. The interval is Student's 95 % over the seeds; one seed has none. All
+trained methods see the same pairs equally often and choose among two learning rates on the validation pairs. Seconds
+are of one thread of a busy machine. `make study` goes on with the study and writes this page.
+"""
+
+
+def recovered(cell: dict, variant: str | None = None) -> float:
+    """The recovered share of a cell, or of a variant of it: of accuracy, or without tasks of log-likelihood."""
+    own = None if variant is None else cell["variants"][variant]
+    if cell["means"][0] is not None:
+        dense, pruned, restored = cell["means"]
+        return ((restored if own is None else own["mean"]) - pruned) / (dense - pruned)
+    perplexities = [*cell["perplexities"][:2], cell["perplexities"][2] if own is None else own["perplexity"]]
+    dense, pruned, restored = map(math.log, perplexities)
+    return (pruned - restored) / (pruned - dense)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and Student's 95 % interval over seeds, in percent."""
+    if len(values) < 2:
+        return f"{100 * values[0]:.1f}"
+    half = _T[min(len(values) - 1, 9)] * stdev(values) / math.sqrt(len(values))
+    return f"{100 * mean(values):.1f} ± {100 * half:.1f}"
+
+
+def write_pages(results: Path, planned: Iterable[StudyCell]) -> None:
+    """Write both pages from the cells that are measured (results/cells/*.json), and say which are not."""
+    results.mkdir(parents=True, exist_ok=True)
+    known = list(planned)
+    found = {path.stem: read_json(path) for path in sorted((results / "cells").glob("*.json"))}
+    for table, title in (("recovery", "Recovery methods, measured"), ("ablation", "Ablations of the method, measured")):
+        lines = [f"# {title}", "", *_HOW.splitlines(), ""]
+        for model, pruning in dict.fromkeys((cell.subject.model, cell.pruning) for cell in known):
+            own = [c for c in known if (c.subject.model, c.pruning) == (model, pruning)]
+            lines += _section(f"{model}, {pruning}", _methods(own, table), own, found)
+            if table == "recovery":
+                title = f"{model}, {pruning}, 100 examples of one task"
+                lines += _section(title, _methods(own, "target"), own, found)
+        (results / f"{table}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _methods(own: list[StudyCell], table: str) -> list[Method]:
+    methods = list(dict.fromkeys(cell.method for cell in own if cell.method.table == table))
+    return [PAPER, *methods] if methods and table == "ablation" else methods
+
+
+def _section(title: str, methods: list[Method], own: list[StudyCell], found: dict) -> list[str]:
+    measured, missing = {}, []
+    for method in methods:
+        cells = [cell for cell in own if cell.method == method]
+        if there := [found[cell.name] for cell in cells if cell.name in found]:
+            measured[method] = there
+        if seeds := [str(cell.seed) for cell in cells if cell.name not in found]:
+            missing.append(f"{method.name} (seeds {', '.join(seeds)})")
+    if not methods:
+        return []
+    lines = [f"## {title}", ""]
+    if measured:
+        lines += [_lost(next(iter(measured.values()))[0]), "", *_table(measured), "", *_verdicts(measured)]
+    if missing:
+        lines += [f"Not measured yet: {', '.join(missing)}.", ""]
+    return lines
+
+
+def _table(measured: dict[Method, list[dict]]) -> list[str]:
+    lines = [
+        "| method | seeds | recovered % | trained | added | zeros kept | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in sorted(measured, key=lambda method: -mean(map(recovered, measured[method]))):
+        cells = measured[method]
+        zeros = {True: "yes", False: "**no**", None: "beside them"}[cells[0]["zeros_kept"]]
+        numbers = [f"{cells[0].get(name) or 0:,}" for name in ("params_trained", "params_added")]
+        seconds = f"{mean(cell['seconds'] for cell in cells):.0f}"
+        shares = interval([recovered(cell) for cell in cells])
+        lines += [f"| {method.title} | {len(cells)} | {shares} | {' | '.join(numbers)} | {zeros} | {seconds} |"]
+        for variant in cells[0].get("variants") or ():
+            shares = interval([recovered(cell, variant) for cell in cells])
+            sparsity = f"sparsity {100 * cells[0]['variants'][variant]['sparsity']:.0f} %"
+            lines += [f"| ... {variant} | {len(cells)} | {shares} | | | {sparsity} | |"]
+    return lines
+
+
+def _verdicts(measured: dict[Method, list[dict]]) -> list[str]:
+    """Which method a budget suggests, as the numbers above show it, and the paired difference to LoRA."""
+    lines = []
+    groups = {
+        "Biases alone, no weight touched": [m for m in measured if m.ships == "biases"],
+        "Every zero kept": [m for m in measured if m.ships != "adapter"],
+        "No labels at hand": [m for m in measured if not m.labels],
+        "Adapters beside the weights": [m for m in measured if m.ships == "adapter"],
+    }
+    for budget, methods in groups.items():
+        if methods:
+            best = max(methods, key=lambda method: mean(map(recovered, measured[method])))
+            cells = measured[best]
+            size = f"{cells[0].get('params_trained') or 0:,} numbers trained"
+            shares = interval([recovered(cell) for cell in cells])
+            lines += [f"- {budget}: {best.title}, {shares} % ({size}, {len(cells)} of {len(SEEDS)} seeds)."]
+    lora = next((method for method in measured if method.name == "lora-r1-o"), None)
+    for method in measured:
+        if lora is not None and method.ships == "biases":
+            by_seed = {cell["seed"]: recovered(cell) for cell in measured[lora]}
+            both = [recovered(c) - by_seed[c["seed"]] for c in measured[method] if c["seed"] in by_seed]
+            if both:
+                lines += [f"- {method.title} minus {lora.title}, paired by seed: {interval(both)} points."]
+    return [*lines, ""]
+
+
+def _lost(cell: dict) -> str:
+    if cell["means"][0] is not None:
+        dense, pruned = (100 * value for value in cell["means"][:2])
+        return f"Mean accuracy of seed {cell['seed']}: dense {dense:.1f} %, pruned {pruned:.1f} %."
+    dense, pruned, _ = cell["perplexities"]
+    return f"Held-out perplexity: dense {dense:.2f}, pruned {pruned:.2f}."

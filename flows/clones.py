@@ -1,0 +1,52 @@
+"""A clone of the project to run in: a sweep's grid, or one model's share of the work, beside the user's own folder."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from restorelcc.core.errors import BadInput, StageFailed
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Output of a git command. Raises StageFailed with git's own words."""
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageFailed(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()
+
+
+def committed_revision(root: Path, revision: str = "HEAD") -> str:
+    """The commit that a clone will check out. Raises BadInput where there is none."""
+    try:
+        return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    except StageFailed:
+        raise BadInput(
+            f"{root} has no commit {revision!r}: commit the project first, clones run what is committed"
+        ) from None
+
+
+def fresh_clone(source: str, folder: Path, revision: str) -> Path:
+    """A clone of `source` in `folder` at `revision`, made or brought up to date; its artifacts stay."""
+    if not (folder / ".git").is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        git(folder.parent, "clone", "--quiet", "--no-checkout", source, str(folder))
+    git(folder, "fetch", "--quiet", "--force", source, revision)
+    git(folder, "checkout", "--quiet", "--force", "--detach", revision)
+    return folder
+
+
+def share_cache(clone: Path, cache: Path) -> None:
+    """Have a clone use another's DVC cache, run-cache included: what one computed the other restores."""
+    config = clone / ".dvc" / "config.local"
+    config.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+
+
+def write_grid(clone: Path, axes: dict[str, list[str] | list[float]]) -> None:
+    """Put axes into the clone's params.yaml; an axis that is empty stays as it is committed."""
+    path = clone / "params.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["grid"] |= {axis: values for axis, values in axes.items() if values}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,96 @@
+"""The DAG as DVC has it: dvc.yaml multiplied out over params.yaml. There is no other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.gates import CPU, GPU, visible_gpus
+from restorelcc.core.errors import BadInput
+from restorelcc.io.layout import Layout
+from restorelcc.params import Params
+from restorelcc.workflow.lockfile import heal
+from restorelcc.workflow.stale import remove_stale_metrics
+
+_MODEL = re.compile(r" --model (\S+)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one cell, for example prune@tiny-wanda-0.5."""
+
+    name: str
+    needs: tuple[str, ...]  # stages whose outputs it reads
+    resource: str  # cpu or gpu
+    model: str | None  # key of `models`; None for a stage of the whole grid
+    changed: bool  # as far as DVC can tell before anything has run
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Dag:
+    """All stages, each after what it needs, and what had to be mended before they could be read."""
+
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
+
+    def clean(self) -> set[str]:
+        """Stages that neither changed nor need one that did: they would not run."""
+        clean: set[str] = set()
+        for stage in self.stages:
+            if not stage.changed and clean.issuperset(stage.needs):
+                clean.add(stage.name)
+        return clean
+
+
+def read_dag(root: Path, params: Params) -> Dag:
+    """Read stages and edges from DVC, which also tells what changed. Waits while another command holds DVC's lock."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo, lock_repo
+
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+            healed = heal(root)
+            stale = remove_stale_metrics(Layout(root), params.grid.model_dump())
+            graph = repo.index.graph
+            changed = _changed(repo)
+            stages = _ordered(graph, params, changed)
+    except DvcException as error:
+        raise BadInput(f"DVC cannot read the pipeline in {root}: {error}") from error
+    left = [f"{len(stale)} metrics files of cells that left the grid are put aside"] if stale else []
+    return Dag(stages, tuple(([healed] if healed else []) + left))
+
+
+def _changed(repo: object) -> set[str] | None:
+    """Names of changed stages; None where DVC cannot tell, because a stage is running."""
+    from dvc.exceptions import DvcException
+
+    try:
+        return set(repo.status())
+    except DvcException:
+        return None
+
+
+def _ordered(graph: object, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:
+    """Edges of DVC's graph point from a stage to what it needs."""
+    import networkx
+
+    gpus = bool(visible_gpus())
+    stages = []
+    for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.addressing))):
+        model = match[1] if (match := _MODEL.search(node.cmd)) else None
+        on_gpu = gpus and (node.meta or {}).get("resource") == GPU and (not model or params.models[model].device != CPU)
+        stages.append(
+            Stage(
+                name=node.addressing,
+                needs=tuple(sorted(needed.addressing for needed in graph.successors(node))),
+                resource=GPU if on_gpu else CPU,
+                model=model,
+                changed=changed is None or node.addressing in changed,
+            )
+        )
+    return tuple(stages)

@@ -1,0 +1,180 @@
+"""`python -m flows.restore`: run the grid of params.yaml by Prefect, stages side by side. Needs no server.
+
+The flow reads the DAG from DVC and runs every stage by DVC; it decides only when, where and how many at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, as_completed
+from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows import ROOT
+from flows.artifacts import Progress, StageResult, publish_report, publish_stages, summary
+from flows.dag import Dag, read_dag
+from flows.gates import CPU, GPU, visible_gpus
+from flows.server import prefect_api
+from flows.stage_process import begin, end_all
+from flows.tasks import BAD_INPUT_STATE, SKIPPED_STATE, command_of, stage_task
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.params import load_params
+from restorelcc.workflow.versions import write_versions
+
+
+@flow(name="restore", task_runner=ThreadPoolTaskRunner(), validate_parameters=True)
+def restore(parallel: int | None = None, gpus: int | None = None) -> State:
+    """Run every stage of params.yaml's grid that DVC finds changed.
+
+    Args:
+        parallel: stages that run on the CPU at once; by default one per core.
+        gpus: stages that run on GPUs at once; by default one per GPU.
+    """
+    return run_grid(ROOT, {CPU: parallel or os.cpu_count() or 1, GPU: gpus or len(visible_gpus()) or 1})
+
+
+def run_grid(root: Path, slots: dict[str, int]) -> State:
+    """The body of a flow over the grid in `root`: its final state says how many stages did what."""
+    logger = get_run_logger()
+    try:
+        dag = plan(root)
+    except BadInput as error:
+        return Failed(name=BAD_INPUT_STATE, message=str(error))
+    for note in dag.notes:
+        logger.info(note)
+    state = run_stages(dag, root, slots)
+    if state.is_completed():
+        publish_report(root)
+    return state
+
+
+def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
+    """Run a DAG's stages; when the flow is cancelled or interrupted, none of them stays behind."""
+    begin()
+    try:
+        results = _submit_and_wait(dag, root, slots)
+    except BaseException:
+        end_all()
+        raise
+    publish_stages(results)
+    failed = [result for result in results if result.outcome in ("Failed", "Crashed", BAD_INPUT_STATE)]
+    if failed:
+        name = BAD_INPUT_STATE if all(result.outcome == BAD_INPUT_STATE for result in failed) else "Failed"
+        return Failed(name=name, message=f"{summary(results)}. {'; '.join(result.message for result in failed)}")
+    return Completed(message=summary(results))
+
+
+def plan(root: Path) -> Dag:
+    """The stages, after everything that can be refused has been checked. Raises BadInput."""
+    params = load_params(root / "params.yaml")
+    changed = write_versions(root) if (root / "versions.json").is_file() else []
+    dag = read_dag(root, params)
+    return Dag(dag.stages, (*changed, *dag.notes))
+
+
+def _submit_and_wait(dag: Dag, root: Path, slots: dict[str, int]) -> list[StageResult]:
+    clean, progress = dag.clean(), Progress(len(dag.stages))
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage in dag.stages:
+        futures[stage.name] = stage_task.submit(
+            command_of(stage, str(root)),
+            slots[stage.resource],
+            stage.name in clean,
+            wait_for=[futures[name] for name in stage.needs],
+        )
+    for future in as_completed(list(futures.values())):
+        future.wait()
+        progress.advance()
+    return [_result(name, future) for name, future in futures.items()]
+
+
+def _result(name: str, future: PrefectFuture[Any]) -> StageResult:
+    state = future.state
+    if state.name == "NotReady":
+        message = "not run: a stage that it needs did not end well"
+        skipped = Cancelled(name=SKIPPED_STATE, message=message)
+        with get_client(sync_client=True) as client:
+            client.set_task_run_state(future.task_run_id, skipped, force=True)
+        return StageResult(name, SKIPPED_STATE, 0.0, message)
+    if state.is_completed():
+        return StageResult(name, state.name or "Completed", float(state.result(raise_on_failure=False)))
+    return StageResult(name, state.name or "Failed", 0.0, _first_line(state.message or name))
+
+
+def _first_line(message: str) -> str:
+    return message.removeprefix("Task run encountered an exception ").splitlines()[0]
+
+
+def run_here(body: Any, **parameters: Any) -> int:
+    """Run a flow in this process, with a server of its own unless one is configured; the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    with prefect_api():
+        state = body(return_state=True, **parameters)
+        APILogHandler().flush()  # before a server of our own ends
+    if state.is_completed():
+        print(f"restorelcc: {state.message}", file=sys.stderr)
+        return 0
+    print(f"restorelcc: {'error' if state.name == BAD_INPUT_STATE else 'failed'}: {state.message}", file=sys.stderr)
+    return 2 if state.name == BAD_INPUT_STATE else 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def command_line(main: Any) -> None:
+    """Run a typer command with the exit codes of restorelcc: 1 failed, 2 bad input, 130 interrupted."""
+    try:
+        typer.run(main)
+    except (BadInput, StageFailed) as error:
+        bad = isinstance(error, BadInput)
+        print(f"restorelcc: {'error' if bad else 'failed'}: {error}", file=sys.stderr)
+        raise SystemExit(2 if bad else 1) from None
+    except KeyboardInterrupt:
+        print("restorelcc: interrupted; no stage is left running", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def runner_for(dask: str | None) -> TaskRunner[Any]:
+    """Threads here, or Dask: a number of local worker processes, or the address of a scheduler."""
+    if dask is None:
+        return ThreadPoolTaskRunner()
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError as error:
+        raise BadInput("--dask needs prefect-dask: pip install 'restorelcc[dask]'") from error
+    if dask.isdigit() and int(dask) > 0:
+        return DaskTaskRunner(
+            cluster_kwargs={"n_workers": int(dask), "threads_per_worker": 1, "dashboard_address": None}
+        )
+    if "://" not in dask:
+        raise BadInput(f"--dask {dask!r} is neither a number of workers nor an address: write 2 or tcp://host:8786")
+    return DaskTaskRunner(address=dask)
+
+
+def main(
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="stages on the CPU at once; default: one per core")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="stages on GPUs at once; default: one per GPU")] = None,
+    dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
+) -> None:
+    """Run the grid in params.yaml."""
+    plan(ROOT)  # bad input ends here, in a second, before any server starts
+    raise SystemExit(run_here(restore.with_options(task_runner=runner_for(dask)), parallel=parallel, gpus=gpus))
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,157 @@
+"""`python -m flows.sweep`: a grid of models x prunings x head ratios given as parameters, kept as one DVC experiment.
+
+It runs in a clone under .work/sweeps, on the committed revision and with the project's DVC cache: the user's folder
+and params.yaml stay untouched, and what an earlier grid computed is restored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import ROOT
+from flows.clones import committed_revision, fresh_clone, git, share_cache, write_grid
+from flows.gates import CPU, GPU, visible_gpus
+from flows.restore import command_line, run_grid, run_here, runner_for
+from flows.tasks import BAD_INPUT_STATE
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.params import load_params
+from restorelcc.workflow.running import held_lock
+
+LATE_STATE = "Skipped: late"
+
+
+@flow(name="sweep", flow_run_name="{name}", task_runner=ThreadPoolTaskRunner(), validate_parameters=True)
+def sweep(
+    models: list[str] | None = None,
+    prunings: list[str] | None = None,
+    head_ratios: list[float] | None = None,
+    baselines: list[str] | None = None,
+    name: str = "sweep",
+    revision: str = "HEAD",
+    skip_when_late_minutes: int = 60,
+    parallel: int | None = None,
+    gpus: int | None = None,
+) -> State:
+    """Run a grid and keep it as the DVC experiment `name` of the revision.
+
+    Args:
+        models: keys of `models` in params.yaml; left out, any axis is that of params.yaml.
+        prunings: for example wanda-0.5, sparsegpt-2of4.
+        head_ratios: shares of the heads, for example 0.1, 0.25.
+        baselines: methods to compare with.
+        name: of the experiment; a later sweep of the same name replaces it.
+        revision: what to run: a branch, tag or commit.
+        skip_when_late_minutes: a scheduled run that could not start for so long is skipped; 0 never skips.
+        parallel: stages that run on the CPU at once; by default one per core.
+        gpus: stages that run on GPUs at once; by default one per GPU.
+    """
+    if late := _late_by(skip_when_late_minutes):
+        return Cancelled(name=LATE_STATE, message=f"it was due {late} ago; the next run is as scheduled")
+    logger = get_run_logger()
+    grid = {"model": models, "pruning": prunings, "head_ratio": head_ratios, "baseline": baselines}
+    slots = {CPU: parallel or os.cpu_count() or 1, GPU: gpus or len(visible_gpus()) or 1}
+    try:
+        check_sweep(ROOT, grid, name, revision)
+    except BadInput as error:
+        return Failed(name=BAD_INPUT_STATE, message=str(error))
+    with held_lock(ROOT / ".work" / "locks" / f"sweep-{name}"):
+        clone = prepare(ROOT, grid, name, revision)
+        logger.info("runs in %s", clone)
+        state = run_grid(clone, slots)
+        if not state.is_completed():
+            return state
+        keep(ROOT, clone, name)
+    return Completed(message=f"{state.message}; experiment {name!r}: dvc exp show, or {clone}/data/report")
+
+
+def _late_by(minutes: int) -> timedelta | None:
+    """How late a scheduled run starts, when that is more than allowed."""
+    due = flow_run.scheduled_start_time
+    scheduled = "auto-scheduled" in (flow_run.tags or [])
+    if not (minutes and due and scheduled):
+        return None
+    late = datetime.now(UTC) - due
+    return timedelta(seconds=round(late.total_seconds())) if late > timedelta(minutes=minutes) else None
+
+
+def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> None:
+    """Everything that can be refused, before anything is cloned. Raises BadInput."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise BadInput(f"the sweep's name is {name!r}: use letters, digits, dashes and underscores")
+    for axis, values in grid.items():
+        if values == [] and axis != "baseline":
+            raise BadInput(f"the sweep's axis {axis} is empty: give at least one value, or leave it out")
+    committed_revision(root, revision)
+    overrides = tuple(f"grid.{axis}={values}" for axis, values in grid.items() if values is not None)
+    load_params(root / "params.yaml", overrides)
+
+
+def prepare(root: Path, grid: dict[str, Any], name: str, revision: str) -> Path:
+    """The sweep's clone, with its grid in params.yaml. Raises BadInput where the revision's own params refuse it."""
+    clone = fresh_clone(str(root), root / ".work" / "sweeps" / name, committed_revision(root, revision))
+    share_cache(clone, _cache_of(root))
+    write_grid(clone, grid)
+    load_params(clone / "params.yaml")
+    return clone
+
+
+def _cache_of(root: Path) -> Path:
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        return Path(repo.cache.legacy.path)
+
+
+def keep(root: Path, clone: Path, name: str) -> None:
+    """Save the clone as an experiment, and bring it into the project's repository, where `dvc exp show` lists it."""
+    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise StageFailed(f"dvc exp save failed in {clone}: {' '.join(done.stderr.split())}")
+    git(root, "fetch", "--quiet", str(clone), "+refs/exps/*:refs/exps/*")
+
+
+def main(
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="a key of `models`; repeatable")] = None,
+    pruning: Annotated[list[str] | None, typer.Option("--pruning", "-p", help="e.g. wanda-0.6; repeatable")] = None,
+    head_ratio: Annotated[list[float] | None, typer.Option("--head-ratio", "-r", help="repeatable")] = None,
+    baseline: Annotated[list[str] | None, typer.Option("--baseline", "-b", help="repeatable")] = None,
+    name: Annotated[str, typer.Option(help="name of the DVC experiment")] = "sweep",
+    revision: Annotated[str, typer.Option(help="branch, tag or commit to run")] = "HEAD",
+    parallel: Annotated[int | None, typer.Option(min=1, help="stages on the CPU at once")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="stages on GPUs at once")] = None,
+    dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
+) -> None:
+    """Run a grid in a clone and keep it as an experiment; axes left out are those of params.yaml."""
+    axes: dict[str, Any] = {"models": model, "prunings": pruning, "head_ratios": head_ratio, "baselines": baseline}
+    given = {axis: values or None for axis, values in axes.items()}
+    grid = {axis.removesuffix("s"): values for axis, values in given.items()}
+    check_sweep(ROOT, grid, name, revision)
+    raise SystemExit(
+        run_here(
+            sweep.with_options(task_runner=runner_for(dask)),
+            **given,
+            name=name,
+            revision=revision,
+            parallel=parallel,
+            gpus=gpus,
+        )
+    )
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,59 @@
+"""A stage as a Prefect task: waits for a slot, runs `dvc repro -s`, and ends in a state that says what happened."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.tasks import Task, exponential_backoff
+
+from flows.dag import Stage
+from flows.gates import gate
+from flows.stage_process import UNCHANGED, Command, StageError, run_stage
+
+BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE = "Bad input", "Failed", "Skipped"
+_RETRIES = 2
+_PAUSE_SECONDS = float(os.environ.get("RESTORELCC_RETRY_SECONDS", "10"))
+
+
+def worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
+    """A network that broke, a device that was full, a process that was killed; never a stage that said no."""
+    error = state.data if isinstance(state.data, StageError) else None
+    return error is not None and error.transient
+
+
+@task(
+    name="stage",
+    task_run_name="{command.stage}",
+    retries=_RETRIES,
+    retry_delay_seconds=exponential_backoff(backoff_factor=_PAUSE_SECONDS),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_retrying,
+    cache_policy=NO_CACHE,  # DVC is the cache: with Prefect's, a file that was deleted stays "Cached"
+    persist_result=False,
+)
+def stage_task(command: Command, slots: int, clean: bool) -> State:
+    """Run one stage; `clean` means that DVC already said it would not run. The state's data is the seconds it took."""
+    logger = get_run_logger()
+    if clean:
+        return Completed(name=UNCHANGED, message="nothing that it depends on has changed", data=0.0)
+    with gate(command.resource, slots) as slot:
+        start = time.monotonic()
+        try:
+            outcome = run_stage(Command(command.root, command.stage, command.resource, slot), logger.info)
+        except StageError as error:
+            if error.transient:
+                raise
+            return Failed(name=BAD_INPUT_STATE if error.bad_input else FAILED_STATE, message=str(error))
+        seconds = time.monotonic() - start
+    return Completed(name=outcome, message=f"{outcome} in {seconds:.1f} s", data=seconds)
+
+
+def command_of(stage: Stage, root: str) -> Command:
+    """What goes to the task, and with Dask to another process."""
+    return Command(root, stage.name, stage.resource)

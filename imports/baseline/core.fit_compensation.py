@@ -1,0 +1,1 @@
+../../restorelcc/core/fit_compensation.py

@@ -1,0 +1,1 @@
+../../restorelcc/io/baseline_folder.py

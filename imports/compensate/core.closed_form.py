@@ -1,0 +1,1 @@
+../../restorelcc/core/closed_form.py

@@ -1,0 +1,1 @@
+../../restorelcc/io/training_state.py

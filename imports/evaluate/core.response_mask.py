@@ -1,0 +1,1 @@
+../../restorelcc/core/response_mask.py

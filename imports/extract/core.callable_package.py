@@ -1,0 +1,1 @@
+../../restorelcc/core/callable_package.py

@@ -1,0 +1,1 @@
+../../restorelcc/io/corpus_tables.py

@@ -1,0 +1,1 @@
+../../restorelcc/io/head_table.py

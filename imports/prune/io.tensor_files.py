@@ -1,0 +1,1 @@
+../../restorelcc/io/tensor_files.py

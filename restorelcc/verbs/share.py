@@ -1,0 +1,115 @@
+"""`restorelcc share`, `push` and `pull`: a remote for the team, and results to and from it. Thin over dvc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.workflow.lockfile import heal
+from restorelcc.workflow.remotes import add_remote, check_remote, dvc, remote_name
+
+RootOption = Annotated[Path, typer.Option("--root", help="the project's folder")]
+RemoteOption = Annotated[str | None, typer.Option("--remote", "-r", help="a remote other than the default one")]
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command("share", help="Make a folder, s3://bucket/path or ssh://host/path the team's remote.")(share)
+    app.command("push", help="Send results and the run-cache to the remote, so that nobody computes them again.")(push)
+    app.command("pull", help="Fetch results from the remote, with or without a dvc.lock; computes nothing.")(pull)
+
+
+def share(
+    url: Annotated[str, typer.Argument(help="a folder, s3://bucket/path or ssh://user@host/path")],
+    name: Annotated[str, typer.Option(help="what to call the remote")] = "share",
+    endpoint: Annotated[str | None, typer.Option(help="address of an S3 server other than Amazon's")] = None,
+    root: RootOption = Path(),
+) -> None:
+    """Write the remote into .dvc/config, and see that it answers."""
+    repo = _repo(root)
+    with repo:
+        add_remote(root, name, url, endpoint)
+    with _repo(root) as repo:
+        check_remote(repo, name)
+    typer.echo(f"remote {name!r} is {url}: commit .dvc/config, then `restorelcc push`", err=True)
+
+
+def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
+    """Everything that dvc.lock and the run-cache refer to; what the remote has already is not sent again."""
+    with _repo(root) as repo:
+        name = remote_name(repo.config, remote)
+        check_remote(repo, name)
+        mend(repo, root)
+    if dvc(root, "push", "--run-cache", "--remote", name):
+        raise StageFailed("the push did not complete: run it again, what has arrived is not sent again")
+    typer.echo("pushed; commit and push dvc.lock too, so that others see the same results", err=True)
+
+
+def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
+    """Fetch what dvc.lock names and the run-cache, then bring back every stage whose inputs somebody has run."""
+    with _repo(root) as repo:
+        name = remote_name(repo.config, remote)
+        check_remote(repo, name)
+        mend(repo, root)
+    fetched = dvc(root, "fetch", "--run-cache", "--remote", name) == 0
+    restored, missing = restore_from_cache(root, name)
+    typer.echo(f"{restored} stages restored, {len(missing)} left to compute", err=True)
+    if not fetched:
+        raise StageFailed(
+            "the pull did not complete, see above: run it again; what the remote does not have, `dvc repro` computes"
+        )
+
+
+def mend(repo: Any, root: Path) -> None:
+    """Heal dvc.lock, and say so."""
+    from dvc.repo import lock_repo
+
+    with lock_repo(repo):
+        if said := heal(root):
+            typer.echo(said, err=True)
+
+
+def restore_from_cache(root: Path, remote: str, only: set[str] | None = None) -> tuple[int, list[str]]:
+    """Check out every stage (or `only` some) that somebody ran with the same inputs: how many; names of the others."""
+    import networkx
+    from dvc.repo import lock_repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    restored = 0
+    missing: list[str] = []
+    with _repo(root) as repo, lock_repo(repo):
+        repo.config["core"]["remote"] = remote
+        for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
+            needs = {needed.addressing for needed in repo.index.graph.successors(stage)}
+            if needs.intersection(missing):
+                missing.append(stage.addressing)
+            elif (only is None or stage.addressing in only) and stage.changed():
+                try:
+                    _restore(repo, stage)
+                    restored += 1
+                except RunCacheNotFoundError:
+                    missing.append(stage.addressing)
+    return restored, missing
+
+
+def _restore(repo: Any, stage: Any) -> None:
+    """As `dvc repro --pull` restores a stage, without pulling the whole run-cache again for each."""
+    repo.stage_cache.restore(stage, pull=True)
+    stage.save()
+    stage.commit()
+    stage.dump(update_pipeline=False)
+
+
+def _repo(root: Path) -> Any:
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        return Repo(str(root.resolve()), _wait_for_lock=True)
+    except NotDvcRepoError as error:
+        raise BadInput(f"{root.resolve()} is no DVC project: run in the project's folder or give --root") from error
+    except DvcException as error:
+        raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error

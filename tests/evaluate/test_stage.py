@@ -1,0 +1,171 @@
+"""The evaluate stages on a pico model in a folder: what is written, compared and refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from restorelcc.core.cell import Cell
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.model_entry import DataFiles, ModelEntry
+from restorelcc.core.pruning import parse_pruning
+from restorelcc.corpus.stage import _task
+from restorelcc.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.evaluate.stage import run_dense, run_pruned, run_restored
+from restorelcc.io.checkpoints import save_checkpoint
+from restorelcc.io.corpus_tables import ITEMS
+from restorelcc.io.digest import model_digest
+from restorelcc.io.documents import read_json, write_json
+from restorelcc.io.head_table import HEADS
+from restorelcc.io.layout import Layout
+from restorelcc.io.sample_table import SAMPLES
+from restorelcc.io.tables import read_table, write_table, write_texts
+from restorelcc.io.tensors import write_tensors
+from restorelcc.prune.prune import prune_model
+from tests import pico
+
+DENSE, PRUNED, RESTORED = Cell("m"), Cell("m", "wanda-0.5"), Cell("m", "wanda-0.5", "0.1")
+ENTRY = ModelEntry(source="some/model", threads=1, data=DataFiles(calibration="c", instructions="i", heldout="h"))
+CONFIG = EvaluateConfig(
+    bootstrap_samples=200,
+    sanity_gate=False,
+    generation=GenerationConfig(prompts=4, new_tokens=8, heldout_tokens=60),
+)
+
+
+def _words(count: int, seed: int) -> str:
+    return " ".join(f"w{3 + (seed * 17 + n * (7 + seed % 5)) % 60}" for n in range(count))
+
+
+def _items(gold: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "item_id": n,
+            "question": _words(4, n),
+            "choices": [_words(1, n + 50), _words(1, n + 91)],
+            "gold": (n + gold) % 2,
+        }
+        for n in range(12)
+    ]
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Dense, pruned and restored pico model, evaluated in this order."""
+    layout, model, tokenizer = Layout(tmp_path_factory.mktemp("evaluate")), pico.pico(), pico.word_tokenizer()
+    save_checkpoint(layout.dense(DENSE), model, tokenizer)
+    prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
+    save_checkpoint(layout.pruned(PRUNED), model, tokenizer)
+    layers = [{"layer": layer, "sparsity": 0.5, "error": None} for layer in range(pico.LAYERS)]
+    write_json(layout.pruned(PRUNED) / "sparsity.json", {"layers": layers})
+    tasks = layout.corpus(DENSE) / "tasks"
+    write_texts(layout.corpus(DENSE) / "heldout.parquet", [_words(12, n) for n in range(10)])
+    write_table(tasks / "t.parquet", _items(), ITEMS)
+    (tasks / "t.yaml").write_text(yaml.safe_dump(_task("t", Path("t.parquet"))))
+    write_json(tasks / "tasks.json", {"embedded": ["t"], "lm_eval": []})
+    _write_compensation(layout)
+    run_dense(DENSE, CONFIG, ENTRY, layout)
+    run_pruned(PRUNED, CONFIG, ENTRY, layout)
+    run_restored(RESTORED, CONFIG, ENTRY, layout)
+    return layout
+
+
+def _write_compensation(layout: Layout) -> None:
+    offset = torch.zeros(pico.LAYERS, pico.HEADS, pico.HEAD_DIM)
+    offset[1, 2] = 1.0
+    shape = (1, pico.HEAD_DIM)
+    tensors = {"offset": offset, "beta": torch.ones(shape), "bias": torch.ones(shape)}
+    layout.compensation(RESTORED).parent.mkdir(parents=True)
+    write_tensors(layout.compensation(RESTORED), tensors, {"pruned": model_digest(layout.pruned(PRUNED))})
+    write_json(layout.training(RESTORED), {"heads": [[1, 2]], "runs": []})
+    write_tensors(layout.components(PRUNED), {"singular_values": torch.ones(offset.shape)}, {})
+    heads = [(layer, head) for layer in range(pico.LAYERS) for head in range(pico.HEADS)]
+    rest = dict.fromkeys(("accuracy", "log_loss", "energy"), 0.5)
+    rows = [{"layer": a, "head": b, "score": 1.0, "rank": n} | rest for n, (a, b) in enumerate(heads)]
+    write_table(layout.heads(PRUNED), rows, HEADS, {"score": "paper"})
+
+
+def test_every_metrics_file_has_the_documented_keys(layout: Layout) -> None:
+    for cell in (DENSE, PRUNED, RESTORED):
+        found = read_json(layout.metrics(cell))
+        assert set(found["perplexity"]) == {"corpus", "tokens", "value"}
+        assert set(found["tasks"]["t"]) == {"metric", "value", "stderr", "n", "version"}
+        assert {"token_perplexity", "word_perplexity", "bits_per_byte", "file_bytes", "generation"} <= set(found)
+        assert found["seconds"] > 0
+        details = read_json(layout.details(cell))
+        assert details["peak_memory_bytes"] > 0
+        assert details["latency"]["seconds"] > 0
+        assert len(read_table(layout.samples(cell), SAMPLES)) == 12
+    assert set(read_json(layout.metrics(RESTORED))["recovered"]) >= {"mean", "ci95", "method"}
+    assert read_json(layout.details(RESTORED))["latency"]["ratio"] > 0
+
+
+def test_all_models_answer_the_same_items_and_are_held_against_dense(layout: Layout) -> None:
+    digests = [[row["digest"] for row in read_table(layout.samples(c), SAMPLES)] for c in (DENSE, PRUNED, RESTORED)]
+    assert digests[0] == digests[1] == digests[2]
+    dense, pruned, restored = (read_json(layout.metrics(cell)) for cell in (DENSE, PRUNED, RESTORED))
+    assert dense["generation"]["kl_to_dense"] == 0
+    assert dense["generation"]["greedy_agreement"] == 1
+    assert min(pruned["generation"]["kl_to_dense"], restored["generation"]["kl_to_dense"]) > 0
+    assert set(pruned["versus"]) == {"dense"}
+    assert set(restored["versus"]) == {"dense", "pruned"}
+    assert restored["versus"]["pruned"]["difference"] == pytest.approx(restored["mean"] - pruned["mean"])
+
+
+def test_details_hold_what_the_report_draws(layout: Layout) -> None:
+    assert len(read_json(layout.details(PRUNED))["layers"]) == pico.LAYERS
+    details = read_json(layout.details(RESTORED))
+    assert details["heads"]["ranks"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert details["heads"]["chosen"] == [[1, 2]]
+    assert details["spectra"] == [[pytest.approx(1 / pico.HEAD_DIM)] * pico.HEAD_DIM] * pico.LAYERS
+
+
+def test_other_items_than_the_dense_models_are_an_error(layout: Layout) -> None:
+    before = layout.metrics(PRUNED).read_bytes()
+    tasks = layout.corpus(DENSE) / "tasks"
+    write_table(tasks / "t.parquet", _items(gold=1), ITEMS)
+    with pytest.raises(BadInput, match=r"m wanda-0.5 and m \(dense\) answered different items of task 't' \(12 and 12"):
+        run_pruned(PRUNED, CONFIG, ENTRY, layout)
+    write_table(tasks / "t.parquet", _items(), ITEMS)
+    assert layout.metrics(PRUNED).read_bytes() == before
+    assert not list(layout.work.iterdir()), "nothing half-written is left"
+
+
+def test_random_weights_trip_the_sanity_gate_and_nothing_is_written(layout: Layout) -> None:
+    before = layout.metrics(DENSE).stat().st_mtime_ns
+    with pytest.raises(
+        StageFailed, match=r"the dense model m looks broken: its perplexity .* set evaluate.sanity_gate"
+    ):
+        run_dense(DENSE, CONFIG.model_copy(update={"sanity_gate": True}), ENTRY, layout)
+    assert layout.metrics(DENSE).stat().st_mtime_ns == before
+
+
+def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
+    stuck = pico.pico()
+    stuck.lm_head.weight.zero_()
+    stuck.model.norm.weight.fill_(1.0)
+    stuck.lm_head.weight[7] = stuck.model.embed_tokens.weight.mean(0)
+    # Whatever the last hidden state is, it points the way of one token's row more than of any other.
+    stuck.model.norm.weight.zero_()
+    other = Cell("stuck", "wanda-0.5")
+    save_checkpoint(layout.pruned(other), stuck, pico.word_tokenizer())
+    write_json(layout.pruned(other) / "sparsity.json", {"layers": []})
+    for name in ("heldout.parquet",):
+        target = layout.corpus(other) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((layout.corpus(DENSE) / name).read_bytes())
+    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": [], "lm_eval": []})
+    run_pruned(other, CONFIG, ENTRY, layout)
+    found = read_json(layout.metrics(other))["generation"]
+    assert found["degenerate"]
+    assert "one token over and over" in found["reasons"][0]
+    assert found["kl_to_dense"] is None, "there is no dense model of this name"
+
+
+def test_an_unknown_task_is_refused_before_the_model_is_read(layout: Layout) -> None:
+    other = Cell("unknown")
+    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": [], "lm_eval": ["winogrand"]})
+    with pytest.raises(BadInput, match=r"'winogrand', which is neither .* did you mean 'winogrande'"):
+        run_dense(other, CONFIG, ENTRY, layout)

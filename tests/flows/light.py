@@ -1,0 +1,163 @@
+"""A project with the real dvc.yaml whose stages are light: what is counted, cached, killed and raced is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.dag import ROOT
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+@dataclass
+class Done:
+    """A finished command: its exit code, and both outputs as one text."""
+
+    code: int
+    text: str
+
+
+class LightProject:
+    """The project's pipeline in a git and DVC repository of its own, `restorelcc` replaced by the stand-in."""
+
+    def __init__(self, folder: Path, grid: dict[str, Any] | None = None, models: int = 1) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "versions.json"):
+            shutil.copy(ROOT / name, folder / name)
+        for name in ("restorelcc", "flows", "imports"):
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        self._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
+        content = yaml.safe_load((ROOT / "params.yaml").read_text())
+        names = ("tiny", "second", "third")[:models]
+        content["models"] = dict.fromkeys(names, content["models"]["tiny"])
+        content["grid"] |= {"model": list(names), "baseline": []} | (grid or {})
+        self.write_params(content)
+        self.sh("git", "init", "--quiet", "--initial-branch", "main")
+        self.sh("dvc", "init", "--quiet")
+        self.commit("start")
+
+    def _prepare(self, bin_folder: Path, log: Path) -> None:
+        bin_folder.mkdir(exist_ok=True)
+        command = bin_folder / "restorelcc"
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN} "$@"\n')
+        command.chmod(0o755)
+        self.log = log
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "AWS"))
+        } | {
+            "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RESTORELCC_BIN": str(bin_folder),
+            "RESTORELCC_GATES": str(bin_folder / "gates"),
+            "STANDIN_LOG": str(log),
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(bin_folder / "site"),
+            "PYTHONPATH": str(self.folder),
+            "HOME": str(bin_folder),
+            "GIT_AUTHOR_NAME": "T",
+            "GIT_AUTHOR_EMAIL": "t@localhost",
+            "GIT_COMMITTER_NAME": "T",
+            "GIT_COMMITTER_EMAIL": "t@localhost",
+            "NO_COLOR": "1",
+        }
+
+    def clone(self, folder: Path) -> LightProject:
+        """A second person's clone of what is committed, with a log of its own."""
+        other = object.__new__(LightProject)
+        other.folder = folder
+        self.sh("git", "clone", "--quiet", str(self.folder), str(folder))
+        other._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
+        return other
+
+    def copy(self, folder: Path) -> LightProject:
+        """The folder as it is, artifacts and DVC cache too, with a log of its own."""
+        other = object.__new__(LightProject)
+        other.folder = folder
+        shutil.copytree(self.folder, folder, symlinks=True)
+        other._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
+        return other
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command in the project, its output in one pipe."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: str, timeout: float = 600, **environment: str) -> Done:
+        process = self.start(*command, **environment)
+        try:
+            text, _ = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        return Done(process.returncode, text)
+
+    def sh(self, *command: str, **environment: str) -> str:
+        """Run a command that must succeed; its output."""
+        done = self.run(*command, **environment)
+        assert done.code == 0, f"{command} ended with {done.code}:\n{done.text[-4000:]}"
+        return done.text
+
+    def restorelcc(self, *arguments: str, **environment: str) -> Done:
+        """The real command line, not the stand-in."""
+        return self.run(sys.executable, "-m", "restorelcc", *arguments, **environment)
+
+    def repro(self, *options: str) -> list[str]:
+        """`dvc repro`; the stages that were executed by it."""
+        before = len(self.executed())
+        self.sh("dvc", "repro", "--quiet", *options)
+        return self.executed()[before:]
+
+    def executed(self) -> list[str]:
+        """Every execution so far, in order."""
+        return [name for what, name, *_ in self.events() if what == "start"]
+
+    def events(self) -> list[tuple[str, str, int, float]]:
+        """(start or end, stage, process, time) of every execution."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [_event(line) for line in lines]
+
+    def commit(self, message: str) -> None:
+        self.sh("git", "add", "--all")
+        self.sh("git", "commit", "--quiet", "--message", message)
+
+    def params(self) -> dict[str, Any]:
+        return json.loads((self.folder / "params.yaml").read_text())
+
+    def write_params(self, content: dict[str, Any]) -> None:
+        """As JSON, which is YAML too and which the stand-in can read."""
+        (self.folder / "params.yaml").write_text(json.dumps(content, indent=1))
+
+    def set(self, key: str, value: Any) -> None:
+        """Change one parameter, by its dotted name."""
+        content = self.params()
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+        self.write_params(content)
+
+    def artifacts(self) -> dict[str, bytes]:
+        """Every file under data/, by its path."""
+        data = self.folder / "data"
+        return {str(path.relative_to(data)): path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()}
+
+
+def _event(line: str) -> tuple[str, str, int, float]:
+    what, name, pid, time = line.split(" ")
+    return what, name, int(pid), float(time)

@@ -1,0 +1,183 @@
+"""Servers for the tests of the workflow, on loopback and random ports: Prefect, S3, SSH. Each ends with its block."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> object:
+    """Poll until a condition is true; its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if value := condition():
+                return value
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"waited {seconds:g} s for {what}")
+
+
+@contextmanager
+def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process group with its output in a file, ended by its id."""
+    with log.open("wb") as file:
+        started = subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield started
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(started.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                started.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                continue
+        started.wait()
+
+
+@contextmanager
+def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
+    """`prefect server start`; the environment that makes Prefect's client use it."""
+    port = free_port()
+    environment = {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_API_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
+    }
+    start = (str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
+    with process(*start, log=folder / "prefect.log", **environment) as server:
+        url = f"{environment['PREFECT_API_URL']}/health"
+        wait_for(lambda: server.poll() is not None or urllib.request.urlopen(url).status == 200, "the Prefect server")
+        assert server.poll() is None, (folder / "prefect.log").read_text()[-3000:]
+        yield environment
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """moto's HTTP server with the bucket `team`; its address and credentials for it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with process(str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port), log=folder / "moto.log"):
+        wait_for(lambda: urllib.request.urlopen(f"{url}/moto-api/").status == 200, "the S3 server")
+        request = urllib.request.Request(f"{url}/team", method="PUT")
+        urllib.request.urlopen(request).close()
+        yield {
+            "ENDPOINT": url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def ssh_server(folder: Path) -> Iterator[tuple[int, Path]]:
+    """sshd with keys of its own: its port, and a home folder whose ~/.ssh/config knows the way."""
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not sshd:
+        pytest.skip("no sshd on this machine: apt-get install openssh-server")
+    home, port = folder / "home", free_port()
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    (folder / "authorized").write_text((folder / "user.pub").read_text())
+    config = folder / "sshd_config"
+    lines = [
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {folder}/host",
+        f"AuthorizedKeysFile {folder}/authorized",
+        f"PidFile {folder}/sshd.pid",
+        "StrictModes no",
+        "UsePAM no",
+        "PasswordAuthentication no",
+        "PermitRootLogin prohibit-password",
+        "Subsystem sftp internal-sftp",
+    ]
+    config.write_text("\n".join(lines) + "\n")
+    user = folder / "user"
+    user.chmod(0o600)
+    (home / ".ssh" / "config").write_text(f"Host 127.0.0.1\n  IdentityFile {user}\n  IdentitiesOnly yes\n")
+    Path("/run/sshd").mkdir(exist_ok=True) if os.getuid() == 0 else None
+    with process(sshd, "-D", "-e", "-f", str(config), log=folder / "sshd.log") as server:
+        wait_for(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None, "sshd")
+        assert server.poll() is None, (folder / "sshd.log").read_text()
+        yield port, home
+
+
+class Cutter:
+    """A TCP proxy that drops every connection once so many bytes have passed towards one side."""
+
+    def __init__(self, target: int, after: int) -> None:
+        import threading
+
+        self.port = free_port()
+        self._target, self._left = target, after
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def mend(self) -> None:
+        """From now on nothing is dropped."""
+        self._left = 2**60
+
+    def _accept(self) -> None:
+        import threading
+
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._target))
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(4096):
+                self._left -= len(data)
+                if self._left < 0:
+                    self.cut = True
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()

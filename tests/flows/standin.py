@@ -1,0 +1,100 @@
+"""Stands in for `restorelcc` in tests of the workflow: the real dvc.yaml, and commands that take milliseconds.
+
+Reads from dvc.yaml what the stage reads and writes, and writes outputs that are a digest of the stage's command, its
+parameters, the package versions and every file it depends on. Each start and end is a line in $STANDIN_LOG.
+$STANDIN_FAIL maps stages to an exit code, $STANDIN_SECONDS is how long a stage takes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+
+def sections(kind):
+    """The lists of one stage of dvc.yaml, and every dep of all stages, by a parser that needs no import."""
+    stage, section, own, deps = "", "", {}, set()
+    for line in Path("dvc.yaml").read_text().splitlines():
+        if match := re.fullmatch(r"  (\w+):", line):
+            stage = match[1]
+        elif match := re.match(r"    (\w+):", line):
+            section = match[1]
+        elif match := re.match(r"      - ([^\s:]+):?", line):
+            if stage == kind:
+                own.setdefault(section, []).append(match[1])
+            if section == "deps":
+                deps.add(match[1])
+    return own, deps
+
+
+def filled(path, cell):
+    return re.sub(r"\$\{item\.(\w+)\}", lambda match: cell.get(match[1], "?"), path)
+
+
+def log(what, name):
+    with Path(os.environ["STANDIN_LOG"]).open("a") as file:
+        file.write(f"{what} {name} {os.getpid()} {time.time():.3f}\n")
+
+
+def digest(paths, head):
+    total = hashlib.sha256(head.encode())
+    for file in sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))):
+        if file.is_file():
+            total.update(str(file).encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        text = json.dumps({"value": int(text[:6], 16) / 16**6, "digest": text}, indent=1)
+    path.write_text(text)
+
+
+def main():
+    kind, options = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+    if kind == "table":
+        return 0
+    cell = {option[2:].replace("-", "_"): value for option, value in options.items()}
+    name = os.environ.get("DVC_STAGE", kind)
+    log("start", name)
+    own, deps = sections(kind)
+    params = json.loads(Path("params.yaml").read_text())
+    parts = []
+    for key in own.get("params", []):
+        if key == "versions.json":
+            continue
+        value = params
+        for part in filled(key, cell).split("."):
+            value = value[part]
+        parts.append(value)
+    time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
+    failures = json.loads(os.environ.get("STANDIN_FAIL", "{}"))
+    code = failures.get(name, failures.get(kind, 0))
+    if flag := os.environ.get("STANDIN_FAIL_ONCE"):
+        code = 0 if Path(flag).exists() else code
+        Path(flag).touch()
+    if code:
+        print(f"restorelcc: error: the stand-in was told to end {name} with {code}", file=sys.stderr)
+        return code
+    data = [Path(filled(dep, cell)) for dep in own["deps"] if dep.startswith("data/")]
+    text = digest(data, json.dumps([sys.argv[1:], parts]))
+    for out in own.get("outs", []) + own.get("metrics", []) + own.get("plots", []):
+        path = Path(filled(out, cell))
+        if path.suffix in (".json", ".parquet", ".safetensors", ".csv", ".md", ".html"):
+            write(path, text)
+            continue
+        inside = {Path(filled(dep, cell)) for dep in deps if filled(dep, cell).startswith(f"{path}/")}
+        for file in inside or {path / "artifact"}:
+            write(file if file.suffix else file / "artifact", text)
+        write(path / "content.txt", text)
+        if kind == "report":
+            write(path / "report.md", f"# Results\n\n| digest |\n|---|\n| {text[:12]} |\n")
+    log("end", name)
+    return 0
+
+
+sys.exit(main())

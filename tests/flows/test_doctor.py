@@ -1,0 +1,57 @@
+"""Seeded faults, each named by `restorelcc doctor` with its cure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.flows.light import LightProject
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
+    project = LightProject(tmp_path_factory.mktemp("doctor") / "project", {"head_ratio": [0.25]})
+    project.sh("dvc", "repro", "--quiet", "corpus")
+    return project
+
+
+def test_a_sound_project_has_no_fault(sound: LightProject) -> None:
+    done = sound.restorelcc("doctor", "--cache")
+    assert (done.code, "fault " in done.text) == (0, False), done.text
+    assert "dvc.lock is whole, 1 stages" in done.text
+
+
+def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path: Path) -> None:
+    project = sound.copy(tmp_path / "copy")
+    folder = project.folder
+    versions = json.loads((folder / "versions.json").read_text())
+    (folder / "versions.json").write_text(json.dumps(versions | {"numpy": "0.1"}))
+    (folder / ".work").mkdir(exist_ok=True)
+    (folder / ".work/write-left").mkdir()
+    project.sh("dvc", "remote", "add", "--default", "share", str(tmp_path / "remote"))
+    (folder / "dvc.lock").write_text("")
+    cached = next(path for path in sorted((folder / ".dvc/cache/files/md5").glob("??/*")) if path.suffix != ".dir")
+    cached.chmod(0o644)
+    content = cached.read_bytes()
+    cached.write_bytes(content + b"?")
+    done = project.restorelcc("doctor", "--cache", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.code == 1
+    for named in (
+        "versions.json has 0.1: run `restorelcc versions`",
+        "1 scratch folders of killed stages: rm -r",
+        "dvc.lock was broken and is gone",
+        f"{cached.name} was altered, and a push would spread it",
+        "its files are not verified: dvc remote modify share verify true",
+        "no Prefect server answers at http://127.0.0.1:9/api",
+    ):
+        assert any(line.startswith("fault") and named in line for line in done.text.splitlines()), named + done.text
+    assert "doctor found 6 faults" in done.text
+
+    (folder / "versions.json").write_text(json.dumps(versions))
+    cached.write_bytes(content)
+    assert project.sh("dvc", "repro", "--quiet", "corpus") == ""
+    assert project.executed() == [], "healed: the corpus came from the run-cache"
+    project.sh("dvc", "config", "core.hardlink_lock", "true")
+    assert "core.hardlink_lock is set, and a killed process keeps it" in project.restorelcc("doctor").text

@@ -1,0 +1,156 @@
+"""A change and the exact set of stages that `dvc repro` then executes. The DAG is real, the stages are light."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.flows.light import LightProject
+
+GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1, 0.25]}
+MODELS, PRUNINGS, RATIOS = ("tiny", "second"), ("wanda-0.5",), ("0.1", "0.25")
+PER_MODEL = ("corpus", "dense", "capture_dense", "evaluate_dense")
+PER_PRUNING = ("prune", "capture_pruned", "extract", "probe", "evaluate_pruned")
+PER_RATIO = ("compensate", "evaluate_restored")
+ALL = (*PER_MODEL, *PER_PRUNING, *PER_RATIO)
+
+Change = Callable[[LightProject], None]
+
+
+def cells(*kinds: str, models=MODELS, prunings=PRUNINGS, ratios=RATIOS) -> set[str]:
+    """Names of all cells of some stages; stages per model only do not depend on prunings and ratios."""
+    names = {f"{kind}@{model}" for kind in kinds if kind in PER_MODEL for model in models}
+    names |= {f"{kind}@{m}-{p}" for kind in kinds if kind in PER_PRUNING for m in models for p in prunings}
+    return names | {
+        f"{kind}@{m}-{p}-{r}" for kind in kinds if kind in PER_RATIO for m in models for p in prunings for r in ratios
+    }
+
+
+def param(key: str, value: object) -> Change:
+    return lambda project: project.set(key, value)
+
+
+def edit(path: str) -> Change:
+    """An edit of a file that changes its bytes and nothing that it does."""
+
+    def change(project: LightProject) -> None:
+        file = project.folder / path
+        file.write_text(file.read_text() + "\n# an edit\n")
+
+    return change
+
+
+def bump(package: str) -> Change:
+    def change(project: LightProject) -> None:
+        file = project.folder / "versions.json"
+        content = json.loads(file.read_text())
+        assert content[package]
+        file.write_text(json.dumps(content | {package: "99.0"}))
+
+    return change
+
+
+def lose(path: str) -> Change:
+    return lambda project: (project.folder / path).unlink()
+
+
+def touch(path: str) -> Change:
+    return lambda project: (project.folder / path).touch()
+
+
+TORCH = ("dense", "capture_dense", "evaluate_dense", *PER_PRUNING, *PER_RATIO)
+REPORT = {"report"}
+CHANGES: dict[str, tuple[Change, set[str]]] = {
+    "nothing": (lambda project: None, set()),
+    "corpus": (param("corpus.seed", 7), cells(*ALL) | REPORT),
+    "dense": (param("dense.pretrain.seed", 7), cells(*set(ALL) - {"corpus"}) | REPORT),
+    "prune": (param("prune.samples", 9), cells(*PER_PRUNING, *PER_RATIO) | REPORT),
+    "capture": (
+        param("capture.max_tokens", 9),
+        cells("capture_dense", "capture_pruned", "extract", "probe", *PER_RATIO) | REPORT,
+    ),
+    "extract": (param("extract.solver", "eigh"), cells("extract", "probe", *PER_RATIO) | REPORT),
+    "probe": (param("probe.steps", 9), cells("probe", *PER_RATIO) | REPORT),
+    "compensate": (param("compensate.epochs", 9), cells(*PER_RATIO) | REPORT),
+    "evaluate": (
+        param("evaluate.batch_size", 9),
+        cells("evaluate_dense", "evaluate_pruned", "evaluate_restored") | REPORT,
+    ),
+    "report": (param("report.decimals", 3), REPORT),
+    "a ratio more": (param("grid.head_ratio", [0.1, 0.25, 0.5]), cells(*PER_RATIO, ratios=("0.5",)) | REPORT),
+    "a ratio less": (param("grid.head_ratio", [0.1]), REPORT),
+    "ratios in another order": (param("grid.head_ratio", [0.25, 0.1]), REPORT),
+    "a pruning more": (
+        param("grid.pruning", ["wanda-0.5", "wanda-0.6"]),
+        cells(*PER_PRUNING, *PER_RATIO, prunings=("wanda-0.6",)) | REPORT,
+    ),
+    "another pruning": (
+        param("grid.pruning", ["sparsegpt-2of4"]),
+        cells(*PER_PRUNING, *PER_RATIO, prunings=("sparsegpt-2of4",)) | REPORT,
+    ),
+    "a model more": (param("grid.model", ["tiny", "second", "third"]), cells(*ALL, models=("third",)) | REPORT),
+    "a model less": (param("grid.model", ["second"]), REPORT),
+    "models in another order": (param("grid.model", ["second", "tiny"]), REPORT),
+    "a model's entry": (param("models.second.threads", 2), cells(*ALL, models=("second",)) | REPORT),
+    "an entry outside the grid": (param("models.third.threads", 2), set()),
+    "code of prune": (edit("restorelcc/prune/scores.py"), cells("prune")),
+    "code of report": (edit("restorelcc/report/tables.py"), REPORT),
+    "code of a shared module": (
+        edit("restorelcc/core/hooks.py"),
+        cells("capture_dense", "capture_pruned"),
+    ),
+    "code of the command line": (edit("restorelcc/cli.py"), set()),
+    "code of a flow": (edit("flows/__init__.py"), set()),
+    "torch": (bump("torch"), cells(*TORCH)),
+    "scikit-learn": (bump("scikit-learn"), cells("corpus")),
+    "lm-eval": (bump("lm-eval"), cells("evaluate_dense", "evaluate_pruned", "evaluate_restored")),
+    "a lost artifact": (lose("data/tiny/wanda-0.5/heads.parquet"), set()),
+    "a touched artifact": (touch("data/tiny/wanda-0.5/heads.parquet"), set()),
+}
+QUICK = ("a ratio more", "code of prune", "torch")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
+    project = LightProject(tmp_path_factory.mktemp("exact") / "base", GRID, models=3)
+    project.set("grid.model", list(MODELS))
+    assert set(project.repro()) == cells(*ALL) | REPORT
+    return project
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.workflow) for name in CHANGES]
+)
+def test_a_change_runs_exactly_what_depends_on_it(base: LightProject, tmp_path: Path, name: str) -> None:
+    change, expected = CHANGES[name]
+    project = base.copy(tmp_path / "copy")
+    change(project)
+    ran = project.repro()
+    assert sorted(ran) == sorted(expected)
+
+
+@pytest.mark.workflow
+def test_there_and_back_computes_nothing_and_reports_only_the_grid(base: LightProject, tmp_path: Path) -> None:
+    project = base.copy(tmp_path / "copy")
+    before = project.artifacts()
+    project.set("grid.pruning", ["wanda-0.5", "wanda-0.6"])
+    project.repro()
+    project.set("grid.pruning", ["wanda-0.5"])
+    assert project.repro() == ["report"], "its folder of metrics still held the cell that left"
+    project.set("grid.pruning", ["wanda-0.5", "wanda-0.6"])
+    assert project.repro() == []
+    project.set("grid.pruning", ["wanda-0.5"])
+    project.sh("dvc", "repro", "--quiet")
+    after = project.artifacts()
+    assert {path: after[path] for path in before} == before
+
+
+def test_every_change_of_the_brief_is_in_the_table() -> None:
+    import yaml
+
+    sections = set(yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())) - {"grid", "models"}
+    assert sections <= set(CHANGES)
+    assert len(CHANGES) >= 15

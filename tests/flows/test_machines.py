@@ -1,0 +1,107 @@
+"""The grid on several workers: every distinct stage once, however it is run, and the same bytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from flows.dag import Dag, Stage
+from flows.machines import subset, waves
+from tests.flows.light import LightProject
+from tests.flows.servers import prefect_server, process
+
+PYTHON = sys.executable
+PREFECT = str(Path(PYTHON).parent / "prefect")
+
+
+def stage(name: str, model: str | None, *needs: str) -> Stage:
+    return Stage(name, needs, "cpu", model, True)
+
+
+def test_what_the_models_share_comes_first_and_what_needs_them_all_last() -> None:
+    dag = Dag(
+        (
+            stage("c4", None),
+            stage("dense@a", "a", "c4"),
+            stage("dense@b", "b", "c4"),
+            stage("prune@a", "a", "dense@a"),
+            stage("report", None, "prune@a", "dense@b"),
+        )
+    )
+    assert waves(dag) == ({"c4"}, {"a": {"dense@a", "prune@a"}, "b": {"dense@b"}}, {"report"})
+    own = subset(dag, {"dense@a", "prune@a"})
+    assert [(one.name, one.needs) for one in own.stages] == [("dense@a", ()), ("prune@a", ("dense@a",))]
+
+
+GRID = {"pruning": ["wanda-0.5", "wanda-0.6"], "head_ratio": [0.1, 0.25, 0.5]}
+NODES = 3 * 4 + 6 * 5 + 18 * 2 + 1
+
+
+def deployed(project: LightProject, server: dict[str, str]) -> None:
+    environment = server | {"RESTORELCC_ROOT": str(project.folder)}
+    project.sh(PREFECT, "work-pool", "create", "--type", "process", "restorelcc", **environment)
+    project.sh(PREFECT, "--no-prompt", "deploy", "--prefect-file", "flows/prefect.yaml", "--all", **environment)
+
+
+@pytest.mark.workflow
+def test_repro_flow_dask_and_two_machines_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path) -> None:
+    first = LightProject(tmp_path / "repro", GRID, models=3)
+    others = [first.copy(tmp_path / name) for name in ("flow", "dask", "machines")]
+    first.repro()
+    assert set(Counter(first.executed()).values()) == {1}
+    assert len(first.executed()) == NODES
+
+    flow, dask, machines = others
+    done = flow.run(PYTHON, "-m", "flows.restore", "--parallel", "4", timeout=1800)
+    assert done.code == 0, done.text[-3000:]
+    done = dask.run(PYTHON, "-m", "flows.restore", "--dask", "2", timeout=1800)
+    assert done.code == 0, done.text[-3000:]
+    on_machines(machines, tmp_path)
+    for project in others:
+        assert sorted(project.executed()) == sorted(first.executed()), project.folder.name
+    report, metrics = first.artifacts()["report/content.txt"], _metrics(first)
+    for project in (flow, dask):
+        assert project.artifacts() == first.artifacts()
+    assert machines.artifacts()["report/content.txt"] == report
+    assert _metrics(machines) == metrics
+
+    fresh = machines.clone(tmp_path / "fresh")
+    assert fresh.restorelcc("pull").code == 0
+    assert fresh.repro() == []
+    assert fresh.artifacts() == first.artifacts()
+
+
+def _metrics(project: LightProject) -> dict[str, bytes]:
+    return {name: content for name, content in project.artifacts().items() if name.startswith("metrics/")}
+
+
+def on_machines(project: LightProject, folder: Path) -> None:
+    """Two workers, each with clones of its own (one log), a folder as remote; a second run does nothing."""
+    assert project.restorelcc("share", str(folder / "remote")).code == 0
+    project.commit("share")
+    with ExitStack() as stack:
+        server = stack.enter_context(prefect_server(folder))
+        project.environment |= server
+        deployed(project, server)
+        for number in range(2):
+            environment = project.environment | {"RESTORELCC_CLONES": str(folder / f"clones-{number}")}
+            start = (PREFECT, "worker", "start", "--pool", "restorelcc", "--limit", "1")
+            stack.enter_context(process(*start, log=folder / f"worker-{number}.log", **environment))
+        done = project.run(PYTHON, "-m", "flows.machines", timeout=1800)
+        assert done.code == 0, done.text[-3000:] + (folder / "worker-0.log").read_text()[-3000:]
+        assert len(list(folder.glob("clones-*/*/*/.git"))) == 3
+        ran = len(project.executed())
+        done = project.run(PYTHON, "-m", "flows.machines", timeout=600)
+        assert done.code == 0, done.text[-3000:]
+        assert len(project.executed()) == ran
+        project.set("report.decimals", 3)
+        done = project.run(PYTHON, "-m", "flows.machines")
+        assert (done.code, "params.yaml is not committed" in done.text) == (2, True), done.text
+        project.set("report.decimals", json.loads(project.sh("git", "show", "HEAD:params.yaml"))["report"]["decimals"])
+    for name in server:
+        del project.environment[name]

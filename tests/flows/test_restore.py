@@ -1,0 +1,229 @@
+"""The Prefect flow over the same DAG: as `dvc repro` would, with stages side by side, states and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.dag import Dag, Stage
+from flows.gates import gate
+from flows.stage_process import StageError, _error
+from tests.flows.light import LightProject
+from tests.flows.servers import wait_for
+
+GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1, 0.25]}
+FLOW = (sys.executable, "-m", "flows.restore")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def started(project: LightProject, kind: str) -> int:
+    """Process number of a stage, once it runs."""
+
+    def look() -> int | None:
+        return next((pid for what, name, pid, _ in project.events() if what == "start" and name.startswith(kind)), None)
+
+    found = wait_for(look, f"{kind} to start")
+    assert isinstance(found, int)
+    return found
+
+
+def left_behind(project: LightProject) -> list[str]:
+    """Command lines of processes whose working folder is the project's."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").resolve().is_relative_to(project.folder) and int(entry.name) != os.getpid():
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+# --- without a process: what can be seen at once
+
+
+def stage(name: str, *needs: str, changed: bool = False) -> Stage:
+    return Stage(name, needs, "cpu", None, changed)
+
+
+def test_a_stage_is_clean_only_when_all_it_needs_is() -> None:
+    dag = Dag((stage("a"), stage("b", "a", changed=True), stage("c", "b"), stage("d", "a")))
+    assert dag.clean() == {"a", "d"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "bad_input", "transient"),
+    [
+        (["restorelcc: error: no such model", "ERROR: failed: restorelcc dense, exited with 2"], 1, True, False),
+        (["restorelcc: failed: floor not reached", "ERROR: failed to run: x, exited with 1"], 1, False, False),
+        (["ConnectionError: hub", "ERROR: failed to run: x, exited with 1"], 1, False, True),
+        (["OutOfMemoryError: CUDA out of memory", "ERROR: failed to run: x, exited with 1"], 1, False, True),
+        (["ERROR: failed to run: x, exited with -9"], 1, False, True),
+        (["ERROR: failed to run: x, exited with 137"], 1, False, True),
+        ([], -9, False, True),
+        (["restorelcc: error: hub timed out", "ERROR: failed to run: x, exited with 2"], 1, True, False),
+    ],
+)
+def test_what_is_worth_another_try(lines: list[str], code: int, bad_input: bool, transient: bool) -> None:
+    error = _error("prune@x", code, lines)
+    assert isinstance(error, StageError)
+    assert (error.bad_input, error.transient) == (bad_input, transient)
+
+
+def test_a_gate_lets_no_more_through_than_it_has_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path))
+    inside, most = 0, 0
+    lock = threading.Lock()
+
+    def one() -> None:
+        nonlocal inside, most
+        with gate("cpu", 2):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.02)
+            with lock:
+                inside -= 1
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
+
+
+def test_bad_input_ends_before_anything_starts(tmp_path: Path) -> None:
+    project = LightProject(tmp_path / "project", GRID)
+    done = project.run(*FLOW, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert (done.code, "no Prefect server answers at http://127.0.0.1:9/api" in done.text) == (2, True), done.text
+    project.set("grid.model", ["tinny"])
+    done = project.run(*FLOW)
+    assert (done.code, "'tinny' is unknown: did you mean 'tiny'" in done.text) == (2, True), done.text
+    assert len(done.text.strip().splitlines()) == 1
+    assert project.executed() == []
+
+
+# --- with Prefect, no server configured
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
+    return LightProject(tmp_path_factory.mktemp("flow") / "project", GRID)
+
+
+@pytest.mark.workflow
+def test_the_flow_computes_what_repro_computes_and_then_nothing(project: LightProject, tmp_path: Path) -> None:
+    other = project.copy(tmp_path / "other")
+    done = project.run(*FLOW, "--parallel", "4")
+    assert done.code == 0, done.text[-3000:]
+    assert sorted(project.executed()) == sorted(other.repro())
+    assert project.artifacts() == other.artifacts()
+    assert project.repro() == [], "dvc.lock says so too"
+    done = project.run(*FLOW)
+    assert done.code == 0
+    assert "14 Unchanged" in done.text
+    assert len(project.executed()) == 14
+
+
+@pytest.mark.workflow
+def test_an_emptied_lock_is_healed_and_nothing_computed_again(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    (copy.folder / "dvc.lock").write_text("")
+    assert copy.run("dvc", "repro").code != 0
+    done = copy.run(*FLOW)
+    assert done.code == 0, done.text[-2000:]
+    assert "14 Restored from the cache" in done.text
+    assert copy.executed() == []
+    assert copy.artifacts() == project.artifacts()
+
+
+@pytest.mark.workflow
+def test_a_failing_stage_stops_what_needs_it_and_nothing_else(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("grid.pruning", ["wanda-0.5", "wanda-0.6"])
+    name = "extract@tiny-wanda-0.6"
+    done = copy.run(*FLOW, STANDIN_FAIL=f'{{"{name}": 1}}')
+    assert done.code == 1, done.text[-2000:]
+    assert f"the stand-in was told to end {name} with 1" in done.text
+    ran = copy.executed()
+    assert ran.count(name) == 1, "not tried again"
+    assert "evaluate_pruned@tiny-wanda-0.6" in ran
+    assert not {kind for kind in ran if kind.startswith(("probe", "compensate", "report"))}
+    assert "6 Skipped" in done.text
+    before = len(ran)
+    done = copy.run(*FLOW)
+    assert done.code == 0
+    again = copy.executed()[before:]
+    assert {run.partition("@")[0] for run in again} == {"extract", "probe", "compensate", "evaluate_restored", "report"}
+
+
+@pytest.mark.workflow
+def test_bad_input_found_by_a_stage_is_not_tried_again_and_a_killed_stage_is(
+    project: LightProject, tmp_path: Path
+) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("report.decimals", 4)
+    done = copy.run(*FLOW, STANDIN_FAIL='{"report": 2}')
+    assert (done.code, copy.executed()) == (2, ["report"]), done.text[-2000:]
+    flag = str(tmp_path / "once")
+    done = copy.run(*FLOW, STANDIN_FAIL='{"report": 137}', STANDIN_FAIL_ONCE=flag, RESTORELCC_RETRY_SECONDS="0.1")
+    assert (done.code, copy.executed()) == (0, ["report"] * 3), done.text[-2000:]
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_flow_leaves_nothing_and_a_rerun_runs_only_what_is_missing(
+    project: LightProject, tmp_path: Path, number: signal.Signals
+) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("compensate.epochs", 5)
+    flow = copy.start(*FLOW, STANDIN_SECONDS="60")
+    pid = started(copy, "compensate")
+    flow.send_signal(number)
+    flow.communicate(timeout=120)
+    wait_for(lambda: not alive(pid) and not left_behind(copy), f"no process left: {left_behind(copy)}", 60)
+    if number != signal.SIGKILL:
+        assert flow.returncode == 130
+    done = copy.run(*FLOW)
+    assert done.code == 0, done.text[-2000:]
+    ended = [name for what, name, *_ in copy.events() if what == "end"]
+    assert sorted(ended) == sorted(
+        [f"{kind}@tiny-wanda-0.5-{ratio}" for kind in ("compensate", "evaluate_restored") for ratio in (0.1, 0.25)]
+        + ["report"]
+    )
+
+
+@pytest.mark.workflow
+def test_two_flows_at_once_execute_every_stage_once(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("probe.steps", 7)
+    flows = [copy.start(*FLOW, STANDIN_SECONDS="0.5") for _ in range(2)]
+    for flow in flows:
+        text, _ = flow.communicate(timeout=600)
+        assert flow.returncode == 0, text[-2000:]
+    assert len(copy.executed()) == len(set(copy.executed())) == 6
+
+
+@pytest.mark.workflow
+def test_two_dask_workers_compute_the_same(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("grid.pruning", ["wanda-0.6"])
+    other = copy.copy(tmp_path / "other")
+    done = copy.run(*FLOW, "--dask", "2")
+    assert done.code == 0, done.text[-3000:]
+    assert sorted(copy.executed()) == sorted(other.repro())
+    assert copy.artifacts() == other.artifacts()

@@ -1,0 +1,204 @@
+"""Sweeps, deployments and schedules on a Prefect server of the test's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.light import LightProject
+from tests.flows.servers import prefect_server, process, wait_for
+from tests.flows.test_machines import deployed
+from tests.flows.test_restore import alive, left_behind
+
+PYTHON = sys.executable
+PREFECT = str(Path(PYTHON).parent / "prefect")
+SWEEP = (PYTHON, "-m", "flows.sweep")
+GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}
+
+BAD = [
+    (["--model", "tinny"], "'tinny' is unknown: did you mean 'tiny'"),
+    (["--pruning", "wanda-2of1"], "N must be at least 1 and less than M"),
+    (["--head-ratio", "0"], "grid.head_ratio has 0"),
+    (["--head-ratio", "0.1", "--head-ratio", "0.1"], "grid.head_ratio has 0.1 twice"),
+    (["--name", "a b"], "the sweep's name is 'a b'"),
+    (["--revision", "nowhere"], "has no commit 'nowhere'"),
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
+    return LightProject(tmp_path_factory.mktemp("sweep") / "project", GRID)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(("options", "sentence"), BAD)
+def test_a_bad_sweep_is_one_sentence(project: LightProject, options: list[str], sentence: str) -> None:
+    done = project.run(*SWEEP, *options)
+    assert (done.code, sentence in done.text) == (2, True), done.text
+    assert len(done.text.strip().splitlines()) == 1
+    assert project.executed() == []
+    assert not (project.folder / ".work/sweeps").exists()
+
+
+@pytest.mark.workflow
+def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    content = copy.params()
+    entry = content["models"]["tiny"]
+    content["models"] |= {"tiny-external": entry, "tiny": entry}
+    content["prune"]["external"] = {
+        "tiny": {"external-a": {"source": "x"}},
+        "tiny-external": {"a": {"source": "x"}, "external-a": {"source": "x"}},
+    }
+    content["prune"]["external"]["tiny"]["a"] = {"source": "x"}
+    content["grid"] |= {"model": ["tiny", "tiny-external"], "pruning": ["external-external-a", "external-a"]}
+    copy.write_params(content)
+    done = copy.run(PYTHON, "-m", "flows.restore")
+    assert (done.code, "join to the same stage name twice" in done.text) == (2, True), done.text
+    assert copy.executed() == []
+
+
+@pytest.mark.workflow
+def test_a_sweep_is_one_experiment_and_leaves_the_folder_alone(project: LightProject) -> None:
+    before = (project.folder / "params.yaml").read_bytes()
+    done = project.run(*SWEEP, "--pruning", "wanda-0.5", "--pruning", "wanda-0.6", "--name", "night")
+    assert done.code == 0, done.text[-3000:]
+    assert len(project.executed()) == 4 + 2 * 7 + 1
+    assert (project.folder / "params.yaml").read_bytes() == before
+    assert not (project.folder / "data").exists() or not list((project.folder / "data").glob("tiny*"))
+    assert "night" in project.sh("dvc", "exp", "list", "--name-only")
+    shown = json.loads(project.sh("dvc", "exp", "show", "--json"))
+    assert "wanda-0.6" in json.dumps(shown)
+    project.sh("dvc", "repro", "--quiet")
+    assert len(project.executed()) == 4 + 2 * 7 + 1 + 1, "the shared cache had all but this grid's report"
+    done = project.run(*SWEEP, "--pruning", "wanda-0.6", "--name", "night")
+    assert done.code == 0, done.text[-3000:]
+    assert project.executed()[-1] == "report"
+    assert len(project.executed()) == 4 + 2 * 7 + 1 + 2
+
+
+# --- with a server
+
+
+@pytest.fixture(scope="module")
+def served(project: LightProject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightProject]:
+    folder = tmp_path_factory.mktemp("server")
+    with prefect_server(folder) as server:
+        project.environment |= server
+        deployed(project, server)
+        yield project
+    for name in server:
+        del project.environment[name]
+
+
+def post(project: LightProject, path: str, **body: Any) -> Any:
+    request = urllib.request.Request(
+        f"{project.environment['PREFECT_API_URL']}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def runs(project: LightProject, **body: Any) -> list[dict[str, Any]]:
+    """Flow runs that have started, the last one first; those of the coming nights are left out."""
+    found = post(project, "/flow_runs/filter", sort="START_TIME_DESC", **body)
+    return [run for run in found if run["start_time"] or run["state_type"] in ("CANCELLED", "CANCELLING", "RUNNING")]
+
+
+def states(project: LightProject) -> list[str]:
+    return [run["state_name"] for run in runs(project)]
+
+
+@pytest.mark.workflow
+def test_a_run_completes_with_its_artifacts_and_state_names(served: LightProject) -> None:
+    served.set("report.title", "Seen through the API")
+    done = served.run(PYTHON, "-m", "flows.restore")
+    assert done.code == 0, done.text[-3000:]
+    run = runs(served)[0]
+    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Completed")
+    found = post(served, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    kinds = {artifact["key"]: artifact for artifact in found}
+    assert set(kinds) == {"progress", "stages", "results", "report"}
+    table = json.loads(kinds["stages"]["data"])
+    assert {row["stage"]: row["outcome"] for row in table}["report"] == "Ran"
+    assert all(row["seconds"] >= 0 for row in table)
+    assert kinds["results"]["data"].startswith("# ")
+    assert "data/report/" in kinds["report"]["data"]
+    assert kinds["progress"]["data"] == 100
+    tasks = post(served, "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    assert {task["name"] for task in tasks} == {row["stage"] for row in table}
+    assert {task["state_name"] for task in tasks} <= {"Ran", "Unchanged", "Restored from the cache"}
+    logs = post(served, "/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})
+    assert any("Running stage 'report'" in log["message"] for log in logs)
+
+
+@pytest.mark.workflow
+def test_a_cron_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_process(
+    served: LightProject, tmp_path: Path
+) -> None:
+    served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
+    served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", "--cron", "* * * * *", "--timezone", "UTC")
+    slow = served.environment | {"STANDIN_SECONDS": "25"}
+    worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
+    with process(*worker, log=tmp_path / "worker.log", **slow):
+        served.set("extract.solver", "eigh")
+        served.commit("something to compute")
+        wait_for(lambda: "Cancelled" in states(served), "the overlapping run to be cancelled", 300)
+        served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
+        fired = [run for run in runs(served) if run["state_type"] in ("RUNNING", "COMPLETED") and run["auto_scheduled"]]
+        assert fired, states(served)
+        wait_for(lambda: "RUNNING" not in {run["state_type"] for run in runs(served)}, "the cron run to end", 600)
+        assert any(run["state_type"] == "COMPLETED" and run["auto_scheduled"] for run in runs(served)), states(served)
+
+        before = len(served.executed())
+        served.set("extract.solver", "svd")
+        served.set("probe.steps", 77)
+        served.commit("something else")
+        served.sh(PREFECT, "deployment", "run", "sweep/nightly")
+        wait_for(lambda: len(served.executed()) > before, "a stage to run", 300)
+        pid = next(pid for what, _, pid, _ in reversed(served.events()) if what == "start")
+        run = next(run for run in runs(served) if run["state_type"] == "RUNNING")
+        served.sh(PREFECT, "flow-run", "cancel", run["id"])
+        wait_for(lambda: not alive(pid), "the stage to end", 120)
+        clone = served.folder / ".work/sweeps/nightly"
+        wait_for(lambda: not [line for line in left_behind(served) if str(clone) in line], "its processes to end", 60)
+        wait_for(
+            lambda: (
+                post(served, "/flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})[0]["state_type"]
+                == "CANCELLED"
+            ),
+            "the run to be cancelled",
+            120,
+        )
+
+
+@pytest.mark.workflow
+def test_a_killed_worker_fails_visibly_or_goes_on_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
+    served.set("probe.steps", 78)
+    before = len(served.executed())
+    worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
+    slow = served.environment | {"STANDIN_SECONDS": "20"}
+    with process(*worker, log=tmp_path / "worker.log", **slow) as killed:
+        served.sh(PREFECT, "deployment", "run", "restore/now")
+        started_pid = int(str(wait_for(lambda: len(served.executed()) > before and served.events()[-1][2], "a stage")))
+        killed.kill()
+        killed.wait()
+    wait_for(lambda: not alive(started_pid), "the stage to end with its flow", 120)
+    with process(*worker, log=tmp_path / "again.log", **served.environment):
+        served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
+    assert served.repro() == []
+
+
+@pytest.mark.workflow
+def test_serve_needs_a_server(project: LightProject) -> None:
+    environment = dict.fromkeys(("PREFECT_API_URL",), "")
+    done = project.run(PYTHON, "-m", "flows.serve", **environment)
+    assert (done.code, "PREFECT_API_URL is not set" in done.text) == (2, True), done.text

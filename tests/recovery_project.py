@@ -1,0 +1,83 @@
+"""A project folder just before recovery: a pruned pico model, components, ranked heads, pairs, held-out text."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+from restorelcc.core.architectures import head_layout
+from restorelcc.core.cell import Cell
+from restorelcc.core.heads import HeadLayout
+from restorelcc.core.model_entry import DataFiles, ModelEntry
+from restorelcc.core.pruning import parse_pruning
+from restorelcc.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.evaluate.stage import run_dense
+from restorelcc.io.checkpoints import save_checkpoint
+from restorelcc.io.corpus_tables import EXAMPLES
+from restorelcc.io.digest import file_digest, model_digest
+from restorelcc.io.documents import write_json
+from restorelcc.io.head_table import HEADS
+from restorelcc.io.layout import Layout
+from restorelcc.io.tables import write_table, write_texts
+from restorelcc.io.tensors import write_tensors
+from restorelcc.prune.prune import prune_model
+from tests import pico
+
+CELL = Cell("pico", "wanda-0.5")
+ENTRY = ModelEntry(source="some/model", threads=1, data=DataFiles(calibration="c", instructions="i", heldout="h"))
+
+
+EVALUATE = EvaluateConfig(
+    batch_size=4, sanity_gate=False, generation=GenerationConfig(prompts=2, new_tokens=8, prompt_tokens=4)
+)
+
+
+def words(count: int, seed: int) -> str:
+    """Random words of the pico tokenizer."""
+    rng = random.Random(seed)
+    return " ".join(f"w{rng.randrange(3, pico.VOCABULARY - 1)}" for _ in range(count))
+
+
+def recovery_project(root: Path, pairs: int = 24, family: str = "llama") -> Layout:
+    """Write all that the stages compensate, baseline and evaluate read."""
+    layout, model, tokenizer = Layout(root), pico.pico(family), pico.word_tokenizer()
+    save_checkpoint(layout.dense(CELL), model, tokenizer)
+    prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
+    save_checkpoint(layout.pruned(CELL), model, tokenizer)
+    corpus = layout.corpus(CELL)
+    write_texts(corpus / "calibration.parquet", [words(5 + number % 7, number) for number in range(20)])
+    write_texts(corpus / "heldout.parquet", [words(8, 100 + number) for number in range(8)])
+    for name, count in (("train", pairs), ("valid", 8)):
+        rows = [
+            {"task": "t", "question": words(3 + number % 3, number), "response": words(1 + number % 2, 50 + number)}
+            for number in range(count)
+        ]
+        write_table(corpus / f"{name}.parquet", rows, EXAMPLES)
+    write_json(corpus / "tasks" / "tasks.json", {"embedded": [], "lm_eval": []})
+    write_components(layout, head_layout(model))
+    return layout
+
+
+def evaluated_project(root: Path) -> Layout:
+    """The same, with the dense model's metrics and reference, which every evaluation needs."""
+    layout = recovery_project(root)
+    run_dense(Cell(CELL.model), EVALUATE, ENTRY, layout)
+    return layout
+
+
+def write_components(layout: Layout, heads: HeadLayout) -> None:
+    """Random orthonormal directions and random ranks, recorded as those of the pruned model."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (heads.layers, heads.heads, heads.head_dim)
+    directions, _ = torch.linalg.qr(torch.randn(*shape, heads.head_dim, generator=generator))
+    tensors = {"directions": directions, "loadings": 0.1 * torch.randn(shape, generator=generator)}
+    tensors["singular_values"] = torch.ones(shape)
+    write_tensors(layout.components(CELL), tensors, {"pruned": model_digest(layout.pruned(CELL)), "model": "pico"})
+    rows = []
+    for rank, flat in enumerate(torch.randperm(heads.total, generator=generator).tolist()):
+        layer, head = heads.pair(flat)
+        row = {"layer": layer, "head": head, "rank": rank, "score": 1.0 - rank / heads.total}
+        rows.append(row | {name: 0.5 for name in HEADS.names if name not in row})
+    write_table(layout.heads(CELL), rows, HEADS, {"components": file_digest(layout.components(CELL))})

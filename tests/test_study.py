@@ -1,0 +1,75 @@
+"""The study's cells and pages, on made-up numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study_cells import CHUNK_WORDS, all_cells, all_subjects, write_story_pairs
+from benchmarks.study_pages import interval, recovered, write_pages
+from restorelcc.core.baselines import BASELINES
+from restorelcc.io.documents import write_json
+from restorelcc.params import load_params
+from tests.dag import ROOT
+
+CELLS = list(all_cells(all_subjects(Path("/nowhere"))))
+
+
+def _cell(name: str, restored: float, **changes: object) -> dict:
+    study = next(cell for cell in CELLS if cell.name == name)
+    made_up = {"seconds": 10.0, "zeros_kept": True, "params_trained": 1234, "params_added": 8, "variants": {}}
+    numbers = {"means": [0.9, 0.5, restored], "perplexities": [2.0, 8.0, 4.0]}
+    return study.as_json() | made_up | numbers | changes
+
+
+def test_cells_are_distinct_start_with_the_telling_ones_and_use_settings_that_exist() -> None:
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    assert CELLS[0].name == "tiny-0-wanda-0.5-paper-0.25"
+    assert {cell.method.baseline for cell in CELLS} - {""} == set(BASELINES)
+    for overrides in {(*cell.subject.overrides, *cell.method.overrides) for cell in CELLS}:
+        load_params(ROOT / "params.yaml", overrides)
+
+
+def test_the_recovered_share_is_of_accuracy_or_of_log_likelihood() -> None:
+    cell = _cell("tiny-0-wanda-0.5-paper-0.25", 0.8)
+    assert recovered(cell) == pytest.approx(0.75)
+    assert recovered(cell | {"means": [None, None, None]}) == pytest.approx(0.5)
+    variant = {"merged": {"mean": 0.6, "perplexity": 8.0, "sparsity": 0.0}}
+    assert recovered(cell | {"variants": variant}, "merged") == pytest.approx(0.25)
+    assert recovered(cell | {"variants": variant, "means": [None] * 3}, "merged") == 0.0
+
+
+def test_intervals_are_students_over_seeds() -> None:
+    assert interval([0.5]) == "50.0"
+    half = 4.30 * 10 / math.sqrt(3)
+    assert interval([0.4, 0.5, 0.6]) == f"50.0 ± {half:.1f}"
+
+
+def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) -> None:
+    names = ["tiny-0-wanda-0.5-paper-0.25", "tiny-1-wanda-0.5-paper-0.25", "tiny-0-wanda-0.5-lora-r1-o"]
+    merged = {"merged": {"mean": 0.55, "perplexity": 8.0, "sparsity": 0.0}}
+    for name, restored in zip(names, (0.8, 0.7, 0.6), strict=True):
+        extra = {"variants": merged, "zeros_kept": None} if "lora" in name else {}
+        write_json(tmp_path / "cells" / f"{name}.json", _cell(name, restored, **extra))
+    write_json(tmp_path / "cells" / "tiny-0-wanda-0.5-random.json", _cell("tiny-0-wanda-0.5-random", 0.6))
+    write_pages(tmp_path, CELLS)
+    page = (tmp_path / "recovery.md").read_text()
+    assert "| heads, 25 % (the paper) | 2 | 62.5 ± " in page
+    assert "| ... merged | 1 | 12.5 | | | sparsity 0 % | |" in page
+    assert "| LoRA r=1 on the out-projections, unmerged | 1 | 25.0 | 1,234 | 8 | beside them | 10 |" in page
+    assert "minus LoRA r=1 on the out-projections, unmerged, paired by seed: 50.0 points" in page
+    assert "Biases alone, no weight touched: heads, 25 % (the paper)" in page
+    assert "paper-0.25 (seeds 2)" in page
+    ablation = (tmp_path / "ablation.md").read_text()
+    assert ablation.index("heads, 25 % (the paper)") < ablation.index("random heads")
+
+
+def test_stories_become_pairs_that_fit_the_context(tmp_path: Path) -> None:
+    story = " ".join(f"word{number}" for number in range(400))
+    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in (story, "too short")))
+    write_story_pairs(tmp_path / "s.jsonl", tmp_path / "p.jsonl")
+    (line,) = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert line.count("word") == CHUNK_WORDS
