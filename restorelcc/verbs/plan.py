@@ -115,7 +115,9 @@ def _embedded(params: Params, dtype: torch.dtype) -> PreTrainedModel:
     from restorelcc.dense.pretrain import build_model
 
     with torch.device("meta"):
-        return build_model(params.dense.architecture, len(vocabulary(params.corpus.microworld))).to(dtype)
+        model = build_model(params.dense.architecture, len(vocabulary(params.corpus.microworld)))
+    torch.nn.Module.to(model, dtype)
+    return model
 
 
 def workload(params: Params, alias: str, layout: Layout, device: str) -> Workload:
