@@ -40,6 +40,10 @@ def drawings(results: Results) -> list[Figure]:
     return [figure for group in results.groups for figure in _of_group(group)]
 
 
+# What `_of_group` draws, where there is something to draw.
+KINDS = ("recovered", "tasks", "heads", "spectra", "layers")
+
+
 def _of_group(group: Group) -> Iterator[Figure]:
     def figure(kind: str, caption: str, drawing: draw.Draw | None, suffix: str = "") -> Iterator[Figure]:
         if drawing is not None:
@@ -96,9 +100,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         default=None,
     )
     own = [figure for figure in figures if figure.group == slug(group)]
-    by_kind: dict[str, list[Figure]] = {}
-    for figure in own:
-        by_kind.setdefault(figure.kind, []).append(figure)
+    by_kind = {kind: [figure for figure in own if figure.kind == kind] for kind in KINDS}
     return {
         "name": f"{group.model}, {group.pruning}",
         "slug": slug(group),

@@ -113,6 +113,18 @@ def test_a_missing_cell_is_named_in_every_form(layout: Layout, gone: int) -> Non
     assert name in console.export_text().replace("\n", "")
 
 
+def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Layout) -> None:
+    for cell in CELLS:
+        metrics = read_json(layout.metrics(cell))
+        if "recovered" in metrics:
+            metrics["recovered"] = {"mean": None, "ci95": None, "method": "paired bootstrap", "reason": "nothing lost"}
+            write_json(layout.metrics(cell), metrics)
+    run(CELLS, ReportConfig(), layout)
+    assert "No share of a loss can be given for this group." in _texts(layout)["report.html"]
+    run([cell for cell in CELLS if cell.head_ratio is None], ReportConfig(), layout)
+    assert "No restored model of this group has been evaluated." in _texts(layout)["report.html"]
+
+
 def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layout) -> None:
     run(CELLS, ReportConfig(), layout)
     before = _texts(layout)
