@@ -23,7 +23,8 @@ from benchmarks.random_llama import VOCABULARY, random_llama
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation, attached
 from restorelcc.core.response_loss import response_batch, response_loss
-from restorelcc.core.sites import SITES, site_linears
+from restorelcc.core.site_names import SITES
+from restorelcc.core.sites import site_linears
 from restorelcc.core.text import EncodedPair
 
 WIDTH, FFN, LAYERS, BATCH, LENGTH, RESPONSE, RATIO = 384, 1024, 5, 4, 128, 48, 0.25

@@ -19,7 +19,8 @@ from restorelcc.core.fit import checkpointed_blocks
 from restorelcc.core.fit_best import fit_best, training_json
 from restorelcc.core.fit_compensation import pairs_task
 from restorelcc.core.means import input_grams
-from restorelcc.core.sites import SiteName, site_linears, site_paths
+from restorelcc.core.site_names import SiteName
+from restorelcc.core.sites import site_linears, site_paths
 
 
 def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int, *, dora: bool = False) -> PeftModel:

@@ -18,7 +18,8 @@ from restorelcc.core.closed_form import removed_bias
 from restorelcc.core.fit_compensation import fit_compensation
 from restorelcc.core.heads import HeadLayout, chosen_count
 from restorelcc.core.means import mean_inputs
-from restorelcc.core.sites import SITES, SiteName, site_linears
+from restorelcc.core.site_names import SITES, SiteName
+from restorelcc.core.sites import site_linears
 from restorelcc.io.tensors import read_tensors
 
 

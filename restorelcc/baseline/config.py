@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from restorelcc.core.fit_config import FitConfig
-from restorelcc.core.sites import SITES, SiteName
+from restorelcc.core.site_names import SITES, SiteName
 
 
 class BaselineConfig(FitConfig):

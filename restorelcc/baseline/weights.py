@@ -11,7 +11,8 @@ from restorelcc.core.attached_weights import MaskedChange, MaskedLora, apply_cha
 from restorelcc.core.fit import checkpointed_blocks
 from restorelcc.core.fit_best import fit_best, training_json
 from restorelcc.core.fit_compensation import pairs_task
-from restorelcc.core.sites import SITES, site_linears
+from restorelcc.core.site_names import SITES
+from restorelcc.core.sites import site_linears
 
 
 def masked(inputs: Inputs) -> Recovered:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.section import Section
-from restorelcc.core.sites import SiteName
+from restorelcc.core.site_names import SiteName
 
 Part = Literal["beta", "bias"]
 

@@ -19,7 +19,8 @@ from restorelcc.core.distillation import Targets, dense_targets, distilled_loss
 from restorelcc.core.fit import Task
 from restorelcc.core.fit_compensation import Pairs, pairs_task
 from restorelcc.core.means import mean_inputs
-from restorelcc.core.sites import SiteName, site_linears
+from restorelcc.core.site_names import SiteName
+from restorelcc.core.sites import site_linears
 from restorelcc.core.text import batches_of_equal_length
 
 _TOKENS_AT_ONCE = 4096

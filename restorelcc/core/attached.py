@@ -17,7 +17,8 @@ from restorelcc.core.architectures import family_of, out_projections
 from restorelcc.core.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.core.fold import with_addition
 from restorelcc.core.heads import HeadLayout
-from restorelcc.core.sites import SITES, site_linears
+from restorelcc.core.site_names import SITES
+from restorelcc.core.sites import site_linears
 
 
 class HeadCompensation(nn.Module):

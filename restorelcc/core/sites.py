@@ -6,15 +6,12 @@ Letters: L layers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import Family, blocks_of, family_of, linear_of
-
-SiteName = Literal["q", "k", "v", "o", "gate", "up", "down"]
-SITES: tuple[SiteName, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+from restorelcc.core.site_names import SiteName
 
 
 def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:

@@ -18,7 +18,8 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.pruning import parse_pruning
-from restorelcc.core.sites import SITES, site_linears
+from restorelcc.core.site_names import SITES
+from restorelcc.core.sites import site_linears
 from restorelcc.evaluate.stage import run_baseline
 from restorelcc.io.baseline_folder import read_adapter
 from restorelcc.io.checkpoints import load_model

@@ -19,7 +19,8 @@ from restorelcc.core.components import main_component
 from restorelcc.core.distillation import dense_targets, distilled_loss, divergence
 from restorelcc.core.fold import fold
 from restorelcc.core.response_loss import response_batch, response_loss
-from restorelcc.core.sites import SITES, site_linears, site_paths
+from restorelcc.core.site_names import SITES
+from restorelcc.core.sites import site_linears, site_paths
 from restorelcc.evaluate.stage import run_restored
 from restorelcc.io.checkpoints import load_model
 from restorelcc.io.compensations import read_compensation

@@ -20,7 +20,8 @@ from restorelcc.core.fit import Fitted, Task, checkpointed_blocks, fit
 from restorelcc.core.fit_compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.response_loss import response_batch, response_loss
-from restorelcc.core.sites import SITES, site_linears
+from restorelcc.core.site_names import SITES
+from restorelcc.core.sites import site_linears
 from restorelcc.core.text import EncodedPair
 from restorelcc.io.corpus_tables import EXAMPLES
 from restorelcc.io.documents import read_json

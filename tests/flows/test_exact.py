@@ -61,7 +61,7 @@ def touch(path: str) -> Change:
     return lambda project: (project.folder / path).touch()
 
 
-TORCH = ("dense", "capture_dense", "evaluate_dense", *PER_PRUNING, *PER_RATIO)
+TORCH = ("corpus", "dense", "capture_dense", "evaluate_dense", *PER_PRUNING, *PER_RATIO)
 REPORT = {"report"}
 CHANGES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (lambda project: None, set()),
@@ -75,6 +75,11 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
     "extract": (param("extract.solver", "eigh"), cells("extract", "probe", *PER_RATIO) | REPORT),
     "probe": (param("probe.steps", 9), cells("probe", *PER_RATIO) | REPORT),
     "compensate": (param("compensate.epochs", 9), cells(*PER_RATIO) | REPORT),
+    "baseline": (param("baseline.rank", 3), set()),  # none in this grid
+    "a baseline more": (
+        param("grid.baseline", ["meanshift"]),
+        {f"{kind}@{m}-wanda-0.5-meanshift" for kind in ("baseline", "evaluate_baseline") for m in MODELS} | REPORT,
+    ),
     "evaluate": (
         param("evaluate.batch_size", 9),
         cells("evaluate_dense", "evaluate_pruned", "evaluate_restored") | REPORT,

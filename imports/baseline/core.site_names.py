@@ -1,0 +1,1 @@
+../../restorelcc/core/site_names.py
