@@ -189,7 +189,7 @@ def test_a_stage_that_fails_leaves_nothing_half_written(project: Project) -> Non
     )  # 7 does not divide any row
     assert "multiple of 7" in output
     assert {str(path): path.stat().st_mtime_ns for path in data.rglob("*")} == before
-    assert not list((project.folder / ".work").iterdir())
+    assert [path.name for path in (project.folder / ".work").iterdir() if path.name != "locks"] == []
 
 
 def test_a_second_run_from_nothing_is_byte_identical(project: Project, tmp_path: Path) -> None:
