@@ -20,8 +20,8 @@ from restorelcc.report.tables import (
 )
 
 
-def markdown(results: Results, config: ReportConfig) -> str:
-    """One chapter per model and pruning; missing cells first, notes and commands last."""
+def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
+    """One chapter per model and pruning; missing cells first, notes, seconds of the stages and commands last."""
     lines = [f"# {config.title}", ""]
     if results.missing:
         lines += [f"**{len(results.missing)} grid cells have not been evaluated:**", ""]
@@ -31,7 +31,7 @@ def markdown(results: Results, config: ReportConfig) -> str:
     note = comparison_note(results.rows)
     lines += [*([note, ""] if note else []), "## Notes", "", *(f"- {note}" for note in NOTES), ""]
     lines += ["## Provenance", "", *_table(task_facts(results.rows)), *_table(packages(results))]
-    lines += _table(artifacts(results))
+    lines += _table(artifacts(results)) + _table(stages)
     return "\n".join([*lines, "```sh", *commands(results), "```", ""])
 
 

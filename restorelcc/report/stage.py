@@ -20,16 +20,14 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
     Cells without metrics are named in all of them. Raises BadInput when no cell has any.
     """
     results = read_results(cells, layout)
-    figures = drawings(results)
+    figures, stages = drawings(results), stage_seconds(cells, layout)
     with published(layout, layout.report) as (folder,):
         for kind in ("svg", "png"):
             (folder / "figures" / kind).mkdir(parents=True)
         document = {"title": config.title, "decimals": config.decimals, "missing": results.missing}
-        write_json(folder / "results.json", document | {"rows": results.rows})
-        (folder / "report.md").write_text(markdown(results, config), encoding="utf-8")
-        (folder / "report.html").write_text(
-            page(results, figures, config, stage_seconds(cells, layout)), encoding="utf-8"
-        )
+        write_json(folder / "results.json", document | {"stages": stages, "rows": results.rows})
+        (folder / "report.md").write_text(markdown(results, config, stages), encoding="utf-8")
+        (folder / "report.html").write_text(page(results, figures, config, stages), encoding="utf-8")
         for figure in figures:
             for name, content in figure.files().items():
                 (folder / "figures" / name.rpartition(".")[2] / name).write_bytes(content)

@@ -125,6 +125,15 @@ def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Lay
     assert "No restored model of this group has been evaluated." in _texts(layout)["report.html"]
 
 
+def test_seconds_of_the_stages_that_ran_here_are_in_every_form(layout: Layout) -> None:
+    layout.logs.mkdir(parents=True)
+    write_json(layout.logs / "prune@x.json", {"stage": "prune", "cell": str(CELLS[1]), "seconds": 12.34})
+    run(CELLS, ReportConfig(), layout)
+    texts = _texts(layout)
+    assert "| prune | 1 | 12.3 | 12.3 |" in texts["report.md"]
+    assert "12.3" in texts["report.html"] and '"prune"' in texts["results.json"]
+
+
 def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layout) -> None:
     run(CELLS, ReportConfig(), layout)
     before = _texts(layout)
