@@ -57,6 +57,17 @@ class Compensation:
         """Layers with a compensated head."""
         return torch.nonzero(self.offset_LHD.flatten(1).any(dim=1)).flatten().tolist()
 
+    def head_offset(self, site: Site, family: Family, layout: HeadLayout) -> Tensor | None:
+        """c of a layer's heads, joined to [X], where the site is its out-projection; None where no head is chosen."""
+        if site.linear != family.out_proj or not self.offset_LHD[site.layer].any():
+            return None
+        return layout.join(self.offset_LHD[site.layer])
+
+    def reaches(self, site: Site, family: Family) -> bool:
+        """Whether the site's bias takes something up."""
+        heads = site.linear == family.out_proj and bool(self.offset_LHD[site.layer].any())
+        return heads or site in self.sites
+
     def linears(self, family: Family) -> list[str]:
         """Paths of the linears whose bias takes something up, in forward order."""
         touched = {site.linear for site in self.sites}

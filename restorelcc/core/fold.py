@@ -53,15 +53,12 @@ def fold(model: PreTrainedModel, compensation: Compensation | Tensor) -> None:
 def bias_additions(model: PreTrainedModel, compensation: Compensation) -> Iterator[tuple[Site, nn.Linear, Tensor]]:
     """(site, linear, addition [O] in float32) of every linear whose bias takes something up, in forward order."""
     family, layout = family_of(model), head_layout(model)
-    with_heads = set(compensation.head_layers())
     for layer, block in enumerate(blocks_of(model)):
         for path in family.linears:
             site = Site(layer, path)
-            linear = linear_of(block, path)
-            offset_X = None
-            if path == family.out_proj and layer in with_heads:
-                offset_X = layout.join(compensation.offset_LHD[layer])
-            if offset_X is not None or site in compensation.sites:
+            if compensation.reaches(site, family):
+                linear = linear_of(block, path)
+                offset_X = compensation.head_offset(site, family, layout)
                 yield site, linear, addition(linear.weight, offset_X, site, compensation.sites.get(site))
 
 

@@ -34,7 +34,7 @@ def planned_tensors(source: Source, route: Route) -> list[PlannedTensor]:
 
 def folded_names(source: Source, route: Route) -> list[str]:
     """Names of the biases that take something up."""
-    return [name for name, site in _biases(source, route) if _takes_up(source, route, site)]
+    return [name for name, site in _biases(source, route) if route.compensation.reaches(site, route.family)]
 
 
 def added_names(source: Source, route: Route) -> list[str]:
@@ -57,24 +57,17 @@ def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site]]:
             yield f"{source.family.blocks}.{layer}.{path}.bias", Site(layer, path)
 
 
-def _takes_up(source: Source, route: Route, site: Site) -> bool:
-    heads = site.linear == route.family.out_proj and site.layer in route.compensation.head_layers()
-    return heads or site in route.compensation.sites
-
-
 def _folds(source: Source, route: Route) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(name, content) of the biases that are not simply those of the source."""
     for name, site in _biases(source, route):
         weight, bias = source.stored[_weight_of(name)], source.stored.get(name)
-        if _takes_up(source, route, site):
+        if route.compensation.reaches(site, route.family):
             yield name, partial(_folded, source, route, site, weight, bias)
         elif bias is None:
             yield name, partial(torch.zeros, weight.shape[:1], dtype=weight.dtype)
 
 
 def _folded(source: Source, route: Route, site: Site, weight: StoredTensor, bias: StoredTensor | None) -> Tensor:
-    offset_X = None
-    if site.linear == route.family.out_proj and site.layer in route.compensation.head_layers():
-        offset_X = source.layout.join(route.compensation.offset_LHD[site.layer])
+    offset_X = route.compensation.head_offset(site, route.family, source.layout)
     taken_O = addition(weight.read(), offset_X, site, route.compensation.sites.get(site))
     return with_addition(None if bias is None else bias.read(), taken_O, (bias or weight).dtype)

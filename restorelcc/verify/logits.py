@@ -50,7 +50,7 @@ def probe_tokens(config: PretrainedConfig, seed: int = 0) -> list[list[int]]:
 def load_fresh(requests: list[tuple[Path, list[list[int]]]]) -> list[Loaded]:
     """Load each folder by plain AutoModelForCausalLM.from_pretrained in one fresh process and run it on the tokens.
 
-    Raises StageFailed with the process's last words when it fails.
+    Raises Violation with the process's last words when it fails.
     """
     with tempfile.TemporaryDirectory(prefix="restorelcc-fresh-") as scratch:
         places = [(Path(scratch) / f"{n}.safetensors", Path(scratch) / f"{n}.json") for n in range(len(requests))]

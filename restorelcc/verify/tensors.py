@@ -6,7 +6,6 @@ Letters: O output features, I input features, X = H*D.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,15 +82,10 @@ class Reference:
 
     def folded(self, bias: str) -> Tensor | None:
         """What the bias must be when its linear takes something up; None when it takes up nothing."""
-        site = self.site_of(bias)
-        if site is None:
+        site, compensation = self.site_of(bias), self.route.compensation
+        if site is None or not compensation.reaches(site, self.route.family):
             return None
-        compensation = self.route.compensation
-        offset_X = None
-        if site.linear == self.route.family.out_proj and site.layer in compensation.head_layers():
-            offset_X = self.layout.join(compensation.offset_LHD[site.layer])
-        if offset_X is None and site not in compensation.sites:
-            return None
+        offset_X = compensation.head_offset(site, self.route.family, self.layout)
         weight, own = self.stored[f"{bias.removesuffix('bias')}weight"], self.stored.get(bias)
         taken_O = addition(weight.read(), offset_X, site, compensation.sites.get(site))
         return with_addition(None if own is None else own.read(), taken_O, torch.float32)
@@ -138,12 +132,3 @@ def _check_folded(name: str, value_O: Tensor, wanted_O: Tensor) -> None:
     bound = 1e-5 * float(wanted_O.abs().max()) + rounding * wanted_O.abs()
     if value_O.shape != wanted_O.shape or bool(((value_O.float() - wanted_O).abs() > bound).any()):
         raise Violation(f"{name} is not what the compensation folds into it")
-
-
-def targeted(stored: Stored, family: Family) -> Iterator[str]:
-    """Names of the weights that pruning targets."""
-    for name in stored:
-        if re.fullmatch(
-            rf"{re.escape(family.blocks)}\.\d+\.({'|'.join(map(re.escape, family.linears))})\.weight", name
-        ):
-            yield name
