@@ -140,7 +140,7 @@ def probe(dense: Activations, pruned: Activations, components: Components, **set
     heldout_N = heldout_mask(pruned.question_LNX.shape[1], config.heldout_share, config.seed)
     scores = [
         probe_heads(question + component, positive, negative, heldout_N, steps=config.steps,
-                    learning_rate=config.learning_rate)
+                    learning_rate=config.learning_rate, solver=config.solver)
         for question, component, positive, negative in zip(
             pruned.heads(pruned.question_LNX), component_LHD, dense.heads(dense.positive_LNX),
             dense.heads(dense.negative_LNX), strict=True,
