@@ -102,7 +102,7 @@ def capture(
     *,
     responses: bool,
     max_tokens: int = 1024,
-    token_budget: int = 4096,
+    token_budget: int = 2048,
 ) -> Activations:
     """Head outputs on contrast tuples (columns question, positive, negative).
 
