@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.dag import Dag, Stage
-from flows.machines import subset, waves
+from flows.machines import waves
+from flows.model_job import subset
 from tests.flows.light import LightProject
 from tests.flows.servers import prefect_server, process
 

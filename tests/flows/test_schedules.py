@@ -50,17 +50,12 @@ def test_a_bad_sweep_is_one_sentence(project: LightProject, options: list[str], 
 def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     content = copy.params()
-    entry = content["models"]["tiny"]
-    content["models"] |= {"tiny-external": entry, "tiny": entry}
-    content["prune"]["external"] = {
-        "tiny": {"external-a": {"source": "x"}},
-        "tiny-external": {"a": {"source": "x"}, "external-a": {"source": "x"}},
-    }
-    content["prune"]["external"]["tiny"]["a"] = {"source": "x"}
-    content["grid"] |= {"model": ["tiny", "tiny-external"], "pruning": ["external-external-a", "external-a"]}
+    content["prune"]["external"] = {"tiny": {"a": {"source": "x"}, "a-masked": {"source": "x"}}}
+    content["grid"] |= {"pruning": ["external-a", "external-a-masked"], "baseline": ["lora", "masked-lora"]}
     copy.write_params(content)
-    done = copy.run(PYTHON, "-m", "flows.restore")
-    assert (done.code, "join to the same stage name twice" in done.text) == (2, True), done.text
+    for command in ((PYTHON, "-m", "flows.restore"), (PYTHON, "-m", "restorelcc", "check")):
+        done = copy.run(*command)
+        assert (done.code, "same stage name, 'tiny-external-a-masked-lora'" in done.text) == (2, True), done.text
     assert copy.executed() == []
 
 
@@ -198,7 +193,15 @@ def test_a_killed_worker_fails_visibly_or_goes_on_and_a_rerun_finishes(served: L
 
 
 @pytest.mark.workflow
-def test_serve_needs_a_server(project: LightProject) -> None:
-    environment = dict.fromkeys(("PREFECT_API_URL",), "")
-    done = project.run(PYTHON, "-m", "flows.serve", **environment)
-    assert (done.code, "PREFECT_API_URL is not set" in done.text) == (2, True), done.text
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "PREFECT_API_URL is not set: start `prefect server start`"),
+        (["--cron", "at noon"], "--cron 'at noon' is not a cron line"),
+        (["--timezone", "Nowhere"], "--timezone 'Nowhere' is unknown"),
+    ],
+)
+def test_serve_refuses_in_one_sentence(project: LightProject, options: list[str], sentence: str) -> None:
+    done = project.run(PYTHON, "-m", "flows.serve", *options, PREFECT_API_URL="")
+    assert (done.code, sentence in done.text) == (2, True), done.text
+    assert len(done.text.strip().splitlines()) == 1
