@@ -37,7 +37,7 @@ class LightProject:
         for name in ("restorelcc", "flows", "imports"):
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         self._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
-        content = yaml.safe_load((ROOT / "params.yaml").read_text())
+        content = self.shipped_params()
         names = ("tiny", "second", "third")[:models]
         content["models"] = dict.fromkeys(names, content["models"]["tiny"])
         content["grid"] |= {"model": list(names), "baseline": []} | (grid or {})
@@ -46,10 +46,18 @@ class LightProject:
         self.sh("dvc", "init", "--quiet")
         self.commit("start")
 
+    def shipped_params(self) -> dict[str, Any]:
+        """What params.yaml starts from, before the grid is put into it."""
+        return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+    def command(self, log: Path) -> str:
+        """The shell script that stands in for `restorelcc`."""
+        return f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN} "$@"\n'
+
     def _prepare(self, bin_folder: Path, log: Path) -> None:
         bin_folder.mkdir(exist_ok=True)
         command = bin_folder / "restorelcc"
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN} "$@"\n')
+        command.write_text(self.command(log))
         command.chmod(0o755)
         self.log = log
         self.environment = {
@@ -72,7 +80,7 @@ class LightProject:
 
     def clone(self, folder: Path) -> LightProject:
         """A second person's clone of what is committed, with a log of its own."""
-        other = object.__new__(LightProject)
+        other = object.__new__(type(self))
         other.folder = folder
         self.sh("git", "clone", "--quiet", str(self.folder), str(folder))
         other._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
@@ -80,7 +88,7 @@ class LightProject:
 
     def copy(self, folder: Path) -> LightProject:
         """The folder as it is, artifacts and DVC cache too, with a log of its own."""
-        other = object.__new__(LightProject)
+        other = object.__new__(type(self))
         other.folder = folder
         shutil.copytree(self.folder, folder, symlinks=True)
         other._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
