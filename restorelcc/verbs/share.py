@@ -112,15 +112,15 @@ def restore_from_cache(
     with _repo(root) as repo, lock_repo(repo):
         repo.config["core"]["remote"] = remote
         for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
-            needs = {needed.addressing for needed in repo.index.graph.successors(stage)}
+            needs = {needed.name for needed in repo.index.graph.successors(stage)}
             if needs.intersection(missing):
-                missing.append(stage.addressing)
-            elif (only is None or stage.addressing in only) and stage.changed():
+                missing.append(stage.name)
+            elif (only is None or stage.name in only) and stage.changed():
                 try:
                     _restore(repo, stage, download)
                     restored += 1
                 except RunCacheNotFoundError:
-                    missing.append(stage.addressing)
+                    missing.append(stage.name)
     return restored, missing
 
 

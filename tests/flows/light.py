@@ -67,6 +67,7 @@ class LightProject:
             "RESTORELCC_BIN": str(bin_folder),
             "RESTORELCC_GATES": str(bin_folder / "gates"),
             "STANDIN_LOG": str(log),
+            "STANDIN_PACKAGES": str(Path(yaml.__file__).parents[1]),
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(bin_folder / "site"),
             "PYTHONPATH": str(self.folder),
@@ -144,7 +145,7 @@ class LightProject:
         self.sh("git", "commit", "--quiet", "--message", message)
 
     def params(self) -> dict[str, Any]:
-        return json.loads((self.folder / "params.yaml").read_text())
+        return yaml.safe_load((self.folder / "params.yaml").read_text())
 
     def write_params(self, content: dict[str, Any]) -> None:
         """As JSON, which is YAML too and which the stand-in can read."""

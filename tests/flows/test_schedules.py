@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.flows.light import LightProject
 from tests.flows.servers import prefect_server, process, wait_for
@@ -163,32 +166,70 @@ def test_a_cron_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_p
         run = next(run for run in runs(served) if run["state_type"] == "RUNNING")
         served.sh(PREFECT, "flow-run", "cancel", run["id"])
         wait_for(lambda: not alive(pid), "the stage to end", 120)
-        clone = served.folder / ".work/sweeps/nightly"
-        wait_for(lambda: not [line for line in left_behind(served) if str(clone) in line], "its processes to end", 60)
-        wait_for(
-            lambda: (
-                post(served, "/flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})[0]["state_type"]
-                == "CANCELLED"
-            ),
-            "the run to be cancelled",
-            120,
-        )
+        clone = str(served.folder / ".work/sweeps/nightly")
+        wait_for(lambda: clone not in "".join(left_behind(served).values()), "its processes to end", 60)
+        assert wait_for(lambda: ended(served, run["id"]), "the run to be cancelled", 120) == "CANCELLED"
+
+
+def ended(project: LightProject, run: str) -> str | None:
+    """The type of a run's state, once it is a final one."""
+    kind = post(project, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]["state_type"]
+    return kind if kind in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def begun(project: LightProject) -> str:
+    """Have the worker run the grid; the run's id, once one of its stages executes."""
+    before = len(project.executed())
+    project.sh(PREFECT, "deployment", "run", "restore/now")
+    wait_for(lambda: len(project.executed()) > before, "a stage to run")
+    return next(run["id"] for run in runs(project) if run["state_type"] == "RUNNING")
+
+
+WORKER = (PREFECT, "worker", "start", "--pool", "restorelcc")
 
 
 @pytest.mark.workflow
-def test_a_killed_worker_fails_visibly_or_goes_on_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
+def test_a_killed_worker_leaves_a_run_that_ends_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
     served.set("probe.steps", 78)
+    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "8"}) as worker:
+        run = begun(served)
+        worker.kill()
+        worker.wait()
+        with process(*WORKER, log=tmp_path / "again.log", **served.environment):
+            wait_for(lambda: ended(served, run), "the run to end")
+            served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
+    assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
+    assert served.repro() == []
+    assert len(served.executed()) == len(set(served.executed())) or ended(served, run) != "COMPLETED"
+
+
+@pytest.mark.workflow
+def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_missing(
+    served: LightProject, tmp_path: Path
+) -> None:
+    """kill -9 of everything at once. Heartbeats and the time without one are shorter than the shipped ones."""
+    automations = yaml.safe_load((served.folder / "flows/automations.yaml").read_text())
+    automations["automations"][0]["trigger"]["within"] = 40
+    (tmp_path / "automations.yaml").write_text(json.dumps(automations))
+    served.sh(PREFECT, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
+    served.set("probe.steps", 79)
+    slow = served.environment | {"STANDIN_SECONDS": "600", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with process(*WORKER, log=tmp_path / "worker.log", **slow) as worker:
+        run = begun(served)
+        stage = served.events()[-1][2]
+        worker.kill()
+        for pid, line in left_behind(served).items():
+            if "prefect" in line:
+                os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not alive(stage), "the stage to end with its flow", 60)
+    assert not ended(served, run), "nobody could tell the server"
+    assert wait_for(lambda: ended(served, run), "the run to be marked") == "CRASHED"
     before = len(served.executed())
-    worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
-    slow = served.environment | {"STANDIN_SECONDS": "20"}
-    with process(*worker, log=tmp_path / "worker.log", **slow) as killed:
-        served.sh(PREFECT, "deployment", "run", "restore/now")
-        started_pid = int(str(wait_for(lambda: len(served.executed()) > before and served.events()[-1][2], "a stage")))
-        killed.kill()
-        killed.wait()
-    wait_for(lambda: not alive(started_pid), "the stage to end with its flow", 120)
-    with process(*worker, log=tmp_path / "again.log", **served.environment):
+    with process(*WORKER, log=tmp_path / "again.log", **served.environment):
         served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
+    assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
+    kinds = [name.partition("@")[0] for name in served.executed()[before:]]
+    assert sorted(kinds) == ["compensate", "evaluate_restored", "probe", "report"]
     assert served.repro() == []
 
 
