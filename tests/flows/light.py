@@ -166,6 +166,10 @@ class LightProject:
         data = self.folder / "data"
         return {str(path.relative_to(data)): path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()}
 
+    def results(self) -> dict[str, object]:
+        """What must be the same however the grid is run."""
+        return dict(self.artifacts())
+
 
 def _event(line: str) -> tuple[str, str, int, float]:
     what, name, pid, time = line.split(" ")

@@ -51,13 +51,15 @@ def deployed(project: LightProject, server: dict[str, str]) -> None:
 
 @pytest.mark.workflow
 def test_repro_flow_dask_and_two_machines_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path) -> None:
-    first = LightProject(tmp_path / "repro", GRID, models=3)
-    others = [first.copy(tmp_path / name) for name in ("flow", "dask", "machines")]
+    four_ways(LightProject(tmp_path / "repro", GRID, models=3), tmp_path)
+
+
+def four_ways(first: LightProject, tmp_path: Path) -> None:
+    """A 3 x 2 x 3 grid by `dvc repro`, the flow, two Dask workers, and two workers with clones of their own."""
+    flow, dask, machines = others = [first.copy(tmp_path / name) for name in ("flow", "dask", "machines")]
     first.repro()
     assert set(Counter(first.executed()).values()) == {1}
     assert len(first.executed()) == NODES
-
-    flow, dask, machines = others
     done = flow.run(PYTHON, "-m", "flows.restore", "--parallel", "4", timeout=1800)
     assert done.code == 0, done.text[-3000:]
     done = dask.run(PYTHON, "-m", "flows.restore", "--dask", "2", timeout=1800)
@@ -65,20 +67,17 @@ def test_repro_flow_dask_and_two_machines_run_every_stage_once_and_give_the_same
     on_machines(machines, tmp_path)
     for project in others:
         assert sorted(project.executed()) == sorted(first.executed()), project.folder.name
-    report, metrics = first.artifacts()["report/content.txt"], _metrics(first)
-    for project in (flow, dask):
-        assert project.artifacts() == first.artifacts()
-    assert machines.artifacts()["report/content.txt"] == report
-    assert _metrics(machines) == metrics
+    expected = first.results()
+    assert flow.results() == expected
+    assert dask.results() == expected
+    on_head = machines.results()
+    assert {name for name in expected if name.startswith(("metrics/", "report/"))} == on_head.keys()
+    assert on_head == {name: expected[name] for name in on_head}
 
     fresh = machines.clone(tmp_path / "fresh")
     assert fresh.restorelcc("pull").code == 0
     assert fresh.repro() == []
-    assert fresh.artifacts() == first.artifacts()
-
-
-def _metrics(project: LightProject) -> dict[str, bytes]:
-    return {name: content for name, content in project.artifacts().items() if name.startswith("metrics/")}
+    assert fresh.results() == expected
 
 
 def on_machines(project: LightProject, folder: Path) -> None:

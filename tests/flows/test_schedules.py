@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.sweep import check_sweep
+from restorelcc.core.errors import BadInput
 from tests.flows.light import LightProject
 from tests.flows.servers import prefect_server, process, wait_for
 from tests.flows.test_machines import deployed
@@ -24,13 +26,16 @@ PREFECT = str(Path(PYTHON).parent / "prefect")
 SWEEP = (PYTHON, "-m", "flows.sweep")
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}
 
-BAD = [
-    (["--model", "tinny"], "'tinny' is unknown: did you mean 'tiny'"),
-    (["--pruning", "wanda-2of1"], "N must be at least 1 and less than M"),
-    (["--head-ratio", "0"], "grid.head_ratio has 0"),
-    (["--head-ratio", "0.1", "--head-ratio", "0.1"], "grid.head_ratio has 0.1 twice"),
-    (["--name", "a b"], "the sweep's name is 'a b'"),
-    (["--revision", "nowhere"], "has no commit 'nowhere'"),
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"model": ["tinny"]}, "'tinny' is unknown: did you mean 'tiny'"),
+    ({"model": []}, "the sweep's axis model is empty"),
+    ({"pruning": ["wanda-2of1"]}, "N must be at least 1 and less than M"),
+    ({"head_ratio": [0]}, "grid.head_ratio has 0"),
+    ({"head_ratio": []}, "the sweep's axis head_ratio is empty"),
+    ({"head_ratio": [0.1, 0.1]}, "grid.head_ratio has 0.1 twice"),
+    ({"baseline": ["lroa"]}, "did you mean 'lora'"),
+    ({"name": "a b"}, "the sweep's name is 'a b'"),
+    ({"revision": "nowhere"}, "has no commit 'nowhere'"),
 ]
 
 
@@ -40,13 +45,25 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize(("options", "sentence"), BAD)
-def test_a_bad_sweep_is_one_sentence(project: LightProject, options: list[str], sentence: str) -> None:
-    done = project.run(*SWEEP, *options)
-    assert (done.code, sentence in done.text) == (2, True), done.text
+@pytest.mark.parametrize(("given", "sentence"), BAD)
+def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any], sentence: str) -> None:
+    grid = {axis: given.get(axis) for axis in ("model", "pruning", "head_ratio", "baseline")}
+    with pytest.raises(BadInput) as caught:
+        check_sweep(project.folder, grid, given.get("name", "sweep"), given.get("revision", "HEAD"))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.workflow
+def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("models.new", copy.params()["models"]["tiny"])
+    done = copy.run(*SWEEP, "--model", "new")
+    assert (done.code, "'new' is unknown" in done.text) == (2, True), done.text
+    assert "a sweep runs what is committed: HEAD is " in done.text
     assert len(done.text.strip().splitlines()) == 1
-    assert project.executed() == []
-    assert not (project.folder / ".work/sweeps").exists()
+    assert copy.executed() == []
+    assert not (copy.folder / ".work/sweeps").exists()
 
 
 @pytest.mark.workflow
