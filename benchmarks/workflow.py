@@ -8,6 +8,7 @@ by grid size; what a stage costs beyond its own work, by runner; and how much so
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -27,6 +28,7 @@ from restorelcc.workflow.lockfile import merge
 from tests.flows.light import LightProject
 
 SIZES = {12: (3, 4), 50: (5, 10), 200: (10, 20)}  # cells: prunings x head ratios
+SMALL = (2, 3)
 PARALLEL = 2
 SECONDS = 3.0  # of every stage, where the speed-up is measured
 NOOP_SECONDS, STAGE_SECONDS = 3.0, 1.5  # goals
@@ -61,7 +63,7 @@ def computed(project: LightProject) -> int:
             stage.save()
             stage.commit()
             entries[stage.addressing] = to_single_stage_lockfile(stage)
-    merge(project.folder, entries)
+    merge(project.folder, json.loads(json.dumps(entries)))  # plain dictionaries of DVC's ordered ones
     return len(entries)
 
 
@@ -92,7 +94,7 @@ def overhead(folder: Path) -> str:
     """What a stage costs beyond its own work: a grid of stages that take none, less a run that has nothing to do."""
     rows = []
     for name, command in RUNNERS.items():
-        project = LightProject(folder / name.replace(" ", "-"), grid(*SIZES[12]))
+        project = LightProject(folder / name.replace(" ", "-"), grid(*SMALL))
         idle = LightProject(folder / f"{name}-idle".replace(" ", "-"), grid(1, 1))
         computed(idle)
         start = seconds(idle, *command)
@@ -108,7 +110,7 @@ def speed(folder: Path) -> str:
     """The flow against `dvc repro` where stages take time, which sleeping stages do without taking a core."""
     times = {}
     for name in ("dvc repro", f"flow, {PARALLEL} at once"):
-        project = LightProject(folder / f"speed-{name}".replace(" ", "-"), grid(2, 3))
+        project = LightProject(folder / f"speed-{name}".replace(" ", "-"), grid(*SMALL))
         times[name] = seconds(project, *RUNNERS[name], STANDIN_SECONDS=str(SECONDS))
         stages = len(project.executed())
     repro, flow = times.values()
@@ -129,7 +131,7 @@ def measured() -> str:
 DESCRIPTIONS = {
     "noop": "Everything is computed, nothing has changed; median of three runs. A cell is a pruning with a head ratio, "
     "of one model; a flow starts and ends a Prefect server of its own.",
-    "overhead": "12 cells whose stages take no time, less a run of one cell that has nothing to do, by the stages.",
+    "overhead": "Six cells whose stages take no time, less a run of one cell that has nothing to do, by the stages.",
     "speed": "Stages that wait, and so leave the cores to the runners.",
 }
 PARTS = {

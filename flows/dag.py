@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.gates import CPU, GPU, visible_gpus
 from restorelcc.core.errors import BadInput
@@ -65,7 +66,7 @@ def read_dag(root: Path, params: Params) -> Dag:
     return Dag(stages, tuple(([healed] if healed else []) + left))
 
 
-def _changed(repo: object) -> set[str] | None:
+def _changed(repo: Any) -> set[str] | None:
     """Names of changed stages; None where DVC cannot tell, because a stage is running."""
     from dvc.exceptions import DvcException
 
@@ -75,7 +76,7 @@ def _changed(repo: object) -> set[str] | None:
         return None
 
 
-def _ordered(graph: object, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:
+def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:
     """Edges of DVC's graph point from a stage to what it needs. Its `addressing` depends on the working folder."""
     import networkx
 

@@ -28,6 +28,7 @@ from flows.model_job import published_lock, subset
 from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
 from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.params import load_params
 from restorelcc.workflow.lockfile import merge
 from restorelcc.workflow.remotes import check_remote, dvc, remote_name
 
@@ -63,7 +64,7 @@ def run_machines(
     root: Path, job: dict[str, Any], remote: str | None, deployment: str, hours: float, commit: bool
 ) -> State:
     """The body of the flow. Raises BadInput and StageFailed."""
-    name, dag = check_machines(root, remote)
+    dag, name = plan(root), check_machines(root, remote)
     _check_deployment(deployment)
     slots = local_slots(job["parallel"])
     shared, per_model, rest = waves(dag)
@@ -106,18 +107,18 @@ def waves(dag: Dag) -> tuple[set[str], dict[str, set[str]], set[str]]:
     return shared, per_model, {stage.name for stage in dag.stages} - owned - shared
 
 
-def check_machines(root: Path, remote: str | None) -> tuple[str, Dag]:
-    """Remote's name and DAG, once all that can be refused is checked: what is committed is what workers run."""
+def check_machines(root: Path, remote: str | None) -> str:
+    """The remote's name, once what can be refused is checked: what is committed is what workers run."""
     from dvc.repo import Repo
 
+    load_params(root / "params.yaml")
     committed_revision(root)
-    dag = plan(root)
     if changed := git(root, "status", "--porcelain", "--", *_CODE):
         raise BadInput(f"{changed.split()[-1]} is not committed, and workers run what is committed: commit it first")
     with Repo(str(root), _wait_for_lock=True) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
-    return name, dag
+    return name
 
 
 def _check_deployment(name: str) -> None:

@@ -47,8 +47,6 @@ def restore(parallel: int | None = None, gpus: int | None = None) -> State:
 def run_grid(root: Path, slots: dict[str, int]) -> State:
     """The body of a flow over the grid in `root`: its final state says how many stages did what. Raises BadInput."""
     dag = plan(root)
-    for note in dag.notes:
-        get_run_logger().info(note)
     state = run_stages(dag, root, slots)
     if state.is_completed():
         publish_report(root)
@@ -72,11 +70,13 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
 
 
 def plan(root: Path) -> Dag:
-    """The stages, after everything that can be refused has been checked. Raises BadInput."""
+    """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
     params = load_params(root / "params.yaml")
     changed = write_versions(root) if (root / "versions.json").is_file() else []
     dag = read_dag(root, params)
-    return Dag(dag.stages, (*changed, *dag.notes))
+    for note in (*changed, *dag.notes):
+        get_run_logger().info(note)
+    return dag
 
 
 def _submit_and_wait(dag: Dag, root: Path, slots: dict[str, int]) -> list[StageResult]:
@@ -167,7 +167,7 @@ def main(
     dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
 ) -> None:
     """Run the grid in params.yaml."""
-    plan(ROOT)  # bad input ends here, in a second, before any server starts
+    load_params(ROOT / "params.yaml")  # bad input ends here, before any server starts
     raise SystemExit(run_here(restore.with_options(task_runner=runner_for(dask)), parallel=parallel, gpus=gpus))
 
 

@@ -15,10 +15,11 @@ from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL
 
 from flows import ROOT
-from flows.restore import command_line, plan, restore
+from flows.restore import command_line, restore
 from flows.server import require_server
 from flows.sweep import sweep
 from restorelcc.core.errors import BadInput
+from restorelcc.params import load_params
 
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
@@ -36,7 +37,7 @@ def main(
             "then export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     require_server(url)
-    plan(ROOT)
+    load_params(ROOT / "params.yaml")
     serve(
         restore.to_deployment("now", concurrency_limit=ONE_AT_A_TIME),
         sweep.to_deployment(

@@ -107,7 +107,7 @@ class LightProject:
             text=True,
         )
 
-    def run(self, *command: str, timeout: float = 600, **environment: str) -> Done:
+    def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
         process = self.start(*command, **environment)
         try:
             text, _ = process.communicate(timeout=timeout)
