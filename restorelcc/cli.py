@@ -99,22 +99,12 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
     verb = STAGES[name]
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
-    _check_processes(name)
     check_versions(layout.root)
     with stage_running(layout, name, cell):
         stage = _imported(verb)
         stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
     if is_first_process():
         write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
-
-
-def _check_processes(stage: str) -> None:
-    """Raises BadInput for a stage that several processes cannot work on together."""
-    if process_count() > 1 and stage not in TOGETHER:
-        raise BadInput(
-            f"{stage} runs in one process, and {process_count()} were launched: several work together on "
-            f"{' and '.join(TOGETHER)} only"
-        )
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -124,6 +114,15 @@ def _imported(verb: Verb) -> Callable[..., None]:
     gc.freeze()
     gc.enable()
     return function
+
+
+@app.callback()
+def _check_processes(context: typer.Context) -> None:
+    if process_count() > 1 and context.invoked_subcommand not in TOGETHER:
+        raise BadInput(
+            f"{context.invoked_subcommand} runs in one process, and {process_count()} were launched: several work "
+            f"together on {' and '.join(TOGETHER)} only"
+        )
 
 
 def _add_verb(name: str, verb: Verb) -> None:
