@@ -16,6 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.processes import process_count
+from restorelcc.core.runtime import pick_device, pick_dtype
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.hub import Repository, fetch_model
 
@@ -72,6 +74,16 @@ def spread_of(entry: ModelEntry, offload: Path | None = None) -> Spread | None:
     return Spread(entry.device_map, limits, offload)
 
 
+def load_entry(folder: Path, entry: ModelEntry, *, offload: Path | None = None) -> PreTrainedModel:
+    """`load_model` in the dtype and on the devices of an entry of `models`; of several processes each has one device.
+
+    offload: where weights that fit no device may lie; without it all have to fit.
+    """
+    device = pick_device(entry.device)
+    spread = spread_of(entry, offload) if process_count() == 1 else None
+    return load_model(folder, pick_dtype(entry.dtype, device), device, spread=spread)
+
+
 def load_model(
     folder: Path, dtype: torch.dtype, device: torch.device, *, spread: Spread | None = None
 ) -> PreTrainedModel:
@@ -115,13 +127,14 @@ def _placement(spread: Spread | None) -> tuple[dict[str, Any], tempfile.Temporar
 
 
 def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
-    """Raises BadInput when weights are on disk where they may not be, or the embeddings are (inputs have to go to where
-    they are)."""
+    """Raises BadInput when weights are in main memory or on disk where they may not be, or the embeddings are (inputs
+    have to go to where they are)."""
     absent = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if absent and spread.offload is None:
         raise BadInput(
-            f"the model does not fit into models.<name>.max_memory without the disk ({absent[0]} is left over), and "
-            "this stage needs all its weights at hand: raise max_memory or use more devices"
+            f"the model does not fit into the devices that models.<name>.max_memory leaves it ({absent[0]} is left "
+            "over), and this stage needs all its weights at hand: raise max_memory, use more devices, or start several "
+            "processes that share the weights (docs/models.md)"
         )
     if model.get_input_embeddings().weight.device.type == "meta":
         raise BadInput(

@@ -50,7 +50,7 @@ def plan(
 def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
     """{model, shapes, device, stages: [{stage, pruning, runs, memory, disk, seconds}]} in bytes and seconds."""
     from restorelcc.core.runtime import pick_device, pick_dtype
-    from restorelcc.verbs.plan_costs import EFFICIENCY, LIBRARIES, MIB, shapes_of
+    from restorelcc.verbs.plan_costs import EFFICIENCY, LIBRARIES, MIB, needs_model, shapes_of
     from restorelcc.verbs.plan_rate import matmul_rate
 
     alias = cells[0].model
@@ -60,12 +60,13 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
     network, stored = config_model(params, alias, layout, dtype)
     shapes, work = shapes_of(network), workload(params, alias, layout, device.type)
     rate = EFFICIENCY * matmul_rate(device, dtype)
+    off_gpu = () if needs_model(params.section(alias, "probe")) else ("probe",)
     stages = []
     for stage, pruning, runs, cost in _costs(params, cells, network, shapes, work, dtype, stored):
         libraries = LIBRARIES[stage.split("_")[0]]
         seconds = runs * (cost.seconds / rate + 5)  # a stage is a process, which takes seconds to start
         # On a GPU the model is there, and what lies beside it on the host is the libraries with the GPU's own.
-        on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", "probe")
+        on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", *off_gpu)
         memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})
         stages[-1]["seconds"] = round(seconds)
@@ -182,7 +183,7 @@ def _costs(
             ("prune", 1, costs.prune_cost(network, shapes, pruning, config, dtype, stored)),
             ("capture_pruned", 1, costs.capture_cost(shapes, work, size, responses=False)),
             ("extract", 1, costs.extract_cost(shapes, work)),
-            ("probe", 1, costs.probe_cost(shapes, work, probe.steps)),
+            ("probe", 1, costs.probe_cost(shapes, work, probe, size)),
             ("evaluate_pruned", 1, evaluate),
             ("compensate", ratios, costs.compensate_cost(shapes, work, size)),
             ("evaluate_restored", ratios, evaluate),

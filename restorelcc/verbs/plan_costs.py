@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.core.pruning import Pruning
+from restorelcc.probe.config import ProbeConfig
 from restorelcc.prune.budget import memory_budget
 from restorelcc.prune.config import PruneConfig
 
@@ -153,11 +154,25 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
     return Cost(memory=5 * layer + 2 * directions, disk=directions, seconds=flops)
 
 
-def probe_cost(shapes: Shapes, work: Workload, steps: int) -> Cost:
-    """A layer's samples of four roles, put together twice; every step reads them all."""
+def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
+    """A layer's samples of four roles, put together twice, read in every step; and for the scores that need the pruned
+    model its weights, and what a backward pass through all blocks keeps of a batch with the logits of every token."""
     layer = work.samples * shapes.joined * _FLOAT32
-    flops = shapes.layers * steps * 4 * 2 * work.samples * shapes.joined * 2
-    return Cost(memory=10 * layer, disk=64 * shapes.layers * shapes.heads, seconds=flops)
+    memory, flops = 10 * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
+    samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
+    forward = shapes.forward_flops(samples * length, length, head=True)
+    if needs_model(config):
+        batch = int(min(samples * length, max(config.token_budget, length)))
+        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.scores else shapes.live(batch, size)
+        memory = max(memory, shapes.parameters * size + kept + 2 * batch * shapes.vocabulary * size)
+    flops += 2 * forward * ("gradient" in config.scores)
+    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.scores)
+    return Cost(memory=memory, disk=64 * shapes.layers * shapes.heads, seconds=flops)
+
+
+def needs_model(config: ProbeConfig) -> bool:
+    """Whether the probe loads the pruned model, beside the activations."""
+    return bool({"gradient", "causal"} & set(config.scores))
 
 
 def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
