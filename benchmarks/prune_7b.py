@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.prune_memory import peak_memory
-from benchmarks.sections import measured_on, table, write_section
+from benchmarks.results import measured_on, table, write_section
 
 SEQUENCES, LENGTH, GIB = 8, 256, 2**30
 

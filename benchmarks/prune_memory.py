@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sections import measured_on, table, write_section
+from benchmarks.results import measured_on, table, write_section
 
 WIDTH, FFN, SEQUENCES, LENGTH = 1024, 2816, 8, 256
 POSITIONS = {"random": 2048, "long": 131_072}  # by name of the model
