@@ -152,8 +152,8 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
 
 
 def _text_tokens(corpus: Path) -> tuple[int, int, int]:
-    """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that is
-    written, else a guess."""
+    """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that
+    is written, else a guess."""
     from restorelcc.io.corpus_tables import EXAMPLES
     from restorelcc.io.pairs import TRAIN
     from restorelcc.io.tables import read_table, read_texts
