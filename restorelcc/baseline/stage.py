@@ -56,7 +56,7 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
     result = METHODS[name](Inputs(cell, config, model, layout, states))
     if not is_first_process():
         return
-    document = {"baseline": name, "what": BASELINES[name], "parents": parents}
+    document = {"baseline": name, "what": BASELINES[name].does, "parents": parents}
     with published(layout, layout.baseline(cell)) as (folder,):
         folder.mkdir()
         document |= _write(folder, result, cell, layout, parents)

@@ -91,7 +91,7 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
     expect_digest(f"the baseline in {folder} was made for another pruned model", recorded, found)
     others = [Cell(cell.model), Cell(cell.model, cell.pruning)]
 
-    def measured(variant: str | None = None) -> Evaluation:
+    def loaded(variant: str | None = None) -> tuple[Evaluation, cost.Biases | None]:
         checkpoint = folder / MODEL if document["kind"] == "checkpoint" else layout.pruned(cell)
         beside = document["kind"] == "adapter"
         evaluation, before = Evaluation(cell, config, model, layout, checkpoint, at_hand=beside), None
@@ -99,18 +99,21 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
             before = evaluation.restore(folder / COMPENSATION)
         if beside:
             evaluation.adapt(folder / ADAPTER, variant)
-        evaluation.measure(before)
-        evaluation.compare_with(others)
-        return evaluation
+        return evaluation, before
 
-    evaluation = measured()
+    def merged(variant: str) -> dict[str, Any]:
+        evaluation, _ = loaded(variant)
+        evaluation.measure_quality()
+        evaluation.compare_with(others)
+        kept = ("tasks", "mean", "perplexity", "bits_per_byte", "sparsity", "recovered")
+        return {name: evaluation.metrics[name] for name in kept if name in evaluation.metrics}
+
+    evaluation, before = loaded()
+    evaluation.measure(before)
+    evaluation.compare_with(others)
     evaluation.metrics["params_trained"] = document["params_trained"]
     if document["kind"] == "adapter":
-        kept = ("tasks", "mean", "perplexity", "sparsity", "recovered")
-        merged = {variant: measured(variant).metrics for variant in MERGED}
-        evaluation.metrics["variants"] = {
-            variant: {name: metrics[name] for name in kept if name in metrics} for variant, metrics in merged.items()
-        }
+        evaluation.metrics["variants"] = {variant: merged(variant) for variant in MERGED}
     evaluation.write()
 
 
@@ -176,7 +179,16 @@ class Evaluation:
         self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
 
     def measure(self, before: cost.Biases | None = None) -> None:
-        """Tasks, perplexity, continuations and latency. before: biases of the model before it was restored."""
+        """Quality, continuations and latency. before: biases of the model before it was restored."""
+        self.measure_quality()
+        seconds, started = self.details["seconds"], time.perf_counter()
+        self._check_generation()
+        seconds["generation"], started = time.perf_counter() - started, time.perf_counter()
+        self.details["latency"] = cost.latency(self.network, self._latency_batch(), before)
+        seconds["latency"] = time.perf_counter() - started
+
+    def measure_quality(self) -> None:
+        """Tasks, perplexity and sparsity: what does not depend on the machine's speed, nor on another model."""
         config, seconds = self.config, self.details["seconds"]
         started = time.perf_counter()
         results = run_harness(
@@ -193,13 +205,8 @@ class Evaluation:
         self.metrics["mean"] = sum(task["value"] for task in tasks.values()) / len(tasks) if tasks else None
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
         self._measure_perplexity()
-        seconds["perplexity"], started = time.perf_counter() - started, time.perf_counter()
-        self._check_generation()
-        seconds["generation"], started = time.perf_counter() - started, time.perf_counter()
+        seconds["perplexity"] = time.perf_counter() - started
         self.metrics["sparsity"] = cost.sparsity_of(self.network)
-        tokens_BT = self._latency_batch()
-        self.details["latency"] = cost.latency(self.network, tokens_BT, before)
-        seconds["latency"] = time.perf_counter() - started
 
     def _measure_perplexity(self) -> None:
         model, tokenizer, texts = self.network, self.tokenizer, self.texts
