@@ -95,6 +95,7 @@ def peaks(name: str, folder: Path, stages: tuple[str, ...] = STAGES) -> Iterator
     """Run the chain of one model, stage by stage, and compare."""
     folder.mkdir(parents=True, exist_ok=True)
     model = PROJECTS[name](folder)
+    measured_peak(folder, "corpus", model)  # the plan goes by the texts that are there
     planned = planned_peaks(folder, model)
     for stage in stages:
         for before in BEFORE.get(stage, ()):

@@ -34,17 +34,17 @@ def write_reference(folder: Path, source: str, revision: str, files: dict[str, s
     write_json(folder / REFERENCE, content if files is None else content | {"files": files})
 
 
-def local_folder(folder: Path) -> Path:
+def local_folder(folder: Path, key: str | None = None) -> Path:
     """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
 
-    Raises BadInput or StageFailed when the hub does not give it.
+    Raises BadInput or StageFailed when the hub does not give it, naming `key`, or else the folder.
     """
     if (folder / REFERENCE).is_file():
         reference = read_json(folder / REFERENCE)
         source, commit = reference["source"], reference["revision"]
         if reference.get("files") is None:
             return _existing(Path(source), folder)
-        return fetch_model(Repository(str(folder), source), commit)
+        return fetch_model(Repository(key or str(folder), source), commit)
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
     return folder

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.core.pruning import Pruning
+from restorelcc.evaluate.batches import first_budget
 from restorelcc.probe.config import ProbeConfig
 from restorelcc.prune.budget import memory_budget
 from restorelcc.prune.config import PruneConfig
@@ -33,7 +34,9 @@ LIBRARIES = {
     "evaluate": 560 * MIB,
 }
 EFFICIENCY = 0.5  # share of the measured matmul rate that a whole forward reaches
-MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be counted
+MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be measured
+HELDOUT_TOKENS = 300_000  # the same of the held-out texts
+CHARACTERS = 4  # of a token, on average
 TASK_REQUESTS = {"paper-7": 60_000}  # choices scored, all items of a preset; of another task a guess
 OTHER_TASK_REQUESTS = 4_000
 
@@ -108,7 +111,7 @@ class Workload:
     train_batch: int
     runs: int  # trainings: learning rates
     epochs: int
-    evaluate_batch: int
+    evaluate_batch: int | None  # requests of one batch; None: as many as the token budget holds
     sequence_length: int  # of perplexity
     longest: int  # tokens of the longest pair that training sees
 
@@ -177,7 +180,7 @@ def needs_model(config: ProbeConfig) -> bool:
 
 def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
     """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations."""
-    tokens = min(work.longest, 2 * work.tokens) * work.train_batch
+    tokens = work.longest * work.train_batch  # some batch holds the longest pair, and is padded to it
     logits = tokens * shapes.vocabulary * (2 * _FLOAT32 + size)
     passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid)
     return Cost(
@@ -187,12 +190,16 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
     )
 
 
-def evaluate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
-    """lm-eval's requests in batches, and perplexity; the logits of one batch stand twice in float32."""
-    perplexity = min(work.sequence_length, work.heldout_tokens)
-    requests = work.evaluate_batch * min(work.tokens, work.sequence_length) if work.requests else 0
-    batch = max(requests, perplexity)
-    logits = batch * shapes.vocabulary * (2 * _FLOAT32 + size)
+def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
+    """Perplexity and lm-eval's requests in batches of as many tokens as the budget holds or as there are; the logits of
+    one stand there as they are, and as log probabilities in float32."""
+    budget = first_budget(device, shapes.vocabulary)
+    if work.evaluate_batch is None:
+        asked = min(budget, work.requests * work.tokens)
+    else:
+        asked = min(work.requests, work.evaluate_batch) * work.tokens
+    batch = max(asked, min(budget, work.heldout_tokens))
+    logits = batch * shapes.vocabulary * (size + _FLOAT32 + (0 if size == _FLOAT32 else _FLOAT32))
     tokens = work.requests * min(100, work.tokens) + work.heldout_tokens
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,
