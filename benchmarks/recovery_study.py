@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects
-from benchmarks.study_pages import write_pages
+from benchmarks.study_pages import recovered, write_pages
 from restorelcc.cli import STAGES, _imported
 from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.cell import Cell
@@ -83,18 +83,22 @@ def run_cell(work: Path, study: StudyCell) -> dict:
     layout = Layout(root)
     metrics = [read_json(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
     found = study.as_json() | {"seconds": round(seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
-    found |= {
-        name: metrics[2].get(name) for name in ("mean", "params_added", "params_trained", "sparsity", "recovered")
-    }
+    found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
     variants = metrics[2].get("variants") or {}
-    found["variants"] = {
-        name: {"mean": each["mean"], "perplexity": each["perplexity"]["value"], "sparsity": each["sparsity"]}
-        for name, each in variants.items()
-    }
-    task = method.task
-    found["means"] = [each["mean"] if task is None else each["tasks"][task]["value"] for each in metrics]
-    found["perplexities"] = [each["perplexity"]["value"] for each in metrics]
+    found["variants"] = {name: _measures(each) | {"sparsity": each["sparsity"]} for name, each in variants.items()}
+    for number, name in enumerate(("dense", "pruned", "restored")):
+        found[name] = _measures(metrics[number], method.task)
     return found
+
+
+def _measures(metrics: dict, task: str | None = None) -> dict:
+    """Accuracy (of one task, where only that one is asked for), perplexity, and bits per byte of the held-out texts."""
+    accuracy = metrics["mean"] if task is None else metrics["tasks"][task]["value"]
+    return {
+        "accuracy": accuracy,
+        "perplexity": metrics["perplexity"]["value"],
+        "bits_per_byte": metrics["bits_per_byte"],
+    }
 
 
 def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
@@ -132,7 +136,7 @@ def run_study(options: argparse.Namespace) -> None:
             break
         found = run_cell(options.work.resolve(), study)
         write_json(path, found)
-        print(study.name, *(f"{name} {found[name]}" for name in ("means", "perplexities", "seconds")), flush=True)
+        print(study.name, f"recovered {100 * recovered(found):.1f} %", f"{found['seconds']} s", flush=True)
 
 
 def main() -> None:

@@ -8,11 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from restorelcc.core.baselines import BASELINES, Ships
 from restorelcc.core.cell import Cell
 
 SEEDS = (0, 1, 2)
 ALL_SITES = "[o, v, q, k, gate, up, down]"
 QUESTION_WORDS, CHUNK_WORDS = 20, 165  # of a story: what is given, and how much at most in all (under 512 tokens)
+STORY_ENDING = {
+    "task": "story_ending",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "query",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+    "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -33,12 +47,18 @@ class Subject:
         if self.real is not None:
             data = self.real / "data" / "stories"
             write_story_pairs(data / "train.jsonl", root / "pairs.jsonl")
+            task = STORY_ENDING | {
+                "dataset_kwargs": {"data_files": {"test": str(self.real / "data" / "story_ending" / "test.jsonl")}}
+            }
+            (root / "tasks").mkdir(exist_ok=True)
+            (root / "tasks" / "story_ending.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
             shipped["models"] = {
                 self.model: {
                     "source": str(self.real / "models" / "stories260K"),
                     "threads": 1,
                     "data": {"calibration": str(data / "calibration.jsonl"), "instructions": str(root / "pairs.jsonl")}
                     | {"heldout": str(data / "heldout.jsonl")},
+                    "tasks": [str(root / "tasks")],
                 }
             }
             shipped["corpus"] |= {"train": 2000, "valid": 100, "contrast": 200}
@@ -72,14 +92,16 @@ class Method:
     ranking: str | None = None  # probe.score, where it is not the shipped one
     table: str = "recovery"
     task: str | None = None  # the recovered share is of this task
-    labels: bool = True  # whether it is trained on responses
 
     @property
-    def ships(self) -> str:
+    def ships(self) -> Ships:
         """What a user has to ship beside, or in place of, the pruned checkpoint."""
-        if self.baseline in ("lora", "dora", "eora"):
-            return "adapter"
-        return "checkpoint" if self.baseline.startswith(("masked", "reconstruct")) else "biases"
+        return BASELINES[self.baseline].ships if self.baseline else "biases"
+
+    @property
+    def labels(self) -> bool:
+        """Whether it is trained on responses."""
+        return BASELINES[self.baseline].labels if self.baseline else True
 
     def cell(self, pruned: Cell) -> Cell:
         if self.stage == "compensate":
@@ -101,12 +123,14 @@ class StudyCell:
         return f"{self.subject.model}-{self.seed}-{self.pruning}-{self.method.name}"
 
     def as_json(self) -> dict:
-        return {"subject": self.subject.model, "seed": self.seed, "pruning": self.pruning, "method": self.method.name}
+        """What the pages need to know of the cell beside what is measured."""
+        measure = "accuracy" if self.subject.real is None else "log-likelihood"
+        named = {"subject": self.subject.model, "seed": self.seed, "pruning": self.pruning}
+        return named | {"method": self.method.name, "measure": measure}
 
 
 def _baseline(name: str, title: str, *overrides: str, baseline: str = "", table: str = "recovery") -> Method:
-    labels = name not in ("meanshift", "eora", "reconstruct")
-    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table, labels=labels)
+    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table)
 
 
 def _sites(name: str, title: str, *overrides: str, ratio: str = "0.25") -> Method:
@@ -149,7 +173,8 @@ FURTHER: tuple[Method, ...] = (
 )
 ABLATIONS: tuple[Method, ...] = (
     _baseline("random", "random heads", table="ablation"),
-    _ablation("energy", "heads by the energy of what they lost (MSE)", ranking="energy"),
+    _ablation("mse", "heads by the mean squared error of their activations", ranking="mse"),
+    _ablation("kl", "heads by the divergence of their activations (KL)", ranking="kl"),
     _ablation("no-directions", "no directions (b only)", "compensate.parts=[bias]"),
     _ablation("no-bias", "no bias (beta only)", "compensate.parts=[beta]"),
     _baseline("ffn-ablation", "FFN outputs instead of heads", baseline="ffn", table="ablation"),
@@ -191,9 +216,9 @@ def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
 
     yield from on_tiny(FIRST, "wanda-0.5")
     yield from on_stories(STORIES, "wanda-0.5")
-    yield from on_tiny(FURTHER, "wanda-0.5")
     yield from on_tiny(ABLATIONS, "wanda-0.5")
     yield from on_tiny(TASK_SPECIFIC, "wanda-0.6")
+    yield from on_tiny(FURTHER, "wanda-0.5")
     for pruning in ("wanda-0.6", "wanda-2of4"):
         yield from on_tiny(FIRST, pruning)
         yield from on_stories(STORIES, pruning)

@@ -13,20 +13,20 @@ from restorelcc.io.documents import read_json
 # Student's t at 97.5 % by degrees of freedom, for intervals over a few seeds.
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 _HOW = """Recovered: the share of what pruning lost that came back, of mean task accuracy for the embedded model and
-of the held-out log-likelihood for stories260K. The interval is Student's 95 % over the seeds; one seed has none. All
+of the held-out log-likelihood for stories260K (200 stories; story endings are scored per character). The interval is
+Student's 95 % over the seeds; one seed has none. A seed of the embedded model is one of its pretraining as well. All
 trained methods see the same pairs equally often and choose among two learning rates on the validation pairs. Seconds
-are of one thread of a busy machine. `make study` goes on with the study and writes this page.
+are of one thread beside other work. `make study` goes on with the study and writes this page.
 """
 
 
 def recovered(cell: dict, variant: str | None = None) -> float:
-    """The recovered share of a cell, or of a variant of it: of accuracy, or without tasks of log-likelihood."""
-    own = None if variant is None else cell["variants"][variant]
-    if cell["means"][0] is not None:
-        dense, pruned, restored = cell["means"]
-        return ((restored if own is None else own["mean"]) - pruned) / (dense - pruned)
-    perplexities = [*cell["perplexities"][:2], cell["perplexities"][2] if own is None else own["perplexity"]]
-    dense, pruned, restored = map(math.log, perplexities)
+    """The recovered share of a cell, or of a variant of it: of accuracy or of the held-out log-likelihood."""
+    own = cell["restored"] if variant is None else cell["variants"][variant]
+    if cell["measure"] == "accuracy":
+        dense, pruned, restored = (each["accuracy"] for each in (cell["dense"], cell["pruned"], own))
+        return (restored - pruned) / (dense - pruned)
+    dense, pruned, restored = (math.log(each["perplexity"]) for each in (cell["dense"], cell["pruned"], own))
     return (pruned - restored) / (pruned - dense)
 
 
@@ -78,21 +78,28 @@ def _section(title: str, methods: list[Method], own: list[StudyCell], found: dic
 
 
 def _table(measured: dict[Method, list[dict]]) -> list[str]:
-    lines = [
-        "| method | seeds | recovered % | trained | added | zeros kept | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    of_stories = next(iter(measured.values()))[0]["measure"] == "log-likelihood"
+    columns = ["method", "seeds", "recovered %", "trained", "added", "zeros kept", "seconds"]
+    columns += ["bits per byte", "story endings %"] if of_stories else []
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+
+    def row(title: str, cells: list[dict], variant: str | None, facts: list[str]) -> str:
+        found = [cell["restored"] if variant is None else cell["variants"][variant] for cell in cells]
+        values = [title, str(len(cells)), interval([recovered(cell, variant) for cell in cells]), *facts]
+        if of_stories:
+            values.append(f"{mean(each['bits_per_byte'] for each in found):.3f}")
+            values.append(f"{100 * mean(each['accuracy'] for each in found):.1f}")
+        return f"| {' | '.join(values)} |"
+
     for method in sorted(measured, key=lambda method: -mean(map(recovered, measured[method]))):
         cells = measured[method]
         zeros = {True: "yes", False: "**no**", None: "beside them"}[cells[0]["zeros_kept"]]
         numbers = [f"{cells[0].get(name) or 0:,}" for name in ("params_trained", "params_added")]
         seconds = f"{mean(cell['seconds'] for cell in cells):.0f}"
-        shares = interval([recovered(cell) for cell in cells])
-        lines += [f"| {method.title} | {len(cells)} | {shares} | {' | '.join(numbers)} | {zeros} | {seconds} |"]
+        lines.append(row(method.title, cells, None, [*numbers, zeros, seconds]))
         for variant in cells[0].get("variants") or ():
-            shares = interval([recovered(cell, variant) for cell in cells])
             sparsity = f"sparsity {100 * cells[0]['variants'][variant]['sparsity']:.0f} %"
-            lines += [f"| ... {variant} | {len(cells)} | {shares} | | | {sparsity} | |"]
+            lines.append(row(f"... {variant}", cells, variant, ["-", "-", sparsity, "-"]))
     return lines
 
 
@@ -123,8 +130,11 @@ def _verdicts(measured: dict[Method, list[dict]]) -> list[str]:
 
 
 def _lost(cell: dict) -> str:
-    if cell["means"][0] is not None:
-        dense, pruned = (100 * value for value in cell["means"][:2])
-        return f"Mean accuracy of seed {cell['seed']}: dense {dense:.1f} %, pruned {pruned:.1f} %."
-    dense, pruned, _ = cell["perplexities"]
-    return f"Held-out perplexity: dense {dense:.2f}, pruned {pruned:.2f}."
+    dense, pruned = cell["dense"], cell["pruned"]
+    if cell["measure"] == "accuracy":
+        accuracy = f"dense {100 * dense['accuracy']:.1f} %, pruned {100 * pruned['accuracy']:.1f} %"
+        return f"Mean accuracy of seed {cell['seed']}: {accuracy}."
+    measures = {"perplexity": ("perplexity", 2), "bits per byte": ("bits_per_byte", 3)}
+    parts = [f"{title} {dense[key]:.{n}f} and {pruned[key]:.{n}f}" for title, (key, n) in measures.items()]
+    parts.append(f"story endings {100 * dense['accuracy']:.1f} % and {100 * pruned['accuracy']:.1f} %")
+    return f"Dense and pruned on held-out stories: {', '.join(parts)}."

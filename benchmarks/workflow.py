@@ -1,6 +1,6 @@
 """`make bench-workflow`: what DVC and Prefect cost on a grid whose stages take no time of their own.
 
-`python -m benchmarks.workflow noop overhead speed` names the parts.
+`python -m benchmarks.workflow noop overhead speed` names the parts; each writes its section of the page.
 
 The DAG is the real one, `restorelcc` is the stand-in of tests/flows. Measured are a `dvc repro` that has nothing to do,
 by grid size; what a stage costs beyond its own work, by runner; and how much sooner the flow ends than `dvc repro`.
@@ -8,21 +8,37 @@ by grid size; what a stage costs beyond its own work, by runner; and how much so
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import networkx
 
+from benchmarks.results import verdict
+from benchmarks.sections import table, write_section
 from restorelcc.workflow.lockfile import merge
 from tests.flows.light import LightProject
 
 SIZES = {12: (3, 4), 50: (5, 10), 200: (10, 20)}  # cells: prunings x head ratios
+SMALL = (2, 3)
 PARALLEL = 2
 SECONDS = 3.0  # of every stage, where the speed-up is measured
+NOOP_SECONDS, STAGE_SECONDS = 3.0, 1.5  # goals
+FLOW = (sys.executable, "-m", "flows.restore")
+RUNNERS = {
+    "dvc repro": ("dvc", "repro", "--quiet"),
+    "flow, 1 at once": (*FLOW, "--parallel", "1"),
+    f"flow, {PARALLEL} at once": (*FLOW, "--parallel", str(PARALLEL)),
+}
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "workflow.md"
 
 
 def grid(prunings: int, ratios: int) -> dict[str, list[str] | list[float]]:
@@ -47,7 +63,7 @@ def computed(project: LightProject) -> int:
             stage.save()
             stage.commit()
             entries[stage.addressing] = to_single_stage_lockfile(stage)
-    merge(project.folder, entries)
+    merge(project.folder, json.loads(json.dumps(entries)))  # plain dictionaries of DVC's ordered ones
     return len(entries)
 
 
@@ -58,59 +74,82 @@ def seconds(project: LightProject, *command: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def noop(folder: Path, cells: int) -> None:
-    project = LightProject(folder / f"noop-{cells}", grid(*SIZES[cells]))
-    stages = computed(project)
-    project.sh("dvc", "repro", "--quiet")  # the state database is warm from now on
-    before = len(project.executed())
-    times = sorted(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))
-    flow = seconds(project, sys.executable, "-m", "flows.restore") if cells <= 50 else float("nan")
-    assert len(project.executed()) == before, "it was to do nothing"
-    print(f"| {cells} | {stages} | {times[1]:.1f} | {flow:.1f} |", flush=True)
+def noop(folder: Path) -> str:
+    """A run that has nothing to do, by grid size."""
+    rows = []
+    for cells, axes in SIZES.items():
+        project = LightProject(folder / f"noop-{cells}", grid(*axes))
+        stages = computed(project)
+        project.sh("dvc", "repro", "--quiet")  # the state database is warm from now on
+        before = len(project.executed())
+        repro = median(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))
+        flow = seconds(project, *FLOW)
+        assert len(project.executed()) == before, "it was to do nothing"
+        goal = verdict(repro, NOOP_SECONDS, at_least=False) if cells == 50 else "-"
+        rows.append([str(cells), str(stages), f"{repro:.1f}", f"{flow:.1f}", goal])
+    return table(["cells", "stages", "dvc repro, s", "flow with its own server, s", "goal of dvc repro"], rows)
 
 
-def overhead(folder: Path) -> None:
-    for name, command in (
-        ("dvc repro", ("dvc", "repro", "--quiet")),
-        ("flow, 1 at once", (sys.executable, "-m", "flows.restore", "--parallel", "1")),
-        ("flow, 2 at once", (sys.executable, "-m", "flows.restore", "--parallel", str(PARALLEL))),
-    ):
-        project = LightProject(folder / name.replace(" ", "-"), grid(*SIZES[12]))
-        empty = LightProject(folder / f"{name}-empty".replace(" ", "-"), grid(1, 1))
-        computed(empty)
-        start_up = seconds(empty, *command)
-        total = seconds(project, *command)
+def overhead(folder: Path) -> str:
+    """What a stage costs beyond its own work: a grid of stages that take none, less a run that has nothing to do."""
+    rows = []
+    for name, command in RUNNERS.items():
+        project = LightProject(folder / name.replace(" ", "-"), grid(*SMALL))
+        idle = LightProject(folder / f"{name}-idle".replace(" ", "-"), grid(1, 1))
+        computed(idle)
+        start = seconds(idle, *command)
+        stages_seconds = seconds(project, *command) - start
         stages = len(project.executed())
-        print(f"| {name} | {stages} | {start_up:.1f} | {(total - start_up) / stages:.2f} |", flush=True)
+        each = stages_seconds / stages
+        goal = "-" if name == "dvc repro" else verdict(each, STAGE_SECONDS, at_least=False)
+        rows.append([name, str(stages), f"{start:.1f}", f"{each:.2f}", goal])
+    return table(["runner", "stages", "start and end, s", "s per stage", "goal"], rows)
 
 
-def speed_up(folder: Path) -> None:
+def speed(folder: Path) -> str:
+    """The flow against `dvc repro` where stages take time, which sleeping stages do without taking a core."""
     times = {}
-    for name, command in (
-        ("dvc repro", ("dvc", "repro", "--quiet")),
-        ("flow", (sys.executable, "-m", "flows.restore", "--parallel", str(PARALLEL))),
-    ):
-        project = LightProject(folder / f"speed-{name}".replace(" ", "-"), grid(2, 3))
-        times[name] = seconds(project, *command, STANDIN_SECONDS=str(SECONDS))
-    ratio = times["dvc repro"] / times["flow"]
-    print(f"dvc repro {times['dvc repro']:.0f} s, flow {times['flow']:.0f} s: {ratio:.2f} times as fast", flush=True)
+    for name in ("dvc repro", f"flow, {PARALLEL} at once"):
+        project = LightProject(folder / f"speed-{name}".replace(" ", "-"), grid(*SMALL))
+        times[name] = seconds(project, *RUNNERS[name], STANDIN_SECONDS=str(SECONDS))
+        stages = len(project.executed())
+    repro, flow = times.values()
+    return table(
+        ["stages", "seconds each", "dvc repro, s", f"flow, {PARALLEL} at once, s", "times as fast"],
+        [[str(stages), f"{SECONDS:g}", f"{repro:.0f}", f"{flow:.0f}", f"{repro / flow:.2f}"]],
+    )
+
+
+def measured() -> str:
+    """When, with what and on what."""
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} with DVC {version('dvc')}, Prefect {version('prefect')} and Python "
+        f"{platform.python_version()}, on {os.cpu_count()} CPU cores."
+    )
+
+
+DESCRIPTIONS = {
+    "noop": "Everything is computed, nothing has changed; median of three runs. A cell is a pruning with a head ratio, "
+    "of one model; a flow starts and ends a Prefect server of its own.",
+    "overhead": "Six cells whose stages take no time, less a run of one cell that has nothing to do, by the stages.",
+    "speed": "Stages that wait, and so leave the cores to the runners.",
+}
+PARTS = {
+    "noop": ("Nothing to do", noop),
+    "overhead": ("Overhead per stage", overhead),
+    "speed": ("Stages side by side", speed),
+}
 
 
 def main(parts: list[str]) -> None:
-    """Print the tables asked for; all without a name."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if "noop" in parts:
-            print("| cells | stages | no-op dvc repro, s | no-op flow, s |\n|---|---|---|---|")
-            for cells in SIZES:
-                noop(folder, cells)
-        if "overhead" in parts:
-            print("\n| runner | stages | start, s | s per stage beyond its work |\n|---|---|---|---|")
-            overhead(folder)
-        if "speed" in parts:
-            print(f"\nStages of {SECONDS:g} s, {PARALLEL} at once:")
-            speed_up(folder)
+    """Measure the parts asked for, all without a name; each writes its section of docs/results/workflow.md."""
+    for part in parts or PARTS:
+        title, measure = PARTS[part]
+        with tempfile.TemporaryDirectory() as folder:
+            body = measure(Path(folder))
+        print(f"{title}\n\n{body}\n", flush=True)
+        write_section(PAGE, part, title, f"{DESCRIPTIONS[part]}\n\n{measured()}\n\n{body}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["noop", "overhead", "speed"])
+    main(sys.argv[1:])

@@ -44,9 +44,9 @@ def share_cache(clone: Path, cache: Path) -> None:
     config.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
 
 
-def write_grid(clone: Path, axes: dict[str, list[str] | list[float]]) -> None:
-    """Put axes into the clone's params.yaml; an axis that is empty stays as it is committed."""
+def write_grid(clone: Path, axes: dict[str, list[str] | list[float] | None]) -> None:
+    """Put axes into the clone's params.yaml; an axis that is None stays as it is committed."""
     path = clone / "params.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content["grid"] |= {axis: values for axis, values in axes.items() if values}
+    content["grid"] |= {axis: values for axis, values in axes.items() if values is not None}
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

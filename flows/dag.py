@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.gates import CPU, GPU, visible_gpus
 from restorelcc.core.errors import BadInput
@@ -65,7 +66,7 @@ def read_dag(root: Path, params: Params) -> Dag:
     return Dag(stages, tuple(([healed] if healed else []) + left))
 
 
-def _changed(repo: object) -> set[str] | None:
+def _changed(repo: Any) -> set[str] | None:
     """Names of changed stages; None where DVC cannot tell, because a stage is running."""
     from dvc.exceptions import DvcException
 
@@ -75,19 +76,19 @@ def _changed(repo: object) -> set[str] | None:
         return None
 
 
-def _ordered(graph: object, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:
-    """Edges of DVC's graph point from a stage to what it needs."""
+def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:
+    """Edges of DVC's graph point from a stage to what it needs. Its `addressing` depends on the working folder."""
     import networkx
 
     gpus = bool(visible_gpus())
     stages = []
-    for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.addressing))):
+    for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.name))):
         model = match[1] if (match := _MODEL.search(node.cmd)) else None
         on_gpu = gpus and (node.meta or {}).get("resource") == GPU and (not model or params.models[model].device != CPU)
         stages.append(
             Stage(
-                name=node.addressing,
-                needs=tuple(sorted(needed.addressing for needed in graph.successors(node))),
+                name=node.name,
+                needs=tuple(sorted(needed.name for needed in graph.successors(node))),
                 resource=GPU if on_gpu else CPU,
                 model=model,
                 changed=changed is None or node.addressing in changed,

@@ -19,6 +19,11 @@ def gate_folder() -> Path:
     return Path(given) if given else Path(tempfile.gettempdir()) / f"restorelcc-gates-{os.getuid()}"
 
 
+def local_slots(parallel: int | None, gpus: int | None = None) -> dict[str, int]:
+    """Slots of this machine's gates: one per core and one per GPU, unless told otherwise."""
+    return {CPU: parallel or os.cpu_count() or 1, GPU: gpus or len(visible_gpus()) or 1}
+
+
 @contextmanager
 def gate(resource: str, slots: int) -> Iterator[int]:
     """Wait for one of the resource's slots and hold it; yields its number."""

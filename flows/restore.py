@@ -5,7 +5,6 @@ The flow reads the DAG from DVC and runs every stage by DVC; it decides only whe
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -25,10 +24,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows import ROOT
 from flows.artifacts import Progress, StageResult, publish_report, publish_stages, summary
 from flows.dag import Dag, read_dag
-from flows.gates import CPU, GPU, visible_gpus
+from flows.gates import local_slots
 from flows.server import prefect_api
 from flows.stage_process import begin, end_all
-from flows.tasks import BAD_INPUT_STATE, SKIPPED_STATE, command_of, stage_task
+from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.params import load_params
 from restorelcc.workflow.versions import write_versions
@@ -42,18 +41,12 @@ def restore(parallel: int | None = None, gpus: int | None = None) -> State:
         parallel: stages that run on the CPU at once; by default one per core.
         gpus: stages that run on GPUs at once; by default one per GPU.
     """
-    return run_grid(ROOT, {CPU: parallel or os.cpu_count() or 1, GPU: gpus or len(visible_gpus()) or 1})
+    return in_words(run_grid, ROOT, local_slots(parallel, gpus))
 
 
 def run_grid(root: Path, slots: dict[str, int]) -> State:
-    """The body of a flow over the grid in `root`: its final state says how many stages did what."""
-    logger = get_run_logger()
-    try:
-        dag = plan(root)
-    except BadInput as error:
-        return Failed(name=BAD_INPUT_STATE, message=str(error))
-    for note in dag.notes:
-        logger.info(note)
+    """The body of a flow over the grid in `root`: its final state says how many stages did what. Raises BadInput."""
+    dag = plan(root)
     state = run_stages(dag, root, slots)
     if state.is_completed():
         publish_report(root)
@@ -69,19 +62,21 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
         end_all()
         raise
     publish_stages(results)
-    failed = [result for result in results if result.outcome in ("Failed", "Crashed", BAD_INPUT_STATE)]
+    failed = [result for result in results if result.outcome in (FAILED_STATE, "Crashed", BAD_INPUT_STATE)]
     if failed:
-        name = BAD_INPUT_STATE if all(result.outcome == BAD_INPUT_STATE for result in failed) else "Failed"
+        name = BAD_INPUT_STATE if all(result.outcome == BAD_INPUT_STATE for result in failed) else FAILED_STATE
         return Failed(name=name, message=f"{summary(results)}. {'; '.join(result.message for result in failed)}")
     return Completed(message=summary(results))
 
 
 def plan(root: Path) -> Dag:
-    """The stages, after everything that can be refused has been checked. Raises BadInput."""
+    """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
     params = load_params(root / "params.yaml")
     changed = write_versions(root) if (root / "versions.json").is_file() else []
     dag = read_dag(root, params)
-    return Dag(dag.stages, (*changed, *dag.notes))
+    for note in (*changed, *dag.notes):
+        get_run_logger().info(note)
+    return dag
 
 
 def _submit_and_wait(dag: Dag, root: Path, slots: dict[str, int]) -> list[StageResult]:
@@ -110,7 +105,7 @@ def _result(name: str, future: PrefectFuture[Any]) -> StageResult:
         return StageResult(name, SKIPPED_STATE, 0.0, message)
     if state.is_completed():
         return StageResult(name, state.name or "Completed", float(state.result(raise_on_failure=False)))
-    return StageResult(name, state.name or "Failed", 0.0, _first_line(state.message or name))
+    return StageResult(name, state.name or FAILED_STATE, 0.0, _first_line(state.message or name))
 
 
 def _first_line(message: str) -> str:
@@ -172,7 +167,7 @@ def main(
     dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
 ) -> None:
     """Run the grid in params.yaml."""
-    plan(ROOT)  # bad input ends here, in a second, before any server starts
+    load_params(ROOT / "params.yaml")  # bad input ends here, before any server starts
     raise SystemExit(run_here(restore.with_options(task_runner=runner_for(dask)), parallel=parallel, gpus=gpus))
 
 

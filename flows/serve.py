@@ -6,17 +6,20 @@ For machines that already run a worker, flows/prefect.yaml deploys the same to a
 from __future__ import annotations
 
 from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL
 
 from flows import ROOT
-from flows.restore import command_line, plan, restore
+from flows.restore import command_line, restore
 from flows.server import require_server
 from flows.sweep import sweep
 from restorelcc.core.errors import BadInput
+from restorelcc.params import load_params
 
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
@@ -26,6 +29,7 @@ def main(
     timezone: Annotated[str, typer.Option(help="of the cron line")] = "UTC",
 ) -> None:
     """Serve `restore` (run by hand) and `sweep` (nightly) until interrupted; a run that overlaps is cancelled."""
+    schedule = nightly(cron, timezone)
     url = PREFECT_API_URL.value()
     if not url:
         raise BadInput(
@@ -33,24 +37,25 @@ def main(
             "then export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     require_server(url)
-    plan(ROOT)
+    load_params(ROOT / "params.yaml")
+    serve(
+        restore.to_deployment("now", concurrency_limit=ONE_AT_A_TIME),
+        sweep.to_deployment(
+            "nightly", schedule=schedule, parameters={"name": "nightly"}, concurrency_limit=ONE_AT_A_TIME
+        ),
+    )
+
+
+def nightly(cron: str, timezone: str) -> Schedule:
+    """The schedule of a cron line. Raises BadInput."""
     try:
-        nightly = sweep.to_deployment(
-            "nightly",
-            cron=cron if timezone == "UTC" else None,
-            schedule=None if timezone == "UTC" else _schedule(cron, timezone),
-            parameters={"name": "nightly"},
-            concurrency_limit=ONE_AT_A_TIME,
-        )
+        ZoneInfo(timezone)
+    except (OSError, ValueError, ZoneInfoNotFoundError) as error:
+        raise BadInput(f"--timezone {timezone!r} is unknown: give a name such as UTC or Europe/Vienna") from error
+    try:
+        return Cron(cron, timezone=timezone)
     except ValueError as error:
         raise BadInput(f"--cron {cron!r} is not a cron line: write minute hour day month weekday") from error
-    serve(restore.to_deployment("now", concurrency_limit=ONE_AT_A_TIME), nightly)
-
-
-def _schedule(cron: str, timezone: str) -> object:
-    from prefect.schedules import Cron
-
-    return Cron(cron, timezone=timezone)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def run_tied(
             _running.discard(process)
 
 
-def _throttled(stream: object) -> object:
+def _throttled(stream: Iterable[str]) -> Iterator[str]:
     """Lines of a stream, ends of progress bars (which overwrite themselves) at most every ten seconds."""
     last = 0.0
     for line in stream:  # universal newlines: a carriage return ends a line too

@@ -6,10 +6,10 @@ and params.yaml stay untouched, and what an earlier grid computed is restored.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +19,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import ROOT
 from flows.clones import committed_revision, fresh_clone, git, share_cache, write_grid
-from flows.gates import CPU, GPU, visible_gpus
+from flows.gates import local_slots
 from flows.restore import command_line, run_grid, run_here, runner_for
-from flows.tasks import BAD_INPUT_STATE
+from flows.tasks import in_words
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.params import load_params
 from restorelcc.workflow.running import held_lock
@@ -61,20 +61,20 @@ def sweep(
     """
     if late := _late_by(skip_when_late_minutes):
         return Cancelled(name=LATE_STATE, message=f"it was due {late} ago; the next run is as scheduled")
-    logger = get_run_logger()
     grid = {"model": models, "pruning": prunings, "head_ratio": head_ratios, "baseline": baselines}
-    slots = {CPU: parallel or os.cpu_count() or 1, GPU: gpus or len(visible_gpus()) or 1}
-    try:
-        check_sweep(ROOT, grid, name, revision)
-    except BadInput as error:
-        return Failed(name=BAD_INPUT_STATE, message=str(error))
-    with held_lock(ROOT / ".work" / "locks" / f"sweep-{name}"):
-        clone = prepare(ROOT, grid, name, revision)
-        logger.info("runs in %s", clone)
+    return in_words(run_sweep, ROOT, grid, name, revision, local_slots(parallel, gpus))
+
+
+def run_sweep(root: Path, grid: dict[str, Any], name: str, revision: str, slots: dict[str, int]) -> State:
+    """The body of the flow: run the grid in the sweep's clone and keep it. Raises BadInput and StageFailed."""
+    commit = check_sweep(root, grid, name, revision)
+    with held_lock(root / ".work" / "locks" / f"sweep-{name}"):
+        clone = prepare(root, grid, name, commit)
+        get_run_logger().info("runs in %s", clone)
         state = run_grid(clone, slots)
         if not state.is_completed():
             return state
-        keep(ROOT, clone, name)
+        keep(root, clone, name)
     return Completed(message=f"{state.message}; experiment {name!r}: dvc exp show, or {clone}/data/report")
 
 
@@ -88,24 +88,30 @@ def _late_by(minutes: int) -> timedelta | None:
     return timedelta(seconds=round(late.total_seconds())) if late > timedelta(minutes=minutes) else None
 
 
-def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> None:
-    """Everything that can be refused, before anything is cloned. Raises BadInput."""
+def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> str:
+    """The commit to run, once its own params.yaml takes the grid; nothing is cloned yet. Raises BadInput."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise BadInput(f"the sweep's name is {name!r}: use letters, digits, dashes and underscores")
     for axis, values in grid.items():
         if values == [] and axis != "baseline":
             raise BadInput(f"the sweep's axis {axis} is empty: give at least one value, or leave it out")
-    committed_revision(root, revision)
+    commit = committed_revision(root, revision)
     overrides = tuple(f"grid.{axis}={values}" for axis, values in grid.items() if values is not None)
-    load_params(root / "params.yaml", overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        params = Path(folder) / "params.yaml"
+        params.write_text(git(root, "show", f"{commit}:params.yaml"), encoding="utf-8")
+        try:
+            load_params(params, overrides)
+        except BadInput as error:
+            raise BadInput(f"{error} (a sweep runs what is committed: {revision} is {commit[:9]})") from error
+    return commit
 
 
-def prepare(root: Path, grid: dict[str, Any], name: str, revision: str) -> Path:
-    """The sweep's clone, with its grid in params.yaml. Raises BadInput where the revision's own params refuse it."""
-    clone = fresh_clone(str(root), root / ".work" / "sweeps" / name, committed_revision(root, revision))
+def prepare(root: Path, grid: dict[str, Any], name: str, commit: str) -> Path:
+    """The sweep's clone, with its grid in params.yaml."""
+    clone = fresh_clone(str(root), root / ".work" / "sweeps" / name, commit)
     share_cache(clone, _cache_of(root))
     write_grid(clone, grid)
-    load_params(clone / "params.yaml")
     return clone
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from typing import ParamSpec
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,10 +17,22 @@ from prefect.tasks import Task, exponential_backoff
 from flows.dag import Stage
 from flows.gates import gate
 from flows.stage_process import UNCHANGED, Command, StageError, run_stage
+from restorelcc.core.errors import BadInput, StageFailed
 
+P = ParamSpec("P")
 BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE = "Bad input", "Failed", "Skipped"
 _RETRIES = 2
 _PAUSE_SECONDS = float(os.environ.get("RESTORELCC_RETRY_SECONDS", "10"))
+
+
+def in_words(body: Callable[P, State], *arguments: P.args, **named: P.kwargs) -> State:
+    """The state in which a flow's body ends; what it refuses or fails on is one sentence, and no traceback."""
+    try:
+        return body(*arguments, **named)
+    except BadInput as error:
+        return Failed(name=BAD_INPUT_STATE, message=str(error))
+    except StageFailed as error:
+        return Failed(name=FAILED_STATE, message=str(error))
 
 
 def worth_retrying(task: Task, run: TaskRun, state: State) -> bool:

@@ -208,9 +208,12 @@ def _check_grid(params: Params) -> None:
         values = getattr(grid, axis)
         if twice := [value for position, value in enumerate(values) if value in values[:position]]:
             raise BadInput(f"params.yaml: grid.{axis} has {twice[0]!r} twice: remove one")
-    joined = [f"{model}-{pruning}" for model in grid.model for pruning in grid.pruning]
-    if len(set(joined)) < len(joined):
-        raise BadInput(
-            "params.yaml: grid.model and grid.pruning join to the same stage name twice: rename a model so that "
-            "<model>-<pruning> is unique"
-        )
+    pruned = [f"{model}-{pruning}" for model in grid.model for pruning in grid.pruning]
+    restored = [f"{name}-{ratio_label(ratio)}" for name in pruned for ratio in grid.head_ratio]
+    recovered = [f"{name}-{baseline}" for name in pruned for baseline in grid.baseline]
+    for names in (pruned, restored, recovered):
+        if twice := [name for position, name in enumerate(names) if name in names[:position]]:
+            raise BadInput(
+                f"params.yaml: two cells of the grid join to the same stage name, {twice[0]!r}: rename a model or an "
+                "external pruning so that <model>-<pruning>-<head ratio or baseline> is unique"
+            )

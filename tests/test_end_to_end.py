@@ -34,8 +34,8 @@ PICO: dict[str, Any] = {
 }
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    return base | {k: _merged(base[k], v) if isinstance(v, dict) and k in base else v for k, v in over.items()}
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    return base | {k: merged(base[k], v) if isinstance(v, dict) and k in base else v for k, v in over.items()}
 
 
 class Project:
@@ -48,7 +48,7 @@ class Project:
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "imports", folder / "imports", symlinks=True)
         shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))
-        self.write_params(_merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
+        self.write_params(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",

@@ -75,6 +75,29 @@ def test_bad_input_is_one_sentence_with_key_and_fix(override: str, message: str)
     assert "\n" not in str(caught.value)
 
 
+EXTERNAL = {name: {"source": "x"} for name in ("a", "a-masked", "external-a")}
+ENTRY = {"source": "microworld"}
+
+
+@pytest.mark.parametrize(
+    ("models", "pruning", "baseline", "twice"),
+    [
+        (["tiny", "tiny-external"], ["external-external-a", "external-a"], [], "tiny-external-external-a"),
+        (["tiny"], ["external-a", "external-a-masked"], ["lora", "masked-lora"], "tiny-external-a-masked-lora"),
+    ],
+)
+def test_cells_whose_names_would_collide_are_refused(
+    models: list[str], pruning: list[str], baseline: list[str], twice: str, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["models"] = dict.fromkeys(models, ENTRY)
+    content["prune"]["external"] = dict.fromkeys(models, EXTERNAL)
+    content["grid"] |= {"model": models, "pruning": pruning, "baseline": baseline}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(BadInput, match=f"join to the same stage name, '{twice}': rename"):
+        load_params(tmp_path / "params.yaml")
+
+
 @pytest.mark.parametrize("override", ["grid.head_ratio=[1.5]", "prune.sample=3", "grid.pruning=[wanda-2of1]"])
 def test_the_command_line_exits_with_2_and_touches_nothing(
     override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -21,7 +21,10 @@ CELLS = list(all_cells(all_subjects(Path("/nowhere"))))
 def _cell(name: str, restored: float, **changes: object) -> dict:
     study = next(cell for cell in CELLS if cell.name == name)
     made_up = {"seconds": 10.0, "zeros_kept": True, "params_trained": 1234, "params_added": 8, "variants": {}}
-    numbers = {"means": [0.9, 0.5, restored], "perplexities": [2.0, 8.0, 4.0]}
+    numbers = {
+        name: {"accuracy": accuracy, "perplexity": perplexity, "bits_per_byte": 1.0}
+        for name, accuracy, perplexity in (("dense", 0.9, 2.0), ("pruned", 0.5, 8.0), ("restored", restored, 4.0))
+    }
     return study.as_json() | made_up | numbers | changes
 
 
@@ -36,10 +39,10 @@ def test_cells_are_distinct_start_with_the_telling_ones_and_use_settings_that_ex
 def test_the_recovered_share_is_of_accuracy_or_of_log_likelihood() -> None:
     cell = _cell("tiny-0-wanda-0.5-paper-0.25", 0.8)
     assert recovered(cell) == pytest.approx(0.75)
-    assert recovered(cell | {"means": [None, None, None]}) == pytest.approx(0.5)
-    variant = {"merged": {"mean": 0.6, "perplexity": 8.0, "sparsity": 0.0}}
+    assert recovered(cell | {"measure": "log-likelihood"}) == pytest.approx(0.5)
+    variant = {"merged": {"accuracy": 0.6, "perplexity": 8.0, "sparsity": 0.0}}
     assert recovered(cell | {"variants": variant}, "merged") == pytest.approx(0.25)
-    assert recovered(cell | {"variants": variant, "means": [None] * 3}, "merged") == 0.0
+    assert recovered(cell | {"variants": variant, "measure": "log-likelihood"}, "merged") == 0.0
 
 
 def test_intervals_are_students_over_seeds() -> None:
@@ -50,7 +53,7 @@ def test_intervals_are_students_over_seeds() -> None:
 
 def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) -> None:
     names = ["tiny-0-wanda-0.5-paper-0.25", "tiny-1-wanda-0.5-paper-0.25", "tiny-0-wanda-0.5-lora-r1-o"]
-    merged = {"merged": {"mean": 0.55, "perplexity": 8.0, "sparsity": 0.0}}
+    merged = {"merged": {"accuracy": 0.55, "perplexity": 8.0, "sparsity": 0.0}}
     for name, restored in zip(names, (0.8, 0.7, 0.6), strict=True):
         extra = {"variants": merged, "zeros_kept": None} if "lora" in name else {}
         write_json(tmp_path / "cells" / f"{name}.json", _cell(name, restored, **extra))
@@ -58,7 +61,7 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
     write_pages(tmp_path, CELLS)
     page = (tmp_path / "recovery.md").read_text()
     assert "| heads, 25 % (the paper) | 2 | 62.5 ± " in page
-    assert "| ... merged | 1 | 12.5 | | | sparsity 0 % | |" in page
+    assert "| ... merged | 1 | 12.5 | - | - | sparsity 0 % | - |" in page
     assert "| LoRA r=1 on the out-projections, unmerged | 1 | 25.0 | 1,234 | 8 | beside them | 10 |" in page
     assert "minus LoRA r=1 on the out-projections, unmerged, paired by seed: 50.0 points" in page
     assert "Biases alone, no weight touched: heads, 25 % (the paper)" in page

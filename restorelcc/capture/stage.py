@@ -29,10 +29,10 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.progress import notice, progress
-from restorelcc.core.runtime import map_on_all_cores, pick_device, pick_dtype, prepare
+from restorelcc.core.runtime import map_on_all_cores, prepare
 from restorelcc.core.text import EncodedContrast, context_length, encode_contrasts
 from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
-from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
+from restorelcc.io.checkpoints import load_entry, load_tokenizer
 from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import read_json
@@ -66,13 +66,11 @@ def _run(
     roles: tuple[str, ...],
 ) -> None:
     prepare(seed=0, threads=model.threads)
-    device = pick_device(model.device)
     title = f"capture {kind}"
     contrast = layout.corpus(cell) / "contrast.parquet"
     rows = read_table(contrast, CONTRAST)
     tokenizer = load_tokenizer(checkpoint)
-    spread = spread_of(model, layout.work)
-    network = load_model(checkpoint, pick_dtype(model.dtype, device), device, spread=spread)
+    network = load_entry(checkpoint, model, offload=layout.work)
     tuples = encode_rows(tokenizer, rows, contrast, context_length(network.config, config.max_tokens), title)
     samples = question_samples(tuples) if roles == (QUESTION,) else response_samples(tuples)
     pad = tokenizer.pad_token_id or 0

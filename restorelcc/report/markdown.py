@@ -11,7 +11,8 @@ from restorelcc.report.tables import (
     cost_columns,
     layer_table,
     perplexity_columns,
-    summary_columns,
+    picks,
+    summary,
     task_columns,
     task_facts,
     tests_columns,
@@ -37,10 +38,10 @@ def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
 
 def _chapter(group: Group, decimals: int) -> list[str]:
     rows = group.rows
-    lines = [f"## {group.model}, {group.pruning}", "", *_table([summary_columns(row, decimals) for row in rows])]
+    lines = [f"## {group.model}, {group.pruning}", "", *_table(summary(rows, decimals))]
     if rows[0]["tasks"]:
         lines += _table([task_columns(row, decimals) for row in rows])
-    lines += [verdict(rows, decimals), ""]
+    lines += [verdict(rows, decimals), "", *_table(picks(rows, decimals))]
     lines += [f"{row['what']} is degenerate: {'; '.join(row['generation']['reasons'])}.\n" for row in degenerate(rows)]
     lines += _table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
     lines += _table([perplexity_columns(row) for row in rows])

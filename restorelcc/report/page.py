@@ -108,7 +108,8 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "best": best
         and {"share": tables.percent(best["recovered"], decimals), "what": best["what"]}
         | {"interval": tables.interval_text(best["ci95"], decimals)},
-        "summary": [tables.summary_columns(row, decimals) for row in rows],
+        "summary": tables.summary(rows, decimals),
+        "picks": tables.picks(rows, decimals),
         "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
         "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
         "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],

@@ -60,7 +60,8 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     results, rows = Results(), {}
     for cell in cells:
         if layout.metrics(cell).is_file():
-            rows[cell] = result_row(cell, read_metrics(layout.metrics(cell)), _details(layout.details(cell)))
+            rows[cell] = result_row(cell, read_metrics(layout.metrics(cell)), _read(layout.details(cell)))
+            rows[cell]["recovery_seconds"] = _recovery_seconds(cell, layout)
         else:
             results.missing.append(str(layout.metrics(cell).relative_to(layout.root)))
     if not rows:
@@ -79,8 +80,14 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     return results
 
 
-def _details(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
+    """What the stage that recovers took, where this machine ran it."""
+    stage = "baseline" if cell.baseline is not None else "compensate"
+    return _read(layout.log(stage, cell)).get("seconds")
 
 
 def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> Row:
@@ -96,6 +103,7 @@ def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> 
         **{name: metrics[name] for name in names},
         **{name: metrics.get(name) for name in optional},
         "baseline": metrics.get("baseline"),
+        "variants": metrics.get("variants"),
         "tasks": metrics["tasks"],
         "items": sum(task["n"] for task in metrics["tasks"].values()),
         "recovered": recovered.get("mean"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from restorelcc.core.baselines import BASELINES, Baseline
 from restorelcc.report.results import Group, Row
 
+_HEADS = Baseline("the heads that the probe ranks first")
 Table = list[dict[str, str]]  # rows; every row has the same columns, title to text
 
 
@@ -44,8 +47,21 @@ def size_text(size: float | None) -> str:
     return f"{size:.2f} GB"
 
 
-def summary_columns(row: Row, decimals: int) -> dict[str, str]:
-    """The row's summary as a person reads it, column title to text."""
+def summary(rows: list[Row], decimals: int) -> Table:
+    """Every row as a person reads it, and below an adapter what is left of it once it is merged."""
+    table = []
+    for row in rows:
+        table.append(_summary_columns(row, decimals))
+        for variant, merged in (row.get("variants") or {}).items():
+            share = merged.get("recovered") or {}
+            own = {"what": f"{row['what']}, {variant}", "mean": merged["mean"], "sparsity": merged["sparsity"]}
+            own |= {"recovered": share.get("mean"), "ci95": share.get("ci95"), "reason": share.get("reason")}
+            own |= {"perplexity": merged["perplexity"]["value"], "params_added": 0, "generation": None}
+            table.append(_summary_columns(row | own, decimals))
+    return table
+
+
+def _summary_columns(row: Row, decimals: int) -> dict[str, str]:
     flagged = (row["generation"] or {}).get("degenerate")
     return {
         "": row["what"] + (" (degenerate)" if flagged else ""),
@@ -156,6 +172,43 @@ def verdict(rows: list[Row], decimals: int) -> str:
         f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
         f"gives back {share} of what was lost."
     )
+
+
+# A constraint a user may have, and the methods that respect it.
+_BUDGETS: dict[str, Callable[[Baseline], bool]] = {
+    "only biases may change": lambda method: method.ships == "biases",
+    "weights may change, zeros stay": lambda method: method.ships != "adapter",
+    "an adapter may lie beside the weights": lambda method: method.ships == "adapter",
+    "no responses to learn from": lambda method: not method.labels,
+}
+
+
+def picks(rows: list[Row], decimals: int) -> Table:
+    """What to pick, as the numbers show it: for every constraint the measured method that recovers most under it.
+
+    Empty where no baseline was measured: there is nothing to choose from but head ratios.
+    """
+    known = [row for row in rows if row["kind"] in ("restored", "baseline") and row["recovered"] is not None]
+    if not any(row["kind"] == "baseline" for row in known):
+        return []
+    table = []
+    for budget, respected in _BUDGETS.items():
+        fitting = [row for row in known if respected(BASELINES.get(row["baseline"], _HEADS))]
+        if fitting:
+            best = max(fitting, key=lambda row: row["recovered"])
+            table.append(
+                {
+                    "where": budget,
+                    "pick": best["what"],
+                    "recovered %": percent(best["recovered"], decimals),
+                    "95 % interval": interval_text(best["ci95"], decimals),
+                    "of": f"{len(fitting)} measured",
+                    "trained": "-" if best["params_trained"] is None else f"{best['params_trained']:,}",
+                    "params +": f"{best['params_added']:,}",
+                    "seconds": number(best["recovery_seconds"], 1),
+                }
+            )
+    return table
 
 
 def comparison_note(rows: list[Row]) -> str | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from restorelcc.io.documents import read_json
-from restorelcc.report.tables import summary_columns, task_columns, verdict
+from restorelcc.report.tables import summary, task_columns, verdict
 
 
 def print_results(folder: Path, console: Console | None = None) -> None:
@@ -22,7 +22,7 @@ def print_results(folder: Path, console: Console | None = None) -> None:
     pruned_rows = (row for row in rows if row["pruning"] is not None)
     for (model, pruning), group in groupby(pruned_rows, key=lambda row: (row["model"], row["pruning"])):
         shown = [*([dense[model]] if model in dense else []), *group]
-        console.print(_table(f"{model}, {pruning}", [summary_columns(row, decimals) for row in shown]))
+        console.print(_table(f"{model}, {pruning}", summary(shown, decimals)))
         if shown[0]["tasks"]:
             console.print(_table("", [task_columns(row, decimals) for row in shown]))
         console.print(verdict(shown, decimals), "\n", highlight=False, soft_wrap=True)

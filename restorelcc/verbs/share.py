@@ -55,12 +55,36 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
         check_remote(repo, name)
         mend(repo, root)
     fetched = dvc(root, "fetch", "--run-cache", "--remote", name) == 0
-    restored, missing = restore_from_cache(root, name)
+    # With the connection gone, asking for every stage's files would only wait for as many timeouts.
+    answers = fetched or _answers(root, name)
+    lost = _lost(root)
+    restored, missing = restore_from_cache(root, name, download=answers)
     typer.echo(f"{restored} stages restored, {len(missing)} left to compute", err=True)
-    if not fetched:
+    if answers and lost:
         raise StageFailed(
-            "the pull did not complete, see above: run it again; what the remote does not have, `dvc repro` computes"
+            f"{len(lost)} files of dvc.lock are missing or damaged in the remote, the first is {lost[0]}: have "
+            "somebody who has them push again, or compute them by `dvc repro`"
         )
+    if not fetched:
+        raise StageFailed("the pull did not complete, see above: run it again, what has arrived is not sent again")
+
+
+def _answers(root: Path, remote: str) -> bool:
+    try:
+        with _repo(root) as repo:
+            check_remote(repo, remote)
+    except BadInput:
+        return False
+    return True
+
+
+def _lost(root: Path) -> list[str]:
+    """Outputs that dvc.lock names and the local cache lacks: after a fetch, what the remote could not give."""
+    from dvc.repo import lock_repo
+
+    with _repo(root) as repo, lock_repo(repo):
+        outs = [out for stage in repo.index.stages for out in stage.outs]
+        return sorted(out.def_path for out in outs if out.hash_info and out.changed_cache())
 
 
 def mend(repo: Any, root: Path) -> None:
@@ -72,8 +96,13 @@ def mend(repo: Any, root: Path) -> None:
             typer.echo(said, err=True)
 
 
-def restore_from_cache(root: Path, remote: str, only: set[str] | None = None) -> tuple[int, list[str]]:
-    """Check out every stage (or `only` some) that somebody ran with the same inputs: how many; names of the others."""
+def restore_from_cache(
+    root: Path, remote: str, only: set[str] | None = None, download: bool = True
+) -> tuple[int, list[str]]:
+    """Check out every stage (or `only` some) that somebody ran with the same inputs: how many; names of the others.
+
+    `download`: files that are not in the local cache are fetched from the remote, stage by stage.
+    """
     import networkx
     from dvc.repo import lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
@@ -83,21 +112,21 @@ def restore_from_cache(root: Path, remote: str, only: set[str] | None = None) ->
     with _repo(root) as repo, lock_repo(repo):
         repo.config["core"]["remote"] = remote
         for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
-            needs = {needed.addressing for needed in repo.index.graph.successors(stage)}
+            needs = {needed.name for needed in repo.index.graph.successors(stage)}
             if needs.intersection(missing):
-                missing.append(stage.addressing)
-            elif (only is None or stage.addressing in only) and stage.changed():
+                missing.append(stage.name)
+            elif (only is None or stage.name in only) and stage.changed():
                 try:
-                    _restore(repo, stage)
+                    _restore(repo, stage, download)
                     restored += 1
                 except RunCacheNotFoundError:
-                    missing.append(stage.addressing)
+                    missing.append(stage.name)
     return restored, missing
 
 
-def _restore(repo: Any, stage: Any) -> None:
+def _restore(repo: Any, stage: Any, download: bool) -> None:
     """As `dvc repro --pull` restores a stage, without pulling the whole run-cache again for each."""
-    repo.stage_cache.restore(stage, pull=True)
+    repo.stage_cache.restore(stage, pull=download)
     stage.save()
     stage.commit()
     stage.dump(update_pipeline=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from restorelcc.core.errors import BadInput, StageFailed
 
@@ -82,6 +84,7 @@ def check_remote(repo: Any, name: str) -> None:
         if scheme == "local":
             _check_folder(Path(odb.path))
         else:
+            _connect(str(settings.get("endpointurl", "")))
             _list(odb)
     except BadInput:
         raise
@@ -96,6 +99,14 @@ def _check_folder(path: Path) -> None:
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
         raise NotADirectoryError(f"{existing} is no folder")
+
+
+def _connect(endpoint: str) -> None:
+    """Fail at once where nobody listens: the S3 library would try for a minute. Behind a proxy, leave it to that."""
+    parts = urlsplit(endpoint)
+    if parts.hostname and (parts.scheme not in getproxies() or proxy_bypass(parts.hostname)):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=20).close()
 
 
 def _list(odb: Any) -> None:

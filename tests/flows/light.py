@@ -37,7 +37,7 @@ class LightProject:
         for name in ("restorelcc", "flows", "imports"):
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         self._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
-        content = yaml.safe_load((ROOT / "params.yaml").read_text())
+        content = self.shipped_params()
         names = ("tiny", "second", "third")[:models]
         content["models"] = dict.fromkeys(names, content["models"]["tiny"])
         content["grid"] |= {"model": list(names), "baseline": []} | (grid or {})
@@ -46,10 +46,18 @@ class LightProject:
         self.sh("dvc", "init", "--quiet")
         self.commit("start")
 
+    def shipped_params(self) -> dict[str, Any]:
+        """What params.yaml starts from, before the grid is put into it."""
+        return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+    def command(self, log: Path) -> str:
+        """The shell script that stands in for `restorelcc`."""
+        return f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN} "$@"\n'
+
     def _prepare(self, bin_folder: Path, log: Path) -> None:
         bin_folder.mkdir(exist_ok=True)
         command = bin_folder / "restorelcc"
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {STANDIN} "$@"\n')
+        command.write_text(self.command(log))
         command.chmod(0o755)
         self.log = log
         self.environment = {
@@ -59,6 +67,7 @@ class LightProject:
             "RESTORELCC_BIN": str(bin_folder),
             "RESTORELCC_GATES": str(bin_folder / "gates"),
             "STANDIN_LOG": str(log),
+            "STANDIN_PACKAGES": str(Path(yaml.__file__).parents[1]),
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(bin_folder / "site"),
             "PYTHONPATH": str(self.folder),
@@ -72,7 +81,7 @@ class LightProject:
 
     def clone(self, folder: Path) -> LightProject:
         """A second person's clone of what is committed, with a log of its own."""
-        other = object.__new__(LightProject)
+        other = object.__new__(type(self))
         other.folder = folder
         self.sh("git", "clone", "--quiet", str(self.folder), str(folder))
         other._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
@@ -80,7 +89,7 @@ class LightProject:
 
     def copy(self, folder: Path) -> LightProject:
         """The folder as it is, artifacts and DVC cache too, with a log of its own."""
-        other = object.__new__(LightProject)
+        other = object.__new__(type(self))
         other.folder = folder
         shutil.copytree(self.folder, folder, symlinks=True)
         other._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
@@ -98,7 +107,7 @@ class LightProject:
             text=True,
         )
 
-    def run(self, *command: str, timeout: float = 600, **environment: str) -> Done:
+    def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
         process = self.start(*command, **environment)
         try:
             text, _ = process.communicate(timeout=timeout)
@@ -136,7 +145,7 @@ class LightProject:
         self.sh("git", "commit", "--quiet", "--message", message)
 
     def params(self) -> dict[str, Any]:
-        return json.loads((self.folder / "params.yaml").read_text())
+        return yaml.safe_load((self.folder / "params.yaml").read_text())
 
     def write_params(self, content: dict[str, Any]) -> None:
         """As JSON, which is YAML too and which the stand-in can read."""
@@ -156,6 +165,10 @@ class LightProject:
         """Every file under data/, by its path."""
         data = self.folder / "data"
         return {str(path.relative_to(data)): path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()}
+
+    def results(self) -> dict[str, object]:
+        """What must be the same however the grid is run."""
+        return dict(self.artifacts())
 
 
 def _event(line: str) -> tuple[str, str, int, float]:

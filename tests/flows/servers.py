@@ -25,7 +25,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> object:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 600) -> object:
     """Poll until a condition is true; its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -74,9 +74,9 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
         "RESTORELCC_CLONES": str(tmp_path / "clones"),
     }
     found = blocks("schedules.md")
-    assert [kind for kind, _ in found] == ["", "server", "", "", "worker", "", "", "serve", "cancel"]
+    assert [kind for kind, _ in found] == ["", "server", "", "", "worker", "", "", "", "serve", "cancel"]
     bodies = {kind: body for kind, body in found if kind}
-    first, address, deploy, run_now, schedule = [body for kind, body in found if not kind]
+    first, address, deploy, run_now, schedule, automation = [body for kind, body in found if not kind]
     with ExitStack() as stack:
 
         def background(body: str, name: str) -> subprocess.Popen[bytes]:
@@ -88,7 +88,7 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
         for body in (first, address, deploy):
             run(project, body)
         background(bodies["worker"], "worker")
-        for body in (run_now, schedule):
+        for body in (run_now, schedule, automation):
             run(project, body)
 
         serving = background(bodies["serve"], "serve")
@@ -104,7 +104,7 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
             if kind != "worker":
                 run(project, body)
 
-        project.set("extract.solver", "eigh")
+        project.set("extract.solver", "gram")
         project.commit("more")
         before = len(project.executed())
         project.environment["STANDIN_SECONDS"] = "30"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from flows import machines
 from flows.dag import Dag, Stage
-from flows.machines import subset, waves
+from flows.machines import waves
+from flows.model_job import subset
 from tests.flows.light import LightProject
 from tests.flows.servers import prefect_server, process
 
@@ -38,6 +41,21 @@ def test_what_the_models_share_comes_first_and_what_needs_them_all_last() -> Non
     assert [(one.name, one.needs) for one in own.stages] == [("dense@a", ()), ("prune@a", ("dense@a",))]
 
 
+def test_jobs_are_cancelled_with_the_flow_that_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = []
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machines, "get_run_logger", lambda: logging.getLogger())
+    monkeypatch.setattr(machines, "_start_job", lambda deployment, job: f"run of {job['model']}")
+    monkeypatch.setattr(machines, "_wait", interrupted)
+    monkeypatch.setattr(machines, "_cancel", lambda run, why: cancelled.append(run))
+    with pytest.raises(KeyboardInterrupt):
+        machines._run_jobs("model-job/machines", [{"model": "a"}, {"model": "b"}], 1.0)
+    assert cancelled == ["run of a", "run of b"]
+
+
 GRID = {"pruning": ["wanda-0.5", "wanda-0.6"], "head_ratio": [0.1, 0.25, 0.5]}
 NODES = 3 * 4 + 6 * 5 + 18 * 2 + 1
 
@@ -50,34 +68,33 @@ def deployed(project: LightProject, server: dict[str, str]) -> None:
 
 @pytest.mark.workflow
 def test_repro_flow_dask_and_two_machines_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path) -> None:
-    first = LightProject(tmp_path / "repro", GRID, models=3)
-    others = [first.copy(tmp_path / name) for name in ("flow", "dask", "machines")]
+    four_ways(LightProject(tmp_path / "repro", GRID, models=3), tmp_path)
+
+
+def four_ways(first: LightProject, tmp_path: Path) -> None:
+    """A 3 x 2 x 3 grid by `dvc repro`, the flow, two Dask workers, and two workers with clones of their own."""
+    flow, dask, head = others = [first.copy(tmp_path / name) for name in ("flow", "dask", "machines")]
     first.repro()
     assert set(Counter(first.executed()).values()) == {1}
     assert len(first.executed()) == NODES
-
-    flow, dask, machines = others
-    done = flow.run(PYTHON, "-m", "flows.restore", "--parallel", "4", timeout=1800)
+    done = flow.run(PYTHON, "-m", "flows.restore", "--parallel", "4")
     assert done.code == 0, done.text[-3000:]
-    done = dask.run(PYTHON, "-m", "flows.restore", "--dask", "2", timeout=1800)
+    done = dask.run(PYTHON, "-m", "flows.restore", "--dask", "2")
     assert done.code == 0, done.text[-3000:]
-    on_machines(machines, tmp_path)
+    on_machines(head, tmp_path)
     for project in others:
         assert sorted(project.executed()) == sorted(first.executed()), project.folder.name
-    report, metrics = first.artifacts()["report/content.txt"], _metrics(first)
-    for project in (flow, dask):
-        assert project.artifacts() == first.artifacts()
-    assert machines.artifacts()["report/content.txt"] == report
-    assert _metrics(machines) == metrics
+    expected = first.results()
+    assert flow.results() == expected
+    assert dask.results() == expected
+    on_head = head.results()
+    assert {name for name in expected if name.startswith(("metrics/", "report/"))} == on_head.keys()
+    assert on_head == {name: expected[name] for name in on_head}
 
-    fresh = machines.clone(tmp_path / "fresh")
+    fresh = head.clone(tmp_path / "fresh")
     assert fresh.restorelcc("pull").code == 0
     assert fresh.repro() == []
-    assert fresh.artifacts() == first.artifacts()
-
-
-def _metrics(project: LightProject) -> dict[str, bytes]:
-    return {name: content for name, content in project.artifacts().items() if name.startswith("metrics/")}
+    assert fresh.results() == expected
 
 
 def on_machines(project: LightProject, folder: Path) -> None:
@@ -92,11 +109,11 @@ def on_machines(project: LightProject, folder: Path) -> None:
             environment = project.environment | {"RESTORELCC_CLONES": str(folder / f"clones-{number}")}
             start = (PREFECT, "worker", "start", "--pool", "restorelcc", "--limit", "1")
             stack.enter_context(process(*start, log=folder / f"worker-{number}.log", **environment))
-        done = project.run(PYTHON, "-m", "flows.machines", timeout=1800)
+        done = project.run(PYTHON, "-m", "flows.machines")
         assert done.code == 0, done.text[-3000:] + (folder / "worker-0.log").read_text()[-3000:]
         assert len(list(folder.glob("clones-*/*/*/.git"))) == 3
         ran = len(project.executed())
-        done = project.run(PYTHON, "-m", "flows.machines", timeout=600)
+        done = project.run(PYTHON, "-m", "flows.machines")
         assert done.code == 0, done.text[-3000:]
         assert len(project.executed()) == ran
         project.set("report.decimals", 3)

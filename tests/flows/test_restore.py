@@ -38,13 +38,13 @@ def started(project: LightProject, kind: str) -> int:
     return found
 
 
-def left_behind(project: LightProject) -> list[str]:
-    """Command lines of processes whose working folder is the project's."""
-    found = []
+def left_behind(project: LightProject) -> dict[int, str]:
+    """Processes whose working folder is the project's or in it, and their command lines."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if (entry / "cwd").resolve().is_relative_to(project.folder) and int(entry.name) != os.getpid():
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found

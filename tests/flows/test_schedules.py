@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from flows.sweep import check_sweep
+from restorelcc.core.errors import BadInput
 from tests.flows.light import LightProject
 from tests.flows.servers import prefect_server, process, wait_for
 from tests.flows.test_machines import deployed
@@ -21,13 +26,16 @@ PREFECT = str(Path(PYTHON).parent / "prefect")
 SWEEP = (PYTHON, "-m", "flows.sweep")
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}
 
-BAD = [
-    (["--model", "tinny"], "'tinny' is unknown: did you mean 'tiny'"),
-    (["--pruning", "wanda-2of1"], "N must be at least 1 and less than M"),
-    (["--head-ratio", "0"], "grid.head_ratio has 0"),
-    (["--head-ratio", "0.1", "--head-ratio", "0.1"], "grid.head_ratio has 0.1 twice"),
-    (["--name", "a b"], "the sweep's name is 'a b'"),
-    (["--revision", "nowhere"], "has no commit 'nowhere'"),
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"model": ["tinny"]}, "'tinny' is unknown: did you mean 'tiny'"),
+    ({"model": []}, "the sweep's axis model is empty"),
+    ({"pruning": ["wanda-2of1"]}, "N must be at least 1 and less than M"),
+    ({"head_ratio": [0]}, "grid.head_ratio has 0"),
+    ({"head_ratio": []}, "the sweep's axis head_ratio is empty"),
+    ({"head_ratio": [0.1, 0.1]}, "grid.head_ratio has 0.1 twice"),
+    ({"baseline": ["lroa"]}, "did you mean 'lora'"),
+    ({"name": "a b"}, "the sweep's name is 'a b'"),
+    ({"revision": "nowhere"}, "has no commit 'nowhere'"),
 ]
 
 
@@ -37,30 +45,37 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize(("options", "sentence"), BAD)
-def test_a_bad_sweep_is_one_sentence(project: LightProject, options: list[str], sentence: str) -> None:
-    done = project.run(*SWEEP, *options)
-    assert (done.code, sentence in done.text) == (2, True), done.text
+@pytest.mark.parametrize(("given", "sentence"), BAD)
+def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any], sentence: str) -> None:
+    grid = {axis: given.get(axis) for axis in ("model", "pruning", "head_ratio", "baseline")}
+    with pytest.raises(BadInput) as caught:
+        check_sweep(project.folder, grid, given.get("name", "sweep"), given.get("revision", "HEAD"))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.workflow
+def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    copy.set("models.new", copy.params()["models"]["tiny"])
+    done = copy.run(*SWEEP, "--model", "new")
+    assert (done.code, "'new' is unknown" in done.text) == (2, True), done.text
+    assert "a sweep runs what is committed: HEAD is " in done.text
     assert len(done.text.strip().splitlines()) == 1
-    assert project.executed() == []
-    assert not (project.folder / ".work/sweeps").exists()
+    assert copy.executed() == []
+    assert not (copy.folder / ".work/sweeps").exists()
 
 
 @pytest.mark.workflow
 def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     content = copy.params()
-    entry = content["models"]["tiny"]
-    content["models"] |= {"tiny-external": entry, "tiny": entry}
-    content["prune"]["external"] = {
-        "tiny": {"external-a": {"source": "x"}},
-        "tiny-external": {"a": {"source": "x"}, "external-a": {"source": "x"}},
-    }
-    content["prune"]["external"]["tiny"]["a"] = {"source": "x"}
-    content["grid"] |= {"model": ["tiny", "tiny-external"], "pruning": ["external-external-a", "external-a"]}
+    content["prune"]["external"] = {"tiny": {"a": {"source": "x"}, "a-masked": {"source": "x"}}}
+    content["grid"] |= {"pruning": ["external-a", "external-a-masked"], "baseline": ["lora", "masked-lora"]}
     copy.write_params(content)
-    done = copy.run(PYTHON, "-m", "flows.restore")
-    assert (done.code, "join to the same stage name twice" in done.text) == (2, True), done.text
+    for command in ((PYTHON, "-m", "flows.restore"), (PYTHON, "-m", "restorelcc", "check")):
+        done = copy.run(*command)
+        assert (done.code, "same stage name, 'tiny-external-a-masked-lora'" in done.text) == (2, True), done.text
     assert copy.executed() == []
 
 
@@ -146,10 +161,10 @@ def test_a_cron_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_p
 ) -> None:
     served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
     served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", "--cron", "* * * * *", "--timezone", "UTC")
-    slow = served.environment | {"STANDIN_SECONDS": "25"}
+    slow = served.environment | {"STANDIN_SECONDS": "15"}
     worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
     with process(*worker, log=tmp_path / "worker.log", **slow):
-        served.set("extract.solver", "eigh")
+        served.set("extract.solver", "gram")
         served.commit("something to compute")
         wait_for(lambda: "Cancelled" in states(served), "the overlapping run to be cancelled", 300)
         served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
@@ -168,37 +183,83 @@ def test_a_cron_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_p
         run = next(run for run in runs(served) if run["state_type"] == "RUNNING")
         served.sh(PREFECT, "flow-run", "cancel", run["id"])
         wait_for(lambda: not alive(pid), "the stage to end", 120)
-        clone = served.folder / ".work/sweeps/nightly"
-        wait_for(lambda: not [line for line in left_behind(served) if str(clone) in line], "its processes to end", 60)
-        wait_for(
-            lambda: (
-                post(served, "/flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})[0]["state_type"]
-                == "CANCELLED"
-            ),
-            "the run to be cancelled",
-            120,
-        )
+        clone = str(served.folder / ".work/sweeps/nightly")
+        wait_for(lambda: clone not in "".join(left_behind(served).values()), "its processes to end", 60)
+        assert wait_for(lambda: ended(served, run["id"]), "the run to be cancelled", 120) == "CANCELLED"
+
+
+def ended(project: LightProject, run: str) -> str | None:
+    """The type of a run's state, once it is a final one."""
+    kind = post(project, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]["state_type"]
+    return kind if kind in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def begun(project: LightProject) -> str:
+    """Have the worker run the grid; the run's id, once one of its stages executes."""
+    before = len(project.executed())
+    project.sh(PREFECT, "deployment", "run", "restore/now")
+    wait_for(lambda: len(project.executed()) > before, "a stage to run")
+    return next(run["id"] for run in runs(project) if run["state_type"] == "RUNNING")
+
+
+WORKER = (PREFECT, "worker", "start", "--pool", "restorelcc")
 
 
 @pytest.mark.workflow
-def test_a_killed_worker_fails_visibly_or_goes_on_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
+def test_a_killed_worker_leaves_a_run_that_ends_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
     served.set("probe.steps", 78)
+    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "8"}) as worker:
+        run = begun(served)
+        worker.kill()
+        worker.wait()
+        with process(*WORKER, log=tmp_path / "again.log", **served.environment):
+            wait_for(lambda: ended(served, run), "the run to end")
+            served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
+    assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
+    assert served.repro() == []
+    assert len(served.executed()) == len(set(served.executed())) or ended(served, run) != "COMPLETED"
+
+
+@pytest.mark.workflow
+def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_missing(
+    served: LightProject, tmp_path: Path
+) -> None:
+    """kill -9 of everything at once. Heartbeats and the time without one are shorter than the shipped ones."""
+    automations = yaml.safe_load((served.folder / "flows/automations.yaml").read_text())
+    automations["automations"][0]["trigger"]["within"] = 40
+    (tmp_path / "automations.yaml").write_text(json.dumps(automations))
+    served.sh(PREFECT, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
+    served.set("probe.steps", 79)
+    slow = served.environment | {"STANDIN_SECONDS": "600", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with process(*WORKER, log=tmp_path / "worker.log", **slow) as worker:
+        run = begun(served)
+        stage = served.events()[-1][2]
+        worker.kill()
+        for pid, line in left_behind(served).items():
+            if "prefect" in line:
+                os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not alive(stage), "the stage to end with its flow", 60)
+    assert not ended(served, run), "nobody could tell the server"
+    assert wait_for(lambda: ended(served, run), "the run to be marked") == "CRASHED"
     before = len(served.executed())
-    worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
-    slow = served.environment | {"STANDIN_SECONDS": "20"}
-    with process(*worker, log=tmp_path / "worker.log", **slow) as killed:
-        served.sh(PREFECT, "deployment", "run", "restore/now")
-        started_pid = int(str(wait_for(lambda: len(served.executed()) > before and served.events()[-1][2], "a stage")))
-        killed.kill()
-        killed.wait()
-    wait_for(lambda: not alive(started_pid), "the stage to end with its flow", 120)
-    with process(*worker, log=tmp_path / "again.log", **served.environment):
+    with process(*WORKER, log=tmp_path / "again.log", **served.environment):
         served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
+    assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
+    kinds = [name.partition("@")[0] for name in served.executed()[before:]]
+    assert sorted(kinds) == ["compensate", "evaluate_restored", "probe", "report"]
     assert served.repro() == []
 
 
 @pytest.mark.workflow
-def test_serve_needs_a_server(project: LightProject) -> None:
-    environment = dict.fromkeys(("PREFECT_API_URL",), "")
-    done = project.run(PYTHON, "-m", "flows.serve", **environment)
-    assert (done.code, "PREFECT_API_URL is not set" in done.text) == (2, True), done.text
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "PREFECT_API_URL is not set: start `prefect server start`"),
+        (["--cron", "at noon"], "--cron 'at noon' is not a cron line"),
+        (["--timezone", "Nowhere"], "--timezone 'Nowhere' is unknown"),
+    ],
+)
+def test_serve_refuses_in_one_sentence(project: LightProject, options: list[str], sentence: str) -> None:
+    done = project.run(PYTHON, "-m", "flows.serve", *options, PREFECT_API_URL="")
+    assert (done.code, sentence in done.text) == (2, True), done.text
+    assert len(done.text.strip().splitlines()) == 1

@@ -1,39 +1,76 @@
-"""The true pico pipeline, through the flow: the bytes that `dvc repro` writes. Minutes."""
+"""True stages of pico models: the table of changes, and a grid in four ways. Minutes."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.dag import ROOT
+from tests.flows.light import LightProject
+from tests.flows.pico_project import PicoProject, forked_stages
+from tests.flows.test_exact import ALL, CHANGES, GRID, MODELS, REPORT, Change, cells
+from tests.flows.test_machines import GRID as WIDE
+from tests.flows.test_machines import four_ways
 from tests.test_end_to_end import Project
 
 pytestmark = pytest.mark.slow
 
 
-def artifacts(project: Project) -> dict[str, object]:
-    """Every file under data/: metrics without their timings, the rest as bytes."""
-    found: dict[str, object] = {}
-    data = project.folder / "data"
-    for path in sorted(file for file in data.rglob("*") if file.is_file()):
-        name = str(path.relative_to(data))
-        if name.startswith("metrics/") and path.suffix == ".json":
-            content = project.json(f"data/{name}")
-            found[name] = {key: value for key, value in content.items() if key not in ("seconds", "versions")}
-        elif path.suffix in (".safetensors", ".parquet"):
-            found[name] = path.read_bytes()
-    return found
+@pytest.fixture(scope="module", autouse=True)
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with forked_stages(tmp_path_factory.mktemp("forked")):
+        yield
 
 
-def test_the_flow_writes_what_repro_writes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
+    project = PicoProject(tmp_path_factory.mktemp("true") / "base", GRID, models=3)
+    project.set("grid.model", list(MODELS))
+    assert set(project.repro()) == cells(*ALL) | REPORT
+    return project
+
+
+def installed(package: str) -> Change:
+    """Another version of a package, as far as its metadata say, and `restorelcc versions` as `make repro` runs it."""
+
+    def change(project: LightProject) -> None:
+        folder = project.folder / f"{package.replace('-', '_')}-99.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 99.0\n")
+        assert f"{package} " in project.restorelcc("versions").text
+
+    return change
+
+
+# Where true stages take other values than the stand-in, or end with the outputs that they had: then nothing follows.
+TRUE: dict[str, tuple[Change, set[str]]] = CHANGES | {
+    package: (installed(package), CHANGES[package][1]) for package in ("torch", "scikit-learn", "lm-eval")
+}
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_a_change_runs_exactly_what_depends_on_it(base: LightProject, tmp_path: Path, name: str) -> None:
+    change, expected = TRUE[name]
+    project = base.copy(tmp_path / "copy")
+    change(project)
+    assert sorted(project.repro()) == sorted(expected)
+
+
+def test_four_ways_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path) -> None:
+    four_ways(PicoProject(tmp_path / "repro", WIDE, models=3), tmp_path)
+
+
+def test_the_flow_writes_what_repro_writes_with_processes_of_their_own(tmp_path: Path) -> None:
+    """Without the shared imports: as a user runs it."""
     one, other = Project(tmp_path / "repro"), Project(tmp_path / "flow")
     one.repro()
     other.environment |= {"RESTORELCC_ROOT": str(other.folder), "PYTHONPATH": str(ROOT)}
     text = other.run(sys.executable, "-m", "flows.restore", "--parallel", "2")
     assert "12 Ran" in text
-    ours, theirs = artifacts(one), artifacts(other)
-    assert set(ours) == set(theirs) != set()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    for name in ("components.safetensors", "heads.parquet", "heads-0.25/compensation.safetensors"):
+        path = f"data/tiny/wanda-0.5/{name}"
+        assert (one.folder / path).read_bytes() == (other.folder / path).read_bytes(), name
     assert other.repro() == set()

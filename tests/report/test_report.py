@@ -1,12 +1,14 @@
 """The report shows the grid's cells, all of them and no others, and names those that are missing."""
 
 import csv
+import io
 import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
@@ -15,7 +17,7 @@ from restorelcc.report.multiple import holm
 from restorelcc.report.stage import run
 from restorelcc.report.tables import p_text, size_text, verdict
 from restorelcc.report.terminal import print_results
-from tests.report.cells import CELLS, write_grid
+from tests.report.cells import CELLS, details, metrics, write_grid
 
 SECTIONS = ("headline", "recovered", "tasks", "heads", "spectra", "sparsity", "text", "cost", "provenance")
 
@@ -171,6 +173,38 @@ def test_the_terminal_table_fits_eighty_columns(made: Layout) -> None:
     assert "heads 0.25" in text
     table = [line for line in text.splitlines() if not line.startswith(("Best", "Report"))]
     assert max(map(len, table)) <= 80
+
+
+def test_with_baselines_the_report_says_what_to_pick_and_what_merging_leaves(layout: Layout) -> None:
+    """Each constraint gets the method that recovers most among those that respect it, by hand."""
+    found = {"masked": 0.9, "meanshift": 0.75, "lora": 0.93}
+    cells = [Cell("a", "wanda-0.5", baseline=name) for name in found]
+    for cell, mean in zip(cells, found.values(), strict=True):
+        share = (mean - 0.7) / 0.25
+        content = metrics(cell, mean) | {"baseline": cell.baseline, "params_trained": 77}
+        content |= {"recovered": {"mean": share, "ci95": [share - 0.1, share + 0.1]}}
+        if cell.baseline == "lora":
+            merged = {name: content[name] for name in ("tasks", "perplexity", "bits_per_byte")}
+            merged |= {"mean": 0.8, "sparsity": 0.0, "recovered": {"mean": 0.4, "ci95": [0.3, 0.5]}}
+            content["variants"] = {"merged": merged}
+        write_json(layout.metrics(cell), content)
+        write_json(layout.details(cell), details(cell))
+    write_json(layout.log("baseline", cells[0]), {"stage": "baseline", "cell": str(cells[0]), "seconds": 12.5})
+    run([*CELLS, *cells], ReportConfig(), layout)
+    texts = _texts(layout)
+    for line in (
+        "| lora | 93.0 | 92.0 | [82.0, 102.0] | 3.50 | 64 | 50.00 |",
+        "| lora, merged | 80.0 | 40.0 | [30.0, 50.0] | 3.50 | 0 | 0.00 |",
+        "| only biases may change | heads 0.25 | 60.0 | [50.0, 70.0] | 3 measured | - | 64 | - |",
+        "| weights may change, zeros stay | masked | 80.0 | [70.0, 90.0] | 4 measured | 77 | 64 | 12.5 |",
+        "| an adapter may lie beside the weights | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
+        "| no responses to learn from | meanshift | 20.0 | [10.0, 30.0] | 1 measured | 77 | 64 | - |",
+    ):
+        assert line in texts["report.md"]
+    assert "What to pick" in texts["report.html"] and "lora, merged" in texts["report.html"]
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    assert "lora, merged" in console.export_text()
 
 
 def test_a_restoration_that_does_not_win_is_said_plainly() -> None:

@@ -1,0 +1,107 @@
+"""One model's share of a grid, in a clone of the worker's own: what flows/machines.py starts on a pool's workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.clones import fresh_clone
+from flows.dag import Dag, Stage, read_dag
+from flows.gates import local_slots
+from flows.restore import run_stages
+from flows.tasks import in_words
+from restorelcc.core.errors import StageFailed
+from restorelcc.params import load_params
+from restorelcc.verbs.share import restore_from_cache
+from restorelcc.workflow.lockfile import read_lock
+from restorelcc.workflow.remotes import dvc
+from restorelcc.workflow.running import held_lock
+from restorelcc.workflow.versions import check_versions
+
+
+@flow(name="model-job", flow_run_name="{model}", validate_parameters=True)
+def model_job(repository: str, revision: str, model: str, remote: str, parallel: int | None = None) -> State:
+    """Run one model's stages in a clone of this worker's own, and push them.
+
+    Args:
+        repository: where to clone from: an address or a path that this worker can read.
+        revision: the commit to run.
+        model: key of `models` in params.yaml.
+        remote: name of the DVC remote.
+        parallel: stages that run on the CPU at once; by default one per core.
+    """
+    return in_words(run_job, repository, revision, model, remote, local_slots(parallel))
+
+
+def run_job(repository: str, revision: str, model: str, remote: str, slots: dict[str, int]) -> State:
+    """The body of the flow. Raises BadInput and StageFailed."""
+    clone = clones_folder(repository) / model
+    with held_lock(clone.with_name(f"{model}.lock")):
+        fresh_clone(repository, clone, revision)
+        check_versions(clone)
+        params = load_params(clone / "params.yaml")
+        stages = read_dag(clone, params).stages
+        own = {stage.name for stage in stages if stage.model == model}
+        fetch_run_cache(clone, remote)
+        restore_from_cache(clone, remote, own.union(*(stage.needs for stage in stages if stage.name in own)))
+        state = run_stages(subset(read_dag(clone, params), own), clone, slots)
+        if not state.is_completed():
+            return state
+        if dvc(clone, "push", "--run-cache", "--remote", remote, *sorted(own)):
+            raise StageFailed(f"{model}: the push to {remote!r} did not complete: run the job again")
+        publish_lock(clone, own)
+    return Completed(message=f"{model}: {state.message}")
+
+
+def clones_folder(repository: str) -> Path:
+    """Where this machine keeps its clones: $RESTORELCC_CLONES, or the user's cache folder."""
+    given = os.environ.get("RESTORELCC_CLONES")
+    folder = Path(given) if given else Path.home() / ".cache" / "restorelcc" / "clones"
+    return folder / hashlib.sha256(repository.encode()).hexdigest()[:12]
+
+
+def fetch_run_cache(clone: Path, remote: str) -> None:
+    """What others have run, without the files: those come stage by stage, as they are needed."""
+    from dvc.repo import Repo, lock_repo
+
+    with Repo(str(clone), _wait_for_lock=True) as repo, lock_repo(repo):
+        repo.stage_cache.pull(remote)
+
+
+def subset(dag: Dag, names: set[str]) -> Dag:
+    """Some stages of a DAG, with the edges among them."""
+    kept = [
+        Stage(stage.name, tuple(name for name in stage.needs if name in names), stage.resource, stage.model, True)
+        for stage in dag.stages
+        if stage.name in names
+    ]
+    return Dag(tuple(kept), dag.notes)
+
+
+def publish_lock(clone: Path, stages: set[str]) -> None:
+    """The job's dvc.lock entries as an artifact of its flow run, for the head to merge."""
+    entries = {name: entry for name, entry in (read_lock(clone) or {}).items() if name in stages}
+    create_markdown_artifact(json.dumps(entries), key="lock", description="dvc.lock entries of this job")
+
+
+def published_lock(run: UUID) -> dict[str, Any]:
+    """The dvc.lock entries that a job published."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run]), key=ArtifactFilterKey(any_=["lock"])
+            )
+        )
+    entries: dict[str, Any] = json.loads(str(found[0].data)) if found else {}
+    return entries

@@ -1,0 +1,87 @@
+"""`restorelcc` from a process that has imported everything: a stage of a pico model then takes its own time only.
+
+    python -m tests.flows.forked serve SOCKET
+    python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
+
+The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+
+def call(path, arguments):
+    """Have the server run the command here; its exit code."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        folder = os.open(".", os.O_RDONLY)
+        socket.send_fds(connection, [b"x"], [0, 1, 2, folder])
+        connection.sendall(json.dumps([arguments, dict(os.environ)]).encode() + b"\n")
+        answer = connection.makefile("rb").read()
+    return int(answer) if answer else 1
+
+
+def serve(path):
+    """Import what stages import, then run every command in a fork, until this process is ended."""
+    import importlib
+
+    from restorelcc.cli import STAGES
+
+    for module in {verb.module for verb in STAGES.values()} | {"restorelcc.report.stage", "lm_eval", "sklearn.svm"}:
+        importlib.import_module(module)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        while True:
+            connection, _ = listener.accept()
+            while _reaped():
+                pass
+            if os.fork() == 0:
+                listener.close()
+                _answer(connection)
+            connection.close()
+
+
+def _reaped():
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0]
+    except ChildProcessError:
+        return 0
+
+
+def _answer(connection):
+    """In the fork: become the caller's command."""
+    from restorelcc.cli import main
+
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
+    arguments, environment = json.loads(connection.makefile("rb").readline())
+    for number, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, number)
+    os.fchdir(descriptors[3])
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["restorelcc", *arguments]
+    sys.path.insert(0, str(Path.cwd()))  # where a test puts what it pretends to have installed
+    code = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.sendall(str(code).encode())
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        sys.exit(call(sys.argv[1], sys.argv[2:]))
