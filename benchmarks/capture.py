@@ -228,8 +228,8 @@ def main() -> None:
             "capture", "The embedded model" if size == "embedded" else "100 M parameters", "make bench-capture"
         )
         out.say(
-            f"(a) straightforward, (b) ours, (c) the floor; medians of {options.rounds} rounds in turns in one process, "
-            f"{options.slow_rounds} of them with (a); ratios within a round. `benchmarks/capture.py` says what each does."
+            f"(a) straightforward, (b) ours, (c) the floor; medians of {options.rounds} rounds in turns in a process, "
+            f"{options.slow_rounds} of them with (a); ratios within a round. `benchmarks/capture.py` has them."
         )
         out.say()
         for cells in (_COLUMNS, ["---"] * len(_COLUMNS)):
