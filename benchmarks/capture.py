@@ -137,8 +137,8 @@ def large(samples: int) -> Case:
     def some(low: int, high: int) -> list[int]:
         return [rng.randrange(3, 32_000) for _ in range(rng.randint(low, high))]
 
-    questions = [some(8, 24) for _ in range(samples)]
-    positives, negatives = ([q + some(8, 24) for q in questions] for _ in range(2))
+    questions = [some(8, 16) for _ in range(samples)]
+    positives, negatives = ([q + some(8, 16) for q in questions] for _ in range(2))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     # One set of weights serves as both models: what they hold changes no time.
     return Case(
@@ -147,8 +147,8 @@ def large(samples: int) -> Case:
 
 
 def measure(case: Case, rounds: int, slow_rounds: int, budget: int, out: Results) -> None:
-    """One row of the table. Every eighth tuple warms up and chooses the floor's batch."""
-    some = case.every(8)
+    """One row of the table. Every sixteenth tuple warms up and chooses the floor's batch."""
+    some = case.every(16)
     straightforward(some.every(4))
     with tempfile.TemporaryDirectory() as folder:
         ours(some, budget, Path(folder))

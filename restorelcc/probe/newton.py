@@ -12,7 +12,7 @@ from torch import Tensor
 
 RIDGE = 0.05  # times |gradient at zero weights|; see fit_pairs
 _FLOOR = 1e-5  # least ridge: the loss of separable pairs has no optimum without one
-_MOST, _TOLERANCE = 60, 1e-4
+_MOST, _TOLERANCE = 60, 2e-5
 _LINE_STEPS = 3
 
 
@@ -40,7 +40,7 @@ def fit_pairs(question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) 
 
     The first step is Newton's own. Its Hessian, X^T X / 4, bounds every later one from above, so that it is factored
     once; the further steps are conjugate gradients in its metric (Polak and Ribiere), each of which goes to the least
-    loss along its direction. A head is done when the next step promises less than 1e-4 of what the steps before it
+    loss along its direction. A head is done when the next step promises less than 2e-5 of what the steps before it
     have brought.
     """
     pairs = _Pairs(question_HND, positive_HND, negative_HND)
