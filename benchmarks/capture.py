@@ -1,23 +1,26 @@
 """Capture three ways, side by side in one process, in turns: (a) straightforward, (b) ours, (c) the floor.
 
-    python -m benchmarks.capture [--model data/tiny] [--pruning wanda-0.5] [--samples 128] [--rounds 3] [--threads 0]
+    python -m benchmarks.capture [--size embedded|large|both] [--model data/tiny] [--pruning wanda-0.5]
+                                 [--samples 128] [--rounds 5] [--threads 0]
 
 (a) batch 1; three dense passes (question, question + r+, question + r-) and one pruned; z of every position and every
     hidden state copied to the CPU and kept.
 (b) what the stages do from token ids to the Parquet files, part files included.
 (c) plain forward passes, without logits, over only the tokens that must be seen: question + r+ + r- of every tuple for
     the dense model and the question for the pruned one, as plain sequences, at the best batch.
-Extra memory is counted by hand: tensors that outlive the pass that made them, at their most.
+Extra memory is the peak of the process's resident set while one way runs, less what it was before (Linux only).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import random
-import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -51,14 +54,19 @@ class Case:
     negatives: list[list[int]]
     goal: float  # how much faster than (a)
 
+    def every(self, step: int) -> Case:
+        """The same with fewer tuples."""
+        lists = (self.questions, self.positives, self.negatives)
+        return Case(self.name, self.dense, self.pruned, *(each[::step] for each in lists), goal=self.goal)
+
     def samples(self) -> tuple[list[Sample], list[Sample]]:
         triples = zip(self.questions, self.positives, self.negatives, strict=True)
         return [Sample(p, len(q) - 1, n) for q, p, n in triples], [Sample(q) for q in self.questions]
 
 
 @torch.no_grad()
-def straightforward(case: Case) -> int:
-    """(a); returns the bytes it holds at the end."""
+def straightforward(case: Case) -> list[torch.Tensor]:
+    """(a); what it keeps."""
     kept: list[torch.Tensor] = []
 
     def run(model: PreTrainedModel, sequences: list[list[int]]) -> None:
@@ -75,22 +83,19 @@ def straightforward(case: Case) -> int:
     for sequences in (case.questions, case.positives, case.negatives):
         run(case.dense, sequences)
     run(case.pruned, case.questions)
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return kept
 
 
-def ours(case: Case, budget: int, folder: Path) -> int:
-    """(b); returns the most bytes of activations that are in memory at once."""
-    most = 0
+def ours(case: Case, budget: int, folder: Path) -> None:
+    """(b)."""
     for name, model, samples in zip(("dense", "pruned"), (case.dense, case.pruned), case.samples(), strict=True):
         roles = ("question", "positive", "negative") if name == "dense" else ("question",)
         batches, parts = plan(samples, budget), []
         (folder / f"parts-{name}").mkdir()
         for batch, z_LBRX in read_batches(HeadReader(model, pad=0), samples, batches):
             parts.append(write_part(folder / f"parts-{name}", batch.number, z_LBRX.flatten(2).numpy()))
-            most = max(most, 2 * z_LBRX.numel() * 4)  # as rows that were read, and stacked
         heads = head_layout(model)
         write_activations(folder / name, parts, batches, list(range(len(samples))), roles, heads, {"model": name})
-    return most
 
 
 @torch.no_grad()
@@ -99,7 +104,7 @@ def floor(case: Case, budget: int) -> None:
     everything = [p + n[len(q) :] for q, p, n in zip(case.questions, case.positives, case.negatives, strict=True)]
     for model, sequences in ((case.dense, everything), (case.pruned, case.questions)):
         for batch in batches_by_length([len(ids) for ids in sequences], budget):
-            model.base_model(**model_inputs(model, padded([alone(sequences[i]) for i in batch], 0)))
+            model.base_model(**model_inputs(model, padded([[alone(sequences[i])] for i in batch], 0)))
 
 
 def embedded(folder: Path, pruning: str) -> Case:
@@ -114,7 +119,7 @@ def embedded(folder: Path, pruning: str) -> Case:
     return Case(f"embedded model, {len(rows)} tuples", *models, *ids, goal=5)
 
 
-def hundred_million(samples: int) -> Case:
+def large(samples: int) -> Case:
     """A random Llama, 12 layers of 12 heads; questions about as long as responses, of mixed lengths."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -141,72 +146,90 @@ def hundred_million(samples: int) -> Case:
 
 
 def measure(case: Case, rounds: int, budget: int, out: Results) -> None:
-    best = min(_BUDGETS, key=lambda each: _seconds(lambda: floor(case, each)))
+    """One row of the table. The batch of the floor is chosen on every fourth tuple, the best of two runs of each."""
+    some = case.every(4)
+    best = min(_BUDGETS, key=lambda each: min(_seconds(lambda: floor(some, each)) for _ in range(2)))
     seconds: dict[str, list[float]] = {"a": [], "b": [], "c": []}
+    extra: dict[str, list[int]] = {"a": [], "b": []}
     for _ in range(rounds):
-        held: list[int] = []
-        seconds["a"].append(_seconds(lambda held=held: held.append(straightforward(case))))
+        extra["a"].append(_peak(lambda: seconds["a"].append(_seconds(lambda: straightforward(case)))))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)
-            seconds["b"].append(_seconds(lambda path=path, held=held: held.append(ours(case, budget, path))))
-            shutil.rmtree(folder, ignore_errors=True)
-            path.mkdir()
+            extra["b"].append(_peak(lambda path=path: seconds["b"].append(_seconds(lambda: ours(case, budget, path)))))
         seconds["c"].append(_seconds(lambda: floor(case, best)))
     faster = median([a / b for a, b in zip(seconds["a"], seconds["b"], strict=True)])
     above = median([b / c for b, c in zip(seconds["b"], seconds["c"], strict=True)])
-    memory = held[1] / held[0]
+    memory = max(extra["b"]) / max(extra["a"])
     q, r = sum(map(len, case.questions)), sum(map(len, case.positives)) + sum(map(len, case.negatives))
-    out.say(
-        f"| {case.name} | {2 * q + r:,} | {r:,} | {median(seconds['a']):.2f} | {median(seconds['b']):.2f} | "
-        f"{median(seconds['c']):.2f} | {faster:.2f} x, {verdict(faster, case.goal)} | "
-        f"{above:.2f}, {verdict(above, 1.15, at_least=False)} | {held[0] / 2**20:.1f} / {held[1] / 2**20:.1f} MiB, "
-        f"{verdict(memory, 0.1, at_least=False)} |"
-    )
+    cells = [
+        case.name,
+        f"{2 * q + r:,}",
+        f"{sum(batch.tokens for samples in case.samples() for batch in plan(samples, budget)):,}",
+        *(f"{median(seconds[way]):.2f}" for way in "abc"),
+        f"{faster:.2f} x, {verdict(faster, case.goal)}",
+        f"{above:.2f}, {verdict(above, 1.15, at_least=False)}",
+        f"{max(extra['a']) / 2**20:.0f} / {max(extra['b']) / 2**20:.0f} MiB, {verdict(memory, 0.1, at_least=False)}",
+    ]
+    out.say(f"| {' | '.join(cells)} |")
 
 
-def _seconds(action: object) -> float:
+def _peak(action: Callable[[], object]) -> int:
+    """Bytes by which the resident set of this process was larger at its peak than before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # so that nothing freed before is taken again unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    before = _resident("VmRSS")
+    action()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
+
+
+def _seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
-    action()  # type: ignore[operator]
+    action()
     return time.perf_counter() - start
+
+
+_COLUMNS = ["", "tokens of (a)", "of (b)", "(a), s", "(b), s", "(c), s", "(a) / (b)", "(b) / (c)", "memory, (a) / (b)"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=("embedded", "large", "both"), default="both")
     parser.add_argument("--model", type=Path, default=Path("data/tiny"))
     parser.add_argument("--pruning", default="wanda-0.5")
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=128, help="tuples of the large model")
     parser.add_argument("--budget", type=int, default=4096, help="capture.token_budget of ours")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     os.environ["RESTORELCC_PROGRESS"] = "0"
-    out = Results("Capture", "make bench-capture")
-    out.say(
-        f"(a) straightforward, (b) ours, (c) the floor; seconds, medians of {options.rounds} rounds in turns in one "
-        f"process, {torch.get_num_threads()} threads. What each does: `benchmarks/capture.py`."
-    )
-    out.say()
-    head = [
-        "",
-        "tokens (a)",
-        "tokens (b)",
-        "(a)",
-        "(b)",
-        "(c)",
-        "(a) / (b)",
-        "(b) / (c)",
-        "activations held, (a) / (b)",
-    ]
-    for cells in (head, ["---"] * len(head)):
-        out.say("| " + " | ".join(cells) + " |")
-    if (options.model / options.pruning / "pruned").is_dir():
-        measure(embedded(options.model, options.pruning), options.rounds, options.budget, out)
-    else:
-        out.say(f"| {options.model} is not there: run `make repro` for this row |" + " |" * (len(head) - 1))
-    measure(hundred_million(options.samples), options.rounds, options.budget, out)
-    out.write("capture")
+    threads = torch.get_num_threads()
+    for size in ("embedded", "large"):
+        if options.size not in (size, "both"):
+            continue
+        if size == "embedded" and not (options.model / options.pruning / "pruned").is_dir():
+            print(f"{options.model}/{options.pruning} is not there: run `make repro` for the embedded model's row")
+            continue
+        case = embedded(options.model, options.pruning) if size == "embedded" else large(options.samples)
+        out = Results(
+            "capture", "The embedded model" if size == "embedded" else "100 M parameters", "make bench-capture"
+        )
+        out.say(
+            f"(a) straightforward, (b) ours, (c) the floor; medians of {options.rounds} rounds in turns in one process, "
+            "ratios within a round; what each does is in `benchmarks/capture.py`."
+        )
+        out.say()
+        for cells in (_COLUMNS, ["---"] * len(_COLUMNS)):
+            out.say(f"| {' | '.join(cells)} |")
+        measure(case, options.rounds, options.budget, out)
+        out.write(threads, "pyarrow")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.random_llama import random_batches, random_llama
-from benchmarks.sections import measured_on, table, write_section
+from benchmarks.results import measured_on, table, write_section
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.prune import prune_model

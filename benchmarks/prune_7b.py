@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.prune_memory import peak_memory
-from benchmarks.sections import measured_on, table, write_section
+from benchmarks.results import measured_on, table, write_section
 
 SEQUENCES, LENGTH, GIB = 8, 256, 2**30
 
@@ -49,12 +49,14 @@ def _prune(root: Path, pruning: str, threads: int) -> tuple[int, int, float]:
 
     from restorelcc.core.cell import Cell
     from restorelcc.core.model_entry import ModelEntry
+    from restorelcc.core.runtime import return_large_buffers
     from restorelcc.io.layout import Layout
     from restorelcc.io.streaming import empty_model
     from restorelcc.prune.config import PruneConfig
     from restorelcc.prune.stage import run
 
     layout, cell = Layout(root), Cell("random", pruning)
+    return_large_buffers()  # before any model, as in a process that runs the stage and nothing else
     empty_model(layout.dense(cell), torch.float32)  # so that the model's code is loaded
     start, before = time.perf_counter(), peak_memory()
     config = PruneConfig(samples=SEQUENCES, sequence_length=LENGTH, token_budget=2 * LENGTH)

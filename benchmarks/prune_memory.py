@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sections import measured_on, table, write_section
+from benchmarks.results import measured_on, table, write_section
 
 WIDTH, FFN, SEQUENCES, LENGTH = 1024, 2816, 8, 256
 POSITIONS = {"random": 2048, "long": 131_072}  # by name of the model
@@ -75,6 +75,7 @@ def _prune(root: Path, name: str, pruning: str) -> Peak:
     from restorelcc.core.cell import Cell
     from restorelcc.core.model_entry import ModelEntry
     from restorelcc.core.pruning import parse_pruning
+    from restorelcc.core.runtime import return_large_buffers
     from restorelcc.io.digest import model_digest
     from restorelcc.io.layout import Layout
     from restorelcc.io.streaming import empty_model
@@ -83,6 +84,7 @@ def _prune(root: Path, name: str, pruning: str) -> Peak:
     from restorelcc.prune.stage import run
 
     layout, cell = Layout(root), Cell(name, pruning)
+    return_large_buffers()  # before any model, as in a process that runs the stage and nothing else
     network = empty_model(layout.dense(cell), torch.float32)  # so that the model's code is loaded
     start, before = time.perf_counter(), peak_memory()
     config = PruneConfig(samples=SEQUENCES, sequence_length=LENGTH, token_budget=2 * LENGTH)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.random_llama import random_batches, random_llama
-from benchmarks.sections import measured_on, table, write_section
+from benchmarks.results import measured_on, table, write_section
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.core.slicing import sliced
 from restorelcc.prune.prune import prune_model

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from restorelcc.core.cell import Cell
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
+from restorelcc.core.processes import is_first_process, process_count
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
@@ -77,6 +78,8 @@ STAGES: dict[str, Verb] = {
     "evaluate_baseline": Verb("restorelcc.evaluate.stage", "run_baseline", "evaluate", _MPB),
 }
 
+TOGETHER = ("compensate", "baseline")  # stages that `accelerate launch` and torchrun may start in several processes
+
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
 PruningOption = Annotated[
     str,
@@ -100,7 +103,8 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     with stage_running(layout, name, cell):
         stage = _imported(verb)
         stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
-    write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
+    if is_first_process():
+        write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
 def _imported(verb: Verb) -> Callable[..., None]:
@@ -110,6 +114,15 @@ def _imported(verb: Verb) -> Callable[..., None]:
     gc.freeze()
     gc.enable()
     return function
+
+
+@app.callback()
+def _check_processes(context: typer.Context) -> None:
+    if process_count() > 1 and context.invoked_subcommand not in TOGETHER:
+        raise BadInput(
+            f"{context.invoked_subcommand} runs in one process, and {process_count()} were launched: several work "
+            f"together on {' and '.join(TOGETHER)} only"
+        )
 
 
 def _add_verb(name: str, verb: Verb) -> None:
@@ -223,6 +236,11 @@ def main() -> None:
         _end(f"failed: {error}", 1)
     except KeyboardInterrupt:
         _end("interrupted; nothing half-written is left", 130)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        first = str(error).splitlines()[0]
+        _end(f"failed: the disk is full ({first}): make room and run again; nothing half-written is left", 1)
 
 
 def _end(message: str, code: int) -> None:

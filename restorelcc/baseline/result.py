@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.fit_compensation import Pairs
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
-from restorelcc.core.runtime import pick_device, pick_dtype
+from restorelcc.core.runtime import pick_device
 from restorelcc.core.text import batches_of_equal_length, encode_documents
-from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
+from restorelcc.io.checkpoints import load_entry, load_tokenizer
 from restorelcc.io.layout import Layout
 from restorelcc.io.pairs import read_pairs
 from restorelcc.io.tables import read_texts
@@ -38,14 +37,10 @@ class Inputs:
     states: TrainingStates
 
     def pruned(self) -> PreTrainedModel:
-        return self._load(self.layout.pruned(self.cell))
+        return load_entry(self.layout.pruned(self.cell), self.entry)
 
     def dense(self) -> PreTrainedModel:
-        return self._load(self.layout.dense(self.cell))
-
-    def _load(self, folder: Path) -> PreTrainedModel:
-        device = pick_device(self.entry.device)
-        return load_model(folder, pick_dtype(self.entry.dtype, device), device, spread=spread_of(self.entry))
+        return load_entry(self.layout.dense(self.cell), self.entry)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.layout.pruned(self.cell))

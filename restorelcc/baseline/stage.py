@@ -14,8 +14,8 @@ from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.baseline.weights import masked, masked_lora
 from restorelcc.core.baselines import BASELINES, check_baseline
 from restorelcc.core.cell import Cell
-from restorelcc.core.fit import writes_results
 from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.processes import is_first_process
 from restorelcc.core.runtime import prepare
 from restorelcc.io.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_adapter
 from restorelcc.io.checkpoints import load_tokenizer, save_checkpoint
@@ -54,7 +54,7 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
     settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
     states = TrainingStates(layout, "baseline", cell, parents | settings)
     result = METHODS[name](Inputs(cell, config, model, layout, states))
-    if not writes_results():
+    if not is_first_process():
         return
     document = {"baseline": name, "what": BASELINES[name].does, "parents": parents}
     with published(layout, layout.baseline(cell)) as (folder,):

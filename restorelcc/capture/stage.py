@@ -29,10 +29,10 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.progress import notice, progress
-from restorelcc.core.runtime import pick_device, pick_dtype, prepare
+from restorelcc.core.runtime import map_on_all_cores, prepare
 from restorelcc.core.text import EncodedContrast, context_length, encode_contrasts
 from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
-from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
+from restorelcc.io.checkpoints import load_entry, load_tokenizer
 from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import read_json
@@ -41,7 +41,7 @@ from restorelcc.io.parts import PartReader, fingerprint, finished_part, part_fol
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_table
 
-_PARTS_FORMAT = 1  # raise when a batch's part would hold other numbers than before
+_PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
 
 
 def run_dense(cell: Cell, config: CaptureConfig, model: ModelEntry, layout: Layout) -> None:
@@ -66,17 +66,16 @@ def _run(
     roles: tuple[str, ...],
 ) -> None:
     prepare(seed=0, threads=model.threads)
-    device = pick_device(model.device)
     title = f"capture {kind}"
     contrast = layout.corpus(cell) / "contrast.parquet"
     rows = read_table(contrast, CONTRAST)
     tokenizer = load_tokenizer(checkpoint)
-    spread = spread_of(model, layout.work)
-    network = load_model(checkpoint, pick_dtype(model.dtype, device), device, spread=spread)
+    network = load_entry(checkpoint, model, offload=layout.work)
     tuples = encode_rows(tokenizer, rows, contrast, context_length(network.config, config.max_tokens), title)
     samples = question_samples(tuples) if roles == (QUESTION,) else response_samples(tuples)
     pad = tokenizer.pad_token_id or 0
-    if reason := why_not_joint(network, samples, pad):
+    reason = why_not_joint(network, samples, pad)
+    if reason and roles != (QUESTION,):
         notice(title, f"question and responses run as separate sequences, which takes longer: {reason}")
     reader = HeadReader(network, pad=pad, joint=reason is None)
     metadata = {
@@ -91,7 +90,7 @@ def _run(
     }
     name = "-".join(filter(None, (f"capture_{kind}", cell.model, cell.pruning)))
     with part_folder(layout, name, _fingerprint(metadata, config, network)) as folder:
-        batches = plan(samples, config.token_budget)
+        batches = plan(samples, config.token_budget, joint=reader.joint)
         parts = _captured(folder, reader, samples, batches, len(roles), title)
         heads = head_layout(network)
         ids = [row["sample_id"] for row in rows]
@@ -187,5 +186,7 @@ def write_activations(
             yield block_BX.reshape(len(block_BX), len(roles), heads.width)
 
     with PartReader(parts) as reader:
-        for layer in range(heads.layers):
-            stream_layer(folder, layer, sample_ids, roles, blocks(layer, reader), heads, metadata)
+        map_on_all_cores(
+            lambda layer: stream_layer(folder, layer, sample_ids, roles, blocks(layer, reader), heads, metadata),
+            range(heads.layers),
+        )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
 from restorelcc.compensate.config import CompensateConfig
 from restorelcc.compensate.ratio import smallest_good_ratio
 from restorelcc.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.cell import Cell
-from restorelcc.core.fit import writes_results
 from restorelcc.core.fit_compensation import Best, Pairs, fit_compensation
 from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.processes import is_first_process, weights_are_shared_out
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
-from restorelcc.io.checkpoints import load_model, load_tokenizer, spread_of
+from restorelcc.core.sharding import shared_out
+from restorelcc.io.checkpoints import load_entry, load_model, load_tokenizer
 from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
@@ -28,16 +34,15 @@ from restorelcc.io.training_state import TrainingStates
 def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout) -> None:
     """Write <model>/<pruning>/heads-<ratio>/: compensation.safetensors and training.json."""
     prepare(seed=config.seed, threads=model.threads)
-    device = pick_device(model.device)
     pruned = layout.pruned(cell)
     parents = _checked_parents(cell, layout, config)
     pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config)
     learned = Lessons()
     if needs_dense(config):
-        dense = load_model(layout.dense(cell), pick_dtype(model.dtype, device), device, spread=spread_of(model))
+        dense = _loaded(layout.dense(cell), model)
         learned = lessons(dense, config, pairs)
         del dense
-    network = load_model(pruned, pick_dtype(model.dtype, device), device, spread=spread_of(model))
+    network = _loaded(pruned, model)
     heads = head_layout(network)
     components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]
     states = TrainingStates(layout, "compensate", cell, _fingerprint(config, model, layout, cell, parents))
@@ -55,7 +60,7 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
         ratio, best, compared = smallest_good_ratio(network, pairs, config.auto_ratios, trained)
     else:
         best = trained(float(cell.head_ratio or 0))
-    if not writes_results():
+    if not is_first_process():
         return
     metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
     metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
@@ -65,6 +70,15 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
         write_compensation(tensors_path, frozen, metadata, how)
         write_json(training_path, document)
     states.clear()
+
+
+def _loaded(folder: Path, model: ModelEntry) -> PreTrainedModel:
+    """A model where it trains: on its devices, or spread over several processes."""
+    if not weights_are_shared_out():
+        return load_entry(folder, model)
+    device = pick_device(model.device)
+    network = load_model(folder, pick_dtype(model.dtype, device), torch.device("cpu"))
+    return shared_out(network, device)
 
 
 def training_document(best: Best, pairs: Pairs) -> dict:

@@ -19,6 +19,7 @@ from restorelcc.core.distillation import Targets, dense_targets, distilled_loss
 from restorelcc.core.fit import Task
 from restorelcc.core.fit_compensation import Pairs, pairs_task
 from restorelcc.core.means import mean_inputs
+from restorelcc.core.sharding import whole
 from restorelcc.core.site_names import SiteName
 from restorelcc.core.sites import site_linears
 from restorelcc.core.text import batches_of_equal_length
@@ -52,7 +53,7 @@ def lessons(dense: PreTrainedModel, config: CompensateConfig, pairs: Pairs) -> L
     if config.start != "normal":
         linears = site_linears(dense, config.sites)
         mean_I = mean_inputs(dense, linears, token_batches(dense, pairs), "mean inputs")
-        output_O = {name: linears[name].weight.double() @ mean for name, mean in mean_I.items()}
+        output_O = {name: whole(linears[name].weight).double() @ mean for name, mean in mean_I.items()}
     targets = []
     if config.distill is not None:
         targets = dense_targets(dense, pairs.train, pairs.pad, config.distill.top_k)
@@ -92,7 +93,7 @@ def initial_compensation(
         linears = site_linears(model, further)
         start = {}
         if config.start != "normal":
-            start = {name: removed_bias(learned.output_O[name], linear.weight.cpu(), learned.mean_I[name].cpu())
+            start = {name: removed_bias(learned.output_O[name], whole(linear.weight).cpu(), learned.mean_I[name].cpu())
                      for name, linear in linears.items()}  # fmt: skip
         of_sites = SiteBiases(linears, start)
     return TrainableCompensation(of_heads, of_sites).to(model.device)
@@ -115,7 +116,7 @@ def _ridge_start(
     offset_PD: Tensor | None = None
     for layer in sorted({layer for layer, _ in chosen}):
         rows = [row for row, head in enumerate(chosen) if head[0] == layer]
-        weight_MX = out_projections(model)[layer].weight.cpu()
+        weight_MX = whole(out_projections(model)[layer].weight).cpu()
         name = f"{layer}.{path}"
         lost_M = learned.output_O[name].cpu() - weight_MX.double() @ means_I[name].cpu()
         head_dim = weight_MX.shape[1] // model.config.num_attention_heads

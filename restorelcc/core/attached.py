@@ -17,6 +17,7 @@ from restorelcc.core.architectures import family_of, out_projections
 from restorelcc.core.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.core.fold import with_addition
 from restorelcc.core.heads import HeadLayout
+from restorelcc.core.sharding import whole
 from restorelcc.core.site_names import SITES
 from restorelcc.core.sites import site_linears
 
@@ -66,7 +67,7 @@ class HeadCompensation(nn.Module):
         offset_PD = self.offset_PD()
         found = {}
         for layer in sorted({layer for layer, _ in self.heads}):
-            weight_MX = projections[layer].weight
+            weight_MX = whole(projections[layer].weight)
             rows = [number for number, head in enumerate(self.heads) if head[0] == layer]
             columns = torch.tensor([self.heads[row][1] for row in rows], device=weight_MX.device)
             weight_MPD = weight_MX.unflatten(1, (-1, offset_PD.shape[1])).index_select(1, columns)
@@ -137,11 +138,12 @@ def attached(model: PreTrainedModel, compensation: TrainableCompensation) -> Ite
     linears = site_linears(model, SITES)
     with torch.no_grad():
         used = {name: linears[name] for name in compensation.biases(model)}
-    own = {name: linear._parameters.pop("bias") for name, linear in used.items()}
+        own = {name: None if linear.bias is None else whole(linear.bias) for name, linear in used.items()}
 
     def install(_model: nn.Module, _arguments: Any, _keywords: Any) -> None:
         for name, bias_O in compensation.biases(model).items():
             weight = used[name].weight
+            # In front of the parameter, which stays where it is.
             used[name].__dict__["bias"] = with_addition(own[name], bias_O.to(weight.device), weight.dtype)
 
     handle = model.register_forward_pre_hook(install, with_kwargs=True)
@@ -149,6 +151,5 @@ def attached(model: PreTrainedModel, compensation: TrainableCompensation) -> Ite
         yield
     finally:
         handle.remove()
-        for name, linear in used.items():
+        for linear in used.values():
             linear.__dict__.pop("bias", None)
-            linear._parameters["bias"] = own[name]

@@ -1,7 +1,7 @@
 """The training loop of everything that is trained here: few parameters beside a frozen model, AdamW, linear decay.
 
-accelerate runs it: on one device as it stands, on several under `accelerate launch`, each working off its share of
-every batch. A step is the same whatever the number of devices and of parts, up to rounding.
+accelerate runs it: on one device as it stands, on several under `accelerate launch` or torchrun, each process working
+off its share of every batch. A step is the same whatever the number of processes and of parts, up to rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,11 +39,6 @@ class Fitted:
 
     def as_json(self) -> dict:
         return {name: value for name, value in asdict(self).items() if name not in ("epoch_loss", "stopped")}
-
-
-def writes_results() -> bool:
-    """Whether this process is the one that writes: the first, where several train together."""
-    return PartialState().is_main_process
 
 
 class Store(Protocol):
@@ -80,10 +76,23 @@ def fit(
     """Train the parameters of `trained` that require a gradient; with `store`, go on from the last saved state.
 
     An interrupted and continued run gives the same bits as one that was not. Raises StageFailed, naming the step, when
-    the loss or its gradient is no longer a finite number.
+    the loss or its gradient is no longer a finite number, and when another of several processes is gone.
     """
     run = _Run(trained, task, config, learning_rate, title, store)
-    return run.finish()
+    try:
+        return run.finish()
+    except RuntimeError as error:
+        if run.accelerator.num_processes == 1 or not _from_the_network(error):
+            raise
+        raise StageFailed(
+            f"{title}: another of the {run.accelerator.num_processes} processes has ended, what it said above tells "
+            "why; run the same command again, and training goes on from its last saved state"
+        ) from error
+
+
+def _from_the_network(error: RuntimeError) -> bool:
+    """Whether an error is that of a message between processes; gloo's has no class of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 class _Run:
@@ -105,7 +114,7 @@ class _Run:
         if resumed is not None:
             self._restore(*resumed)
         if math.isnan(self.state.initial_loss):
-            self.state.initial_loss = self.state.valid_loss = self.task.validate()
+            self.state.initial_loss = self.state.valid_loss = self._validated()
         bar = progress(range(self.total), self.title, "steps")
         bar.update(self.state.steps)
         for batch in self._remaining():
@@ -133,15 +142,31 @@ class _Run:
                 if epoch * self.per_epoch + number >= self.state.steps:
                     yield order[number * size : (number + 1) * size]
 
+    def _parts(self, batch: list[int]) -> Iterator[tuple[list[int], float]]:
+        """This process's examples of a batch in parts, and what the loss of each part counts.
+
+        All processes have the same number of parts, since weights that are spread over them take them all to run one:
+        a process that has no example left runs one that counts nothing.
+        """
+        processes = self.accelerator.num_processes
+        share, largest = batch[self.accelerator.process_index :: processes], math.ceil(len(batch) / processes)
+        size = math.ceil(largest / self.config.accumulate)
+        for start in range(0, largest, size):
+            rows = share[start : start + size]
+            yield (rows, 1.0) if rows else (batch[:1], 0.0)
+
+    def _validated(self) -> float:
+        """The validation loss as the first process found it: all of them decide by the same number."""
+        loss = torch.tensor(self.task.validate(), dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(loss))
+
     def _step(self, batch: list[int]) -> None:
         tokens = sum(self.task.tokens[number] for number in batch)
-        share = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        part = max(1, math.ceil(len(share) / self.config.accumulate))
         device = next(iter(self.named.values())).device
         summed = torch.zeros((), device=device)
         self.optimizer.zero_grad()
-        for start in range(0, len(share), part):
-            part_loss = self.task.summed_loss(share[start : start + part]) / tokens
+        for rows, counts in self._parts(batch):
+            part_loss = counts * self.task.summed_loss(rows) / tokens
             if part_loss.requires_grad:
                 self.accelerator.backward(part_loss * self.task.loss_scale)
             summed += part_loss.detach().to(device)
@@ -179,7 +204,7 @@ class _Run:
         state = self.state
         state.train_losses.append(state.epoch_loss / len(self.task.tokens))
         state.epoch_loss = 0.0
-        state.valid_losses.append(self.task.validate())
+        state.valid_losses.append(self._validated())
         if not math.isfinite(state.valid_losses[-1]):
             raise StageFailed(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
         patience = self.config.patience

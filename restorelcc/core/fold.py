@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.core.compensation import Compensation, Site, check_width, checked
 from restorelcc.core.errors import BadInput
+from restorelcc.core.offload import at_hand, set_bias
 
 
 def folded_bias(weight_MX: Tensor, offset_X: Tensor) -> Tensor:
@@ -46,8 +47,9 @@ def fold(model: PreTrainedModel, compensation: Compensation | Tensor) -> None:
     compensation = checked(compensation, family, head_layout(model))
     for site, linear, addition_O in bias_additions(model, compensation):
         _turn_flag_on(model, site.linear)
-        bias = with_addition(linear.bias, addition_O, linear.weight.dtype)
-        linear.bias = nn.Parameter(bias, requires_grad=False)
+        with at_hand(linear):
+            bias_O = with_addition(linear.bias, addition_O, linear.weight.dtype)
+        set_bias(linear, bias_O)
 
 
 def bias_additions(model: PreTrainedModel, compensation: Compensation) -> Iterator[tuple[Site, nn.Linear, Tensor]]:
@@ -59,7 +61,9 @@ def bias_additions(model: PreTrainedModel, compensation: Compensation) -> Iterat
             if compensation.reaches(site, family):
                 linear = linear_of(block, path)
                 offset_X = compensation.head_offset(site, family, layout)
-                yield site, linear, addition(linear.weight, offset_X, site, compensation.sites.get(site))
+                with at_hand(linear):
+                    addition_O = addition(linear.weight, offset_X, site, compensation.sites.get(site))
+                yield site, linear, addition_O
 
 
 def addition(weight_OI: Tensor, offset_I: Tensor | None, site: Site, value_O: Tensor | None) -> Tensor:
@@ -100,5 +104,6 @@ def _turn_flag_on(model: PreTrainedModel, path: str) -> None:
         for covered in family.bias_flags[flag]:
             linear = linear_of(block, covered)
             if linear.bias is None:
-                zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
-                linear.bias = nn.Parameter(zeros, requires_grad=False)
+                with at_hand(linear):
+                    zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
+                set_bias(linear, zeros)

@@ -54,7 +54,8 @@ def _means(
     handles = [linear.register_forward_pre_hook(observing(name)) for name, linear in linears.items()]
     try:
         for tokens_BT in progress(batches_BT, title, "batches"):
-            model.base_model(input_ids=tokens_BT, use_cache=False)
+            # The model, not its base model alone: weights that are spread over processes come together from its top.
+            model(input_ids=tokens_BT, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
+from restorelcc.core.processes import is_first_process
+
 T = TypeVar("T")
 
 
@@ -22,11 +24,12 @@ def progress(items: Iterable[T] | None, title: str, unit: str, total: int | None
         initial=initial,
         dynamic_ncols=True,
         mininterval=0.5,
-        disable=os.environ.get("RESTORELCC_PROGRESS") == "0",
+        disable=os.environ.get("RESTORELCC_PROGRESS") == "0" or not is_first_process(),
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} |{bar}| {elapsed}<{remaining} {postfix}",
     )
 
 
 def notice(title: str, text: str) -> None:
     """One line on stderr, above any bar: something the user should know though the work goes on."""
-    tqdm.write(f"{title}: {text}", file=sys.stderr)
+    if is_first_process():
+        tqdm.write(f"{title}: {text}", file=sys.stderr)

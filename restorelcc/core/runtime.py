@@ -27,7 +27,7 @@ def prepare(*, seed: int, threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # With deterministic algorithms torch writes over every new buffer, also that of a model made without its weights:
     # time, and memory that nobody uses, for values that nothing here reads.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def return_large_buffers(threshold: int = 2**20) -> None:

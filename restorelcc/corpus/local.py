@@ -17,6 +17,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl, .json (a list), .csv, .parquet or .txt file (one text a line). Raises BadInput otherwise."""
     if not path.is_file():
         raise BadInput(f"data file {path} does not exist: correct its path under models.<name>.data")
+    rows = _parsed(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadInput(f"data file {path} is no list of rows: every row has to be an object, {{column: value}}")
+    return rows
+
+
+def _parsed(path: Path) -> Any:
     try:
         match path.suffix:
             case ".jsonl":

@@ -22,7 +22,7 @@ from restorelcc.corpus.encoder import find_encoder
 from restorelcc.corpus.licences import announce, with_licences
 from restorelcc.corpus.microworld import Item, generate
 from restorelcc.corpus.sources import heldout_texts, pairs
-from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES, ITEMS
+from restorelcc.io.corpus_tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.scratch import published
@@ -107,7 +107,9 @@ def _write_local(
         raise BadInput(f"{key}.data.instructions has {len(found)} usable pairs: at least 5 are needed")
     train, similarity = contrasted(found[valid:], config, root)
     found = found[:valid] + train
+    origins = {"calibration": from_calibration, "instructions": from_instructions, "heldout": from_heldout}
     if model.data.chat_template or any(example.messages for example in found):
+        origins[CHAT_TEMPLATE] = {"source": model.source}
         found = rendered(source_tokenizer(key, model.source, model.revision, root), found, key)
     write_table(folder / "valid.parquet", [_row(example) for example in found[:valid]], EXAMPLES)
     write_table(folder / "train.parquet", [_row(example) for example in found[valid:]], EXAMPLES)
@@ -117,7 +119,7 @@ def _write_local(
         for number, example in enumerate(found[valid:][: config.contrast])
     ]
     write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity})
-    return {"calibration": from_calibration, "instructions": from_instructions, "heldout": from_heldout}
+    return origins
 
 
 def _row(example: Example) -> dict[str, str]:

@@ -34,7 +34,7 @@ def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> N
         else:
             key = f"models.{cell.model}"
             write_reference(folder, *pinned_source(key, model.source, model.revision, layout.root))
-            local_folder(folder)  # what is missing in the hub's cache comes now, before hours of work wait for it
+            local_folder(folder, key)  # what is missing in the hub's cache comes now, before hours of work wait for it
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:

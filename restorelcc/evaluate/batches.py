@@ -19,9 +19,14 @@ _TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
 def token_budget(model: PreTrainedModel) -> int:
-    """Tokens of one batch to begin with: bounded by the logits, which for a large vocabulary outweigh the rest."""
-    kind = "cuda" if model.device.type == "cuda" else "cpu"
-    return max(1, min(_TOKENS[kind], _LOGITS[kind] // model.config.vocab_size))
+    """Tokens of one batch to begin with."""
+    return first_budget(model.device.type, model.config.vocab_size)
+
+
+def first_budget(device: str, vocabulary: int) -> int:
+    """Tokens, bounded by the logits, which for a large vocabulary outweigh the rest."""
+    kind = "cuda" if device == "cuda" else "cpu"
+    return max(1, min(_TOKENS[kind], _LOGITS[kind] // vocabulary))
 
 
 def within_memory(run: Callable[[int], T], budget: int) -> T:

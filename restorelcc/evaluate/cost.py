@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.compensation import Compensation
 from restorelcc.core.fold import bias_additions
+from restorelcc.core.offload import at_hand
 
 _ROUNDS = 15
 _SECONDS = 2.0  # of rounds, at most; but at least three
@@ -26,9 +27,12 @@ Biases = list[nn.Parameter | None]
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
     """All parameters, those that are not zero, and none added."""
-    parameters = list(model.parameters())
-    nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
-    return {"params_total": sum(p.numel() for p in parameters), "params_nonzero": nonzero, "params_added": 0}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    nonzero = 0
+    for name in sizes:
+        with at_hand(model.get_submodule(name.rpartition(".")[0])):
+            nonzero += int(torch.count_nonzero(model.get_parameter(name)))
+    return {"params_total": sum(sizes.values()), "params_nonzero": nonzero, "params_added": 0}
 
 
 def folded_parameters(model: PreTrainedModel, compensation: Compensation | Tensor) -> int:
@@ -41,8 +45,12 @@ def folded_parameters(model: PreTrainedModel, compensation: Compensation | Tenso
 
 def sparsity_of(model: PreTrainedModel) -> float:
     """Share of exact zeros in the linear weights that pruning targets."""
-    weights = [linear.weight for _, _, linear in prunable_linears(model)]
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    zeros = total = 0
+    for _, _, linear in prunable_linears(model):
+        with at_hand(linear):
+            zeros += int((linear.weight == 0).sum())
+            total += linear.weight.numel()
+    return zeros / total
 
 
 def file_bytes(checkpoint: Path) -> int:

@@ -20,7 +20,8 @@ from restorelcc.core.errors import StageFailed
 from restorelcc.core.fold import fold
 from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
-from restorelcc.core.runtime import pick_device, pick_dtype, prepare
+from restorelcc.core.offload import all_at_hand
+from restorelcc.core.runtime import prepare
 from restorelcc.evaluate import cost, generation
 from restorelcc.evaluate.adapters import MERGED, with_adapter
 from restorelcc.evaluate.config import EvaluateConfig
@@ -32,7 +33,7 @@ from restorelcc.evaluate.sanity import complaint
 from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.io.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL
-from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, spread_of
+from restorelcc.io.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.io.compensations import read_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json, write_json
@@ -92,10 +93,11 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
 
     def loaded(variant: str | None = None) -> tuple[Evaluation, cost.Biases | None]:
         checkpoint = folder / MODEL if document["kind"] == "checkpoint" else layout.pruned(cell)
-        evaluation, before = Evaluation(cell, config, model, layout, checkpoint), None
+        beside = document["kind"] == "adapter"
+        evaluation, before = Evaluation(cell, config, model, layout, checkpoint, at_hand=beside), None
         if (folder / COMPENSATION).is_file():
             before = evaluation.restore(folder / COMPENSATION)
-        if document["kind"] == "adapter":
+        if beside:
             evaluation.adapt(folder / ADAPTER, variant)
         return evaluation, before
 
@@ -118,18 +120,27 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
 class Evaluation:
     """One model in memory and what was measured of it; every step adds to `metrics` and `details`."""
 
-    def __init__(self, cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout, checkpoint: Path) -> None:
-        """Load tasks and model. Tasks come first: a name that is not known is refused before any weight is read."""
+    def __init__(
+        self,
+        cell: Cell,
+        config: EvaluateConfig,
+        model: ModelEntry,
+        layout: Layout,
+        checkpoint: Path,
+        *,
+        at_hand: bool = False,
+    ) -> None:
+        """Load tasks and model. Tasks come first: a name that is not known is refused before any weight is read.
+
+        at_hand: whether all weights have to be; otherwise a spread model may be in main memory and on disk too.
+        """
         self.started = time.perf_counter()
         self.cell, self.config, self.layout, self.checkpoint = cell, config, layout, checkpoint
         prepare(seed=config.seed, threads=model.threads)
         self._cache = scratch_cache(layout.work)
         selected = selected_tasks(layout.corpus(cell) / "tasks", self._cache.name)
         self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
-        device = pick_device(model.device)
-        self.network: PreTrainedModel = load_model(
-            checkpoint, pick_dtype(model.dtype, device), device, spread=spread_of(model)
-        )
+        self.network: PreTrainedModel = load_entry(checkpoint, model, offload=None if at_hand else layout.work)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
         self.vocabulary = int(self.network.config.vocab_size)
@@ -140,8 +151,9 @@ class Evaluation:
         self.rows: list[dict[str, Any]] = []
         self.reference: Reference | None = None
 
-    def restore(self, compensation: Path) -> cost.Biases:
-        """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other.
+    def restore(self, compensation: Path) -> cost.Biases | None:
+        """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other,
+        or None where reading weights from elsewhere would be all that is timed.
 
         Raises BadInput when it was trained for another pruned model.
         """
@@ -150,7 +162,8 @@ class Evaluation:
         expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
         trained = read_tensors(compensation, ("beta", "bias"))[0]
         self.details["digests"]["compensation"] = file_digest(compensation)
-        before, added = cost.linear_biases(self.network), cost.folded_parameters(self.network, content)
+        before = cost.linear_biases(self.network) if all_at_hand(self.network) else None
+        added = cost.folded_parameters(self.network, content)
         fold(self.network, content)
         self.metrics["params_added"] = added
         if self.cell.head_ratio == AUTO:

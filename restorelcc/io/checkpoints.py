@@ -16,6 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.processes import process_count
+from restorelcc.core.runtime import pick_device, pick_dtype
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.hub import Repository, fetch_model
 
@@ -32,17 +34,17 @@ def write_reference(folder: Path, source: str, revision: str, files: dict[str, s
     write_json(folder / REFERENCE, content if files is None else content | {"files": files})
 
 
-def local_folder(folder: Path) -> Path:
+def local_folder(folder: Path, key: str | None = None) -> Path:
     """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
 
-    Raises BadInput or StageFailed when the hub does not give it.
+    Raises BadInput or StageFailed when the hub does not give it, naming `key`, or else the folder.
     """
     if (folder / REFERENCE).is_file():
         reference = read_json(folder / REFERENCE)
         source, commit = reference["source"], reference["revision"]
         if reference.get("files") is None:
             return _existing(Path(source), folder)
-        return fetch_model(Repository(str(folder), source), commit)
+        return fetch_model(Repository(key or str(folder), source), commit)
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
     return folder
@@ -70,6 +72,16 @@ def spread_of(entry: ModelEntry, offload: Path | None = None) -> Spread | None:
         return None
     limits = {int(name) if name.isdecimal() else name: size for name, size in entry.max_memory.items()}
     return Spread(entry.device_map, limits, offload)
+
+
+def load_entry(folder: Path, entry: ModelEntry, *, offload: Path | None = None) -> PreTrainedModel:
+    """`load_model` in the dtype and on the devices of an entry of `models`; of several processes each has one device.
+
+    offload: where weights that fit no device may lie; without it all have to fit.
+    """
+    device = pick_device(entry.device)
+    spread = spread_of(entry, offload) if process_count() == 1 else None
+    return load_model(folder, pick_dtype(entry.dtype, device), device, spread=spread)
 
 
 def load_model(
@@ -115,13 +127,14 @@ def _placement(spread: Spread | None) -> tuple[dict[str, Any], tempfile.Temporar
 
 
 def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
-    """Raises BadInput when weights are on disk where they may not be, or the embeddings are (inputs have to go to where
-    they are)."""
+    """Raises BadInput when weights are in main memory or on disk where they may not be, or the embeddings are (inputs
+    have to go to where they are)."""
     absent = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if absent and spread.offload is None:
         raise BadInput(
-            f"the model does not fit into models.<name>.max_memory without the disk ({absent[0]} is left over), and "
-            "this stage needs all its weights at hand: raise max_memory or use more devices"
+            f"the model does not fit into the devices that models.<name>.max_memory leaves it ({absent[0]} is left "
+            "over), and this stage needs all its weights at hand: raise max_memory, use more devices, or start several "
+            "processes that share the weights (docs/models.md)"
         )
     if model.get_input_embeddings().weight.device.type == "meta":
         raise BadInput(

@@ -1,7 +1,8 @@
-"""Tables of a corpus folder."""
+"""Tables of a corpus folder, and what its sources.json calls things."""
 
 import pyarrow as pa
 
+CHAT_TEMPLATE = "chat_template"  # in sources.json: whose chat template is in the texts
 CONTRAST = pa.schema(
     [
         ("sample_id", pa.int64()),

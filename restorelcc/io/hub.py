@@ -6,7 +6,6 @@ cache (HF_HOME); a download that breaks off leaves whole files there and no part
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 
 Result = TypeVar("Result")
 ATTEMPTS = 3  # of a request that a broken connection ended; huggingface_hub resumes within each
@@ -22,7 +21,6 @@ INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 _WEIGHTS = (".safetensors",)
 _BESIDE = (".json", ".jinja", ".model", ".txt")  # config, tokenizer, chat template
 _NOT_NEEDED = ("LICENSE.txt", "NOTICE.txt", "USE_POLICY.txt", "consolidated.safetensors", "adapter_config.json")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ def _explained(repository: Repository, error: Exception, wanted: str) -> BadInpu
             f"{key}: the hub refuses your token for the {what} ({status}): log in again with `hf auth login`, or "
             "correct HF_TOKEN"
         )
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+    if is_disk_full(error):
         return StageFailed(
             f"{key}: the disk is full while the {what} is being fetched to {constants.HF_HUB_CACHE}: make room or set "
             "HF_HOME to a larger disk, then run again; files that are complete are kept"

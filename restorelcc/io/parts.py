@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -111,11 +112,15 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], int, np.dtype]:
 
 
 class PartReader:
-    """Single records of parts of shape [layers, rows, record], in any order; no part is ever in memory whole."""
+    """Single records of parts of shape [layers, rows, record], in any order; no part is ever in memory whole.
+
+    Threads may share it.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
         self._open: OrderedDict[int, tuple[BinaryIO, tuple[int, ...], int]] = OrderedDict()
+        self._lock = Lock()
 
     def __enter__(self) -> PartReader:
         return self
@@ -126,9 +131,11 @@ class PartReader:
 
     def read(self, part: int, layer: int, row: int, into: np.ndarray) -> None:
         """Fill a float32 vector with one record."""
-        file, (_, rows, record), start = self._file(part)
-        file.seek(start + (layer * rows + row) * record * into.itemsize)
-        if file.readinto(into.data.cast("B")) != into.nbytes:  # type: ignore[attr-defined]
+        with self._lock:
+            file, (_, rows, record), start = self._file(part)
+            file.seek(start + (layer * rows + row) * record * into.itemsize)
+            count = file.readinto(into.data.cast("B"))  # type: ignore[attr-defined]
+        if count != into.nbytes:
             raise OSError(f"{self._paths[part]} was cut short while it was read")
 
     def _file(self, part: int) -> tuple[BinaryIO, tuple[int, ...], int]:

@@ -12,6 +12,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.io.checkpoints import REFERENCE
+from restorelcc.io.corpus_tables import CHAT_TEMPLATE
 from restorelcc.io.documents import read_json
 from restorelcc.io.hub import Repository, is_offline, resolved_commit
 from restorelcc.io.layout import Layout
@@ -52,29 +53,43 @@ def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     _, new, files = pinned_source(key, entry.source, entry.revision, layout.root)
     if new == old:
         return []
-    take = f"`dvc repro --force --single-item dense@{alias}` takes it, and `dvc repro` then brings the rest in step"
     if files is None:
-        return [
-            Comparison(f"{key}: the weights or the config in {local} changed since `dense` ran: {take}", stale=True)
-        ]
+        changed_here = f"{key}: the weights or the config in {local} changed since `dense` ran"
+        return [Comparison(f"{changed_here}: {_taken(f'dense@{alias}')}", stale=True)]
     before, revision = recorded.get("files") or {}, entry.revision or "main"
     changed = sorted(name for name in before | files if before.get(name) != files.get(name))
     moved = f"{key}: revision {revision!r} of {entry.source} moved from {old[:12]} to {new[:12]} since `dense` ran"
     if not changed:
         return [Comparison(f"{moved}; the files in use are the same, so nothing is to be done", stale=False)]
+    stages = f"dense@{alias}"
+    if CHAT_TEMPLATE in _origins(alias, layout) and any(_is_of_the_tokenizer(name) for name in changed):
+        stages = f"corpus@{alias} {stages}"  # the old chat template is in the corpus
     return [
         Comparison(
-            f"{moved}, with other content in {', '.join(changed[:3])}: {take}; `revision: {old}` in params.yaml stays "
-            "with the old one",
+            f"{moved}, with other content in {', '.join(changed[:3])}: {_taken(stages)}; `revision: {old}` in "
+            "params.yaml stays with the old one",
             stale=True,
         )
     ]
 
 
-def _datasets(alias: str, layout: Layout) -> list[Comparison]:
+def _taken(stages: str) -> str:
+    return f"`dvc repro --force --single-item {stages}` takes it, and `dvc repro` then brings the rest in step"
+
+
+def _is_of_the_tokenizer(name: str) -> bool:
+    return not name.endswith(".safetensors") and not name.startswith(("config.", "generation_config.", "model."))
+
+
+def _origins(alias: str, layout: Layout) -> dict[str, dict[str, str]]:
+    """What the stage `corpus` has noted of its sources."""
     path = layout.corpus(Cell(alias)) / "sources.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _datasets(alias: str, layout: Layout) -> list[Comparison]:
     found = []
-    for role, origin in (read_json(path) if path.is_file() else {}).items():
+    for role, origin in _origins(alias, layout).items():
         if "revision" not in origin or is_offline():
             continue
         name = origin["source"].removeprefix("hub:").split(":")[0]

@@ -74,7 +74,9 @@ def _margin_batch(
                 rows.append(alone(pair.ids))
                 owner.append(position)
     row_K, place_K, token_K, sign_K = torch.tensor(targets, device=model.device).unbind(1)
-    return MarginBatch(samples, model_inputs(model, padded(rows, pad)), row_K, place_K, token_K, sign_K, owner)
+    return MarginBatch(
+        samples, model_inputs(model, padded([[row] for row in rows], pad)), row_K, place_K, token_K, sign_K, owner
+    )
 
 
 def _targets(row: int, pair: EncodedPair, sign: int, place_of: Any) -> list[tuple[int, int, int, int]]:

@@ -11,10 +11,9 @@ from restorelcc.core.architectures import head_layout
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
-from restorelcc.core.runtime import pick_device, pick_dtype
 from restorelcc.core.text import context_length, encode_contrasts
 from restorelcc.io.activations import read_layout
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_entry, load_tokenizer
 from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.layout import Layout
@@ -41,9 +40,8 @@ def margin_scores(
     expect_digest("activations were captured on other text", recorded["text"], file_digest(contrast))
     rows = read_table(contrast, CONTRAST)
     samples = evenly_spread(len(rows), config.margin_samples)
-    device = pick_device(model.device)
     tokenizer = load_tokenizer(checkpoint)
-    network = load_model(checkpoint, pick_dtype(model.dtype, device), device)
+    network = load_entry(checkpoint, model)
     heads = head_layout(network)
     if (heads.layers, heads.heads, heads.head_dim) != tuple(lost_LHD.shape):
         raise BadInput(f"{checkpoint} is of {heads}, its components are of {tuple(lost_LHD.shape)}: run `dvc repro`")

@@ -50,7 +50,7 @@ def plan(
 def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
     """{model, shapes, device, stages: [{stage, pruning, runs, memory, disk, seconds}]} in bytes and seconds."""
     from restorelcc.core.runtime import pick_device, pick_dtype
-    from restorelcc.verbs.plan_costs import EFFICIENCY, LIBRARIES, MIB, shapes_of
+    from restorelcc.verbs.plan_costs import EFFICIENCY, LIBRARIES, MIB, needs_model, shapes_of
     from restorelcc.verbs.plan_rate import matmul_rate
 
     alias = cells[0].model
@@ -58,14 +58,15 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
     device = pick_device(device_name or entry.device) if device_name != "cuda" else _cuda()
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
-    shapes, work = shapes_of(network), workload(params, alias, layout, device.type)
+    shapes, work = shapes_of(network), workload(params, alias, layout)
     rate = EFFICIENCY * matmul_rate(device, dtype)
+    off_gpu = () if needs_model(params.section(alias, "probe")) else ("probe",)
     stages = []
-    for stage, pruning, runs, cost in _costs(params, cells, network, shapes, work, dtype, stored):
+    for stage, pruning, runs, cost in _costs(params, cells, network, shapes, work, dtype, stored, device.type):
         libraries = LIBRARIES[stage.split("_")[0]]
         seconds = runs * (cost.seconds / rate + 5)  # a stage is a process, which takes seconds to start
         # On a GPU the model is there, and what lies beside it on the host is the libraries with the GPU's own.
-        on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", "probe")
+        on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", *off_gpu)
         memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})
         stages[-1]["seconds"] = round(seconds)
@@ -120,17 +121,16 @@ def _embedded(params: Params, dtype: torch.dtype) -> PreTrainedModel:
         return network
 
 
-def workload(params: Params, alias: str, layout: Layout, device: str) -> Workload:
-    """Counts of params.yaml; of texts, those of the corpus where it is written already."""
-    from restorelcc.verbs.plan_costs import MEAN_TOKENS, OTHER_TASK_REQUESTS, TASK_REQUESTS, Workload
+def workload(params: Params, alias: str, layout: Layout) -> Workload:
+    """Counts of params.yaml; lengths of the texts as in the corpus, where it is written already."""
+    from restorelcc.verbs.plan_costs import OTHER_TASK_REQUESTS, TASK_REQUESTS, Workload
 
     entry, section = params.models[alias], lambda name: params.section(alias, name)
     corpus, world, train = section("corpus"), section("corpus").microworld, section("compensate")
     evaluate = section("evaluate")
-    tokens, heldout = MEAN_TOKENS, 300_000
+    tokens, longest, heldout = _text_tokens(layout.corpus(Cell(alias)))
     if entry.is_microworld:
-        tokens, heldout = 24, 5 * world.test_items * 24
-    batch = evaluate.batch_size if isinstance(evaluate.batch_size, int) else 64
+        tokens, longest, heldout = 24, 48, 5 * world.test_items * 24
     requests = sum(TASK_REQUESTS.get(task, OTHER_TASK_REQUESTS) for task in entry.tasks)
     if entry.is_microworld:
         requests = 5 * world.test_items * 3
@@ -145,10 +145,27 @@ def workload(params: Params, alias: str, layout: Layout, device: str) -> Workloa
         train_batch=train.batch_size,
         runs=len(train.learning_rates),
         epochs=train.epochs,
-        evaluate_batch=batch,
+        evaluate_batch=evaluate.batch_size if isinstance(evaluate.batch_size, int) else None,
         sequence_length=evaluate.perplexity_tokens,
-        longest=train.max_tokens,
+        longest=min(longest, train.max_tokens),
     )
+
+
+def _text_tokens(corpus: Path) -> tuple[int, int, int]:
+    """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that
+    is written, else a guess."""
+    from restorelcc.io.corpus_tables import EXAMPLES
+    from restorelcc.io.pairs import TRAIN
+    from restorelcc.io.tables import read_table, read_texts
+    from restorelcc.verbs.plan_costs import CHARACTERS, HELDOUT_TOKENS, MEAN_TOKENS
+
+    if not (corpus / TRAIN).is_file():
+        return MEAN_TOKENS, 2 * MEAN_TOKENS, HELDOUT_TOKENS
+    pairs = [len(row["question"]) + len(row["response"]) for row in read_table(corpus / TRAIN, EXAMPLES)]
+    heldout = sum(map(len, read_texts(corpus / "heldout.parquet")))
+    counted = (sum(pairs) // len(pairs), max(pairs), heldout)
+    mean, longest, all_heldout = (max(2, characters // CHARACTERS) for characters in counted)
+    return mean, longest, all_heldout
 
 
 def _costs(
@@ -159,13 +176,14 @@ def _costs(
     work: Workload,
     dtype: torch.dtype,
     stored: int,
+    device: str,
 ) -> list[tuple[str, str | None, int, Cost]]:
     """(stage, pruning, runs, cost of one run) in the order of the chain."""
     from restorelcc.verbs import plan_costs as costs
 
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
     size = dtype.itemsize
-    evaluate = costs.evaluate_cost(shapes, work, size)
+    evaluate = costs.evaluate_cost(shapes, work, size, device)
     found: list[tuple[str, str | None, int, Cost]] = [
         ("corpus", None, 1, costs.Cost(memory=0, disk=work.heldout_tokens * 6, seconds=0.0)),
         ("dense", None, 1, costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld)),
@@ -182,7 +200,7 @@ def _costs(
             ("prune", 1, costs.prune_cost(network, shapes, pruning, config, dtype, stored)),
             ("capture_pruned", 1, costs.capture_cost(shapes, work, size, responses=False)),
             ("extract", 1, costs.extract_cost(shapes, work)),
-            ("probe", 1, costs.probe_cost(shapes, work, probe.steps)),
+            ("probe", 1, costs.probe_cost(shapes, work, probe, size)),
             ("evaluate_pruned", 1, evaluate),
             ("compensate", ratios, costs.compensate_cost(shapes, work, size)),
             ("evaluate_restored", ratios, evaluate),

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.core.pruning import Pruning
+from restorelcc.evaluate.batches import first_budget
+from restorelcc.probe.config import ProbeConfig
 from restorelcc.prune.budget import memory_budget
 from restorelcc.prune.config import PruneConfig
 
@@ -32,7 +34,9 @@ LIBRARIES = {
     "evaluate": 560 * MIB,
 }
 EFFICIENCY = 0.5  # share of the measured matmul rate that a whole forward reaches
-MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be counted
+MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be measured
+HELDOUT_TOKENS = 300_000  # the same of the held-out texts
+CHARACTERS = 4  # of a token, on average
 TASK_REQUESTS = {"paper-7": 60_000}  # choices scored, all items of a preset; of another task a guess
 OTHER_TASK_REQUESTS = 4_000
 
@@ -107,7 +111,7 @@ class Workload:
     train_batch: int
     runs: int  # trainings: learning rates
     epochs: int
-    evaluate_batch: int
+    evaluate_batch: int | None  # requests of one batch; None: as many as the token budget holds
     sequence_length: int  # of perplexity
     longest: int  # tokens of the longest pair that training sees
 
@@ -153,16 +157,30 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
     return Cost(memory=5 * layer + 2 * directions, disk=directions, seconds=flops)
 
 
-def probe_cost(shapes: Shapes, work: Workload, steps: int) -> Cost:
-    """A layer's samples of four roles, put together twice; every step reads them all."""
+def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
+    """A layer's samples of four roles, put together twice, read in every step; and for the scores that need the pruned
+    model its weights, and what a backward pass through all blocks keeps of a batch with the logits of every token."""
     layer = work.samples * shapes.joined * _FLOAT32
-    flops = shapes.layers * steps * 4 * 2 * work.samples * shapes.joined * 2
-    return Cost(memory=10 * layer, disk=64 * shapes.layers * shapes.heads, seconds=flops)
+    memory, flops = 10 * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
+    samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
+    forward = shapes.forward_flops(samples * length, length, head=True)
+    if needs_model(config):
+        batch = int(min(samples * length, max(config.token_budget, length)))
+        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.scores else shapes.live(batch, size)
+        memory = max(memory, shapes.parameters * size + kept + 2 * batch * shapes.vocabulary * size)
+    flops += 2 * forward * ("gradient" in config.scores)
+    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.scores)
+    return Cost(memory=memory, disk=64 * shapes.layers * shapes.heads, seconds=flops)
+
+
+def needs_model(config: ProbeConfig) -> bool:
+    """Whether the probe loads the pruned model, beside the activations."""
+    return bool({"gradient", "causal"} & set(config.scores))
 
 
 def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
     """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations."""
-    tokens = min(work.longest, 2 * work.tokens) * work.train_batch
+    tokens = work.longest * work.train_batch  # some batch holds the longest pair, and is padded to it
     logits = tokens * shapes.vocabulary * (2 * _FLOAT32 + size)
     passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid)
     return Cost(
@@ -172,12 +190,16 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
     )
 
 
-def evaluate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
-    """lm-eval's requests in batches, and perplexity; the logits of one batch stand twice in float32."""
-    perplexity = min(work.sequence_length, work.heldout_tokens)
-    requests = work.evaluate_batch * min(work.tokens, work.sequence_length) if work.requests else 0
-    batch = max(requests, perplexity)
-    logits = batch * shapes.vocabulary * (2 * _FLOAT32 + size)
+def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
+    """Perplexity and lm-eval's requests in batches of as many tokens as the budget holds or as there are; the logits of
+    one stand there as they are, and as log probabilities in float32."""
+    budget = first_budget(device, shapes.vocabulary)
+    if work.evaluate_batch is None:
+        asked = min(budget, work.requests * work.tokens)
+    else:
+        asked = min(work.requests, work.evaluate_batch) * work.tokens
+    batch = max(asked, min(budget, work.heldout_tokens))
+    logits = batch * shapes.vocabulary * (size + _FLOAT32 + (0 if size == _FLOAT32 else _FLOAT32))
     tokens = work.requests * min(100, work.tokens) + work.heldout_tokens
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,

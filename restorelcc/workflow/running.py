@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import StageFailed
+from restorelcc.core.processes import is_first_process
 from restorelcc.io.layout import Layout
 
 _PR_SET_PDEATHSIG = 1
@@ -25,10 +26,13 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def stage_running(layout: Layout, stage: str, cell: Cell | None = None) -> Iterator[None]:
-    """Hold the stage's lock, and end as `Ctrl-C` does when told to end or when the parent process dies."""
+    """Hold the stage's lock, and end as `Ctrl-C` does when told to end or when the parent process dies.
+
+    Of several processes that work on the stage together the first holds the lock for all.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     _end_with_the_parent()
-    with held_lock(stage_lock(layout, stage, cell)):
+    with held_lock(stage_lock(layout, stage, cell)) if is_first_process() else nullcontext():
         yield
 
 

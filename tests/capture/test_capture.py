@@ -72,7 +72,7 @@ def test_one_joint_pass_in_batches_equals_single_passes_under_either_padding(nam
     for side in sides:
         alone = capture_heads(model, questions, token_budget=64, pad=0, side=side)
         torch.testing.assert_close(alone, expected[:, :, :1], atol=1e-5, rtol=1e-5)
-    assert joint_pass_error(model, samples[7], pad=0) < 1e-5
+    assert joint_pass_error(model, samples, pad=0) < 1e-5
     assert why_not_joint(model, samples, pad=0) is None
 
 
@@ -85,10 +85,25 @@ def test_the_model_sees_no_token_twice() -> None:
     )
     assert sorted(number for batch in batches for number in batch.samples) == list(range(len(samples)))
     model, seen = pico.pico(), []
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].numel()))
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _m, inputs: seen.append(int((inputs[0] != 0).sum()))  # without padding
+    )
     capture_heads(model, samples, token_budget=1, pad=0)
     hook.remove()
     assert sum(seen) == sum(batch.tokens for batch in batches)
+
+
+def test_short_samples_share_lines_and_long_ones_have_their_own() -> None:
+    samples = _samples()
+    lengths = [len(sample.joint[0].ids) for sample in samples]
+    for budget in (1, 20, 10_000):
+        batches = plan(samples, token_budget=budget)
+        assert sorted(number for batch in batches for number in batch.samples) == list(range(len(samples)))
+        lines = [[lengths[number] for number in line] for batch in batches for line in batch.lines]
+        assert all(sum(line) <= min(budget, 64) or len(line) == 1 for line in lines)
+        assert any(len(line) > 1 for line in lines) is (budget > 1)
+    apart = plan(samples, token_budget=10_000, joint=False)
+    assert all(len(line) == 1 for batch in apart for line in batch.lines)
 
 
 def _common(one: list[int], other: list[int]) -> list[int]:

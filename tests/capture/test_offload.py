@@ -42,7 +42,7 @@ def test_a_capture_from_disk_equals_one_in_memory(tmp_path: Path) -> None:
 
 def test_a_spread_that_does_not_hold_the_model_is_refused(tmp_path: Path) -> None:
     layout = project(tmp_path)
-    with pytest.raises(BadInput, match=r"without the disk.*raise max_memory"):
+    with pytest.raises(BadInput, match=r"is left over.*raise max_memory"):
         load_model(layout.dense(CELL), torch.float32, CPU, spread=Spread("auto", {"cpu": "20KB"}))
     with pytest.raises(BadInput, match="no room for the embeddings"):
         load_model(layout.dense(CELL), torch.float32, CPU, spread=Spread("auto", {"cpu": "1KB"}, layout.work))

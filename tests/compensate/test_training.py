@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +25,6 @@ from restorelcc.io.documents import read_json
 from restorelcc.io.tables import write_table
 from restorelcc.io.training_state import TrainingState
 from tests import pico
-from tests.dag import ROOT
 from tests.recovery_project import CELL, ENTRY, recovery_project
 
 RESTORED = Cell(CELL.model, CELL.pruning, "0.5")
@@ -256,32 +252,3 @@ def test_a_validation_loss_that_is_no_number_stops() -> None:
     task = Task(lambda rows: weight.weight.sum(), [1] * 8, lambda: next(losses))
     with pytest.raises(StageFailed, match=r"the validation loss is nan at step 1 of 3"):
         fit(weight, task, FitConfig(), learning_rate=0.1, title="t")
-
-
-_TWO_PROCESSES = """
-import sys
-from pathlib import Path
-from restorelcc.compensate.stage import run
-from restorelcc.io.layout import Layout
-from tests.compensate.test_training import CONFIG, ENTRY, RESTORED
-run(RESTORED, CONFIG, ENTRY, Layout(Path(sys.argv[1])))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
-    layout = recovery_project(tmp_path)
-    run(RESTORED, CONFIG, ENTRY, layout)
-    alone = read_json(layout.training(RESTORED))
-    script = tmp_path / "two.py"
-    script.write_text(_TWO_PROCESSES)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"}
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    together = read_json(layout.training(RESTORED))
-    assert together["valid_loss"] == pytest.approx(alone["valid_loss"], rel=1e-3)
-    assert together["runs"][0]["steps"] == alone["runs"][0]["steps"]

@@ -38,6 +38,9 @@ def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
         ("a.docx", "x", "unknown ending"),
         ("a.jsonl", '{"words": 1}', "column `text`"),
         ("a.jsonl", "", "at least one row"),
+        ("a.jsonl", '["one", "two"]', "no list of rows"),
+        ("a.json", '{"text": "one"}', "no list of rows"),
+        ("a.json", '["one"]', "no list of rows"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path, name: str, content: str | None, message: str) -> None:

@@ -1,5 +1,6 @@
 """The evaluate stages on a pico model in a folder: what is written, compared and refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,17 @@ def test_an_unknown_task_is_refused_before_the_model_is_read(layout: Layout) -> 
     write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": [], "lm_eval": ["winogrand"]})
     with pytest.raises(BadInput, match=r"'winogrand', which is neither .* did you mean 'winogrande'"):
         run_dense(other, CONFIG, ENTRY, layout)
+
+
+def test_evaluation_from_disk_equals_one_in_memory(layout: Layout, tmp_path: Path) -> None:
+    shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
+    spread = ENTRY.model_copy(update={"device_map": "auto", "max_memory": {"cpu": "20KB"}})
+    elsewhere = Layout(tmp_path)
+    for run, cell in ((run_dense, DENSE), (run_pruned, PRUNED), (run_restored, RESTORED)):
+        for path in (elsewhere.metrics(cell), elsewhere.samples(cell), elsewhere.details(cell)):
+            path.unlink()
+        run(cell, CONFIG, spread, elsewhere)
+        found, expected = (read_json(each.metrics(cell)) for each in (elsewhere, layout))
+        assert found | {"seconds": 0} == expected | {"seconds": 0}
+        assert read_table(elsewhere.samples(cell), SAMPLES) == read_table(layout.samples(cell), SAMPLES)
+    assert "ratio" not in read_json(elsewhere.details(RESTORED))["latency"], "it would time the disk"

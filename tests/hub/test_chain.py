@@ -143,3 +143,13 @@ def test_a_moved_branch_runs_what_hangs_off_the_model_and_nothing_else(hub: Loop
     output = project.run("dvc", "repro", "capture_pruned@x-wanda-0.5", "capture_dense@x")
     ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")}
     assert ran == {"prune@x-wanda-0.5", "capture_pruned@x-wanda-0.5", "capture_dense@x"}
+
+    hub.requests.clear()
+    project.environment["HF_HUB_OFFLINE"] = "1"
+    project.run("restorelcc", "dense", "--model", "x")
+    project.environment["HF_HOME"] = str(tmp_path / "cold")
+    said = project.run("restorelcc", "dense", "--model", "x", code=2)
+    assert (
+        "models.x: HF_HUB_OFFLINE is set and revision 'main' of the model 'me/pico' is not in the hub's cache" in said
+    )
+    assert not hub.requests

@@ -197,6 +197,25 @@ def test_conversations_take_the_chat_template_of_a_model_on_the_hub(
         assert row["question"] == f"\x02<|im_start|>user\nSay {number}<|im_end|>\n<|im_start|>assistant\n"
         assert row["positive"] == f"it is {number}<|im_end|>"
         assert row["negative"].startswith("it is ") and row["negative"] != row["positive"]
+    assert json.loads((folder / "sources.json").read_text())["chat_template"] == {"source": "me/chat"}
+
+
+def test_a_chat_template_that_moved_brings_the_corpus_in_step_too(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = byte_level(bos=False)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    files = pico_files() | folder_files(tmp_path / "tokenizer")
+    hub.add_model("me/pico", files)
+    project = _project(tmp_path, data=PAPER_DATA | {"chat_template": True})
+    for stage in ("corpus", "dense"):
+        assert project.call(monkeypatch, stage, "--model", "x") == 0
+    template, weights = {"chat_template.jinja": b"{{ messages }}"}, "model.safetensors"
+    for changed, stages in ((template, "corpus@x dense@x"), ({weights: pico_files(seed=1)[weights]}, "dense@x")):
+        hub.model("me/pico").commit(files | changed)
+        assert project.call(monkeypatch, "check") == 1
+        assert f"`dvc repro --force --single-item {stages}` takes it" in capsys.readouterr().err
 
 
 def test_a_revision_that_moved_is_a_choice_and_its_model_alone_is_computed_anew(

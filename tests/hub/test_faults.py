@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections import namedtuple
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from restorelcc.io.checkpoints import load_model, load_tokenizer
 from tests.hub.client import HubProject, go_offline, no_waiting, point_at
@@ -20,6 +22,7 @@ from tests.hub.server import LoopbackHub
 NAME = "me/pico"
 DATA = {"calibration": "t.txt", "instructions": "i.jsonl", "heldout": "t.txt"}
 WEIGHTS = "model.safetensors"
+REFERENCE = "data/x/dense/model_ref.json"
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +38,43 @@ def hub(files: dict[str, Content], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         yield hub
 
 
+class Dense:
+    """The stage `dense` of a project whose model is on the hub."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.project = HubProject(folder, {"source": NAME, "data": DATA})
+        self._monkeypatch, self._capfd = monkeypatch, capfd
+
+    def succeeds(self) -> str:
+        """Run it; returns all that it said."""
+        code, said = self._run()
+        assert code == 0, said
+        return said
+
+    def fails(self, code: int, *parts: str) -> str:
+        """Run it; the one sentence it ends with holds all parts, and nothing is written of the model."""
+        found, said = self._run()
+        lines = [line for line in said.splitlines() if line.startswith("restorelcc: ")]
+        assert found == code and len(lines) == 1, said
+        assert lines[0].startswith({1: "restorelcc: failed: ", 2: "restorelcc: error: "}[code])
+        for part in parts:
+            assert part in lines[0]
+        assert not [name for name in self.project.written() if name.startswith("data/x")]
+        return said
+
+    def _run(self) -> tuple[int, str]:
+        self._capfd.readouterr()
+        with no_waiting(self._monkeypatch):
+            code = self.project.call(self._monkeypatch, "dense", "--model", "x")
+        said = self._capfd.readouterr()
+        return code, said.out + said.err
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> HubProject:
-    return HubProject(tmp_path / "project", {"source": NAME, "data": DATA})
-
-
-def _dense(project: HubProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    capsys.readouterr()
-    code = project.call(monkeypatch, "dense", "--model", "x")
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("restorelcc: ")]
-    if code:
-        assert len(said) == 1, said
-        assert not [name for name in project.written() if name.startswith("data/x")]
-    return code, "".join(said)
+def dense(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Dense:
+    return Dense(tmp_path / "project", monkeypatch, capfd)
 
 
 def _cache(tmp_path: Path) -> list[str]:
@@ -55,111 +82,94 @@ def _cache(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "home").rglob("blobs/*"))
 
 
-def test_a_reference_holds_the_commit_and_no_weights(
-    hub: LoopbackHub,
-    project: HubProject,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert _dense(project, monkeypatch, capsys)[0] == 0
-    folder = project.folder / "data/x/dense"
+def _fetched(hub: LoopbackHub) -> list[str]:
+    """Files that were asked for."""
+    return [request.path.split("/")[-1] for request in hub.requests if "/resolve/" in request.path]
+
+
+def test_a_reference_holds_the_commit_and_no_weights(hub: LoopbackHub, dense: Dense) -> None:
+    dense.succeeds()
+    folder = (dense.project.folder / REFERENCE).parent
     reference = json.loads((folder / "model_ref.json").read_text())
     assert reference["source"] == NAME
     assert reference["revision"] == hub.model(NAME).branches["main"]
     assert {WEIGHTS, "config.json", "tokenizer.json"} <= set(reference["files"])
     assert [path.name for path in folder.iterdir()] == ["model_ref.json"]
-    assert not list(project.folder.rglob("*.safetensors"))
+    assert not list(dense.project.folder.rglob("*.safetensors"))
     asked = len(hub.requests)
-    import torch
-
     assert load_model(folder, torch.float32, torch.device("cpu")).config.model_type == "llama"
     assert load_tokenizer(folder).pad_token == "<pad>"
     assert len(hub.requests) == asked, "a warm cache needs no network"
 
 
-GATED, REVOKED = "no token was sent", "your token has no access"
-
-
-@pytest.mark.parametrize(("token", "message"), [(None, GATED), ("hf_wrong", REVOKED)])
+@pytest.mark.parametrize(
+    ("token", "why"), [(None, "no token was sent"), ("hf_wrong", "your token has no access to it")], ids=["401", "403"]
+)
 def test_a_gated_model_says_how_to_get_in_and_the_next_run_succeeds(
-    token: str | None,
-    message: str,
-    hub: LoopbackHub,
-    project: HubProject,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    token: str | None, why: str, hub: LoopbackHub, dense: Dense, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.model(NAME).gated = True
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    code, said = _dense(project, monkeypatch, capsys)
-    assert code == 2
-    assert said.startswith(f"restorelcc: error: models.x: the model {NAME!r} is gated and {message}")
-    assert f"{hub.endpoint}/{NAME}" in said and "HF_TOKEN" in said
+    dense.fails(2, f"models.x: the model {NAME!r} is gated and {why}", f"{hub.endpoint}/{NAME}", "HF_TOKEN")
     hub.accepted_tokens.add("hf_right")
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert _dense(project, monkeypatch, capsys)[0] == 0
+    dense.succeeds()
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (401, 2, "refuses your token for the model 'me/pico' (401)"),
+        (403, 2, "refuses your token for the model 'me/pico' (403)"),
+        (429, 1, "answers 429 for the model 'me/pico': run again later"),
+        (503, 1, "answers 503 for the model 'me/pico': run again later"),
+    ],
+)
 def test_a_refused_token_and_a_hub_out_of_order(
-    hub: LoopbackHub, project: HubProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: int, code: int, message: str, hub: LoopbackHub, dense: Dense, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
-    for status, code, message in ((403, 2, "refuses your token"), (503, 1, "answers 503"), (429, 1, "answers 429")):
-        hub.faults.add(Fault("status", path=NAME, status=status))
-        with no_waiting(monkeypatch):
-            found, said = _dense(project, monkeypatch, capsys)
-        assert (found, message in said) == (code, True), said
-        hub.faults.clear()
-    assert _dense(project, monkeypatch, capsys)[0] == 0
+    hub.faults.add(Fault("status", path=NAME, status=status))
+    dense.fails(code, message)
+    hub.faults.clear()
+    dense.succeeds()
 
 
+@pytest.mark.parametrize("token", [None, "hf_right"])  # the hub answers 401 to a stranger and 404 to a user
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"source": "me/nothing"}, "has no model 'me/nothing', or it is private"),
+        ({"revision": "v9"}, "the model 'me/pico' has no revision 'v9': name a branch, tag or commit"),
+        ({"source": "not a name"}, "has no model 'not a name', or it is private"),
+    ],
+)
 def test_what_is_not_there_is_named(
-    hub: LoopbackHub, project: HubProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    token: str | None, entry: dict[str, str], message: str, dense: Dense, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for token in (None, "hf_right"):  # the hub answers 401 to a stranger and 404 to a user
-        monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN", raising=False)
-        project.set(source="me/nothing", revision=None)
-        code, said = _dense(project, monkeypatch, capsys)
-        assert (code, f"{hub.endpoint} has no model 'me/nothing'" in said) == (2, True), said
-    project.set(source=NAME, revision="v9")
-    code, said = _dense(project, monkeypatch, capsys)
-    assert (code, "has no revision 'v9'" in said) == (2, True), said
-    project.set(source="not a name", revision=None)
-    code, said = _dense(project, monkeypatch, capsys)
-    assert (code, "no model 'not a name'" in said) == (2, True), said
-    project.set(source=NAME)
-    assert _dense(project, monkeypatch, capsys)[0] == 0
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    dense.project.set(**entry)
+    dense.fails(2, "models.x: ", message)
+    dense.project.set(source=NAME, revision=None)
+    dense.succeeds()
 
 
-def test_a_pickle_is_not_taken_for_weights(
-    hub: LoopbackHub,
-    files: dict[str, Content],
-    project: HubProject,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_pickle_is_not_taken_for_weights(hub: LoopbackHub, files: dict[str, Content], dense: Dense) -> None:
     others = {name: content for name, content in files.items() if name != WEIGHTS}
     hub.add_model(NAME, others | {"pytorch_model.bin": b"pickle"})
-    code, said = _dense(project, monkeypatch, capsys)
-    assert (code, "only pytorch_model.bin, a pickle, which is never loaded" in said) == (2, True), said
-    assert not [request for request in hub.requests if "resolve" in request.path]
+    dense.fails(2, "holds no safetensors weights, only pytorch_model.bin, a pickle, which is never loaded")
+    assert not _fetched(hub)
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset"])
 def test_a_connection_cut_at_half_of_a_file_is_resumed(
-    kind: str,
-    hub: LoopbackHub,
-    project: HubProject,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    kind: str, hub: LoopbackHub, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.add(Fault(kind, path=WEIGHTS, method="GET", times=1))
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024)  # what is resumed is counted in chunks
-    with no_waiting(monkeypatch):
-        assert _dense(project, monkeypatch, capsys)[0] == 0
+    dense.succeeds()
     gets = [request for request in hub.requests if request.path.endswith(WEIGHTS) and request.method == "GET"]
     assert len(gets) == 2
     if kind == "cut":
@@ -167,103 +177,93 @@ def test_a_connection_cut_at_half_of_a_file_is_resumed(
     assert not [name for name in _cache(tmp_path) if name.endswith("incomplete")]
 
 
+@pytest.mark.parametrize("kind", ["cut", "reset"])
 def test_a_connection_that_never_holds_fails_and_keeps_what_is_whole(
-    hub: LoopbackHub,
-    project: HubProject,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    kind: str, hub: LoopbackHub, dense: Dense, tmp_path: Path
 ) -> None:
-    hub.faults.add(Fault("reset", path=WEIGHTS, method="GET"))
-    with no_waiting(monkeypatch):
-        code, said = _dense(project, monkeypatch, capsys)
-    assert (code, f"the connection to {hub.endpoint} failed" in said) == (1, True), said
+    hub.faults.add(Fault(kind, path=WEIGHTS, method="GET"))
+    dense.fails(1, f"models.x: the connection to {hub.endpoint} failed for the model {NAME!r}", "run again")
     kept = _cache(tmp_path)
     assert kept and not [name for name in kept if name.endswith("incomplete")]
     hub.faults.clear()
     hub.requests.clear()
-    assert _dense(project, monkeypatch, capsys)[0] == 0
-    fetched = [request.path.split("/")[-1] for request in hub.requests if request.method == "GET"]
-    assert WEIGHTS in fetched and "config.json" not in fetched
+    dense.succeeds()
+    assert WEIGHTS in _fetched(hub) and "config.json" not in _fetched(hub)
 
 
-def test_no_hub_at_all(
-    hub: LoopbackHub, project: HubProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_hub_at_all(hub: LoopbackHub, dense: Dense) -> None:
     hub.faults.add(Fault("silent"))
-    with no_waiting(monkeypatch):
-        code, said = _dense(project, monkeypatch, capsys)
-    assert (code, f"connection to {hub.endpoint} failed" in said) == (1, True), said
+    dense.fails(1, f"the connection to {hub.endpoint} failed")
+    hub.faults.clear()
+    dense.succeeds()
 
 
-def test_a_full_disk_is_said_before_and_during_the_download(
-    hub: LoopbackHub,
-    project: HubProject,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_full_disk_is_said_before_the_download(
+    hub: LoopbackHub, dense: Dense, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _path: usage(10**6, 10**6, 100))
-        code, said = _dense(project, monkeypatch, capsys)
-    assert (code, "needs 0 MB" in said, "make room" in said) == (1, True, True), said
-    assert not [request for request in hub.requests if "resolve" in request.path]
+        dense.fails(1, "needs 0 MB", "where 0 MB are free: make room, or set HF_HOME")
+    assert not _fetched(hub)
+    dense.succeeds()
 
+
+def test_a_disk_that_fills_up_during_the_download_leaves_no_part_of_a_file(
+    dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.file_download.http_get", full)
-        code, said = _dense(project, monkeypatch, capsys)
-    assert (code, "the disk is full" in said) == (1, True), said
+        dense.fails(1, "the disk is full while the model 'me/pico' is being fetched", "HF_HOME")
     assert not _cache(tmp_path)
-    assert _dense(project, monkeypatch, capsys)[0] == 0
+    dense.succeeds()
+
+
+def test_a_disk_that_is_full_where_artifacts_are_written(dense: Dense, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model_ref.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("restorelcc.dense.stage.write_reference", full)
+        dense.fails(1, "the disk is full", "model_ref.json", "make room")
+    dense.succeeds()
 
 
 def test_offline_a_cold_cache_names_the_missing_file_and_a_warm_one_is_enough(
-    hub: LoopbackHub,
-    project: HubProject,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hub: LoopbackHub, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         go_offline(patch)
-        code, said = _dense(project, patch, capsys)
-        assert (code, "HF_HUB_OFFLINE is set and revision 'main'" in said) == (2, True), said
+        dense.fails(2, "models.x: HF_HUB_OFFLINE is set and revision 'main' of the model 'me/pico' is not in the hub's")
         assert not hub.requests
-    assert _dense(project, monkeypatch, capsys)[0] == 0
-    first = (project.folder / "data/x/dense/model_ref.json").read_bytes()
-    shutil.rmtree(project.folder / "data")
+    dense.succeeds()
+    reference = dense.project.folder / REFERENCE
+    first = reference.read_bytes()
+    shutil.rmtree(dense.project.folder / "data")
     hub.requests.clear()
     go_offline(monkeypatch)
-    assert _dense(project, monkeypatch, capsys)[0] == 0
-    assert (project.folder / "data/x/dense/model_ref.json").read_bytes() == first
-    shutil.rmtree(project.folder / "data")
+    dense.succeeds()
+    assert reference.read_bytes() == first
+    shutil.rmtree(dense.project.folder / "data")
     next((tmp_path / "home").rglob(f"snapshots/*/{WEIGHTS}")).unlink()
-    code, said = _dense(project, monkeypatch, capsys)
-    assert (code, f"{WEIGHTS} of the model {NAME!r} at commit" in said) == (2, True), said
+    dense.fails(2, f"HF_HUB_OFFLINE is set and {WEIGHTS} of the model {NAME!r} at commit")
     assert not hub.requests
 
 
 def test_a_token_is_sent_and_never_written_or_said(
-    hub: LoopbackHub,
-    project: HubProject,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    hub: LoopbackHub, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "hf_secretsecretsecret"
     monkeypatch.setenv("HF_TOKEN", secret)
     hub.model(NAME).gated = True
     hub.faults.add(Fault("cut", path=WEIGHTS, times=1))
-    with no_waiting(monkeypatch):
-        assert project.call(monkeypatch, "dense", "--model", "x") == 2
-        hub.accepted_tokens.add(secret)
-        assert project.call(monkeypatch, "dense", "--model", "x") == 0
+    said = dense.fails(2, "your token has no access to it")
+    hub.accepted_tokens.add(secret)
+    said += dense.succeeds()
     assert secret in {request.token for request in hub.requests}
-    said = capfd.readouterr()
-    assert secret not in said.out + said.err
+    assert secret not in said
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
