@@ -222,8 +222,8 @@ def main() -> None:
             "capture", "The embedded model" if size == "embedded" else "100 M parameters", "make bench-capture"
         )
         out.say(
-            f"(a) straightforward, (b) ours, (c) the floor; medians of {options.rounds} rounds in turns in one process, ratios "
-            " within a round; what each does is in `benchmarks/capture.py`."
+            f"(a) straightforward, (b) ours, (c) the floor; medians of {options.rounds} rounds in turns in one process, "
+            "ratios within a round; what each does is in `benchmarks/capture.py`."
         )
         out.say()
         for cells in (_COLUMNS, ["---"] * len(_COLUMNS)):

@@ -16,7 +16,7 @@ from restorelcc.core.runtime import map_on_all_cores
 from restorelcc.probe.newton import PairProbe, fit_pairs
 
 Solver = Literal["auto", "newton", "adam"]
-_HEADS_AT_ONCE = 2  # of large ones, so that their activations stay in the processor's cache
+_HEADS_AT_ONCE = 8  # of large ones, so that they fit into the processor's cache
 _SMALL = 16  # head dim up to which the literal recipe is as fast
 
 
@@ -51,11 +51,18 @@ def probe_heads(
     size = recovered_NHD.shape[1] if head_dim <= _SMALL else _HEADS_AT_ONCE
     parts = (recovered_NHD, positive_NHD, negative_NHD)
 
+    train_K, test_K = (~heldout_N).nonzero()[:, 0], heldout_N.nonzero()[:, 0]
+
     def scores(part: tuple[Tensor, ...]) -> ProbeScores:
-        q, p, n = (each.transpose(0, 1).float() for each in part)
-        train = [each[:, ~heldout_N].contiguous() for each in (q, p, n)]
-        probe = fit_adam(*train, steps=steps, learning_rate=learning_rate) if literal else fit_pairs(*train)
-        return _judged(probe, *(each[:, heldout_N] for each in (q, p, n)))
+        def rows(which_K: Tensor) -> list[Tensor]:
+            return [each.index_select(0, which_K).transpose(0, 1).float() for each in part]
+
+        train = rows(train_K)
+        if literal:
+            probe = fit_adam(*(each.contiguous() for each in train), steps=steps, learning_rate=learning_rate)
+        else:
+            probe = fit_pairs(*train)
+        return _judged(probe, *rows(test_K))
 
     found = map_on_all_cores(scores, list(zip(*(part.split(size, dim=1) for part in parts), strict=True)))
     return ProbeScores(torch.cat([part.accuracy_H for part in found]), torch.cat([part.log_loss_H for part in found]))

@@ -1,11 +1,12 @@
-"""The probe's logistic regressions, all heads at once, by Newton's method.
+"""The probe's logistic regressions, all heads at once, by conjugate gradients in the metric of Newton's first step.
 
-Letters: N pairs, H heads, D head dim, F = 2D + 1 inputs with the constant.
+Letters: N pairs, M = 2N members of pairs, H heads, D head dim, F = 2D inputs without the constant.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch.nn.functional import softplus
 
 RIDGE = 0.05  # times |gradient at zero weights|; see fit_pairs
 _FLOOR = 1e-5  # least ridge: the loss of separable pairs has no optimum without one
-_REFRESH, _MOST, _TOLERANCE = 3, 30, 1e-2
+_MOST, _TOLERANCE = 60, 3e-5
+_LINE_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -38,108 +40,129 @@ def fit_pairs(question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) 
     limit: it is what lets a weight move no further than 1 / 0.05 under a gradient that stays, and it ranks heads as the
     recipe does (docs/probing.md has the agreement).
 
-    Both members of a pair hold the same question, so that no product with it is computed twice. Inputs are shifted to
-    mean 0 and scaled to variance 1, which changes how rounding falls and not the optimum. Newton's steps use a Hessian
-    that is renewed at every third step, and the bound X^T X / 4, which never overshoots, where a step made the loss
-    worse.
+    The first step is Newton's own. Its Hessian, X^T X / 4, bounds every later one from above, so that it is factored
+    once; the further steps are conjugate gradients in its metric (Polak and Ribiere), each of which goes to the least
+    loss along its direction. A head is done when the next step promises less than 3e-5 of what the loss has fallen.
     """
     pairs = _Pairs(question_HND, positive_HND, negative_HND)
-    w_HF = torch.zeros_like(pairs.ridge_HF)
-    upper = factor = pairs.factor()
-    logits = pairs.logits(w_HF)
-    loss_H = pairs.loss_H(logits, w_HF)
-    for step in range(1, _MOST + 1):
-        if step % _REFRESH == 2:  # the first step is Newton's own: at zero weights W is 1/4
-            factor = pairs.factor(*(torch.sigmoid(z_HN) * torch.sigmoid(-z_HN) for z_HN in logits))
-        gradient_HF1 = pairs.gradient_HF(logits, w_HF)[..., None]
-        move_HF = torch.cholesky_solve(gradient_HF1, factor)[..., 0]
-        tried_HF = w_HF - move_HF
-        tried = pairs.logits(tried_HF)
-        tried_loss_H = pairs.loss_H(tried, tried_HF)
-        if (worse_H := ~(tried_loss_H <= loss_H + 1e-6)).any():
-            safe_HF = w_HF - torch.cholesky_solve(gradient_HF1, upper)[..., 0]
-            tried_HF = torch.where(worse_H[:, None], safe_HF, tried_HF)
-            factor = torch.where(worse_H[:, None, None], upper, factor)
-            tried = pairs.logits(tried_HF)
-            tried_loss_H = pairs.loss_H(tried, tried_HF)
-        moved = ((tried_HF - w_HF).norm(dim=1) / tried_HF.norm(dim=1).clamp(min=1e-6)).max()
-        w_HF, logits, loss_H = tried_HF, tried, tried_loss_H
-        if moved < _TOLERANCE:
+    w = pairs.zero_weights()
+    wrong_HM = pairs.wrong_HM(w)
+    direction, last_gradient, last_promise_H = w, w, torch.ones_like(w.b_H)
+    done_H = torch.zeros_like(w.b_H, dtype=torch.bool)
+    for _ in range(_MOST):
+        gradient = pairs.gradient(wrong_HM, w)
+        step = pairs.newton_step(gradient)
+        promise_H = gradient.dot_H(step)
+        fallen_H = log(2) - pairs.loss_H(wrong_HM, w)
+        done_H |= promise_H <= _TOLERANCE * fallen_H.clamp(min=0) + 1e-9
+        if done_H.all():
             break
-    return pairs.in_input_units(w_HF)
+        beta_H = (promise_H - last_gradient.dot_H(step)) / last_promise_H
+        conjugate = step.plus(beta_H.clamp(min=0), direction)
+        # Rounding, or a line search that ended early, may turn it uphill.
+        direction = step.plus(beta_H.clamp(min=0) * (gradient.dot_H(conjugate) > 0), direction)
+        last_gradient, last_promise_H = gradient, promise_H.clamp(min=1e-30)
+        along_HM = pairs.wrong_HM(direction)
+        length_H = pairs.line_minimum_H(wrong_HM, along_HM, w, direction).masked_fill(done_H, 0)
+        w = w.plus(-length_H, direction)
+        wrong_HM = wrong_HM - length_H[:, None] * along_HM
+    return pairs.in_input_units(w)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Weights (or a gradient by them, or a direction): of the inputs, and the constant."""
+
+    w_HF: Tensor
+    b_H: Tensor
+
+    def dot_H(self, other: _Weights) -> Tensor:
+        return (self.w_HF * other.w_HF).sum(1) + self.b_H * other.b_H
+
+    def plus(self, factor_H: Tensor, other: _Weights) -> _Weights:
+        """self + factor * other."""
+        return _Weights(
+            torch.addcmul(self.w_HF, factor_H[:, None], other.w_HF), torch.addcmul(self.b_H, factor_H, other.b_H)
+        )
 
 
 class _Pairs:
-    """Standardized pairs and what Newton's method asks of them."""
+    """Pairs as q, m and d, where r+ = m + d and r- = m - d, and what the minimization asks of them.
+
+    q and m are shifted to mean 0, which changes how rounding falls and not the optimum: at zero weights the constant
+    is then independent of the others. What differs between inputs in size is made up for in the Hessian's factor.
+    """
 
     def __init__(self, question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) -> None:
-        self.q_mean_H1D, self.q_std_H1D = question_HND.mean(1, keepdim=True), _spread(question_HND, question_HND)
-        self.a_mean_H1D = (positive_HND.mean(1, keepdim=True) + negative_HND.mean(1, keepdim=True)) / 2
-        self.a_std_H1D = _spread(positive_HND - self.a_mean_H1D, negative_HND - self.a_mean_H1D, centred=True)
-        self.q_HND = (question_HND - self.q_mean_H1D) / self.q_std_H1D
-        self.p_HND = (positive_HND - self.a_mean_H1D) / self.a_std_H1D
-        self.n_HND = (negative_HND - self.a_mean_H1D) / self.a_std_H1D
+        dim = question_HND.shape[-1]
+        self.shared_HNF = torch.cat([question_HND, (positive_HND + negative_HND) / 2], dim=2)
+        self.mean_HF = self.shared_HNF.mean(1)
+        self.shared_HNF -= self.mean_HF[:, None]
+        self.d_HND = (positive_HND - negative_HND) / 2
         # At zero weights the question's gradient is zero: it pulls on both members of a pair alike.
-        raw_HD = (positive_HND.mean(1) - negative_HND.mean(1)).abs() / 4
-        answer_HD = RIDGE * raw_HD + _FLOOR
-        flat = torch.full_like(answer_HD, _FLOOR)
-        ridge = [flat / self.q_std_H1D[:, 0] ** 2, answer_HD / self.a_std_H1D[:, 0] ** 2, flat[:, :1] * 0.01]
-        self.ridge_HF = torch.cat(ridge, dim=1)
+        slope_HD = self.d_HND.mean(1).abs() / 2
+        self.ridge_HF = torch.cat([torch.zeros_like(slope_HD), RIDGE * slope_HD], dim=1) + _FLOOR
+        q_HND, m_HND = self.shared_HNF[..., :dim], self.shared_HNF[..., dim:]
+        qm = q_HND.mT @ m_HND
+        mm = torch.baddbmm(m_HND.mT @ m_HND, self.d_HND.mT, self.d_HND)
+        upper = torch.cat([torch.cat([q_HND.mT @ q_HND, qm], dim=2), torch.cat([qm.mT, mm], dim=2)], dim=1)
+        self.factor_HFF, self.scale_HF = _scaled_cholesky(upper / (4 * question_HND.shape[1]), self.ridge_HF)
 
-    def logits(self, w_HF: Tensor) -> tuple[Tensor, Tensor]:
-        """w . [q ; p] + b and w . [q ; n] + b, [H, N] each."""
-        dim = self.q_HND.shape[-1]
-        shared_HN = (self.q_HND @ w_HF[:, :dim, None])[..., 0] + w_HF[:, -1:]
-        v_HD1 = w_HF[:, dim:-1, None]
-        return shared_HN + (self.p_HND @ v_HD1)[..., 0], shared_HN + (self.n_HND @ v_HD1)[..., 0]
+    def zero_weights(self) -> _Weights:
+        return _Weights(torch.zeros_like(self.ridge_HF), torch.zeros_like(self.ridge_HF[:, 0]))
 
-    def loss_H(self, logits: tuple[Tensor, Tensor], w_HF: Tensor) -> Tensor:
-        z_p, z_n = logits
-        return (softplus(-z_p) + softplus(z_n)).mean(1) / 2 + (self.ridge_HF * w_HF * w_HF).sum(1) / 2
+    def wrong_HM(self, w: _Weights) -> Tensor:
+        """How wrong each member of a pair comes out, [H, 2N]: -z of every r+, then z of every r-, z = w . [q ; r] + b."""
+        shared_HN = (self.shared_HNF @ w.w_HF[..., None])[..., 0] + w.b_H[:, None]
+        apart_HN = (self.d_HND @ w.w_HF[:, self.d_HND.shape[-1] :, None])[..., 0]
+        return torch.cat([-shared_HN - apart_HN, shared_HN - apart_HN], dim=1)
 
-    def gradient_HF(self, logits: tuple[Tensor, Tensor], w_HF: Tensor) -> Tensor:
-        r_p, r_n = torch.sigmoid(logits[0]) - 1, torch.sigmoid(logits[1])
-        rows = 2 * r_p.shape[1]
-        parts = [
-            ((r_p + r_n)[:, None] @ self.q_HND)[:, 0],
-            (r_p[:, None] @ self.p_HND + r_n[:, None] @ self.n_HND)[:, 0],
-            (r_p + r_n).sum(1, keepdim=True),
-        ]
-        return torch.cat(parts, dim=1) / rows + self.ridge_HF * w_HF
+    def loss_H(self, wrong_HM: Tensor, w: _Weights) -> Tensor:
+        return softplus(wrong_HM).mean(1) + (self.ridge_HF * w.w_HF * w.w_HF).sum(1) / 2
 
-    def factor(self, weight_p_HN: Tensor | None = None, weight_n_HN: Tensor | None = None) -> Tensor:
-        """Cholesky factor of X^T W X / 2N + diag(lambda); W = 1/4, the most it can be, where no weights are given."""
-        rows = 2 * self.q_HND.shape[1]
-        if weight_p_HN is None or weight_n_HN is None:
-            both_HN = torch.full_like(self.q_HND[..., 0], 0.5)
-            p_HND, n_HND, q_HND = self.p_HND / 4, self.n_HND / 4, self.q_HND / 2
-        else:
-            both_HN = weight_p_HN + weight_n_HN
-            p_HND, n_HND = self.p_HND * weight_p_HN[..., None], self.n_HND * weight_n_HN[..., None]
-            q_HND = self.q_HND * both_HN[..., None]
-        qq, qa = self.q_HND.mT @ q_HND, self.q_HND.mT @ (p_HND + n_HND)
-        aa = self.p_HND.mT @ p_HND + self.n_HND.mT @ n_HND
-        q1, a1 = q_HND.sum(1)[..., None], (p_HND.sum(1) + n_HND.sum(1))[..., None]
-        total = both_HN.sum(1)[:, None, None]
-        top, middle = torch.cat([qq, qa, q1], dim=2), torch.cat([qa.mT, aa, a1], dim=2)
-        hessian_HFF = torch.cat([top, middle, torch.cat([q1.mT, a1.mT, total], dim=2)], dim=1) / rows
-        hessian_HFF.diagonal(dim1=1, dim2=2).add_(self.ridge_HF)
-        factor_HFF, failed_H = torch.linalg.cholesky_ex(hessian_HFF)
-        if failed_H.any():  # rounding has made it indefinite: inputs are nearly dependent
-            size_H1 = hessian_HFF.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
-            hessian_HFF.diagonal(dim1=1, dim2=2).add_(1e-4 * size_H1)
-            factor_HFF = torch.linalg.cholesky(hessian_HFF)
-        return factor_HFF
+    def gradient(self, wrong_HM: Tensor, w: _Weights) -> _Weights:
+        """Of the loss."""
+        p_HN, n_HN = (torch.sigmoid(wrong_HM) / wrong_HM.shape[1]).chunk(2, dim=1)
+        both_H1N = (n_HN - p_HN)[:, None]
+        found_HF = torch.addcmul((both_H1N @ self.shared_HNF)[:, 0], self.ridge_HF, w.w_HF)
+        found_HF[:, self.d_HND.shape[-1] :] -= ((n_HN + p_HN)[:, None] @ self.d_HND)[:, 0]
+        return _Weights(found_HF, both_H1N.sum((1, 2)))
 
-    def in_input_units(self, w_HF: Tensor) -> PairProbe:
-        dim = self.q_HND.shape[-1]
-        w_HD, v_HD = w_HF[:, :dim] / self.q_std_H1D[:, 0], w_HF[:, dim:-1] / self.a_std_H1D[:, 0]
-        shift_H = (w_HD * self.q_mean_H1D[:, 0]).sum(1) + (v_HD * self.a_mean_H1D[:, 0]).sum(1)
-        return PairProbe(w_HD, v_HD, w_HF[:, -1] - shift_H)
+    def newton_step(self, gradient: _Weights) -> _Weights:
+        """The gradient times the inverse of the Hessian at zero weights."""
+        scaled_HF1 = (gradient.w_HF * self.scale_HF)[..., None]
+        step_HF = torch.cholesky_solve(scaled_HF1, self.factor_HFF)[..., 0] * self.scale_HF
+        return _Weights(step_HF, 4 * gradient.b_H)
+
+    def line_minimum_H(self, wrong_HM: Tensor, along_HM: Tensor, w: _Weights, direction: _Weights) -> Tensor:
+        """t >= 0 at which the loss at w - t direction is least: Newton's method, halving where it leaves the bracket."""
+        ridged_HF = self.ridge_HF * direction.w_HF
+        penalty_H, pull_H = (ridged_HF * direction.w_HF).sum(1), (ridged_HF * w.w_HF).sum(1)
+        low_H, t_H = torch.zeros_like(penalty_H), torch.ones_like(penalty_H)
+        high_H = torch.full_like(t_H, torch.inf)
+        for _ in range(_LINE_STEPS):
+            weighted_HM = torch.sigmoid(torch.addcmul(wrong_HM, t_H[:, None], along_HM, value=-1)) * along_HM
+            downhill_H = weighted_HM.mean(1) + pull_H - t_H * penalty_H  # minus the derivative by t
+            bend_H = (weighted_HM * (along_HM - weighted_HM)).mean(1) + penalty_H
+            low_H, high_H = torch.where(downhill_H > 0, t_H, low_H), torch.where(downhill_H > 0, high_H, t_H)
+            tried_H = t_H + downhill_H / bend_H.clamp(min=1e-30)
+            tried_H = torch.minimum(tried_H, 4 * t_H + 4)  # far away the loss is nearly straight
+            t_H = torch.where((tried_H >= low_H) & (tried_H <= high_H), tried_H, (low_H + high_H) / 2)
+        return t_H
+
+    def in_input_units(self, w: _Weights) -> PairProbe:
+        dim = self.d_HND.shape[-1]
+        return PairProbe(w.w_HF[:, :dim], w.w_HF[:, dim:], w.b_H - (w.w_HF * self.mean_HF).sum(1))
 
 
-def _spread(one_HND: Tensor, other_HND: Tensor, *, centred: bool = False) -> Tensor:
-    """Standard deviation over both, [H, 1, D]; 1 where nothing varies."""
-    parts = (one_HND, other_HND) if centred else (one_HND - one_HND.mean(1, keepdim=True),) * 2
-    variance = (parts[0].square().mean(1, keepdim=True) + parts[1].square().mean(1, keepdim=True)) / 2
-    return torch.where(variance > 1e-12, variance.sqrt(), torch.ones_like(variance))
+def _scaled_cholesky(hessian_HFF: Tensor, ridge_HF: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor of S (hessian + diag(ridge)) S and S, which makes its diagonal 1: inputs may differ much in size."""
+    diagonal_HF = hessian_HFF.diagonal(dim1=1, dim2=2)
+    diagonal_HF += ridge_HF
+    scale_HF = diagonal_HF.rsqrt()
+    hessian_HFF = hessian_HFF * scale_HF[:, :, None] * scale_HF[:, None, :]
+    factor_HFF, failed_H = torch.linalg.cholesky_ex(hessian_HFF)
+    if failed_H.any():  # rounding has made it indefinite: inputs are nearly dependent
+        hessian_HFF.diagonal(dim1=1, dim2=2).add_(1e-4)
+        factor_HFF = torch.linalg.cholesky(hessian_HFF)
+    return factor_HFF, scale_HF

@@ -104,7 +104,7 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
             if kind != "worker":
                 run(project, body)
 
-        project.set("extract.solver", "eigh")
+        project.set("extract.solver", "gram")
         project.commit("more")
         before = len(project.executed())
         project.environment["STANDIN_SECONDS"] = "30"

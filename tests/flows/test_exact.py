@@ -72,7 +72,7 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         param("capture.max_tokens", 9),
         cells("capture_dense", "capture_pruned", "extract", "probe", *PER_RATIO) | REPORT,
     ),
-    "extract": (param("extract.solver", "eigh"), cells("extract", "probe", *PER_RATIO) | REPORT),
+    "extract": (param("extract.solver", "gram"), cells("extract", "probe", *PER_RATIO) | REPORT),
     "probe": (param("probe.steps", 9), cells("probe", *PER_RATIO) | REPORT),
     "compensate": (param("compensate.epochs", 9), cells(*PER_RATIO) | REPORT),
     "baseline": (param("baseline.rank", 3), set()),  # none in this grid

@@ -161,10 +161,10 @@ def test_a_cron_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_p
 ) -> None:
     served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
     served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", "--cron", "* * * * *", "--timezone", "UTC")
-    slow = served.environment | {"STANDIN_SECONDS": "25"}
+    slow = served.environment | {"STANDIN_SECONDS": "15"}
     worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
     with process(*worker, log=tmp_path / "worker.log", **slow):
-        served.set("extract.solver", "eigh")
+        served.set("extract.solver", "gram")
         served.commit("something to compute")
         wait_for(lambda: "Cancelled" in states(served), "the overlapping run to be cancelled", 300)
         served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
