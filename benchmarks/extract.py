@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.results import Results, verdict
+from benchmarks.results import Results, table, verdict
 from restorelcc.extract.decompose import decompose
 
 
@@ -56,25 +56,28 @@ def main() -> None:
     sine = (1 - cosines.min().clamp(max=1) ** 2).sqrt()
     each = {name: 1000 * median(values) / options.heads for name, values in seconds.items()}
     speed = median([a / b for a, b in zip(seconds["loop"], seconds["ours"], strict=True)])
-    out = Results("Extract", "make bench-extract")
+    out = Results("extract", "All heads of a layer at once", "make bench-extract")
     out.say(
         f"{options.heads} heads, D = {options.head_dim}, N = {options.samples}; ours on {threads} threads, "
         f"the loop on one, where it is fastest; medians of {options.rounds} rounds in turns."
     )
     out.say()
-    out.table(
-        ["", "ms a head", "largest error of a singular value / sigma_1"],
-        [
-            ["`torch.linalg.svd` per head, float32", f"{each['loop']:.2f}", f"{error['loop']:.1e}"],
-            ["ours (float64 Gram, all heads)", f"{each['ours']:.2f}", f"{error['ours']:.1e}"],
-        ],
+    out.say(
+        table(
+            ["", "ms a head", "largest error of a singular value / sigma_1"],
+            [
+                ["`torch.linalg.svd` per head, float32", f"{each['loop']:.2f}", f"{error['loop']:.1e}"],
+                ["ours (float64 Gram, all heads)", f"{each['ours']:.2f}", f"{error['ours']:.1e}"],
+            ],
+        )
     )
+    out.say()
     out.say(f"Ours is {speed:.1f} x as fast: {verdict(speed, 4)}.")
     out.say(
         f"Largest principal angle between the spans of the first {kept} directions and those of a float64 SVD: "
         f"{float(sine):.1e} rad."
     )
-    out.write("extract")
+    out.write(threads)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from statistics import median
 
 import networkx
 
-from benchmarks.results import verdict
-from benchmarks.sections import table, write_section
+from benchmarks.results import table, verdict, write_section
 from restorelcc.workflow.lockfile import merge
 from tests.flows.light import LightProject
 

@@ -102,7 +102,7 @@ def capture(
     *,
     responses: bool,
     max_tokens: int = 1024,
-    token_budget: int = 4096,
+    token_budget: int = 2048,
 ) -> Activations:
     """Head outputs on contrast tuples (columns question, positive, negative).
 
@@ -140,7 +140,7 @@ def probe(dense: Activations, pruned: Activations, components: Components, **set
     heldout_N = heldout_mask(pruned.question_LNX.shape[1], config.heldout_share, config.seed)
     scores = [
         probe_heads(question + component, positive, negative, heldout_N, steps=config.steps,
-                    learning_rate=config.learning_rate)
+                    learning_rate=config.learning_rate, solver=config.solver)
         for question, component, positive, negative in zip(
             pruned.heads(pruned.question_LNX), component_LHD, dense.heads(dense.positive_LNX),
             dense.heads(dense.negative_LNX), strict=True,

@@ -10,4 +10,4 @@ from restorelcc.core.section import Section
 class ExtractConfig(Section):
     """How the lost activations are decomposed; all solvers compute in float64."""
 
-    solver: Literal["auto", "svd", "gram"] = "auto"  # auto: gram when samples outnumber the head dim fourfold
+    solver: Literal["auto", "svd", "gram"] = "auto"  # auto: gram when N >= D

@@ -17,7 +17,7 @@ from restorelcc.probe.newton import PairProbe, fit_pairs
 
 Solver = Literal["auto", "newton", "adam"]
 _HEADS_AT_ONCE = 8  # of large ones, so that they fit into the processor's cache
-_SMALL = 16  # head dim up to which the literal recipe is as fast
+_SMALL = 16  # head dim up to which `auto` takes the literal recipe
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def probe_heads(
     recovered_NHD: the pruned model's question activation plus its lost component; positive/negative_NHD: the dense
     model's activation at the last token of question + response; heldout_N bool: pairs that are scored, not trained on.
     solver `adam` is the literal recipe, full-batch Adam from zero weights; `newton` goes to where it tends in a few
-    steps (steps and learning_rate have no meaning for it); `auto` is adam for heads of up to 16 numbers, which takes no
-    longer there, else newton. In float32; heads do not influence one another.
+    steps (steps and learning_rate have no meaning for it); `auto` is adam for heads of up to 16 numbers, where
+    it is cheap, else newton. In float32; heads do not influence one another.
     """
     head_dim = recovered_NHD.shape[2]
     literal = solver == "adam" or (solver == "auto" and head_dim <= _SMALL)
