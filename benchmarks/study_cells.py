@@ -152,6 +152,7 @@ BIAS = _baseline("bias", "a free bias on every out-projection (limit of heads)")
 MASKED_BOTH = _baseline("masked-compensated", "surviving weights, then biases", _WEIGHT_RATES)
 LORA_1 = _baseline("lora-r1-o", "LoRA r=1 on the out-projections, unmerged", *_RANK_1, baseline="lora")
 MASKED = _baseline("masked", "surviving weights", _WEIGHT_RATES)
+RECONSTRUCTED_BOTH = _baseline("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES)
 FIRST: tuple[Method, ...] = (PAPER, SITES, MASKED_BOTH, LORA_1, BIAS)
 FURTHER: tuple[Method, ...] = (
     Method("paper-0.1", "heads, 10 % (the paper)", ratio="0.1"),
@@ -163,7 +164,7 @@ FURTHER: tuple[Method, ...] = (
     MASKED,
     _baseline("masked-lora", "LoRA r=8 under the mask, merged", _WEIGHT_RATES),
     _baseline("reconstruct", "block reconstruction", _WEIGHT_RATES),
-    _baseline("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES),
+    RECONSTRUCTED_BOTH,
     _baseline("lora", "LoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
     _baseline("dora", "DoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
     _baseline("eora", "EoRA r=8 on every linear, unmerged"),
@@ -188,7 +189,7 @@ TASK_SPECIFIC: tuple[Method, ...] = tuple(
     for method in (PAPER, SITES, MASKED_BOTH, LORA_1)
 )  # fmt: skip
 ALL_SITES_FREE = _sites("all-sites", "all heads and a bias on every other linear", ratio="1.0")
-STORIES: tuple[Method, ...] = (ALL_SITES_FREE, PAPER_ALL, BIAS, SITES, MASKED, MASKED_BOTH, FURTHER[9], LORA_1)
+STORIES: tuple[Method, ...] = (ALL_SITES_FREE, PAPER_ALL, BIAS, SITES, MASKED, MASKED_BOTH, RECONSTRUCTED_BOTH, LORA_1)
 
 
 def all_subjects(real: Path) -> list[Subject]:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.study_cells import STORY_ENDING
 from restorelcc.io.head_table import HEADS
 from restorelcc.io.tables import read_table
 from tests.hub.fixtures import dataset_card, parquet, pico_files
@@ -24,17 +25,6 @@ from tests.test_end_to_end import Project
 pytestmark = pytest.mark.slow
 NAME = "karpathy/stories260K"
 PRUNINGS = ("wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2")
-TASK = {
-    "task": "story_ending",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "query",
-    "doc_to_choice": "choices",
-    "doc_to_target": "gold",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    "metadata": {"version": 1.0},
-}
 STORIES_SETTINGS = {
     "corpus": {"calibration": 128, "hub_characters": 0, "train": 600, "valid": 100, "contrast": 300},
     "prune": {"samples": 128},
@@ -70,7 +60,7 @@ def test_stories260k_runs_the_whole_chain_by_its_hub_id_as_from_a_folder(hub: Lo
     _stories_on(hub, real)
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    local_task = TASK | {"dataset_kwargs": {"data_files": {"test": str(real / "data/story_ending/test.jsonl")}}}
+    local_task = STORY_ENDING | {"dataset_kwargs": {"data_files": {"test": str(real / "data/story_ending/test.jsonl")}}}
     (tasks / "story_ending.yaml").write_text(yaml.safe_dump(local_task))
     entry = {
         "source": NAME,
