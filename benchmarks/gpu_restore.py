@@ -209,7 +209,7 @@ def measure(options: argparse.Namespace) -> Bench:
     layout = head_layout(dense_model)
     tuples = contrasts(options.samples)
     asked = response_samples(tuples)
-    lengths = [len(sample.joint()[0].ids) for sample in asked]
+    lengths = [len(sample.joint[0].ids) for sample in asked]
     budget = {"token_budget": options.token_budget, "pad": 0}
     capture_heads(dense_model, asked[:4], **budget)  # the first pass pays for setting up
     flops = forward_flops(dense_model, lengths, head=False)

@@ -1,6 +1,6 @@
 """`make bench-workflow`: what DVC and Prefect cost on a grid whose stages take no time of their own.
 
-`python -m benchmarks.workflow noop overhead speed` names the parts; each writes its section of the page.
+`python -m benchmarks.workflow noop-50 overhead speed` names the parts; each writes its section of the page.
 
 The DAG is the real one, `restorelcc` is the stand-in of tests/flows. Measured are a `dvc repro` that has nothing to do,
 by grid size; what a stage costs beyond its own work, by runner; and how much sooner the flow ends than `dvc repro`.
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -73,20 +74,18 @@ def seconds(project: LightProject, *command: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def noop(folder: Path) -> str:
-    """A run that has nothing to do, by grid size."""
-    rows = []
-    for cells, axes in SIZES.items():
-        project = LightProject(folder / f"noop-{cells}", grid(*axes))
-        stages = computed(project)
-        project.sh("dvc", "repro", "--quiet")  # the state database is warm from now on
-        before = len(project.executed())
-        repro = median(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))
-        flow = seconds(project, *FLOW)
-        assert len(project.executed()) == before, "it was to do nothing"
-        goal = verdict(repro, NOOP_SECONDS, at_least=False) if cells == 50 else "-"
-        rows.append([str(cells), str(stages), f"{repro:.1f}", f"{flow:.1f}", goal])
-    return table(["cells", "stages", "dvc repro, s", "flow with its own server, s", "goal of dvc repro"], rows)
+def noop(folder: Path, cells: int) -> str:
+    """A run that has nothing to do."""
+    project = LightProject(folder / "project", grid(*SIZES[cells]))
+    stages = computed(project)
+    project.sh("dvc", "repro", "--quiet")  # the state database is warm from now on
+    before = len(project.executed())
+    repro = median(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))
+    flow = seconds(project, *FLOW)
+    assert len(project.executed()) == before, "it was to do nothing"
+    goal = verdict(repro, NOOP_SECONDS, at_least=False) if cells == 50 else "-"
+    row = [str(cells), str(stages), f"{repro:.1f}", f"{flow:.1f}", goal]
+    return table(["cells", "stages", "dvc repro, s", "flow with its own server, s", "goal of dvc repro"], [row])
 
 
 def overhead(folder: Path) -> str:
@@ -134,7 +133,7 @@ DESCRIPTIONS = {
     "speed": "Stages that wait, and so leave the cores to the runners.",
 }
 PARTS = {
-    "noop": ("Nothing to do", noop),
+    **{f"noop-{cells}": (f"Nothing to do, {cells} cells", partial(noop, cells=cells)) for cells in SIZES},
     "overhead": ("Overhead per stage", overhead),
     "speed": ("Stages side by side", speed),
 }
@@ -147,7 +146,7 @@ def main(parts: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             body = measure(Path(folder))
         print(f"{title}\n\n{body}\n", flush=True)
-        write_section(PAGE, part, title, f"{DESCRIPTIONS[part]}\n\n{measured()}\n\n{body}")
+        write_section(PAGE, part, title, f"{DESCRIPTIONS[part.partition('-')[0]]}\n\n{measured()}\n\n{body}")
 
 
 if __name__ == "__main__":

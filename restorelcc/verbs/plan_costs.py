@@ -33,6 +33,7 @@ LIBRARIES = {
     "compensate": 450 * MIB,
     "evaluate": 560 * MIB,
 }
+_PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
 EFFICIENCY = 0.5  # share of the measured matmul rate that a whole forward reaches
 MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be measured
 HELDOUT_TOKENS = 300_000  # the same of the held-out texts
@@ -120,7 +121,8 @@ def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool) -> Cost:
     """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients."""
     if not pretrained_here:
         return Cost(memory=0, disk=shapes.parameters * stored, seconds=0.0)
-    return Cost(memory=5 * shapes.parameters * _FLOAT32, disk=shapes.parameters * _FLOAT32, seconds=0.0)
+    memory = _PRETRAINING + 5 * shapes.parameters * _FLOAT32
+    return Cost(memory=memory, disk=shapes.parameters * _FLOAT32, seconds=0.0)
 
 
 def prune_cost(

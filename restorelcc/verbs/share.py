@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import chdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +110,8 @@ def restore_from_cache(
 
     restored = 0
     missing: list[str] = []
-    with _repo(root) as repo, lock_repo(repo):
+    # DVC looks for a run-cache entry's dvc.yaml in the working folder.
+    with chdir(root), _repo(Path()) as repo, lock_repo(repo):
         repo.config["core"]["remote"] = remote
         for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
             needs = {needed.name for needed in repo.index.graph.successors(stage)}

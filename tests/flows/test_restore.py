@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import Dag, Stage
+from flows.dag import Dag, Stage, read_dag
 from flows.gates import gate
 from flows.stage_process import StageError, _error
+from restorelcc.params import load_params
 from tests.flows.light import LightProject
 from tests.flows.servers import wait_for
 
@@ -104,6 +105,17 @@ def test_a_gate_lets_no_more_through_than_it_has_slots(tmp_path: Path, monkeypat
     for thread in threads:
         thread.join()
     assert most == 2
+
+
+def test_stages_have_the_same_names_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep reads the DAG of its clone, and a worker that of its job's, from the project's folder."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    project = LightProject(tmp_path / "project", GRID)
+    monkeypatch.chdir(tmp_path)
+    stages = read_dag(project.folder, load_params(project.folder / "params.yaml")).stages
+    assert [each.name for each in stages if each.model is None] == ["report"]
+    assert {"corpus@tiny", "compensate@tiny-wanda-0.5-0.25"} < {each.name for each in stages}
+    assert {needed for each in stages for needed in each.needs} < {each.name for each in stages}
 
 
 def test_bad_input_ends_before_anything_starts(tmp_path: Path) -> None:

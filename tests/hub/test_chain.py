@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from benchmarks.study_cells import STORY_ENDING
+from restorelcc.io.head_table import HEADS
+from restorelcc.io.tables import read_table
 from tests.hub.fixtures import dataset_card, parquet, pico_files
 from tests.hub.repositories import folder_files
 from tests.hub.server import LoopbackHub
@@ -20,17 +25,6 @@ from tests.test_end_to_end import Project
 pytestmark = pytest.mark.slow
 NAME = "karpathy/stories260K"
 PRUNINGS = ("wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2")
-TASK = {
-    "task": "story_ending",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "query",
-    "doc_to_choice": "choices",
-    "doc_to_target": "gold",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    "metadata": {"version": 1.0},
-}
 STORIES_SETTINGS = {
     "corpus": {"calibration": 128, "hub_characters": 0, "train": 600, "valid": 100, "contrast": 300},
     "prune": {"samples": 128},
@@ -66,7 +60,7 @@ def test_stories260k_runs_the_whole_chain_by_its_hub_id_as_from_a_folder(hub: Lo
     _stories_on(hub, real)
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    local_task = TASK | {"dataset_kwargs": {"data_files": {"test": str(real / "data/story_ending/test.jsonl")}}}
+    local_task = STORY_ENDING | {"dataset_kwargs": {"data_files": {"test": str(real / "data/story_ending/test.jsonl")}}}
     (tasks / "story_ending.yaml").write_text(yaml.safe_dump(local_task))
     entry = {
         "source": NAME,
@@ -115,11 +109,10 @@ def test_stories260k_runs_the_whole_chain_by_its_hub_id_as_from_a_folder(hub: Lo
         ours, theirs = (project.json(f"data/metrics/{model}/{name}.json") for model in ("hub", "local"))
         assert ours["tasks"] == theirs["tasks"] and ours["perplexity"] == theirs["perplexity"], name
     one, other = (project.folder / f"data/{model}/wanda-0.5" for model in ("hub", "local"))
-    for file in ("pruned/model.safetensors", "heads.parquet"):
-        if file.endswith("safetensors"):
-            assert (one / file).read_bytes() == (other / file).read_bytes()
-        else:
-            assert (one / file).is_file() and (other / file).is_file()
+    assert (one / "pruned/model.safetensors").read_bytes() == (other / "pruned/model.safetensors").read_bytes()
+    assert read_table(one / "heads.parquet", HEADS) == read_table(other / "heads.parquet", HEADS)
+    ours, theirs = (load_file(folder / "heads-0.25/compensation.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_moved_branch_runs_what_hangs_off_the_model_and_nothing_else(hub: LoopbackHub, tmp_path: Path) -> None:
