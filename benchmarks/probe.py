@@ -164,7 +164,7 @@ def attribution(out: Results, folder: Path, pruning: str, samples: int) -> None:
     end = time.perf_counter()
     value = spearmanr(gradient_LH.flatten(), causal_LH.flatten())[0]
     out.say(
-        f"`gradient` against `causal`, {gradient_LH.numel()} heads of {folder}, {pruning}, {len(chosen)} tuples: "
+        f"`gradient` against `causal`, {gradient_LH.numel()} heads of {folder.name}, {pruning}, {len(chosen)} tuples: "
         f"Spearman {value:.3f}, {verdict(value, 0.9)}; {middle - start:.1f} s against {end - middle:.1f} s."
     )
 

@@ -11,7 +11,8 @@ from restorelcc.core.architectures import out_projections
 from restorelcc.dense.pretrain import DevItem, choice_accuracy
 from restorelcc.io.checkpoints import load_model, load_tokenizer
 from restorelcc.io.corpus_tables import ITEMS
-from restorelcc.io.tables import read_table
+from restorelcc.io.tables import read_table, read_texts
+from tests.prune.test_trained import CONFIG, pruned_by_each, share_in_order
 from tests.test_end_to_end import Project
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,12 @@ def test_the_default_keeps_its_promises(shipped: Project) -> None:
     best = max(shares, key=lambda share: share["mean"])
     assert best["mean"] > 0
     assert best["ci95"][0] > 0
+
+
+def test_layer_errors_are_in_order_on_the_embedded_model(shipped: Project) -> None:
+    """sparsegpt < wanda < magnitude at 50 %, on at least 80 % of the layers."""
+    texts = read_texts(shipped.folder / "data/corpus/tiny/calibration.parquet")
+    assert share_in_order(pruned_by_each(shipped.folder / "data/tiny/dense", texts, CONFIG)) >= 0.8
 
 
 def _items(shipped: Project, task: str) -> list[tuple[str, list[str], int]]:

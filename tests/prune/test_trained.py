@@ -1,22 +1,17 @@
-"""On trained models: sparsegpt loses less than wanda, wanda less than magnitude, in layer outputs and in perplexity."""
+"""On a trained model: sparsegpt loses less than wanda, wanda less than magnitude, in layer outputs and in perplexity."""
 
 import math
 from functools import cache
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import PreTrainedModel
 
-from restorelcc.core.cell import Cell
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.checkpoints import load_model, load_tokenizer
-from restorelcc.io.layout import Layout
-from restorelcc.io.tables import read_texts
 from restorelcc.prune.calibration import calibration_batches
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.prune import PrunedTensor, prune_model
-from tests.dag import ROOT
 from tests.real import real_folder, real_texts
 
 CPU = torch.device("cpu")
@@ -24,7 +19,7 @@ PRUNERS = ("sparsegpt", "wanda", "magnitude")  # best first
 CONFIG = PruneConfig(samples=64, sequence_length=256)
 
 
-def _pruned(
+def pruned_by_each(
     folder: Path, texts: list[str], config: PruneConfig
 ) -> dict[str, tuple[PreTrainedModel, list[PrunedTensor]]]:
     batches = calibration_batches(load_tokenizer(folder), texts, config, CPU)
@@ -37,10 +32,10 @@ def _pruned(
 
 @cache
 def _stories() -> dict[str, tuple[PreTrainedModel, list[PrunedTensor]]]:
-    return _pruned(real_folder() / "models" / "stories260K", real_texts("calibration", 128), CONFIG)
+    return pruned_by_each(real_folder() / "models" / "stories260K", real_texts("calibration", 128), CONFIG)
 
 
-def _share_in_order(pruned: dict[str, tuple[PreTrainedModel, list[PrunedTensor]]]) -> float:
+def share_in_order(pruned: dict[str, tuple[PreTrainedModel, list[PrunedTensor]]]) -> float:
     errors = zip(*([tensor.error for tensor in results] for _, results in pruned.values()), strict=True)
     in_order = [one < two < three for one, two, three in errors]  # type: ignore[operator]
     return sum(in_order) / len(in_order)
@@ -57,7 +52,7 @@ def _perplexity(model: PreTrainedModel, sequences: list[list[int]]) -> float:
 
 
 def test_layer_errors_are_in_order_on_stories260k() -> None:
-    assert _share_in_order(_stories()) >= 0.8
+    assert share_in_order(_stories()) >= 0.8
 
 
 def test_perplexities_are_in_order_on_stories260k() -> None:
@@ -71,11 +66,3 @@ def test_perplexities_are_in_order_on_stories260k() -> None:
     assert 3.5 < dense < 6
     assert 15 < found["wanda"] < 30
     assert 30 < found["magnitude"] < 60
-
-
-def test_layer_errors_are_in_order_on_the_embedded_model() -> None:
-    layout, cell = Layout(ROOT), Cell("tiny")
-    if not (layout.dense(cell) / "model.safetensors").is_file():
-        pytest.skip("the embedded model is not there: run `dvc repro dense` first")
-    texts = read_texts(layout.corpus(cell) / "calibration.parquet")
-    assert _share_in_order(_pruned(layout.dense(cell), texts, CONFIG)) >= 0.8
