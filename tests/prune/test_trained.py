@@ -1,4 +1,4 @@
-"""On a trained model: sparsegpt loses less than wanda, wanda less than magnitude, in layer outputs and in perplexity."""
+"""On a trained model: sparsegpt loses less than wanda, wanda less than magnitude, in outputs and in perplexity."""
 
 import math
 from functools import cache
