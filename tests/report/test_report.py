@@ -197,7 +197,7 @@ def test_with_baselines_the_report_says_what_to_pick_and_what_merging_leaves(lay
         "| lora, merged | 80.0 | 40.0 | [30.0, 50.0] | 3.50 | 0 | 0.00 |",
         "| only biases may change | heads 0.25 | 60.0 | [50.0, 70.0] | 3 measured | - | 64 | - |",
         "| weights may change, zeros stay | masked | 80.0 | [70.0, 90.0] | 4 measured | 77 | 64 | 12.5 |",
-        "| an adapter may lie beside the weights | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
+        "| only an adapter may be added | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
         "| no responses to learn from | meanshift | 20.0 | [10.0, 30.0] | 1 measured | 77 | 64 | - |",
     ):
         assert line in texts["report.md"]
