@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from restorelcc.io.layout import Layout
@@ -15,17 +17,48 @@ from restorelcc.io.layout import Layout
 def published(layout: Layout, *destinations: Path) -> Iterator[tuple[Path, ...]]:
     """Yield one scratch path per destination; when the block ends well, rename each to its destination.
 
-    The block creates a file or a folder at every scratch path. When it raises, nothing under data/ has changed.
+    The block creates a file or a folder at every scratch path. When it raises, nothing under data/ has changed. What a
+    killed process has left in its scratch place is deleted by the next one that writes.
     """
-    layout.work.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="write-", dir=layout.work))
-    try:
+    with _scratch_folder(layout.work) as scratch:
         paths = tuple(scratch / f"{number}-{path.name}" for number, path in enumerate(destinations))
         yield paths
         for path, destination in zip(paths, destinations, strict=True):
             _replace(path, destination, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _scratch_folder(work: Path) -> Iterator[Path]:
+    """A folder that is locked as long as its process lives, and deleted at the end; so are those that nobody locks."""
+    work.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        # One process at a time: nobody finds another one's folder between its making and its locking.
+        with ExitStack() as gate:
+            fcntl.flock(_opened(work, gate), fcntl.LOCK_EX)
+            for left in work.glob("write-*"):
+                if _abandoned(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix="write-", dir=work))
+            fcntl.flock(_opened(scratch, held), fcntl.LOCK_EX)
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        yield scratch
+
+
+def _opened(folder: Path, stack: ExitStack) -> int:
+    """A descriptor of the folder, which a lock can be held on until the stack closes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether nobody holds the lock of a scratch folder that is still there."""
+    with ExitStack() as stack:
+        try:
+            fcntl.flock(_opened(folder, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError):
+            return False
+        return True
 
 
 def _replace(path: Path, destination: Path, scratch: Path) -> None:

@@ -82,6 +82,20 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(layout.work.iterdir()) == []
 
 
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    left = layout.work / "write-killed"
+    (left / "0-model").mkdir(parents=True)
+    with published(layout, layout.data / "one.json") as (one,):
+        assert not left.exists()
+        with published(layout, layout.data / "two.json") as (two,):
+            assert one.parent.is_dir(), "this process is alive"
+            write_json(two, {})
+        write_json(one, {})
+    assert sorted(path.name for path in layout.data.iterdir()) == ["one.json", "two.json"]
+    assert not list(layout.work.glob("write-*"))
+
+
 def test_digests_see_content_and_refuse_strangers(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "config.json", {"x": 1})
     write_tensors(tmp_path / "a" / "model.safetensors", {"w": torch.zeros(2)}, {})
