@@ -52,6 +52,17 @@ def log(what, name):
         file.write(f"{what} {name} {os.getpid()} {time.time():.3f}\n")
 
 
+def of_grid(folder, grid):
+    """Files of the cells of the grid, which alone the report reads: others may lie in the folder."""
+    axes = (grid["model"], grid["pruning"])
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [
+        file
+        for file in files
+        if all(part in axis for part, axis in zip(file.relative_to(folder).parts[:-1], axes, strict=False))
+    ]
+
+
 def digest(paths, head):
     total = hashlib.sha256(head.encode())
     for file in sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))):
@@ -96,6 +107,8 @@ def main():
         print(f"restorelcc: error: the stand-in was told to end {name} with {code}", file=sys.stderr)
         return code
     data = [Path(filled(dep, cell)) for dep in own["deps"] if dep.startswith("data/")]
+    if kind == "report":
+        data = of_grid(Path("data/metrics"), params["grid"])
     text = digest(data, json.dumps([sys.argv[1:], parts]))
     for out in own.get("outs", []) + own.get("metrics", []) + own.get("plots", []):
         path = Path(filled(out, cell))
