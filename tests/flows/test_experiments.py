@@ -41,7 +41,7 @@ def test_an_experiment_runs_its_cells_only_and_is_compared(project: LightProject
         for revision in experiment["revs"]
     }
     assert {"main", "half"} <= names
-    diff = shown(copy, "metrics", "diff")["diff"]
+    diff = shown(copy, "metrics", "diff")
     assert set(diff) == {HALF, "data/metrics/tiny/wanda-0.5/heads-0.25.json"}, "one cell new, one gone"
     assert shown(copy, "params", "diff")["params.yaml"]["grid.head_ratio"] == {"old": "[0.25]", "new": "[0.5]"}
 
@@ -62,7 +62,7 @@ def test_metrics_plots_and_the_dag_show_every_cell(project: LightProject) -> Non
     metrics = shown(project, "metrics", "show")[""]["data"]
     assert set(metrics) == {*CELLS, "data/metrics/tiny/wanda-0.5/heads-0.25.json"}
     assert all(each["data"]["value"] >= 0 for each in metrics.values())
-    plots = shown(project, "plots", "show")
+    plots = shown(project, "plots", "show")["data"]
     assert any("recovered" in name for name in plots)
     drawn = project.sh("dvc", "dag", "--full")
     assert {name for name in project.executed() if name in drawn} == set(project.executed())
