@@ -83,8 +83,13 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
             command = ("bash", "-c", f"cd {project.folder}; {body}")
             return stack.enter_context(process(*command, log=tmp_path / f"{name}.log", **project.environment))
 
-        background(bodies["server"], "server")
-        wait_for(lambda: runs(project) is not None, "the Prefect server")
+        server = background(bodies["server"], "server")
+
+        def ready() -> bool:
+            assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+            return runs(project) is not None
+
+        wait_for(ready, "the Prefect server")
         for body in (first, address, deploy):
             run(project, body)
         background(bodies["worker"], "worker")
