@@ -32,6 +32,18 @@ SMALL = (2, 3)
 PARALLEL = 2
 SECONDS = 3.0  # of every stage, where the speed-up is measured
 NOOP_SECONDS, STAGE_SECONDS = 3.0, 1.5  # goals
+BARE = """stages:
+  bare:
+    matrix:
+      number: ${grid.number}
+    cmd: echo ${item.number} > out-${item.number}
+    deps:
+      - versions.json
+    params:
+      - grid
+    outs:
+      - out-${item.number}
+"""  # one file read, one written: what DVC takes for a stage whatever it is
 FLOW = (sys.executable, "-m", "flows.restore")
 RUNNERS = {
     "dvc repro": ("dvc", "repro", "--quiet"),
@@ -78,14 +90,35 @@ def noop(folder: Path, cells: int) -> str:
     """A run that has nothing to do."""
     project = LightProject(folder / "project", grid(*SIZES[cells]))
     stages = computed(project)
-    project.sh("dvc", "repro", "--quiet")  # the state database is warm from now on
+    bare = bare_project(folder / "bare", stages)
+    for each in (project, bare):
+        each.sh("dvc", "repro", "--quiet")  # the state database is warm from now on
     before = len(project.executed())
-    repro = median(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))
+    rounds = [[seconds(each, "dvc", "repro", "--quiet") for each in (project, bare)] for _ in range(3)]
     flow = seconds(project, *FLOW)
     assert len(project.executed()) == before, "it was to do nothing"
+    repro, of_bare = (median(column) for column in zip(*rounds, strict=True))
     goal = verdict(repro, NOOP_SECONDS, at_least=False) if cells == 50 else "-"
-    row = [str(cells), str(stages), f"{repro:.1f}", f"{flow:.1f}", goal]
-    return table(["cells", "stages", "dvc repro, s", "flow with its own server, s", "goal of dvc repro"], [row])
+    row = [str(cells), str(stages), f"{repro:.1f}", f"{of_bare:.1f}", f"{repro / of_bare:.1f}", f"{flow:.1f}", goal]
+    head = [
+        "cells",
+        "stages",
+        "dvc repro, s",
+        "bare stages, s",
+        "ratio",
+        "flow with its own server, s",
+        "goal of dvc repro",
+    ]
+    return table(head, [row])
+
+
+def bare_project(folder: Path, stages: int) -> LightProject:
+    """As many stages as DVC can have with the least to look at, computed."""
+    project = LightProject(folder)
+    (folder / "dvc.yaml").write_text(BARE, encoding="utf-8")
+    project.write_params({"grid": {"number": [str(number) for number in range(stages)]}})
+    computed(project)
+    return project
 
 
 def overhead(folder: Path) -> str:
@@ -128,7 +161,8 @@ def measured() -> str:
 
 DESCRIPTIONS = {
     "noop": "Everything is computed, nothing has changed; median of three runs. A cell is a pruning with a head ratio, "
-    "of one model; a flow starts and ends a Prefect server of its own.",
+    "of one model; a flow starts and ends a Prefect server of its own. Bare: as many stages with one file read, one "
+    "parameter and one file written, in turns with ours: DVC's own floor.",
     "overhead": "Six cells whose stages take no time, less a run of one cell that has nothing to do, by the stages.",
     "speed": "Stages that wait, and so leave the cores to the runners.",
 }
