@@ -31,9 +31,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.results import Results, verdict
 from restorelcc.capture.capture import HeadReader, Sample, plan, read_batches
 from restorelcc.capture.config import CaptureConfig
-from restorelcc.capture.stage import write_activations
+from restorelcc.capture.stage import LARGE_BUFFER, write_activations
 from restorelcc.core.architectures import head_layout, out_projections
 from restorelcc.core.packing import alone, model_inputs, padded
+from restorelcc.core.runtime import return_large_buffers
 from restorelcc.core.text import batches_by_length, encode_contrasts
 from restorelcc.io.checkpoints import load_model, load_tokenizer
 from restorelcc.io.corpus_tables import CONTRAST
@@ -147,11 +148,11 @@ def large(samples: int) -> Case:
 
 
 def measure(case: Case, rounds: int, slow_rounds: int, budget: int, out: Results) -> None:
-    """One row of the table. Every sixteenth tuple warms up and chooses the floor's batch."""
+    """One row of the table. A run of ours warms up; every sixteenth tuple chooses the floor's batch."""
     some = case.every(16)
     straightforward(some.every(4))
     with tempfile.TemporaryDirectory() as folder:
-        ours(some, budget, Path(folder))
+        ours(case, budget, Path(folder))
     best = min(_BUDGETS, key=lambda each: _seconds(lambda: floor(some, each)))
     seconds: dict[str, list[float]] = {"a": [], "b": [], "c": []}
     extra: dict[str, list[int]] = {"a": [], "b": []}
@@ -217,6 +218,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     os.environ["RESTORELCC_PROGRESS"] = "0"
     threads = torch.get_num_threads()
+    return_large_buffers(LARGE_BUFFER)  # as the stages do
     for size in ("embedded", "large"):
         if options.size not in (size, "both"):
             continue

@@ -29,7 +29,7 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.heads import HeadLayout
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.progress import notice, progress
-from restorelcc.core.runtime import map_on_all_cores, prepare
+from restorelcc.core.runtime import map_on_all_cores, prepare, return_large_buffers
 from restorelcc.core.text import EncodedContrast, context_length, encode_contrasts
 from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
 from restorelcc.io.checkpoints import load_entry, load_tokenizer
@@ -41,6 +41,7 @@ from restorelcc.io.parts import PartReader, fingerprint, finished_part, part_fol
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_table
 
+LARGE_BUFFER = 4 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for
 _PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
 
 
@@ -66,6 +67,7 @@ def _run(
     roles: tuple[str, ...],
 ) -> None:
     prepare(seed=0, threads=model.threads)
+    return_large_buffers(LARGE_BUFFER)
     title = f"capture {kind}"
     contrast = layout.corpus(cell) / "contrast.parquet"
     rows = read_table(contrast, CONTRAST)

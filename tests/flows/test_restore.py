@@ -153,6 +153,7 @@ def test_the_flow_computes_what_repro_computes_and_then_nothing(project: LightPr
 
 @pytest.mark.workflow
 def test_an_emptied_lock_is_healed_and_nothing_computed_again(project: LightProject, tmp_path: Path) -> None:
+    project.repro()
     copy = project.copy(tmp_path / "copy")
     (copy.folder / "dvc.lock").write_text("")
     assert copy.run("dvc", "repro").code != 0

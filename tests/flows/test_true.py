@@ -11,7 +11,7 @@ import pytest
 from tests.dag import ROOT
 from tests.flows.light import LightProject
 from tests.flows.pico_project import PicoProject, forked_stages
-from tests.flows.test_exact import ALL, CHANGES, GRID, MODELS, REPORT, Change, cells
+from tests.flows.test_exact import ALL, CHANGES, GRID, MODELS, REPORT, Change, cells, param
 from tests.flows.test_machines import GRID as WIDE
 from tests.flows.test_machines import four_ways
 from tests.test_end_to_end import Project
@@ -45,9 +45,14 @@ def installed(package: str) -> Change:
     return change
 
 
-# Where true stages take other values than the stand-in, or end with the outputs that they had: then nothing follows.
+# Where true stages take other values than the stand-in, or show them: metrics hold the versions of their measurement.
 TRUE: dict[str, tuple[Change, set[str]]] = CHANGES | {
-    package: (installed(package), CHANGES[package][1]) for package in ("torch", "scikit-learn", "lm-eval")
+    "corpus": (param("corpus.microworld.seed", 7), CHANGES["corpus"][1]),
+    "dense": (param("dense.architecture.common", 0.5), CHANGES["dense"][1]),
+    "extract": (param("extract.solver", "gram"), cells("extract")),  # what auto takes: the same bytes, nothing follows
+    "torch": (installed("torch"), CHANGES["torch"][1] | REPORT),
+    "scikit-learn": (installed("scikit-learn"), CHANGES["scikit-learn"][1]),
+    "lm-eval": (installed("lm-eval"), CHANGES["lm-eval"][1] | REPORT),
 }
 
 
