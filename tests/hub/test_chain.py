@@ -101,13 +101,15 @@ def test_stories260k_runs_the_whole_chain_by_its_hub_id_as_from_a_folder(hub: Lo
             print(pruning, metrics["head_ratio"], metrics["perplexity"]["value"], task["value"])
     assert project.repro() == set()
 
+    names = ("dense", "wanda-0.5/pruned", "wanda-0.5/heads-0.25")
+    by_id = {name: project.json(f"data/metrics/hub/{name}.json") for name in names}
     project.set("grid", "model", ["local"])
     project.set("grid", "pruning", ["wanda-0.5"])
     hub.requests.clear()
     ran = project.repro()
     assert {name.split("@")[0] for name in ran} >= {"dense", "prune", "compensate", "evaluate_restored"}
-    for name in ("dense", "wanda-0.5/pruned", "wanda-0.5/heads-0.25"):
-        ours, theirs = (project.json(f"data/metrics/{model}/{name}.json") for model in ("hub", "local"))
+    for name in names:
+        ours, theirs = by_id[name], project.json(f"data/metrics/local/{name}.json")
         assert ours["tasks"] == theirs["tasks"] and ours["perplexity"] == theirs["perplexity"], name
     one, other = (project.folder / f"data/{model}/wanda-0.5" for model in ("hub", "local"))
     assert (one / "pruned/model.safetensors").read_bytes() == (other / "pruned/model.safetensors").read_bytes()
