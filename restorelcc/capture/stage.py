@@ -41,7 +41,7 @@ from restorelcc.io.parts import PartReader, fingerprint, finished_part, part_fol
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import read_table
 
-LARGE_BUFFER = 4 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for
+LARGE_BUFFER = 2 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for
 _PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
 
 
