@@ -5,10 +5,8 @@ The fingerprint covers everything the parts depend on, so that a rerun finds its
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import zlib
@@ -21,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from restorelcc.io.folder_lock import locked
 from restorelcc.io.layout import Layout
 
 _OPEN_AT_ONCE = 128
@@ -40,37 +39,14 @@ def part_folder(layout: Layout, name: str, mark: str) -> Iterator[Path]:
     while a process works on them.
     """
     folder = layout.work / f"{name}-{mark}"
-    with _locked(folder):
+    with locked(folder):
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
     for other in layout.work.glob(f"{name}-*"):
         if re.fullmatch(r"[0-9a-f]{16}", other.name.removeprefix(f"{name}-")):
-            with _locked(other, wait=False) as free:
+            with locked(other, wait=False) as free:
                 if free:
                     shutil.rmtree(other, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on the folder, which dies with the process; yields False when another has it and wait is False."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            if folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat()):
-                yield True
-                return
-        finally:
-            os.close(descriptor)
-        # The process that had the lock has deleted the folder meanwhile: begin again with a new one.
 
 
 def write_part(folder: Path, number: int, values: np.ndarray) -> Path:

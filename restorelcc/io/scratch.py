@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from restorelcc.io.folder_lock import locked
 from restorelcc.io.layout import Layout
 
 
@@ -30,35 +29,16 @@ def published(layout: Layout, *destinations: Path) -> Iterator[tuple[Path, ...]]
 @contextmanager
 def _scratch_folder(work: Path) -> Iterator[Path]:
     """A folder that is locked as long as its process lives, and deleted at the end; so are those that nobody locks."""
-    work.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        # One process at a time: nobody finds another one's folder between its making and its locking.
-        with ExitStack() as gate:
-            fcntl.flock(_opened(work, gate), fcntl.LOCK_EX)
+        with locked(work):  # nobody finds another one's folder between its making and its locking
             for left in work.glob("write-*"):
-                if _abandoned(left):
-                    shutil.rmtree(left, ignore_errors=True)
+                with locked(left, wait=False) as free:
+                    if free:
+                        shutil.rmtree(left, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(prefix="write-", dir=work))
-            fcntl.flock(_opened(scratch, held), fcntl.LOCK_EX)
+            held.enter_context(locked(scratch))
         held.callback(shutil.rmtree, scratch, ignore_errors=True)
         yield scratch
-
-
-def _opened(folder: Path, stack: ExitStack) -> int:
-    """A descriptor of the folder, which a lock can be held on until the stack closes."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether nobody holds the lock of a scratch folder that is still there."""
-    with ExitStack() as stack:
-        try:
-            fcntl.flock(_opened(folder, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (FileNotFoundError, BlockingIOError):
-            return False
-        return True
 
 
 def _replace(path: Path, destination: Path, scratch: Path) -> None:
