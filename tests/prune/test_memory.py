@@ -20,24 +20,29 @@ from tests.dag import ROOT
 from tests.prune.project import project
 
 GIB, MIB = 2**30, 2**20
-ALLOWED = 128 * MIB  # beside what the process has once everything is imported
+ALLOWED = 192 * MIB  # beside what the process has once it has pruned a tiny model
 
 # RLIMIT_DATA counts private writable memory: the heap and what torch and Python allocate, not files mapped for reading.
+# It also counts what was freed and still lies in the heap, which differs from run to run: that goes back to the system
+# first, and whatever the stage imports or starts but once is there before the limit is set.
 BOUNDED = """
-import resource, sys, torch
+import ctypes, gc, resource, sys, torch
 from pathlib import Path
 from restorelcc.core.cell import Cell
 from restorelcc.io.checkpoints import load_model
 from restorelcc.io.layout import Layout
-from restorelcc.io.streaming import empty_model
-from tests.prune.project import prune
+from tests import pico
+from tests.prune.project import CONFIG, project, prune
 action, root, allowed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 layout, dense = Layout(root), Layout(root).dense(Cell("pico"))
-empty_model(dense, torch.float32)
+prune(project(root / "tiny", pico.pico()), "wanda-0.5")
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
 taken = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
 limit = int(taken.split()[1]) * 1024 + allowed
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-prune(layout, "wanda-0.5") if action == "prune" else load_model(dense, torch.float32, torch.device("cpu"))
+few = CONFIG.model_copy(update={"samples": 32})
+prune(layout, "wanda-0.5", few) if action == "prune" else load_model(dense, torch.float32, torch.device("cpu"))
 """
 
 
@@ -51,8 +56,8 @@ def _bounded(action: str, root: Path) -> subprocess.CompletedProcess[str]:
 def test_a_model_larger_than_the_memory_allowed_is_pruned(tmp_path: Path) -> None:
     config = LlamaConfig(
         hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=30,
+        intermediate_size=2048,
+        num_hidden_layers=28,
         num_attention_heads=8,
         num_key_value_heads=4,
         vocab_size=pico.VOCABULARY,
@@ -63,18 +68,18 @@ def test_a_model_larger_than_the_memory_allowed_is_pruned(tmp_path: Path) -> Non
     layout = project(tmp_path, model)
     dense = layout.dense(Cell("pico"))
     (dense / "model.safetensors").unlink()
-    model.save_pretrained(dense, max_shard_size="40MB")
+    model.save_pretrained(dense, max_shard_size="10MB")
     files = list(dense.glob("*.safetensors"))
     assert len(files) > 3
-    assert sum(path.stat().st_size for path in files) > 1.3 * ALLOWED, "in bfloat16; it is pruned in float32"
+    assert sum(path.stat().st_size for path in files) > ALLOWED, "in bfloat16; it is pruned in float32, twice that"
     whole = _bounded("load", tmp_path)
     assert whole.returncode != 0
     assert "alloc" in whole.stderr.lower() or "MemoryError" in whole.stderr, whole.stderr
     pruned = _bounded("prune", tmp_path)
     assert pruned.returncode == 0, pruned.stderr
-    weight = stored_tensors(layout.pruned(Cell("pico", "wanda-0.5")))["model.layers.29.mlp.down_proj.weight"]
+    weight = stored_tensors(layout.pruned(Cell("pico", "wanda-0.5")))["model.layers.27.mlp.down_proj.weight"]
     assert weight.dtype == torch.bfloat16
-    assert ((weight.read() == 0).sum(dim=1) == 704).all()
+    assert ((weight.read() == 0).sum(dim=1) == 1024).all()
 
 
 def _llama_7b() -> LlamaForCausalLM:
