@@ -9,7 +9,8 @@
 (c) plain forward passes, without logits, over only the tokens that must be seen: question + r+ + r- of every tuple for
     the dense model and the question for the pruned one, as plain sequences, at the best batch.
 Extra memory is the peak of the process's resident set while one way runs, less what it was before (Linux only). That of
-ours is taken before (a) has run: the heap that (a) leaves behind is so large that whatever runs next spreads over it.
+ours is the larger of its two stages', which are processes of their own, and is taken before (a) has run: the heap that
+(a) leaves behind is so large that whatever runs next spreads over it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -42,6 +44,7 @@ from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.parts import write_part
 from restorelcc.io.tables import read_table
 
+STAGES = ("dense", "pruned")
 _BUDGETS = (512, 2048, 4096, 8192)  # tokens of a batch, of which the floor may take the best
 
 
@@ -91,14 +94,22 @@ def straightforward(case: Case) -> list[torch.Tensor]:
 
 def ours(case: Case, budget: int, folder: Path) -> None:
     """(b)."""
-    for name, model, samples in zip(("dense", "pruned"), (case.dense, case.pruned), case.samples(), strict=True):
-        roles = ("question", "positive", "negative") if name == "dense" else ("question",)
-        batches, parts = plan(samples, budget), []
-        (folder / f"parts-{name}").mkdir()
-        for batch, z_LBRX in read_batches(HeadReader(model, pad=0), samples, batches):
-            parts.append(write_part(folder / f"parts-{name}", batch.number, z_LBRX.flatten(2).numpy()))
-        heads = head_layout(model)
-        write_activations(folder / name, parts, batches, list(range(len(samples))), roles, heads, {"model": name})
+    for name in STAGES:
+        stage(case, name, budget, folder)
+
+
+def stage(case: Case, name: str, budget: int, folder: Path) -> None:
+    """One of the two stages of (b): from token ids to `folder/name`."""
+    model, samples, roles = {
+        "dense": (case.dense, case.samples()[0], ("question", "positive", "negative")),
+        "pruned": (case.pruned, case.samples()[1], ("question",)),
+    }[name]
+    batches, parts = plan(samples, budget), []
+    (folder / f"parts-{name}").mkdir()
+    for batch, z_LBRX in read_batches(HeadReader(model, pad=0), samples, batches):
+        parts.append(write_part(folder / f"parts-{name}", batch.number, z_LBRX.flatten(2).numpy()))
+    heads = head_layout(model)
+    write_activations(folder / name, parts, batches, list(range(len(samples))), roles, heads, {"model": name})
 
 
 @torch.no_grad()
@@ -153,8 +164,8 @@ def measure(case: Case, rounds: int, slow_rounds: int, budget: int, out: Results
     extra: dict[str, list[int]] = {"a": [], "b": []}
     for number in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            peak = _peak(lambda path=Path(folder): ours(case, budget, path))
-        extra["b"] += [peak] if number else []
+            peaks = [_peak(partial(stage, case, name, budget, Path(folder))) for name in STAGES]
+        extra["b"] += peaks if number else []
     some = case.every(16)
     straightforward(some.every(4))
     best = min(_BUDGETS, key=lambda each: _seconds(lambda: floor(some, each)))
@@ -214,12 +225,10 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=CaptureConfig().token_budget, help="capture.token_budget")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=2, help="rounds in which (a) takes part")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: one for the embedded model, as params.yaml has it")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     os.environ["RESTORELCC_PROGRESS"] = "0"
-    threads = torch.get_num_threads()
+    all_threads = torch.get_num_threads()
     return_large_buffers(LARGE_BUFFER)  # as the stages do
     for size in ("embedded", "large"):
         if options.size not in (size, "both"):
@@ -227,6 +236,8 @@ def main() -> None:
         if size == "embedded" and not (options.model / options.pruning / "pruned").is_dir():
             print(f"{options.model}/{options.pruning} is not there: run `make repro` for the embedded model's row")
             continue
+        threads = options.threads or (1 if size == "embedded" else all_threads)
+        torch.set_num_threads(threads)
         case = embedded(options.model, options.pruning) if size == "embedded" else large(options.samples)
         out = Results(
             "capture", "The embedded model" if size == "embedded" else "100 M parameters", "make bench-capture"
