@@ -30,7 +30,7 @@ from tests.flows.light import LightProject
 SIZES = {12: (3, 4), 50: (5, 10), 200: (10, 20)}  # cells: prunings x head ratios
 SMALL = (2, 3)
 PARALLEL = 2
-SECONDS = 3.0  # of every stage, where the speed-up is measured
+SECONDS = (3.0, 15.0)  # of every stage, where the speed-up is measured
 NOOP_SECONDS, STAGE_SECONDS = 3.0, 1.5  # goals
 BARE = """stages:
   bare:
@@ -125,12 +125,11 @@ def overhead(folder: Path) -> str:
     """What a stage costs beyond its own work: a grid of stages that take none, less a run that has nothing to do."""
     rows = []
     for name, command in RUNNERS.items():
-        project = LightProject(folder / name.replace(" ", "-"), grid(*SMALL))
-        idle = LightProject(folder / f"{name}-idle".replace(" ", "-"), grid(1, 1))
-        computed(idle)
-        start = seconds(idle, *command)
+        project = started(folder / name.replace(" ", "-"), command)
+        start, before = seconds(project, *command), len(project.executed())
+        grow(project)
         stages_seconds = seconds(project, *command) - start
-        stages = len(project.executed())
+        stages = len(project.executed()) - before
         each = stages_seconds / stages
         goal = "-" if name == "dvc repro" else verdict(each, STAGE_SECONDS, at_least=False)
         rows.append([name, str(stages), f"{start:.1f}", f"{each:.2f}", goal])
@@ -139,16 +138,32 @@ def overhead(folder: Path) -> str:
 
 def speed(folder: Path) -> str:
     """The flow against `dvc repro` where stages take time, which sleeping stages do without taking a core."""
-    times = {}
-    for name in ("dvc repro", f"flow, {PARALLEL} at once"):
-        project = LightProject(folder / f"speed-{name}".replace(" ", "-"), grid(*SMALL))
-        times[name] = seconds(project, *RUNNERS[name], STANDIN_SECONDS=str(SECONDS))
-        stages = len(project.executed())
-    repro, flow = times.values()
-    return table(
-        ["stages", "seconds each", "dvc repro, s", f"flow, {PARALLEL} at once, s", "times as fast"],
-        [[str(stages), f"{SECONDS:g}", f"{repro:.0f}", f"{flow:.0f}", f"{repro / flow:.2f}"]],
-    )
+    rows = []
+    for of_stage in SECONDS:
+        times = []
+        for number, command in enumerate((RUNNERS["dvc repro"], RUNNERS[f"flow, {PARALLEL} at once"])):
+            project = started(folder / f"speed-{of_stage:g}-{number}", command)
+            before = len(project.executed())
+            grow(project)
+            times.append(seconds(project, *command, STANDIN_SECONDS=str(of_stage)))
+            stages = len(project.executed()) - before
+        repro, flow = times
+        rows.append([str(stages), f"{of_stage:g}", f"{repro:.0f}", f"{flow:.0f}", f"{repro / flow:.2f}"])
+    return table(["stages", "seconds each", "dvc repro, s", f"flow, {PARALLEL} at once, s", "times as fast"], rows)
+
+
+def grow(project: LightProject) -> None:
+    """From one cell to six."""
+    for axis, values in grid(*SMALL).items():
+        project.set(f"grid.{axis}", values)
+
+
+def started(folder: Path, command: tuple[str, ...]) -> LightProject:
+    """One cell, computed, after a first run that had nothing to do but to make what is made once: databases."""
+    project = LightProject(folder, grid(1, 1))
+    computed(project)
+    project.sh(*command)
+    return project
 
 
 def measured() -> str:
@@ -163,8 +178,9 @@ DESCRIPTIONS = {
     "noop": "Everything is computed, nothing has changed; median of three runs. A cell is a pruning with a head ratio, "
     "of one model; a flow starts and ends a Prefect server of its own. Bare: as many stages with one file read, one "
     "parameter and one file written, in turns with ours: DVC's own floor.",
-    "overhead": "Six cells whose stages take no time, less a run of one cell that has nothing to do, by the stages.",
-    "speed": "Stages that wait, and so leave the cores to the runners.",
+    "overhead": "One cell grows to six whose stages take no time; less a run that has nothing to do, by the stages "
+    "that ran. The flow starts and ends a Prefect server of its own.",
+    "speed": "One cell grows to six; stages that wait, and so leave the cores to the runners.",
 }
 PARTS = {
     **{f"noop-{cells}": (f"Nothing to do, {cells} cells", partial(noop, cells=cells)) for cells in SIZES},
