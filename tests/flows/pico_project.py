@@ -17,7 +17,8 @@ from tests.test_end_to_end import PICO, merged
 
 FORKED = Path(__file__).with_name("forked.py")
 _SOCKET = "RESTORELCC_FORKED"
-TIMINGS = ("seconds", "versions", "cost")  # of metrics: they differ between two runs of the same stage
+# Of metrics: what is measured of the process differs between two runs of the same stage.
+MEASURED = ("seconds", "versions", "cost", "latency", "peak_memory_bytes")
 
 
 @contextmanager
@@ -53,12 +54,12 @@ class PicoProject(LightProject):
         return f'#!/bin/sh\nnote() {{ [ -z "$DVC_STAGE" ] || {note}; }}\nnote start\n{forked} || exit $?\nnote end\n'
 
     def results(self) -> dict[str, object]:
-        """What stages compute: metrics without timings, else bytes; without the report, which shows timings."""
+        """What stages compute, bytes and metrics; no timings, nor the logs and the report, which show them."""
         found: dict[str, object] = {}
         for name, content in self.artifacts().items():
             if name.startswith("metrics/") and name.endswith(".json"):
                 metrics = json.loads(content)
-                found[name] = {key: value for key, value in metrics.items() if key not in TIMINGS}
-            elif not name.startswith("report/"):
+                found[name] = {key: value for key, value in metrics.items() if key not in MEASURED}
+            elif not name.startswith(("report/", "logs/")):
                 found[name] = content
         return found
