@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from restorelcc.core.baselines import BASELINES, Ships
 from restorelcc.core.cell import Cell
 
 SEEDS = (0, 1, 2)
 ALL_SITES = "[o, v, q, k, gate, up, down]"
-QUESTION_WORDS, CHUNK_WORDS = 20, 170  # of a story: what is given, and how much at most in all (under 512 tokens)
+OPENING_WORDS, STORY_TOKENS = 4, 490  # of a story: given at least, and used at most (the context has 512)
 STORY_ENDING = {
     "task": "story_ending",
     "dataset_path": "json",
@@ -46,7 +49,8 @@ class Subject:
             shipped["dense"]["pretrain"]["seed"] = self.pretrain_seed
         if self.real is not None:
             data = self.real / "data" / "stories"
-            write_story_pairs(data / "train.jsonl", root / "pairs.jsonl")
+            tokenizer = AutoTokenizer.from_pretrained(self.real / "models" / "stories260K")
+            write_story_pairs(data / "train.jsonl", root / "pairs.jsonl", tokenizer)
             task = STORY_ENDING | {
                 "dataset_kwargs": {"data_files": {"test": str(self.real / "data" / "story_ending" / "test.jsonl")}}
             }
@@ -68,14 +72,21 @@ class Subject:
         return shipped
 
 
-def write_story_pairs(stories: Path, pairs: Path) -> None:
-    """Stories as question (the first words) and response (the rest), cut to what the model's context holds."""
-    lines = []
+def write_story_pairs(stories: Path, pairs: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stories, cut to the context, as question (an opening that no other story has) and response (the rest, line breaks
+    and all). Nearly every token of a story is trained on, and no story is left out as a question seen before."""
+    texts = []
     for line in stories.read_text(encoding="utf-8").splitlines():
-        words = json.loads(line)["text"].split()[:CHUNK_WORDS]
-        if len(words) > 2 * QUESTION_WORDS:
-            question, response = " ".join(words[:QUESTION_WORDS]), " ".join(words[QUESTION_WORDS:])
-            lines.append(json.dumps({"question": question, "response": response}))
+        text = json.loads(line)["text"]
+        offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        texts.append(text[: offsets[STORY_TOKENS][0]].rstrip() if len(offsets) > STORY_TOKENS else text)
+    ends = [[word.end() for word in re.finditer(r"\S+", text)] for text in texts]
+    times = Counter(text[:end].casefold() for text, of_text in zip(texts, ends, strict=True) for end in of_text)
+    lines = []
+    for text, of_text in zip(texts, ends, strict=True):
+        own = (end for end in of_text[OPENING_WORDS - 1 : -1] if times[text[:end].casefold()] == 1)
+        if end := next(own, None):
+            lines.append(json.dumps({"question": text[:end], "response": text[end:].lstrip()}))
     pairs.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from restorelcc.core import environment
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
@@ -224,10 +224,7 @@ for _verb_file in _VERBS:
 
 def main() -> None:
     """Entry point of `restorelcc`."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that wait spin by default: beside another busy process a step then takes twenty times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.set_defaults()
     try:
         app()
     except BadInput as error:

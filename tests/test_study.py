@@ -7,8 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
-from benchmarks.study_cells import CHUNK_WORDS, all_cells, all_subjects, write_story_pairs
+from benchmarks.study_cells import OPENING_WORDS, STORY_TOKENS, all_cells, all_subjects, write_story_pairs
 from benchmarks.study_pages import interval, recovered, write_pages
 from restorelcc.core.baselines import BASELINES
 from restorelcc.io.documents import write_json
@@ -70,9 +74,15 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
     assert ablation.index("heads, 25 % (the paper)") < ablation.index("random heads")
 
 
-def test_stories_become_pairs_that_fit_the_context(tmp_path: Path) -> None:
-    story = " ".join(f"word{number}" for number in range(400))
-    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in (story, "too short")))
-    write_story_pairs(tmp_path / "s.jsonl", tmp_path / "p.jsonl")
-    (line,) = (tmp_path / "p.jsonl").read_text().splitlines()
-    assert line.count("word") == CHUNK_WORDS
+def test_stories_become_pairs_whose_questions_differ_and_that_fit_the_context(tmp_path: Path) -> None:
+    stories = ["One day a cat sat.\n\nIt slept.", "One day a cat ran far.", "word " * 600, "too short"]
+    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in stories))
+    words = Tokenizer(WordLevel({"word": 0, "<unk>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    write_story_pairs(tmp_path / "s.jsonl", tmp_path / "p.jsonl", tokenizer)
+    cat, ran, long = (json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines())
+    assert cat == {"question": "One day a cat sat.", "response": "It slept."}
+    assert ran == {"question": "One day a cat ran", "response": "far."}
+    assert long["question"] == "word word word word"
+    assert long["response"].split() == ["word"] * (STORY_TOKENS - OPENING_WORDS)

@@ -55,7 +55,6 @@ def stream_layer(
     # The field within a list is called `element`, which is its name in the file too.
     vector = pa.list_(pa.field("element", pa.float32()), layout.width)
     schema = pa.schema([("sample_id", pa.int64()), *((role, vector) for role in roles)], metadata=metadata)
-    pool = pa.system_memory_pool()  # Arrow's own keeps what it has had, which here is more than all else
     # Mantissas repeat in no dictionary, but their bytes compress better apart: half the size in half the time.
     writer = pq.ParquetWriter(
         layer_file(folder, layer),
@@ -65,15 +64,14 @@ def stream_layer(
         use_dictionary=False,
         use_byte_stream_split=[f"{role}.list.element" for role in roles],
         write_statistics=["sample_id"],
-        memory_pool=pool,
     )
     with writer:
         written = 0
         for block_BRX in values_BRX:
             rows = len(block_BRX)
-            columns = [pa.array(sample_ids[written : written + rows], pa.int64(), memory_pool=pool)]
+            columns = [pa.array(sample_ids[written : written + rows], pa.int64())]
             for role in range(len(roles)):
-                flat = pa.array(np.ascontiguousarray(block_BRX[:, role]).reshape(-1), memory_pool=pool)
+                flat = pa.array(np.ascontiguousarray(block_BRX[:, role]).reshape(-1))
                 columns.append(pa.FixedSizeListArray.from_arrays(flat, type=vector))
             writer.write_table(pa.table(columns, schema=schema), row_group_size=rows)
             written += rows
