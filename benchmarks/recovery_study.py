@@ -67,8 +67,19 @@ def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
             run_stage(root, stage, cell)
 
 
-def run_cell(work: Path, study: StudyCell) -> dict:
-    """Recover, evaluate, and count zeros; what the tables need to know."""
+def chosen_rates(training: object) -> list[float]:
+    """The learning rates that were chosen, in one run of training or in several that follow each other."""
+    if isinstance(training, list):
+        return sorted({rate for each in training for rate in chosen_rates(each)})
+    if not isinstance(training, dict):
+        return []
+    if "learning_rate" in training:
+        return [training["learning_rate"]]
+    return chosen_rates(list(training.values()))
+
+
+def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
+    """Recover, evaluate, and count zeros; what the tables need to know. `rates`: those of an earlier cell, if any."""
     root, subject, method = work / study.subject.name, study.subject, study.method
     prepare_subject(root, subject, study.pruning)
     pruned = Cell(subject.model, study.pruning)
@@ -76,6 +87,8 @@ def run_cell(work: Path, study: StudyCell) -> dict:
     if method.ranking is not None:  # other heads: ranked anew, for this cell and the next ones alike
         run_stage(root, "probe", pruned, (f"probe.score={method.ranking}",))
     overrides = (*subject.overrides, *method.overrides, f"{method.stage}.seed={study.seed}")
+    if rates:
+        overrides = (*overrides, f"{method.stage}.learning_rates={rates}")
     seconds = run_stage(root, method.stage, cell, overrides)
     run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'baseline'}", cell)
     if method.ranking is not None:
@@ -84,11 +97,19 @@ def run_cell(work: Path, study: StudyCell) -> dict:
     metrics = [read_json(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
     found = study.as_json() | {"seconds": round(seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
     found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
+    found["learning_rates"] = chosen_rates(training(layout, cell, method))
     variants = metrics[2].get("variants") or {}
     found["variants"] = {name: _measures(each) | {"sparsity": each["sparsity"]} for name, each in variants.items()}
     for number, name in enumerate(("dense", "pruned", "restored")):
         found[name] = _measures(metrics[number], method.task)
     return found
+
+
+def training(layout: Layout, cell: Cell, method: Method) -> dict:
+    """What the stage has noted of its training."""
+    if method.stage == "compensate":
+        return read_json(layout.training(cell))
+    return read_json(layout.baseline(cell) / DOCUMENT)["training"]
 
 
 def _measures(metrics: dict, task: str | None = None) -> dict:
@@ -120,6 +141,12 @@ def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
     return all(bool((after.weight[before.weight == 0] == 0).all()) for (_, _, before), (_, _, after) in pairs)
 
 
+def rates_of(cells: Path, study: StudyCell) -> list[float]:
+    """The rates that the cell takes over from one that is there; none, and it chooses its own."""
+    path = cells / f"{study.rates_from}.json"
+    return read_json(path).get("learning_rates", []) if path.is_file() else []
+
+
 def run_study(options: argparse.Namespace) -> None:
     """Run the cells that are missing, most telling first, until all are there or the minutes are used up."""
     os.environ.setdefault("RESTORELCC_PROGRESS", "0")
@@ -134,7 +161,7 @@ def run_study(options: argparse.Namespace) -> None:
             continue  # the pages say that the cell is not measured
         if options.minutes and time.perf_counter() - started > 60 * options.minutes:
             break
-        found = run_cell(options.work.resolve(), study)
+        found = run_cell(options.work.resolve(), study, rates_of(cells, study))
         write_json(path, found)
         print(study.name, f"recovered {100 * recovered(found):.1f} %", f"{found['seconds']} s", flush=True)
 

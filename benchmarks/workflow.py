@@ -1,6 +1,6 @@
 """`make bench-workflow`: what DVC and Prefect cost on a grid whose stages take no time of their own.
 
-`python -m benchmarks.workflow noop-50 overhead speed` names the parts; each writes its section of the page.
+`python -m benchmarks.workflow noop-50-cells overhead speed` names the parts; each writes its section of the page.
 
 The DAG is the real one, `restorelcc` is the stand-in of tests/flows. Measured are a `dvc repro` that has nothing to do,
 by grid size; what a stage costs beyond its own work, by runner; and how much sooner the flow ends than `dvc repro`.
@@ -27,7 +27,7 @@ from benchmarks.results import table, verdict, write_section
 from restorelcc.workflow.lockfile import merge
 from tests.flows.light import LightProject
 
-SIZES = {12: (3, 4), 50: (5, 10), 200: (10, 20)}  # cells: prunings x head ratios
+SIZES = {"12 cells": (3, 4), "50 cells": (5, 10), "200 cells": (10, 20), "50 stages": (3, 5)}  # prunings x head ratios
 SMALL = (2, 3)
 PARALLEL = 2
 SECONDS = (3.0, 15.0)  # of every stage, where the speed-up is measured
@@ -86,9 +86,9 @@ def seconds(project: LightProject, *command: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def noop(folder: Path, cells: int) -> str:
+def noop(folder: Path, prunings: int, ratios: int) -> str:
     """A run that has nothing to do."""
-    project = LightProject(folder / "project", grid(*SIZES[cells]))
+    project = LightProject(folder / "project", grid(prunings, ratios))
     stages = computed(project)
     bare = bare_project(folder / "bare", stages)
     for each in (project, bare):
@@ -98,7 +98,8 @@ def noop(folder: Path, cells: int) -> str:
     flow = seconds(project, *FLOW)
     assert len(project.executed()) == before, "it was to do nothing"
     repro, of_bare = (median(column) for column in zip(*rounds, strict=True))
-    goal = verdict(repro, NOOP_SECONDS, at_least=False) if cells == 50 else "-"
+    cells = prunings * ratios
+    goal = verdict(repro, NOOP_SECONDS, at_least=False) if 50 in (cells, stages) else "-"
     row = [str(cells), str(stages), f"{repro:.1f}", f"{of_bare:.1f}", f"{repro / of_bare:.1f}", f"{flow:.1f}", goal]
     head = [
         "cells",
@@ -183,7 +184,10 @@ DESCRIPTIONS = {
     "speed": "One cell grows to six; stages that wait, and so leave the cores to the runners.",
 }
 PARTS = {
-    **{f"noop-{cells}": (f"Nothing to do, {cells} cells", partial(noop, cells=cells)) for cells in SIZES},
+    **{
+        f"noop-{size.replace(' ', '-')}": (f"Nothing to do, {size}", partial(noop, prunings=prunings, ratios=ratios))
+        for size, (prunings, ratios) in SIZES.items()
+    },
     "overhead": ("Overhead per stage", overhead),
     "speed": ("Stages side by side", speed),
 }
