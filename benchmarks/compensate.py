@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from benchmarks.random_llama import VOCABULARY, random_llama
+from benchmarks.results import Results, table, verdict
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation, attached
 from restorelcc.core.response_loss import response_batch, response_loss
@@ -27,6 +28,8 @@ from restorelcc.core.site_names import SITES
 from restorelcc.core.sites import site_linears
 from restorelcc.core.text import EncodedPair
 
+FLOOR_GOAL = 1.10
+RIVALS = {"heads 0.25": "LoRA r=8, o_proj", "all sites": "LoRA r=8, all"}
 WIDTH, FFN, LAYERS, BATCH, LENGTH, RESPONSE, RATIO = 384, 1024, 5, 4, 128, 48, 0.25
 
 
@@ -71,7 +74,7 @@ def _floor(model: nn.Module, batch: tuple) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Print seconds of each kind of step and its multiple of the floor."""
+    """Measure each kind of step in turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
@@ -102,13 +105,29 @@ def main() -> None:
             step()
             if turn >= 2:  # the first ones warm up
                 seconds[name].append(time.perf_counter() - started)
-    print(f"{BATCH} x {LENGTH} tokens, {RESPONSE} of each response; {LAYERS} blocks of width {WIDTH}")
-    print("step              seconds  multiple of the floor (median of the rounds, least .. most)")
+    report(seconds, options.threads)
+
+
+def report(seconds: dict[str, list[float]], threads: int) -> None:
+    """The table, with the verdicts for what is trained here: against the floor, and against LoRA at the same places."""
+    rows = []
     for name, values in seconds.items():
         multiples = [value / floor for value, floor in zip(values, seconds["floor"], strict=True)]
-        print(
-            f"{name:17s} {median(values):7.3f}  {median(multiples):.3f}  ({min(multiples):.2f} .. {max(multiples):.2f})"
-        )
+        row = [name, f"{median(values):.3f}", f"{median(multiples):.3f} ({min(multiples):.2f} .. {max(multiples):.2f})"]
+        if rival := RIVALS.get(name):
+            of_lora = median([own / other for own, other in zip(values, seconds[rival], strict=True)])
+            row += [verdict(median(multiples), FLOOR_GOAL, at_least=False)]
+            row += [f"{of_lora:.2f} of {rival}: {verdict(of_lora, 1.0, at_least=False)}"]
+        rows.append([*row, *["-"] * (5 - len(row))])
+    out = Results("compensate", "A training step", "make bench-compensate")
+    out.say(
+        f"{BATCH} x {LENGTH} tokens, {RESPONSE} of each response; {LAYERS} blocks of width {WIDTH}. Medians of "
+        f"{len(seconds['floor'])} rounds in turns in one process; multiples within a round (least .. most). The floor "
+        "is the forward and the backward through activations alone."
+    )
+    out.say()
+    out.say(table(["step", "seconds", "multiple of the floor", "goal", "against LoRA"], rows))
+    out.write(threads, "peft")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,13 @@ class StudyCell:
 
     @property
     def rates_from(self) -> str | None:
-        """The cell whose learning rate this one takes over: a model that is the same for all seeds needs one choice."""
-        same = self.subject.real is not None and self.seed != SEEDS[0]
-        return dataclasses.replace(self, seed=SEEDS[0]).name if same else None
+        """The cell whose choice of the learning rate this one takes over, where the model is the same for all seeds:
+        the first seed's, and for all that train biases alone that of a bias everywhere."""
+        if self.subject.real is None:
+            return None
+        method = ALL_SITES_FREE if self.method.ships == "biases" else self.method
+        first = dataclasses.replace(self, seed=SEEDS[0], method=method)
+        return None if first == self else first.name
 
     def as_json(self) -> dict:
         """What the pages need to know of the cell beside what is measured."""

@@ -16,8 +16,9 @@ _HOW = """Recovered: the share of what pruning lost that came back, of mean task
 of the held-out log-likelihood for stories260K (200 stories; story endings are scored per character). The interval is
 Student's 95 % over the seeds; one seed has none. A seed of the embedded model is one of its pretraining as well. All
 trained methods see the same pairs equally often and choose among two learning rates on the validation pairs; on
-stories260K, which is one model for all seeds, the first seed chooses for the others. Seconds are those of the slowest
-seed, of one thread beside other work. `make study` goes on with the study and writes this page.
+stories260K, which is one model for all seeds, the first seed chooses for the others, and a bias everywhere for all
+that train biases alone. Seconds are those of the slowest seed, of one thread beside other work. `make study` goes on
+with the study and writes this page.
 """
 
 
