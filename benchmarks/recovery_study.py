@@ -99,7 +99,9 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
     found["learning_rates"] = chosen_rates(training(layout, cell, method))
     variants = metrics[2].get("variants") or {}
-    found["variants"] = {name: _measures(each) | {"sparsity": each["sparsity"]} for name, each in variants.items()}
+    found["variants"] = {
+        name: _measures(each, method.task) | {"sparsity": each["sparsity"]} for name, each in variants.items()
+    }
     for number, name in enumerate(("dense", "pruned", "restored")):
         found[name] = _measures(metrics[number], method.task)
     return found
