@@ -1,5 +1,17 @@
-"""`python -m restorelcc`."""
+"""The command `restorelcc`, and `python -m restorelcc`."""
 
-from restorelcc.cli import main
+from __future__ import annotations
 
-main()
+from restorelcc.core.environment import set_defaults
+
+
+def main() -> None:
+    """Entry point: sets what libraries read when they load, then loads them."""
+    set_defaults()
+    from restorelcc.cli import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()

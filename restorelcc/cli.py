@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import typer
 
-from restorelcc.core import environment
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
@@ -223,8 +222,7 @@ for _verb_file in _VERBS:
 
 
 def main() -> None:
-    """Entry point of `restorelcc`."""
-    environment.set_defaults()
+    """Run a command and end as it ends: with one sentence and an exit code of its own where it fails."""
     try:
         app()
     except BadInput as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_DEFAULTS = {
+DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Threads that wait spin by default: beside another busy process a step then takes twenty times as long.
@@ -16,5 +16,5 @@ _DEFAULTS = {
 
 def set_defaults() -> None:
     """Set what the user has not; before torch and pyarrow are imported, which read it once."""
-    for name, value in _DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
