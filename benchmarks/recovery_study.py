@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     """Recover, evaluate, and count zeros; what the tables need to know. `rates`: those of an earlier cell, if any."""
     root, subject, method = work / study.subject.name, study.subject, study.method
     prepare_subject(root, subject, study.pruning)
+    # A run that was broken off starts anew: its seconds are those of the whole training.
+    shutil.rmtree(Layout(root).work, ignore_errors=True)
     pruned = Cell(subject.model, study.pruning)
     cell = method.cell(pruned)
     if method.ranking is not None:  # other heads: ranked anew, for this cell and the next ones alike
