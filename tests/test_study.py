@@ -58,6 +58,7 @@ def test_intervals_are_students_over_seeds() -> None:
 def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) -> None:
     names = ["tiny-0-wanda-0.5-paper-0.25", "tiny-1-wanda-0.5-paper-0.25", "tiny-0-wanda-0.5-lora-r1-o"]
     merged = {"merged": {"accuracy": 0.55, "perplexity": 8.0, "sparsity": 0.0}}
+    merged["merged, zeros put back"] = {"accuracy": 0.52, "perplexity": 8.0, "sparsity": 0.5}
     for name, restored in zip(names, (0.8, 0.7, 0.6), strict=True):
         extra = {"variants": merged, "zeros_kept": None} if "lora" in name else {}
         write_json(tmp_path / "cells" / f"{name}.json", _cell(name, restored, **extra))
@@ -67,7 +68,8 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
     assert "| heads, 25 % (the paper) | 2 | 62.5 ± " in page
     assert "| ... merged | 1 | 12.5 | - | - | sparsity 0 % | - |" in page
     assert "| LoRA r=1 on the out-projections, unmerged | 1 | 25.0 | 1,234 | 8 | beside them | 10 |" in page
-    assert "minus LoRA r=1 on the out-projections, unmerged, paired by seed: 50.0 points" in page
+    assert "| minus LoRA r=1 on the out-projections, unmerged | minus it merged, zeros put back |" in page
+    assert "| heads, 25 % (the paper) | 50.0 (one seed) | 70.0 (one seed) |" in page
     assert "Biases alone, no weight touched: heads, 25 % (the paper)" in page
     assert "paper-0.25 (seeds 2)" in page
     ablation = (tmp_path / "ablation.md").read_text()
@@ -86,3 +88,17 @@ def test_stories_become_pairs_whose_questions_differ_and_that_fit_the_context(tm
     assert ran == {"question": "One day a cat ran", "response": "far."}
     assert long["question"] == "word word word word"
     assert long["response"].split() == ["word"] * (STORY_TOKENS - OPENING_WORDS)
+
+
+def test_a_difference_is_called_one_only_where_its_interval_leaves_out_zero(tmp_path: Path) -> None:
+    shares = {"paper-0.25": (0.60, 0.62, 0.64), "random": (0.59, 0.65, 0.60), "mse": (0.55, 0.57, 0.595)}
+    for method, of_seeds in shares.items():
+        for seed, restored in enumerate(of_seeds):
+            name = f"tiny-{seed}-wanda-0.5-{method}"
+            write_json(tmp_path / "cells" / f"{name}.json", _cell(name, restored))
+    write_pages(tmp_path, CELLS)
+    page = (tmp_path / "ablation.md").read_text()
+    assert "| points, paired by seed | minus heads, 25 % (the paper) |" in page
+    rows = {line.split(" | ")[0]: line for line in page.splitlines() if "told apart" in line or "behind |" in line}
+    assert "not told apart" in rows["| random heads"]
+    assert rows["| heads by the mean squared error of their activations"].endswith("behind |")
