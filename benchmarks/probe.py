@@ -1,7 +1,7 @@
 """The probe of all heads at once against one torch.nn.Linear with Adam x 200 per head; gradient against causal.
 
     python -m benchmarks.probe [--layers 32] [--heads 32] [--samples 1000] [--head-dim 128] [--loop-heads 8]
-                               [--model data/tiny] [--pruning wanda-0.5] [--threads 0]
+                               [--model data/tiny ...] [--pruning wanda-0.5] [--threads 0]
 
 Per layer, ours probes all its heads and the loop the first `--loop-heads` of them, in turns in one process: the loop
 over all 1,024 heads would take minutes. The same ranking is checked over every head that both have probed.
@@ -177,7 +177,9 @@ def main() -> None:
     for name, default in (("layers", 32), ("heads", 32), ("samples", 1000), ("head-dim", 128), ("loop-heads", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--real-heads", type=int, default=16, help="heads of a layer of the embedded model")
-    parser.add_argument("--model", type=Path, default=Path("data/tiny"))
+    parser.add_argument(
+        "--model", type=Path, nargs="+", default=[Path("data/tiny")], help="folders of models with captured activations"
+    )
     parser.add_argument("--pruning", default="wanda-0.5")
     parser.add_argument("--causal-samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0)
@@ -191,28 +193,34 @@ def main() -> None:
     out.say(
         f"`paper`; ours on {threads} threads, the loop (a linear layer and Adam x 200 per head) on one, where it is "
         f"fastest. Planted: {options.layers * options.heads} heads, D = {size[2]}, N = {size[0]}; the loop runs "
-        f"{options.loop_heads} heads of each layer. Embedded: the embedded model's activations, {options.pruning}, "
-        "with the paper's contrast, which no linear layer can see there (docs/probing.md), and with one that it can: "
-        "which answer comes first in the alphabet. How far the recipe agrees with itself when rounding falls "
-        "otherwise is as far as any solver can agree with it."
+        f"{options.loop_heads} heads of each layer. Then the activations of real models, {options.pruning}, with the "
+        "paper's contrast, which no linear layer can see on the embedded model (docs/probing.md), and with one that it "
+        "can: which answer comes first in the alphabet. `auto` takes adam for heads of up to 16 numbers, as those of "
+        "these models are, and newton for larger ones, as the planted ones are. How far the recipe agrees with itself "
+        "when rounding falls otherwise is as far as any solver can agree with it."
     )
     out.say()
     for cells in (_COLUMNS, ["---"] * len(_COLUMNS)):
         out.say(f"| {' | '.join(cells)} |")
     probe_heads(*planted(200, 4, 32, 0), heldout_mask(200, 0.3, 0), solver="newton")  # warm up
     race(out, "planted", [planted(*size, layer) for layer in range(options.layers)], options.loop_heads, goal=True)
-    captured = (options.model / options.pruning / "components.safetensors").is_file()
-    if captured:
-        layers = real(options.model, options.pruning)
-        rows = read_table(options.model.parent / "corpus" / options.model.name / "contrast.parquet", CONTRAST)
-        race(out, "embedded, the paper's contrast", layers, options.real_heads)
-        race(out, "embedded, alphabetical", alphabetical(layers, rows), options.real_heads)
-    else:
-        print(f"{options.model}/{options.pruning} is not there: run `make repro` for the rows on real activations.")
+    captured = [each for each in options.model if (each / options.pruning / "components.safetensors").is_file()]
+    for folder in captured:
+        layers = real(folder, options.pruning)
+        rows = read_table(folder.parent / "corpus" / folder.name / "contrast.parquet", CONTRAST)
+        race(out, f"{folder.name}, the paper's contrast", layers, options.real_heads)
+        race(out, f"{folder.name}, alphabetical", alphabetical(layers, rows), options.real_heads)
+    for folder in options.model:
+        if folder not in captured:
+            print(
+                f"{folder}/{options.pruning} is not there: run the pipeline for its rows (`make repro` for data/tiny)."
+            )
     out.write(threads)
     if captured:
         out = Results("probe", "Gradient and causal", "make bench-probe")
-        attribution(out, options.model, options.pruning, options.causal_samples)
+        for folder in captured:
+            attribution(out, folder, options.pruning, options.causal_samples)
+            out.say()
         out.write(threads)
 
 

@@ -71,22 +71,38 @@ def probe_heads(
 def fit_adam(
     question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor, *, steps: int, learning_rate: float
 ) -> PairProbe:
-    """The literal recipe: `steps` full-batch steps of Adam on the mean log-loss, from zero weights, for each head."""
-    shape = (question_HND.shape[0], question_HND.shape[2])
-    parameters = [torch.zeros(shape), torch.zeros(shape), torch.zeros(shape[0])]
-    optimizer = torch.optim.Adam([parameter.requires_grad_() for parameter in parameters], lr=learning_rate)
-    with torch.enable_grad():
-        for _ in range(steps):
-            optimizer.zero_grad()
-            probe = PairProbe(*parameters)
-            loss_H = (
-                softplus(-probe.logits_HN(question_HND, positive_HND))
-                + softplus(probe.logits_HN(question_HND, negative_HND))
-            ).mean(dim=1) / 2
-            # The sum over heads of each head's mean loss: its gradient splits into the heads' own.
-            loss_H.sum().backward()
-            optimizer.step()
-    return PairProbe(*(parameter.detach() for parameter in parameters))
+    """The literal recipe: `steps` full-batch steps of Adam on the mean log-loss, from zero weights, for each head.
+
+    The gradient by a logit z is sigmoid(z) - y over the number of members; it is written out here, with autograd's own
+    operations in autograd's order, at a fraction of the time that recording them takes.
+    """
+    heads, pairs, dim = question_HND.shape
+    weights_HX = torch.zeros(heads, 2 * dim + 1)
+    question_HD, answer_HD, bias_H = weights_HX[:, :dim], weights_HX[:, dim:-1], weights_HX[:, -1]
+    optimizer = torch.optim.Adam([weights_HX], lr=learning_rate)
+    weights_HX.grad = gradient_HX = torch.empty_like(weights_HX)
+    share_HN = torch.full((), 0.5).div(pairs).expand(heads, pairs)
+    for _ in range(steps):
+        of_question_HN = _logits(question_HND, question_HD)
+        p_HN = of_question_HN + _logits(positive_HND, answer_HD) + bias_H[:, None]
+        n_HN = of_question_HN + _logits(negative_HND, answer_HD) + bias_H[:, None]
+        # What autograd calls for softplus(-z) and softplus(z).
+        p_HN = torch.ops.aten.softplus_backward(share_HN, p_HN.neg_(), 1, 20).neg_()
+        n_HN = torch.ops.aten.softplus_backward(share_HN, n_HN, 1, 20)
+        gradient_HX[:, :dim] = _pull(question_HND, n_HN) + _pull(question_HND, p_HN)
+        gradient_HX[:, dim:-1] = _pull(negative_HND, n_HN) + _pull(positive_HND, p_HN)
+        gradient_HX[:, -1] = n_HN.sum(1) + p_HN.sum(1)
+        optimizer.step()
+    return PairProbe(question_HD, answer_HD, bias_H)
+
+
+def _logits(part_HND: Tensor, weights_HD: Tensor) -> Tensor:
+    return torch.bmm(part_HND, weights_HD[..., None])[..., 0]
+
+
+def _pull(part_HND: Tensor, gradient_HN: Tensor) -> Tensor:
+    """The gradient by a part's weights, from that by the logits."""
+    return torch.bmm(part_HND.mT, gradient_HN[..., None])[..., 0]
 
 
 def _judged(probe: PairProbe, question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) -> ProbeScores:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
+from torch.nn.functional import softplus
 
 from restorelcc.core.heads import HeadLayout
 from restorelcc.probe.contrastive import Solver, fit_adam, heldout_mask, probe_heads
 from restorelcc.probe.divergence import energy_scores, kl_scores, mse_scores
-from restorelcc.probe.newton import _FLOOR, RIDGE, fit_pairs
+from restorelcc.probe.newton import _FLOOR, RIDGE, PairProbe, fit_pairs
 from restorelcc.probe.ranking import rank_heads
 from restorelcc.probe.relational import relational_scores
 from restorelcc.probe.stage import head_rows
@@ -154,11 +155,18 @@ def test_inputs_that_do_not_vary_do_no_harm() -> None:
     assert relational_scores(question, positive, negative, mask)[1] == 0.5
 
 
-def test_the_literal_recipe_leaves_gradients_as_they_were() -> None:
-    with torch.no_grad():
-        probe = fit_adam(*(part.transpose(0, 1) for part in _random(10, 2, 3, seed=0)), steps=2, learning_rate=0.1)
-        assert not torch.is_grad_enabled()
-    assert not probe.answer_HD.requires_grad
+def test_the_written_out_gradient_is_autograds() -> None:
+    q, p, n = (part.transpose(0, 1).contiguous() for part in _random(300, 8, 8, seed=5))
+    w, v, b = (torch.zeros(shape, requires_grad=True) for shape in ((8, 8), (8, 8), (8,)))
+    optimizer = torch.optim.Adam([w, v, b], lr=0.01)
+    for _ in range(50):
+        optimizer.zero_grad()
+        z_p, z_n = PairProbe(w, v, b).logits_HN(q, p), PairProbe(w, v, b).logits_HN(q, n)
+        ((softplus(-z_p) + softplus(z_n)).mean(dim=1) / 2).sum().backward()
+        optimizer.step()
+    ours = fit_adam(q, p, n, steps=50, learning_rate=0.01)
+    for written, found in ((ours.question_HD, w), (ours.answer_HD, v), (ours.bias_H, b)):
+        torch.testing.assert_close(written, found.detach(), rtol=0, atol=1e-6)
 
 
 def test_divergences_equal_their_formulas() -> None:
