@@ -38,7 +38,7 @@ BARE = """stages:
       number: ${grid.number}
     cmd: echo ${item.number} > out-${item.number}
     deps:
-      - versions.json
+      - read
     params:
       - grid
     outs:
@@ -117,6 +117,7 @@ def bare_project(folder: Path, stages: int) -> LightProject:
     """As many stages as DVC can have with the least to look at, computed."""
     project = LightProject(folder)
     (folder / "dvc.yaml").write_text(BARE, encoding="utf-8")
+    (folder / "read").write_text("one file\n", encoding="utf-8")
     project.write_params({"grid": {"number": [str(number) for number in range(stages)]}})
     computed(project)
     return project

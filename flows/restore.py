@@ -30,7 +30,7 @@ from flows.stage_process import begin, end_all
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.params import load_params
-from restorelcc.workflow.versions import write_versions
+from restorelcc.workflow.versions import FOLDER, write_versions
 
 
 @flow(name="restore", task_runner=ThreadPoolTaskRunner(), validate_parameters=True)
@@ -72,7 +72,7 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
 def plan(root: Path) -> Dag:
     """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
     params = load_params(root / "params.yaml")
-    changed = write_versions(root) if (root / "versions.json").is_file() else []
+    changed = write_versions(root) if (root / FOLDER).is_dir() else []
     dag = read_dag(root, params)
     for note in (*changed, *dag.notes):
         get_run_logger().info(note)

@@ -1,19 +1,18 @@
 """What a stage's code depends on, read from its imports: modules of the project, and versions of packages.
 
-`python -m tests.dag` writes both: a folder of links imports/<stage>/ to the modules outside the stage's own folder, the
-packages into dvc.yaml, and new ones into versions.json. A folder is one dependency to DVC, where twenty modules would
-make dvc.lock so long that reading and writing it takes longer than small stages do.
+`python -m tests.dag` writes both as links in a folder imports/<stage>/, to the modules outside the stage's own folder
+and to the files of imports/packages/, and new ones of those. A folder is one dependency to DVC, where twenty modules
+and ten packages would make dvc.lock so long that reading and writing it takes longer than small stages do.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 import sys
 from pathlib import Path
 
-from restorelcc.workflow.versions import FILE, installed
+from restorelcc.workflow.versions import FOLDER, installed, write_version
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +79,8 @@ def links(stage_folder: str) -> dict[str, str]:
     """Name and target of every link in imports/<stage>/."""
     own = ROOT / "restorelcc" / stage_folder
     outside = sorted(str(path.relative_to(ROOT)) for path in code_files(stage_folder) if own not in path.parents)
-    return {path.removeprefix("restorelcc/").replace("/", "."): f"../../{path}" for path in outside}
+    modules = {path.removeprefix("restorelcc/").replace("/", "."): f"../../{path}" for path in outside}
+    return modules | {f"{package}.version": f"../../{FOLDER}/{package}" for package in package_deps(stage_folder)}
 
 
 def existing_links(stage_folder: str) -> dict[str, str]:
@@ -120,7 +120,7 @@ def package_deps(stage_folder: str) -> list[str]:
 
 
 def rewrite(text: str) -> str:
-    """dvc.yaml with every stage's code and package deps as its imports have them; all else, comments too, stays."""
+    """dvc.yaml with every stage's deps on code as the conventions have them; all else, comments too, stays."""
     lines: list[str] = []
     stage, section = "", ""
     for line in text.splitlines():
@@ -128,19 +128,10 @@ def rewrite(text: str) -> str:
             stage = line.strip(" :").split("_")[0]
         if re.fullmatch(r"    \w+:.*", line):
             section = line.strip().partition(":")[0]
-            lines += [line, *_written(section, stage)]
-        elif not (section == "deps" and line.startswith(("      - restorelcc/", "      - imports/"))) and not (
-            section == "params" and (line.startswith("          ") or line == f"      - {FILE}:")
-        ):
+            lines += [line, *(f"      - {dep}" for dep in code_deps(stage) if section == "deps")]
+        elif not (section == "deps" and line.startswith(("      - restorelcc/", "      - imports/"))):
             lines.append(line)
     return "\n".join(lines) + "\n"
-
-
-def _written(section: str, stage: str) -> list[str]:
-    if section == "deps":
-        return [f"      - {dep}" for dep in code_deps(stage)]
-    packages = package_deps(stage) if section == "params" else []
-    return [f"      - {FILE}:", *(f"          - {package}" for package in packages)] if packages else []
 
 
 def stage_folders() -> list[str]:
@@ -148,15 +139,25 @@ def stage_folders() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "restorelcc").glob("*/stage.py"))
 
 
-def rewritten_versions(text: str) -> str:
-    """versions.json with the packages of all stages, the new ones as they are installed."""
-    recorded = json.loads(text)
-    packages = sorted(set().union(*(package_deps(stage) for stage in stage_folders())))
-    return json.dumps({name: recorded.get(name, installed(name)) for name in packages}, indent=2) + "\n"
+def packages() -> set[str]:
+    """Distributions that any stage's results depend on."""
+    return set().union(*(package_deps(stage) for stage in stage_folders()))
+
+
+def write_packages() -> None:
+    """Make imports/packages/ what the imports say; a new package is recorded as it is installed."""
+    wanted, there = packages(), {path.name for path in (ROOT / FOLDER).glob("*")}
+    for name in there - wanted:
+        (ROOT / FOLDER / name).unlink()
+    for name in wanted - there:
+        value = installed(name)
+        assert value, f"install {name}, so that its version can be recorded"
+        write_version(ROOT, name, value)
 
 
 if __name__ == "__main__":
     for folder in stage_folders():
         write_links(folder)
-    for file, change in ((ROOT / "dvc.yaml", rewrite), (ROOT / FILE, rewritten_versions)):
-        file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+    write_packages()
+    dvc_file = ROOT / "dvc.yaml"
+    dvc_file.write_text(rewrite(dvc_file.read_text(encoding="utf-8")), encoding="utf-8")

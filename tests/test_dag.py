@@ -1,7 +1,6 @@
 """dvc.yaml against the code: the same stages everywhere, every import a dependency, paths as in the layout."""
 
 import ast
-import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from restorelcc.core.cell import Cell
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params
 from restorelcc.workflow.stale import grid_outs, stale_metrics
-from restorelcc.workflow.versions import FILE, installed
-from tests.dag import ROOT, code_deps, existing_links, links, package_deps, rewrite, rewritten_versions
+from restorelcc.workflow.versions import installed, read_versions
+from tests.dag import ROOT, code_deps, existing_links, links, packages, rewrite
 
 DVC_FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DVC = DVC_FILE["stages"]
@@ -46,22 +45,21 @@ def test_deps_cover_the_imports_and_nothing_else(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", DVC)
-def test_params_are_the_stages_section_its_model_and_the_packages_it_computes_with(stage: str) -> None:
+def test_params_are_the_stages_section_and_its_model(stage: str) -> None:
     expected = [_folder(stage), "models.${item.model}"] if stage in STAGES else ["report", "grid"]
-    packages = package_deps(_folder(stage))
-    assert DVC[stage]["params"] == [{FILE: packages}, *expected] if packages else expected
+    assert DVC[stage]["params"] == expected
 
 
 def test_the_command_would_change_nothing() -> None:
     """`python -m tests.dag` has been run after the last change of an import."""
     assert rewrite((ROOT / "dvc.yaml").read_text()) == (ROOT / "dvc.yaml").read_text()
-    assert rewritten_versions((ROOT / FILE).read_text()) == (ROOT / FILE).read_text()
+    assert read_versions(ROOT).keys() == packages()
 
 
 def test_versions_are_those_of_the_lock() -> None:
     lock = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
-    for package, recorded in json.loads((ROOT / FILE).read_text()).items():
+    for package, recorded in read_versions(ROOT).items():
         assert recorded == lock[package.lower()] == installed(package)
 
 

@@ -44,7 +44,7 @@ class Project:
     def __init__(self, folder: Path, changes: dict[str, Any] = PICO) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "versions.json"):
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "imports", folder / "imports", symlinks=True)
         shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))

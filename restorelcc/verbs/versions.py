@@ -1,4 +1,4 @@
-"""`restorelcc versions`: bring versions.json up to date with the installed packages."""
+"""`restorelcc versions`: bring imports/packages up to date with the installed packages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from restorelcc.workflow.versions import write_versions
 
 def add(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("versions", help="Write the installed package versions into versions.json, so that DVC sees a change.")(
-        versions
-    )
+    app.command(
+        "versions", help="Write the installed versions of packages into imports/packages, where DVC sees them."
+    )(versions)
 
 
 def versions(
-    params: Annotated[Path, typer.Option("--params", help="the parameter file; versions.json lies beside it")] = Path(
+    params: Annotated[Path, typer.Option("--params", help="the parameter file; imports/ lies beside it")] = Path(
         "params.yaml"
     ),
 ) -> None:

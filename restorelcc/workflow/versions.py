@@ -1,19 +1,19 @@
-"""versions.json: the package versions that stages depend on, as DVC reads them.
+"""imports/packages: the package versions that stages depend on, as DVC sees them.
 
-DVC knows files and parameters, not packages. So the versions that can change a result stand in a tracked file, stages
-list theirs under `params` in dvc.yaml, and no stage runs while the file and the installed packages disagree.
+DVC knows files and parameters, not packages. So the versions that can change a result are tracked files, one for each
+package, a stage's folder of imports has links to its own, and no stage runs while the files and the installed packages
+disagree.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from restorelcc.core.errors import BadInput
 
-FILE = "versions.json"
+FOLDER = "imports/packages"
 
 
 def installed(package: str) -> str | None:
@@ -24,29 +24,30 @@ def installed(package: str) -> str | None:
         return None
 
 
-def read_versions(root: Path) -> dict[str, str | None]:
-    """Package to recorded version. Raises BadInput where the file is not a JSON object."""
-    path = root / FILE
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): restore it with `git checkout {FILE}`") from error
-    if not isinstance(recorded, dict):
-        raise BadInput(f"{path} must map packages to versions: restore it with `git checkout {FILE}`")
-    return recorded
+def read_versions(root: Path) -> dict[str, str]:
+    """Package to recorded version. Raises BadInput where there is none, or a file holds anything but one version."""
+    if not (root / FOLDER).is_dir():
+        raise BadInput(f"{root / FOLDER} is not there: restore it with `git checkout {FOLDER}`")
+    found = {}
+    for path in sorted((root / FOLDER).glob("[!.]*")):
+        try:
+            (found[path.name],) = path.read_text(encoding="utf-8").split()
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path} must hold one version: restore it with `git checkout {FOLDER}`") from error
+    return found
 
 
-def differences(root: Path) -> dict[str, tuple[str | None, str]]:
+def differences(root: Path) -> dict[str, tuple[str, str]]:
     """Package to (recorded, installed) where they differ; what is not installed cannot have computed anything."""
     found = {package: (recorded, installed(package)) for package, recorded in read_versions(root).items()}
     return {package: (old, new) for package, (old, new) in found.items() if new is not None and old != new}
 
 
 def check_versions(root: Path) -> None:
-    """Raises BadInput when a stage would run with other packages than those that versions.json names."""
-    if not (root / FILE).is_file() or not (changed := differences(root)):
+    """Raises BadInput when a stage would run with other packages than those that imports/packages names."""
+    if not (root / FOLDER).is_dir() or not (changed := differences(root)):
         return
-    named = ", ".join(f"{package} {new} where {FILE} has {old}" for package, (old, new) in changed.items())
+    named = ", ".join(f"{package} {new} where {FOLDER} has {old}" for package, (old, new) in changed.items())
     raise BadInput(
         f"installed is {named}: run `restorelcc versions` to compute again what used it, "
         "or install constraints.txt to keep the results"
@@ -54,12 +55,15 @@ def check_versions(root: Path) -> None:
 
 
 def write_versions(root: Path) -> list[str]:
-    """Write what is installed; one line per change. The file is left alone when nothing changed."""
+    """Write what is installed; one line per change. Files of packages that have not changed are left alone."""
     changed = differences(root)
-    if not changed:
-        return []
-    content = read_versions(root) | {package: new for package, (_, new) in changed.items()}
-    scratch = root / f".{FILE}.{os.getpid()}"
-    scratch.write_text(json.dumps(dict(sorted(content.items())), indent=2) + "\n", encoding="utf-8")
-    scratch.replace(root / FILE)
-    return [f"{FILE}: {package} {old} -> {new}" for package, (old, new) in changed.items()]
+    for package, (_, new) in changed.items():
+        write_version(root, package, new)
+    return [f"{FOLDER}/{package}: {old} -> {new}" for package, (old, new) in changed.items()]
+
+
+def write_version(root: Path, package: str, value: str) -> None:
+    """Record one version."""
+    scratch = root / FOLDER / f".{package}.{os.getpid()}"
+    scratch.write_text(f"{value}\n", encoding="utf-8")
+    scratch.replace(root / FOLDER / package)

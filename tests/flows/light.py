@@ -32,7 +32,7 @@ class LightProject:
     def __init__(self, folder: Path, grid: dict[str, Any] | None = None, models: int = 1) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "versions.json"):
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         for name in ("restorelcc", "flows", "imports"):
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -91,8 +91,6 @@ def main():
     params = parameters(Path("params.yaml").read_text())
     parts = []
     for key in own.get("params", []):
-        if key == "versions.json":
-            continue
         value = params
         for part in filled(key, cell).split("."):
             value = value[part]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from restorelcc.workflow.versions import write_version
 from tests.flows.light import LightProject
 
 
@@ -26,8 +26,7 @@ def test_a_sound_project_has_no_fault(sound: LightProject) -> None:
 def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path: Path) -> None:
     project = sound.copy(tmp_path / "copy")
     folder = project.folder
-    versions = json.loads((folder / "versions.json").read_text())
-    (folder / "versions.json").write_text(json.dumps(versions | {"numpy": "0.1"}))
+    write_version(folder, "numpy", "0.1")
     (folder / ".work").mkdir(exist_ok=True)
     (folder / ".work/write-left").mkdir()
     project.sh("dvc", "remote", "add", "--default", "share", str(tmp_path / "remote"))
@@ -39,7 +38,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     done = project.restorelcc("doctor", "--cache", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.code == 1
     for named in (
-        "versions.json has 0.1: run `restorelcc versions`",
+        "imports/packages has 0.1: run `restorelcc versions`",
         "1 scratch folders of killed stages: rm -r",
         "dvc.lock was broken and is gone",
         f"{cached.name} was altered, and a push would spread it",
@@ -49,7 +48,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
         assert any(line.startswith("fault") and named in line for line in done.text.splitlines()), named + done.text
     assert "doctor found 6 faults" in done.text
 
-    (folder / "versions.json").write_text(json.dumps(versions))
+    assert "numpy: 0.1 -> " in project.restorelcc("versions").text
     cached.write_bytes(content)
     assert project.sh("dvc", "repro", "--quiet", "corpus") == ""
     assert project.executed() == [], "healed: the corpus came from the run-cache"

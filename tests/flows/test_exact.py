@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from restorelcc.workflow.versions import read_versions, write_version
 from tests.flows.light import LightProject
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1, 0.25]}
@@ -45,10 +45,8 @@ def edit(path: str) -> Change:
 
 def bump(package: str) -> Change:
     def change(project: LightProject) -> None:
-        file = project.folder / "versions.json"
-        content = json.loads(file.read_text())
-        assert content[package]
-        file.write_text(json.dumps(content | {package: "99.0"}))
+        assert package in read_versions(project.folder)
+        write_version(project.folder, package, "99.0")
 
     return change
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,15 @@ import pytest
 from restorelcc.core.errors import BadInput
 from restorelcc.workflow.lockfile import heal, merge, read_lock
 from restorelcc.workflow.running import held_lock, lock_owner
-from restorelcc.workflow.versions import FILE, check_versions, differences, installed, write_versions
+from restorelcc.workflow.versions import (
+    FOLDER,
+    check_versions,
+    differences,
+    installed,
+    read_versions,
+    write_version,
+    write_versions,
+)
 from tests.dag import ROOT
 from tests.flows.servers import wait_for
 from tests.flows.test_restore import alive
@@ -111,20 +118,22 @@ def test_entries_are_merged_by_stage_name(tmp_path: Path) -> None:
 
 
 def test_versions_are_those_installed_and_a_stage_refuses_others(tmp_path: Path) -> None:
-    file = tmp_path / FILE
-    check_versions(tmp_path)  # no file, nothing to check
-    file.write_text(json.dumps({"numpy": "0.1", "no-such-package": "1.0"}))
+    check_versions(tmp_path)  # no folder, nothing to check
+    (tmp_path / FOLDER).mkdir(parents=True)
+    write_version(tmp_path, "numpy", "0.1")
+    write_version(tmp_path, "no-such-package", "1.0")
     assert differences(tmp_path) == {"numpy": ("0.1", installed("numpy"))}
-    with pytest.raises(BadInput, match=r"numpy .* where versions\.json has 0\.1: run `restorelcc versions`"):
+    with pytest.raises(BadInput, match=r"numpy .* where imports/packages has 0\.1: run `restorelcc versions`"):
         check_versions(tmp_path)
-    assert write_versions(tmp_path) == [f"versions.json: numpy 0.1 -> {installed('numpy')}"]
+    assert write_versions(tmp_path) == [f"{FOLDER}/numpy: 0.1 -> {installed('numpy')}"]
     check_versions(tmp_path)
-    assert json.loads(file.read_text()) == {"no-such-package": "1.0", "numpy": installed("numpy")}
+    assert read_versions(tmp_path) == {"no-such-package": "1.0", "numpy": installed("numpy")}
+    file = tmp_path / FOLDER / "numpy"
     stamp = file.stat().st_mtime_ns
     assert write_versions(tmp_path) == []
     assert file.stat().st_mtime_ns == stamp
-    file.write_text("[]")
-    with pytest.raises(BadInput, match="must map packages to versions"):
+    file.write_text("\n")
+    with pytest.raises(BadInput, match=r"numpy must hold one version: restore it with `git checkout imports/packages`"):
         check_versions(tmp_path)
 
 
