@@ -35,14 +35,14 @@ from restorelcc.probe.margins import evenly_spread
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def planted(samples: int, heads: int, head_dim: int, layer: int) -> Triple:
+def planted(samples: int, heads: int, head_dim: int, layer: int, size: float = 1.0) -> Triple:
     """Random activations in which each head tells the answers apart by another strength, from none to clear."""
     generator = torch.Generator().manual_seed(layer)
     q, p, n = (torch.randn(samples, heads, head_dim, generator=generator) for _ in range(3))
     strength_H = 3 * torch.rand(heads, generator=generator)
     direction_HD = torch.nn.functional.normalize(torch.randn(heads, head_dim, generator=generator), dim=-1)
     shift_HD = 0.5 * strength_H[:, None] * direction_HD
-    return q, p + shift_HD, n - shift_HD
+    return size * q, size * (p + shift_HD), size * (n - shift_HD)
 
 
 def one_linear_layer(q: Tensor, p: Tensor, n: Tensor, heldout_N: Tensor) -> tuple[float, float]:
@@ -203,7 +203,9 @@ def main() -> None:
     for cells in (_COLUMNS, ["---"] * len(_COLUMNS)):
         out.say(f"| {' | '.join(cells)} |")
     probe_heads(*planted(200, 4, 32, 0), heldout_mask(200, 0.3, 0), solver="newton")  # warm up
-    race(out, "planted", [planted(*size, layer) for layer in range(options.layers)], options.loop_heads, goal=True)
+    for name, scale in (("planted", 1.0), ("planted, a tenth of the size", 0.1)):
+        layers = [planted(*size, layer, scale) for layer in range(options.layers)]
+        race(out, name, layers, options.loop_heads, goal=True)
     captured = [each for each in options.model if (each / options.pruning / "components.safetensors").is_file()]
     for folder in captured:
         layers = real(folder, options.pruning)
