@@ -5,6 +5,7 @@ Letters: N tuples, H heads, D head dim.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,9 @@ from restorelcc.core.runtime import map_on_all_cores
 from restorelcc.probe.newton import PairProbe, fit_pairs
 
 Solver = Literal["auto", "newton", "adam"]
-_HEADS_AT_ONCE = 8  # of large ones, so that they fit into the processor's cache
+_HEADS_AT_ONCE = 8  # so that they fit into the processor's cache
 _SMALL = 16  # head dim up to which `auto` takes the literal recipe
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # of Adam, as torch.optim has them
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ def probe_heads(
     """
     head_dim = recovered_NHD.shape[2]
     literal = solver == "adam" or (solver == "auto" and head_dim <= _SMALL)
-    size = recovered_NHD.shape[1] if head_dim <= _SMALL else _HEADS_AT_ONCE
     parts = (recovered_NHD, positive_NHD, negative_NHD)
 
     train_K, test_K = (~heldout_N).nonzero()[:, 0], heldout_N.nonzero()[:, 0]
@@ -64,7 +65,7 @@ def probe_heads(
             probe = fit_pairs(*train)
         return _judged(probe, *rows(test_K))
 
-    found = map_on_all_cores(scores, list(zip(*(part.split(size, dim=1) for part in parts), strict=True)))
+    found = map_on_all_cores(scores, list(zip(*(part.split(_HEADS_AT_ONCE, dim=1) for part in parts), strict=True)))
     return ProbeScores(torch.cat([part.accuracy_H for part in found]), torch.cat([part.log_loss_H for part in found]))
 
 
@@ -73,36 +74,48 @@ def fit_adam(
 ) -> PairProbe:
     """The literal recipe: `steps` full-batch steps of Adam on the mean log-loss, from zero weights, for each head.
 
-    The gradient by a logit z is sigmoid(z) - y over the number of members; it is written out here, with autograd's own
-    operations in autograd's order, at a fraction of the time that recording them takes.
+    The gradient by a logit z is sigmoid(z) - y over the number of members. It and Adam's update are written out here,
+    with the operations of autograd and torch.optim in their order: the same weights, without the time that recording
+    and dispatching operations on small tensors takes.
     """
     heads, pairs, dim = question_HND.shape
-    weights_HX = torch.zeros(heads, 2 * dim + 1)
-    question_HD, answer_HD, bias_H = weights_HX[:, :dim], weights_HX[:, dim:-1], weights_HX[:, -1]
-    optimizer = torch.optim.Adam([weights_HX], lr=learning_rate)
-    weights_HX.grad = gradient_HX = torch.empty_like(weights_HX)
-    share_HN = torch.full((), 0.5).div(pairs).expand(heads, pairs)
+    # The question stands behind each answer, so that one product has the gradients of all four. Sides: r+, r-.
+    parts_XND = torch.stack([positive_HND, question_HND, negative_HND, question_HND]).flatten(0, 1)
+    sign_S11 = torch.tensor([-1.0, 1.0])[:, None, None]
+    share_SHN = torch.full((), 0.5).div(pairs).expand(2, heads, pairs)
+    adam = _Adam(learning_rate, answer=(heads, dim), question=(heads, dim), bias=(heads,))
+    answer_HD, question_HD, bias_H = adam.weights
     for _ in range(steps):
-        of_question_HN = _logits(question_HND, question_HD)
-        p_HN = of_question_HN + _logits(positive_HND, answer_HD) + bias_H[:, None]
-        n_HN = of_question_HN + _logits(negative_HND, answer_HD) + bias_H[:, None]
-        # What autograd calls for softplus(-z) and softplus(z).
-        p_HN = torch.ops.aten.softplus_backward(share_HN, p_HN.neg_(), 1, 20).neg_()
-        n_HN = torch.ops.aten.softplus_backward(share_HN, n_HN, 1, 20)
-        gradient_HX[:, :dim] = _pull(question_HND, n_HN) + _pull(question_HND, p_HN)
-        gradient_HX[:, dim:-1] = _pull(negative_HND, n_HN) + _pull(positive_HND, p_HN)
-        gradient_HX[:, -1] = n_HN.sum(1) + p_HN.sum(1)
-        optimizer.step()
+        weights_XD1 = torch.cat([answer_HD, question_HD, answer_HD])[..., None]
+        logits_3HN = torch.bmm(parts_XND[: 3 * heads], weights_XD1).view(3, heads, pairs)
+        wrong_SHN = (logits_3HN[::2] + logits_3HN[1] + bias_H[:, None]).mul_(sign_S11)
+        # What autograd calls for softplus(wrong).
+        pull_SHN = torch.ops.aten.softplus_backward(share_SHN, wrong_SHN, 1, 20).mul_(sign_S11)
+        pull_XN1 = pull_SHN[:, None].expand(2, 2, heads, pairs).reshape(-1, pairs, 1)
+        by_side_S2HD = torch.bmm(parts_XND.mT, pull_XN1).view(2, 2, heads, dim)
+        (answer, question), bias = by_side_S2HD[0] + by_side_S2HD[1], pull_SHN[0].sum(1) + pull_SHN[1].sum(1)
+        adam.step(answer, question, bias)
     return PairProbe(question_HD, answer_HD, bias_H)
 
 
-def _logits(part_HND: Tensor, weights_HD: Tensor) -> Tensor:
-    return torch.bmm(part_HND, weights_HD[..., None])[..., 0]
+class _Adam:
+    """Adam from zero weights (Kingma and Ba, algorithm 1), all weights in one tensor and shown as parts of it."""
 
+    def __init__(self, learning_rate: float, **shapes: tuple[int, ...]) -> None:
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self._weights, self._mean, self._square = torch.zeros(3, sum(sizes)).unbind()
+        parts = self._weights.split(sizes)
+        self.weights = [part.view(shape) for part, shape in zip(parts, shapes.values(), strict=True)]
+        self._learning_rate, self._steps = learning_rate, 0
 
-def _pull(part_HND: Tensor, gradient_HN: Tensor) -> Tensor:
-    """The gradient by a part's weights, from that by the logits."""
-    return torch.bmm(part_HND.mT, gradient_HN[..., None])[..., 0]
+    def step(self, *gradients: Tensor) -> None:
+        """Move the weights, by gradients in their order."""
+        gradient = torch.cat([each.flatten() for each in gradients])
+        self._steps += 1
+        self._mean.lerp_(gradient, 1 - _BETA_1)
+        self._square.mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+        size = (self._square.sqrt() / (1 - _BETA_2**self._steps) ** 0.5).add_(_EPSILON)
+        self._weights.addcdiv_(self._mean, size, value=-self._learning_rate / (1 - _BETA_1**self._steps))
 
 
 def _judged(probe: PairProbe, question_HND: Tensor, positive_HND: Tensor, negative_HND: Tensor) -> ProbeScores:

@@ -155,7 +155,7 @@ def test_inputs_that_do_not_vary_do_no_harm() -> None:
     assert relational_scores(question, positive, negative, mask)[1] == 0.5
 
 
-def test_the_written_out_gradient_is_autograds() -> None:
+def test_the_written_out_recipe_is_autograd_with_torchs_adam() -> None:
     q, p, n = (part.transpose(0, 1).contiguous() for part in _random(300, 8, 8, seed=5))
     w, v, b = (torch.zeros(shape, requires_grad=True) for shape in ((8, 8), (8, 8), (8,)))
     optimizer = torch.optim.Adam([w, v, b], lr=0.01)
