@@ -40,7 +40,7 @@ def installed(package: str) -> Change:
         folder = project.folder / f"{package.replace('-', '_')}-99.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 99.0\n")
-        assert f"{package} " in project.restorelcc("versions").text
+        assert f"{package}: " in project.restorelcc("versions").text
 
     return change
 
