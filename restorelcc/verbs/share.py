@@ -108,22 +108,25 @@ def restore_from_cache(
     from dvc.repo import lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
-    restored = 0
+    restored: list[Any] = []
     missing: list[str] = []
     # DVC looks for a run-cache entry's dvc.yaml in the working folder.
     with chdir(root), _repo(Path()) as repo, lock_repo(repo):
         repo.config["core"]["remote"] = remote
-        for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
-            needs = {needed.name for needed in repo.index.graph.successors(stage)}
-            if needs.intersection(missing):
-                missing.append(stage.name)
-            elif (only is None or stage.name in only) and stage.changed():
-                try:
-                    _restore(repo, stage, download)
-                    restored += 1
-                except RunCacheNotFoundError:
+        try:
+            for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
+                needs = {needed.name for needed in repo.index.graph.successors(stage)}
+                if needs.intersection(missing):
                     missing.append(stage.name)
-    return restored, missing
+                elif (only is None or stage.name in only) and stage.changed():
+                    try:
+                        _restore(repo, stage, download)
+                        restored.append(stage)
+                    except RunCacheNotFoundError:
+                        missing.append(stage.name)
+        finally:
+            _write_lock(restored)
+    return len(restored), missing
 
 
 def _restore(repo: Any, stage: Any, download: bool) -> None:
@@ -131,7 +134,12 @@ def _restore(repo: Any, stage: Any, download: bool) -> None:
     repo.stage_cache.restore(stage, pull=download)
     stage.save()
     stage.commit()
-    stage.dump(update_pipeline=False)
+
+
+def _write_lock(stages: list[Any]) -> None:
+    """The entries of all stages at once: DVC parses and writes the whole of dvc.lock each time, in seconds."""
+    for path, file in {stage.path: stage.dvcfile for stage in stages}.items():
+        file.dump_stages([stage for stage in stages if stage.path == path], update_pipeline=False)
 
 
 def _repo(root: Path) -> Any:
