@@ -3,8 +3,9 @@
     python -m benchmarks.probe [--layers 32] [--heads 32] [--samples 1000] [--head-dim 128] [--loop-heads 8]
                                [--model data/tiny ...] [--pruning wanda-0.5] [--threads 0]
 
-Per layer, ours probes all its heads and the loop the first `--loop-heads` of them, in turns in one process: the loop
-over all 1,024 heads would take minutes. The same ranking is checked over every head that both have probed.
+Layer by layer, in turns in one process, ours probes all heads of the group of layers that the stage would put it
+into, and the loop the first `--loop-heads` of that layer: the loop over all 1,024 heads would take minutes. The
+same ranking is checked over every head that both have probed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from restorelcc.io.tensors import read_tensors
 from restorelcc.probe.attribution import causal_scores, gradient_scores, margin_batches
 from restorelcc.probe.contrastive import Solver, heldout_mask, probe_heads
 from restorelcc.probe.margins import evenly_spread
+from restorelcc.probe.stage import layer_groups
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -112,34 +114,36 @@ def looped(layer: Triple, heads: int, heldout_N: Tensor, into: Judged) -> None:
     torch.set_num_threads(threads)
 
 
-def at_once(layer: Triple, heads: int, heldout_N: Tensor, solver: Solver, into: Judged) -> None:
-    """Ours on all heads of the layer, of which the first ones are noted."""
+def at_once(group: Triple, noted: slice, heldout_N: Tensor, solver: Solver, into: Judged) -> None:
+    """Ours on all heads of a group of layers, of which some are noted."""
     start = time.perf_counter()
-    scores = probe_heads(*layer, heldout_N, solver=solver)
-    into.ms.append(1000 * (time.perf_counter() - start) / layer[0].shape[1])
-    into.accuracy += scores.accuracy_H[:heads].tolist()
-    into.log_loss += scores.log_loss_H[:heads].tolist()
+    scores = probe_heads(*group, heldout_N, solver=solver)
+    into.ms.append(1000 * (time.perf_counter() - start) / group[0].shape[1])
+    into.accuracy += scores.accuracy_H[noted].tolist()
+    into.log_loss += scores.log_loss_H[noted].tolist()
 
 
 def race(out: Results, name: str, layers: list[Triple], loop_heads: int, *, goal: bool = False) -> None:
     """Both ways layer by layer in turns; one row of the table for each solver of ours."""
     loop, again = Judged(), Judged()
     ours: dict[Solver, Judged] = {"newton": Judged()} if goal else {"newton": Judged(), "adam": Judged()}
-    for layer in layers:
-        heldout_N = heldout_mask(len(layer[0]), 0.3, 42)
-        heads = min(loop_heads, layer[0].shape[1])
-        for solver, judged in ours.items():
-            at_once(layer, heads, heldout_N, solver, judged)
-        looped(layer, heads, heldout_N, loop)
-        if not goal:
-            order_N = torch.arange(len(heldout_N) - 1, -1, -1)
-            looped(tuple(part[order_N] for part in layer), heads, heldout_N[order_N], again)  # type: ignore[arg-type]
+    samples, heads, _ = layers[0][0].shape
+    heldout_N, loop_heads = heldout_mask(samples, 0.3, 42), min(loop_heads, heads)
+    for numbers in layer_groups(len(layers), heads):
+        group: Triple = tuple(torch.cat(parts, dim=1) for parts in zip(*(layers[n] for n in numbers), strict=True))  # type: ignore[assignment]
+        for place, number in enumerate(numbers):
+            noted = slice(place * heads, place * heads + loop_heads)
+            for solver, judged in ours.items():
+                at_once(group, noted, heldout_N, solver, judged)
+            looped(layers[number], loop_heads, heldout_N, loop)
+            if not goal:
+                backwards: Triple = tuple(part.flip(0) for part in layers[number])  # type: ignore[assignment]
+                looped(backwards, loop_heads, heldout_N.flip(0), again)
     spread = f"{min(loop.accuracy):.2f} .. {max(loop.accuracy):.2f}"
     for solver, judged in ours.items():
         speed = median([a / b for a, b in zip(loop.ms, judged.ms, strict=True)])
         accuracy, loss = judged.ranks_like(loop)
-        verdicts = [f"speed {verdict(speed, 30)}"] if goal else []
-        verdicts += [f"ranking {verdict(accuracy, 0.99)}"]
+        verdicts = [f"speed {verdict(speed, 30)}", f"ranking {verdict(accuracy, 0.99)}"]
         cells = [name, solver, spread, f"{median(loop.ms):.1f}", f"{median(judged.ms):.2f}", f"{speed:.1f} x"]
         out.say(f"| {' | '.join(cells)} | {accuracy:.4f} | {loss:.4f} | {', '.join(verdicts)} |")
     if not goal:

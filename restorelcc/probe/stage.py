@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -27,6 +30,7 @@ from restorelcc.probe.ranking import rank_heads
 from restorelcc.probe.relational import relational_scores
 
 _LOG_LOSS = "log_loss"
+_HEADS_AT_ONCE = 64  # of as many layers as have them: probing a few small heads is all overhead
 
 
 def run(cell: Cell, config: ProbeConfig, model: ModelEntry, layout: Layout) -> None:
@@ -73,22 +77,22 @@ def _checked_parents(cell: Cell, config: ProbeConfig, layout: Layout) -> tuple[H
 def _activation_scores(
     cell: Cell, config: ProbeConfig, layout: Layout, heads: HeadLayout, tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """[L, H] of every score that activations alone give, layer by layer."""
+    """[L, H] of every score that activations alone give, a few layers at once."""
     component_LHD = main_component(tensors["directions"], tensors["loadings"], config.components)
     dense, pruned = layout.dense_activations(cell), layout.pruned_activations(cell)
     wanted = set(config.scores)
     columns: dict[str, list[Tensor]] = {}
-    for layer in progress(range(heads.layers), "probe", "layers"):
+    for layers in progress(layer_groups(heads.layers, heads.heads), "probe", "groups of layers"):
         found: dict[str, Tensor] = {}
         if "energy" in wanted:
-            found["energy"] = energy_scores(tensors["loadings"][layer], config.components)
-        question_NHD = read_layer(pruned, layer, QUESTION, heads)
+            found["energy"] = energy_scores(tensors["loadings"][layers].flatten(0, 1), config.components)
+        question_NHD = _read_layers(pruned, layers, QUESTION, heads)
         if wanted & {"mse", "kl"}:
-            dense_NHD = read_layer(dense, layer, QUESTION, heads)
+            dense_NHD = _read_layers(dense, layers, QUESTION, heads)
             found |= {"mse": mse_scores(dense_NHD, question_NHD), "kl": kl_scores(dense_NHD, question_NHD)}
         if wanted & {"paper", "relational"}:
-            recovered_NHD = question_NHD + component_LHD[layer]
-            positive_NHD, negative_NHD = (read_layer(dense, layer, role, heads) for role in (POSITIVE, NEGATIVE))
+            recovered_NHD = question_NHD + component_LHD[layers].flatten(0, 1)
+            positive_NHD, negative_NHD = (_read_layers(dense, layers, role, heads) for role in (POSITIVE, NEGATIVE))
             heldout_N = heldout_mask(len(question_NHD), config.heldout_share, config.seed)
             if "paper" in wanted:
                 scores = probe_heads(
@@ -106,11 +110,21 @@ def _activation_scores(
         for name, score_H in found.items():
             if name in wanted or name == _LOG_LOSS:
                 columns.setdefault(name, []).append(score_H)
-    by_name = {name: torch.stack(parts) for name, parts in columns.items()}
+    by_name = {name: torch.cat(parts).view(heads.layers, heads.heads) for name, parts in columns.items()}
     if "random" in wanted:
         generator = torch.Generator().manual_seed(config.seed)
         by_name["random"] = torch.rand(heads.layers, heads.heads, generator=generator)
     return by_name
+
+
+def layer_groups(layers: int, heads: int) -> list[list[int]]:
+    """The layers that are scored at once: one by one, unless they have few heads."""
+    return [group.tolist() for group in torch.arange(layers).split(math.ceil(_HEADS_AT_ONCE / heads))]
+
+
+def _read_layers(folder: Path, layers: list[int], role: str, heads: HeadLayout) -> Tensor:
+    """The activations of several layers, one layer's heads after another's: [N, H of all of them, D]."""
+    return torch.cat([read_layer(folder, layer, role, heads) for layer in layers], dim=1)
 
 
 def head_rows(heads: HeadLayout, columns: dict[str, Tensor], score: str) -> list[dict]:
