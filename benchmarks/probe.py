@@ -123,10 +123,10 @@ def at_once(group: Triple, noted: slice, heldout_N: Tensor, solver: Solver, into
     into.log_loss += scores.log_loss_H[noted].tolist()
 
 
-def race(out: Results, name: str, layers: list[Triple], loop_heads: int, *, goal: bool = False) -> None:
+def race(out: Results, name: str, layers: list[Triple], loop_heads: int, *, only_newton: bool = False) -> None:
     """Both ways layer by layer in turns; one row of the table for each solver of ours."""
     loop, again = Judged(), Judged()
-    ours: dict[Solver, Judged] = {"newton": Judged()} if goal else {"newton": Judged(), "adam": Judged()}
+    ours: dict[Solver, Judged] = {"newton": Judged()} if only_newton else {"newton": Judged(), "adam": Judged()}
     samples, heads, _ = layers[0][0].shape
     heldout_N, loop_heads = heldout_mask(samples, 0.3, 42), min(loop_heads, heads)
     for numbers in layer_groups(len(layers), heads):
@@ -136,7 +136,7 @@ def race(out: Results, name: str, layers: list[Triple], loop_heads: int, *, goal
             for solver, judged in ours.items():
                 at_once(group, noted, heldout_N, solver, judged)
             looped(layers[number], loop_heads, heldout_N, loop)
-            if not goal:
+            if not only_newton:
                 backwards: Triple = tuple(part.flip(0) for part in layers[number])  # type: ignore[assignment]
                 looped(backwards, loop_heads, heldout_N.flip(0), again)
     spread = f"{min(loop.accuracy):.2f} .. {max(loop.accuracy):.2f}"
@@ -146,7 +146,7 @@ def race(out: Results, name: str, layers: list[Triple], loop_heads: int, *, goal
         verdicts = [f"speed {verdict(speed, 30)}", f"ranking {verdict(accuracy, 0.99)}"]
         cells = [name, solver, spread, f"{median(loop.ms):.1f}", f"{median(judged.ms):.2f}", f"{speed:.1f} x"]
         out.say(f"| {' | '.join(cells)} | {accuracy:.4f} | {loss:.4f} | {', '.join(verdicts)} |")
-    if not goal:
+    if not only_newton:
         accuracy, loss = again.ranks_like(loop)
         cells = [name, "the recipe itself, pairs in another order", spread, f"{median(loop.ms):.1f}", "", ""]
         out.say(f"| {' | '.join(cells)} | {accuracy:.4f} | {loss:.4f} | |")
@@ -209,7 +209,7 @@ def main() -> None:
     probe_heads(*planted(200, 4, 32, 0), heldout_mask(200, 0.3, 0), solver="newton")  # warm up
     for name, scale in (("planted", 1.0), ("planted, a tenth of the size", 0.1)):
         layers = [planted(*size, layer, scale) for layer in range(options.layers)]
-        race(out, name, layers, options.loop_heads, goal=True)
+        race(out, name, layers, options.loop_heads, only_newton=True)
     captured = [each for each in options.model if (each / options.pruning / "components.safetensors").is_file()]
     for folder in captured:
         layers = real(folder, options.pruning)
