@@ -210,7 +210,8 @@ TASK_SPECIFIC: tuple[Method, ...] = tuple(
     for method in (PAPER, SITES, MASKED_BOTH, LORA_1)
 )  # fmt: skip
 ALL_SITES_FREE = _sites("all-sites", "all heads and a bias on every other linear", ratio="1.0")
-STORIES: tuple[Method, ...] = (ALL_SITES_FREE, PAPER_ALL, BIAS, SITES, MASKED, MASKED_BOTH, RECONSTRUCTED_BOTH, LORA_1)
+STORIES_FIRST: tuple[Method, ...] = (ALL_SITES_FREE, PAPER_ALL, BIAS, MASKED_BOTH, LORA_1)
+STORIES_FURTHER: tuple[Method, ...] = (SITES, MASKED, RECONSTRUCTED_BOTH)
 
 
 def all_subjects(real: Path) -> list[Subject]:
@@ -239,13 +240,13 @@ def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
                     yield StudyCell(subject, pruning, method, seed)
 
     yield from on_tiny(FIRST, "wanda-0.5")
-    yield from on_stories(STORIES, "wanda-0.5")
+    yield from on_stories(STORIES_FIRST + STORIES_FURTHER, "wanda-0.5")
     yield from on_tiny(ABLATIONS, "wanda-0.5")
     yield from on_tiny(TASK_SPECIFIC, "wanda-0.6")
     yield from on_tiny(FURTHER, "wanda-0.5")
     for pruning in ("wanda-0.6", "wanda-2of4"):
         yield from on_tiny(FIRST, pruning)
-        yield from on_stories(STORIES, pruning)
+        yield from on_stories(STORIES_FIRST, pruning)
 
 
 def ablation_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
