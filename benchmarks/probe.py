@@ -127,9 +127,9 @@ def race(out: Results, name: str, layers: list[Triple], loop_heads: int, *, only
     """Both ways layer by layer in turns; one row of the table for each solver of ours."""
     loop, again = Judged(), Judged()
     ours: dict[Solver, Judged] = {"newton": Judged()} if only_newton else {"newton": Judged(), "adam": Judged()}
-    samples, heads, _ = layers[0][0].shape
+    samples, heads, head_dim = layers[0][0].shape
     heldout_N, loop_heads = heldout_mask(samples, 0.3, 42), min(loop_heads, heads)
-    for numbers in layer_groups(len(layers), heads):
+    for numbers in layer_groups(len(layers), heads * head_dim):
         group: Triple = tuple(torch.cat(parts, dim=1) for parts in zip(*(layers[n] for n in numbers), strict=True))  # type: ignore[assignment]
         for place, number in enumerate(numbers):
             noted = slice(place * heads, place * heads + loop_heads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ from restorelcc.probe.ranking import rank_heads
 from restorelcc.probe.relational import relational_scores
 
 _LOG_LOSS = "log_loss"
-_HEADS_AT_ONCE = 64  # of as many layers as have them: probing a few small heads is all overhead
+_NUMBERS_AT_ONCE = 1024  # of a sample, from as many layers as have them: probing a few small heads is all overhead
 
 
 def run(cell: Cell, config: ProbeConfig, model: ModelEntry, layout: Layout) -> None:
@@ -82,7 +81,7 @@ def _activation_scores(
     dense, pruned = layout.dense_activations(cell), layout.pruned_activations(cell)
     wanted = set(config.scores)
     columns: dict[str, list[Tensor]] = {}
-    for layers in progress(layer_groups(heads.layers, heads.heads), "probe", "groups of layers"):
+    for layers in progress(layer_groups(heads.layers, heads.heads * heads.head_dim), "probe", "groups of layers"):
         found: dict[str, Tensor] = {}
         if "energy" in wanted:
             found["energy"] = energy_scores(tensors["loadings"][layers].flatten(0, 1), config.components)
@@ -117,9 +116,9 @@ def _activation_scores(
     return by_name
 
 
-def layer_groups(layers: int, heads: int) -> list[list[int]]:
-    """The layers that are scored at once: one by one, unless they have few heads."""
-    return [group.tolist() for group in torch.arange(layers).split(math.ceil(_HEADS_AT_ONCE / heads))]
+def layer_groups(layers: int, width: int) -> list[list[int]]:
+    """The layers that are scored at once: one by one, unless they are small. width: heads times head dim."""
+    return [group.tolist() for group in torch.arange(layers).split(max(1, _NUMBERS_AT_ONCE // width))]
 
 
 def _read_layers(folder: Path, layers: list[int], role: str, heads: HeadLayout) -> Tensor:

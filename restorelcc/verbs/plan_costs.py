@@ -17,6 +17,7 @@ from restorelcc.core.architectures import blocks_of, family_of, head_layout, lin
 from restorelcc.core.pruning import Pruning
 from restorelcc.evaluate.batches import first_budget
 from restorelcc.probe.config import ProbeConfig
+from restorelcc.probe.stage import layer_groups
 from restorelcc.prune.budget import memory_budget
 from restorelcc.prune.config import PruneConfig
 
@@ -160,10 +161,11 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
 
 
 def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
-    """A layer's samples of four roles, put together twice, read in every step; and for the scores that need the pruned
+    """A group of layers' samples of four roles, put together twice, read in every step; and for the scores that need the pruned
     model its weights, and what a backward pass through all blocks keeps of a batch with the logits of every token."""
     layer = work.samples * shapes.joined * _FLOAT32
-    memory, flops = 10 * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
+    at_once = len(layer_groups(shapes.layers, shapes.joined)[0])
+    memory, flops = 10 * at_once * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
     samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
     forward = shapes.forward_flops(samples * length, length, head=True)
     if needs_model(config):

@@ -12,7 +12,7 @@ from restorelcc.probe.divergence import energy_scores, kl_scores, mse_scores
 from restorelcc.probe.newton import _FLOOR, RIDGE, PairProbe, fit_pairs
 from restorelcc.probe.ranking import rank_heads
 from restorelcc.probe.relational import relational_scores
-from restorelcc.probe.stage import head_rows
+from restorelcc.probe.stage import head_rows, layer_groups
 
 LAYERS, HEADS, HEAD_DIM, SAMPLES = 3, 8, 5, 200
 SOLVERS: tuple[Solver, ...] = ("newton", "adam")
@@ -190,3 +190,18 @@ def test_ties_go_to_the_lower_log_loss_then_to_the_lower_index() -> None:
     score = torch.tensor([[0.5, 0.9], [0.9, 0.9]])
     log_loss = torch.tensor([[0.1, 0.3], [0.2, 0.3]])
     assert rank_heads(score, log_loss).tolist() == [[3, 1], [0, 2]]
+
+
+def test_small_layers_are_scored_together_and_a_large_one_by_itself() -> None:
+    assert layer_groups(layers=5, width=64) == [[0, 1, 2, 3, 4]]
+    assert layer_groups(layers=5, width=512) == [[0, 1], [2, 3], [4]]
+    assert layer_groups(layers=3, width=4096) == [[0], [1], [2]]
+
+
+def test_the_literal_recipe_scores_heads_together_as_it_scores_them_apart() -> None:
+    mask = heldout_mask(SAMPLES, 0.3, seed=1)
+    layers = [_random(SAMPLES, HEADS, HEAD_DIM, seed) for seed in range(LAYERS)]
+    apart = [probe_heads(*layer, mask, solver="adam") for layer in layers]
+    together = probe_heads(*(torch.cat(parts, dim=1) for parts in zip(*layers, strict=True)), mask, solver="adam")
+    assert torch.equal(together.accuracy_H, torch.cat([each.accuracy_H for each in apart]))
+    torch.testing.assert_close(together.log_loss_H, torch.cat([each.log_loss_H for each in apart]), rtol=1e-5, atol=0)
