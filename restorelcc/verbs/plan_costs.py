@@ -161,8 +161,8 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
 
 
 def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
-    """A group of layers' samples of four roles, put together twice, read in every step; and for the scores that need the pruned
-    model its weights, and what a backward pass through all blocks keeps of a batch with the logits of every token."""
+    """The samples of a group of layers in four roles, put together twice, read in every step; for the scores that need
+    the pruned model its weights, and what a backward pass through all blocks keeps of a batch with all its logits."""
     layer = work.samples * shapes.joined * _FLOAT32
     at_once = len(layer_groups(shapes.layers, shapes.joined)[0])
     memory, flops = 10 * at_once * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
