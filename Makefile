@@ -39,6 +39,7 @@ env: $(READY) ## Create .venv and install the locked environment
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
 	restorelcc versions
 	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
+	restorelcc inputs $(if $(MODEL),--model $(MODEL))
 	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
 	restorelcc table
 

@@ -22,8 +22,10 @@ from flows.gates import local_slots
 from flows.restore import run_stages
 from flows.tasks import in_words
 from restorelcc.core.errors import StageFailed
+from restorelcc.io.layout import Layout
 from restorelcc.params import load_params
 from restorelcc.verbs.share import restore_from_cache
+from restorelcc.workflow.inputs import lay_out_inputs
 from restorelcc.workflow.lockfile import read_lock
 from restorelcc.workflow.remotes import dvc
 from restorelcc.workflow.running import held_lock
@@ -51,6 +53,7 @@ def run_job(repository: str, revision: str, model: str, remote: str, slots: dict
         fresh_clone(repository, clone, revision)
         check_versions(clone)
         params = load_params(clone / "params.yaml")
+        lay_out_inputs(params, model, Layout(clone))
         stages = read_dag(clone, params).stages
         own = {stage.name for stage in stages if stage.model == model}
         fetch_run_cache(clone, remote)

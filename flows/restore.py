@@ -29,7 +29,9 @@ from flows.server import prefect_api
 from flows.stage_process import begin, end_all
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
 from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.io.layout import Layout
 from restorelcc.params import load_params
+from restorelcc.workflow.inputs import lay_out_inputs
 from restorelcc.workflow.versions import FOLDER, write_versions
 
 
@@ -72,6 +74,8 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
 def plan(root: Path) -> Dag:
     """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
     params = load_params(root / "params.yaml")
+    for alias in params.grid.model:
+        lay_out_inputs(params, alias, Layout(root))
     changed = write_versions(root) if (root / FOLDER).is_dir() else []
     dag = read_dag(root, params)
     for note in (*changed, *dag.notes):

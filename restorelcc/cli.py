@@ -20,6 +20,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
 from restorelcc.core.processes import is_first_process, process_count
+from restorelcc.inputs.stage import check_in_step
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
@@ -36,7 +37,8 @@ from restorelcc.verbs import (
     verify,
     versions,
 )
-from restorelcc.workflow.running import stage_running
+from restorelcc.workflow.inputs import lay_out_inputs
+from restorelcc.workflow.running import stage_running, started_by_dvc
 from restorelcc.workflow.stale import remove_stale_metrics
 from restorelcc.workflow.versions import check_versions
 
@@ -100,8 +102,11 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
     with stage_running(layout, name, cell):
+        if started_by_dvc():
+            check_in_step(Cell(cell.model), params.named(cell.model), layout)
         stage = _imported(verb)
-        stage(cell, params.section(cell.model, verb.section), params.models[cell.model], layout)
+        entry = params.models[cell.model].part_for(verb.section)
+        stage(cell, params.section(cell.model, verb.section), entry, layout)
     if is_first_process():
         write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
@@ -172,6 +177,18 @@ def grid_cells(params: Params) -> list[Cell]:
             cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in params.grid.head_ratio]
             cells += [Cell(model, pruning, baseline=name) for name in params.grid.baseline]
     return cells
+
+
+@app.command("inputs", help="Stage inputs, for one model or all of the grid: show DVC the files that they name.")
+def inputs(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="key of `models`; all of the grid")] = None,
+    params: ParamsOption = _PARAMS,
+    set_: SetOption = None,
+) -> None:
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    for alias in [model] if model else checked.grid.model:
+        checked.cell(alias, None, None)
+        lay_out_inputs(checked, alias, layout)
 
 
 @app.command("report", help="Stage report, for the whole grid.")

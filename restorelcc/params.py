@@ -18,12 +18,13 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.grid import AUTO, check_alias, ratio_label
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.presets import over
-from restorelcc.core.pruning import parse_pruning
+from restorelcc.core.pruning import EXTERNAL, parse_pruning
 from restorelcc.core.section import Section
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.dense.config import DenseConfig
 from restorelcc.evaluate.config import EvaluateConfig
 from restorelcc.extract.config import ExtractConfig
+from restorelcc.inputs.named import Named
 from restorelcc.probe.config import ProbeConfig
 from restorelcc.prune.config import PruneConfig
 from restorelcc.report.config import ReportConfig
@@ -76,6 +77,17 @@ class Params(Section):
             return type(section).model_validate(over(section.model_dump(), changes))
         except ValidationError as error:
             raise BadInput(_sentence(error, type(section), ("models", alias, "settings", name))) from error
+
+    def named(self, alias: str) -> Named:
+        """What the file says of a model that names files: what the stage `inputs` lays out."""
+        own = self.section(alias, "prune").external.get(alias, {})
+        return Named(
+            entry=self.models[alias],
+            encoder=self.section(alias, "corpus").encoder,
+            datasets=self.section(alias, "evaluate").datasets,
+            prunings=self.grid.pruning,
+            external={f"{EXTERNAL}-{name}": checkpoint.source for name, checkpoint in own.items()},
+        )
 
     def _ratio_label(self, text: str) -> str:
         if text == AUTO:

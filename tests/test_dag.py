@@ -8,6 +8,7 @@ import yaml
 
 from restorelcc.cli import STAGES, app
 from restorelcc.core.cell import Cell
+from restorelcc.core.model_entry import USED_BY
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params
 from restorelcc.workflow.stale import grid_outs, stale_metrics
@@ -26,10 +27,11 @@ def _folder(stage: str) -> str:
 
 
 def test_stages_are_verbs_folders_and_params_sections() -> None:
-    assert set(DVC) == {*STAGES, "report"}
+    assert set(DVC) == {"inputs", *STAGES, "report"}
     folders = {path.name for path in (ROOT / "restorelcc").iterdir() if (path / "stage.py").is_file()}
     assert {_folder(stage) for stage in DVC} == folders
-    assert folders == set(Params.model_fields) - {"grid", "models"}
+    folders.remove("inputs")  # which has no settings of its own: it lays out what the others name
+    assert folders == set(Params.model_fields) - {"grid", "models"} == {*USED_BY, "report"}
     verbs = {command.name for command in app.registered_commands}
     assert set(DVC) <= verbs
     for folder in folders:
@@ -46,8 +48,17 @@ def test_deps_cover_the_imports_and_nothing_else(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", DVC)
 def test_params_are_the_stages_section_and_its_model(stage: str) -> None:
-    expected = [_folder(stage), "models.${item.model}"] if stage in STAGES else ["report", "grid"]
-    assert DVC[stage]["params"] == expected
+    expected = {
+        "inputs": ["models.${item.model}", "grid.pruning", "corpus", "prune", "evaluate"],
+        "report": ["report", "grid"],
+    }
+    assert DVC[stage]["params"] == expected.get(stage, [_folder(stage)])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_depends_on_its_part_of_the_models_entry(stage: str) -> None:
+    own = f"data/inputs/${{item.model}}/links/{_folder(stage)}" + ("/${item.pruning}" if stage == "prune" else "")
+    assert [dep for dep in DVC[stage]["deps"] if dep.startswith("data/inputs")] == [own]
 
 
 def test_the_command_would_change_nothing() -> None:
@@ -95,6 +106,7 @@ def test_paths_are_those_of_the_layout() -> None:
     model, pruned, restored = Cell(AXES["model"]), Cell(*list(AXES.values())[:2]), Cell(*list(AXES.values())[:3])
     recovered = Cell(*list(AXES.values())[:2], baseline=AXES["baseline"])
     expected = {
+        "inputs": [layout.input_links(model), *layout.watched_folders(model)],
         "corpus": [layout.corpus(model)],
         "dense": [layout.dense(model)],
         "capture_dense": [layout.dense_activations(model)],
@@ -116,7 +128,8 @@ def test_paths_are_those_of_the_layout() -> None:
         "report": [layout.report],
     }
     for stage, paths in expected.items():
-        assert DVC[stage]["outs"] + DVC[stage].get("metrics", []) == [str(path) for path in paths]
+        outs = [out if isinstance(out, str) else next(iter(out)) for out in DVC[stage]["outs"]]
+        assert outs + DVC[stage].get("metrics", []) == [str(path) for path in paths]
 
 
 def _layer(module: str) -> str:

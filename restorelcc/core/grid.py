@@ -7,7 +7,7 @@ import re
 from restorelcc.core.errors import BadInput
 
 _ALIAS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-RESERVED_ALIASES = ("corpus", "metrics", "report", "logs")
+RESERVED_ALIASES = ("inputs", "corpus", "metrics", "report", "logs")
 
 
 def check_alias(alias: object) -> str:

@@ -10,7 +10,29 @@ from restorelcc.core.presets import PRESETS, over
 from restorelcc.core.section import Section
 
 MICROWORLD = "microworld"
+HUB_NAMES = ("c4", "wikitext", "alpaca")  # datasets of the hub that have a name here
+HUB_PREFIX = "hub:"
 ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold")
+
+
+_RUNS = ("dtype", "device", "device_map", "max_memory", "threads")
+# The fields of an entry that each stage uses. It is given no others, and they alone make it run again.
+USED_BY: dict[str, tuple[str, ...]] = {
+    "corpus": ("source", "revision", "data"),
+    "dense": ("source", "revision", "threads"),
+    "prune": ("source", "dtype", "device", "threads"),
+    "capture": _RUNS,
+    "extract": ("threads",),
+    "probe": _RUNS,
+    "compensate": _RUNS,
+    "baseline": _RUNS,
+    "evaluate": ("tasks", *_RUNS),
+}
+
+
+def is_of_the_hub(source: str) -> bool:
+    """Whether a source of data is a dataset of the hub, by name or by `hub:<id>`, and no file."""
+    return source in HUB_NAMES or source.startswith(HUB_PREFIX)
 
 
 class DataFiles(Section):
@@ -78,6 +100,24 @@ class ModelEntry(Section):
     @property
     def is_microworld(self) -> bool:
         return self.source == MICROWORLD
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Tasks, presets and folders or files of tasks, as they are named."""
+        return tuple(self.tasks)
+
+    def part_for(self, stage: str) -> ModelEntry:
+        """The entry with the fields alone that the stage uses: reading another one raises AttributeError."""
+        part = self.model_copy()
+        for name in set(type(self).model_fields) - set(USED_BY[stage]):
+            del part.__dict__[name]
+        return part
+
+    def settings_for(self, stage: str) -> dict[str, Any]:
+        """All that the entry says to a stage, as JSON: the fields that it uses, and what goes over its section."""
+        return {"model": self.model_dump(mode="json", include=set(USED_BY[stage]))} | {
+            "section": self.section_changes(stage)
+        }
 
     def section_changes(self, section: str) -> dict[str, Any]:
         """What this model puts over a section of params.yaml."""

@@ -12,7 +12,12 @@ from restorelcc.core.errors import BadInput
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented, keys in the order given, never NaN (which is not JSON)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

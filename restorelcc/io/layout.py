@@ -23,6 +23,17 @@ class Layout:
         """Scratch, on the same file system as data/, ignored by git and DVC."""
         return self.root / ".work"
 
+    def inputs(self, cell: Cell) -> Path:
+        return self.data / "inputs" / cell.model
+
+    def input_links(self, cell: Cell) -> Path:
+        """Links to the files of a user that stages of a model read, one folder for each stage."""
+        return self.inputs(cell) / "links"
+
+    def watched_folders(self, cell: Cell) -> list[Path]:
+        """Links to folders that are watched whole, for files that are new in them."""
+        return [self.inputs(cell) / f"folder-{number}" for number in (1, 2, 3)]
+
     def corpus(self, cell: Cell) -> Path:
         return self.data / "corpus" / cell.model
 

@@ -9,6 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.io.layout import Layout
+from restorelcc.params import load_params
+from restorelcc.workflow.inputs import STAGE as INPUTS
+from restorelcc.workflow.inputs import lay_out_what_is_here
 from restorelcc.workflow.lockfile import heal
 from restorelcc.workflow.remotes import add_remote, check_remote, dvc, remote_name
 
@@ -55,6 +59,9 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
         mend(repo, root)
+    if (root / "params.yaml").is_file():
+        for absent in lay_out_what_is_here(load_params(root / "params.yaml"), Layout(root.resolve())):
+            typer.echo(f"restorelcc: note: {absent}", err=True)
     fetched = dvc(root, "fetch", "--run-cache", "--remote", name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
     answers = fetched or _answers(root, name)
@@ -85,7 +92,7 @@ def _lost(root: Path) -> list[str]:
 
     with _repo(root) as repo, lock_repo(repo):
         outs = [out for stage in repo.index.stages for out in stage.outs]
-        return sorted(out.def_path for out in outs if out.hash_info and out.changed_cache())
+        return sorted(out.def_path for out in outs if out.use_cache and out.hash_info and out.changed_cache())
 
 
 def mend(repo: Any, root: Path) -> None:
@@ -120,7 +127,10 @@ def restore_from_cache(
                     missing.append(stage.name)
                 elif (only is None or stage.name in only) and stage.changed():
                     try:
-                        _restore(repo, stage, download)
+                        if stage.name.startswith(f"{INPUTS}@"):
+                            _record(stage)
+                        else:
+                            _restore(repo, stage, download)
                         restored.append(stage)
                     except RunCacheNotFoundError:
                         missing.append(stage.name)
@@ -134,6 +144,13 @@ def _restore(repo: Any, stage: Any, download: bool) -> None:
     repo.stage_cache.restore(stage, pull=download)
     stage.save()
     stage.commit()
+
+
+def _record(stage: Any) -> None:
+    """Note what lies under data/inputs, which was just made here; where it could not be, what dvc.lock has stays."""
+    if all(out.exists for out in stage.outs):
+        stage.save()
+        stage.commit()
 
 
 def _write_lock(stages: list[Any]) -> None:

@@ -76,9 +76,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def started_by_dvc() -> bool:
+    """Whether this process is a stage that DVC runs."""
+    return "DVC_STAGE" in os.environ
+
+
 def _end_with_the_parent() -> None:
     """Started by DVC: have the kernel send SIGTERM when DVC dies (Linux; elsewhere the lock alone protects)."""
-    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
+    if sys.platform != "linux" or not started_by_dvc():
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

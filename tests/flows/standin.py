@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,23 @@ def digest(paths, head):
     return total.hexdigest()
 
 
+# What of a user's files each table of a corpus is made of, as restorelcc/corpus makes it.
+INSTRUCTIONS = ("instructions", "tokenizer")
+TABLES = {
+    "calibration.parquet": ("calibration",),
+    "heldout.parquet": ("heldout",),
+    "valid.parquet": INSTRUCTIONS,
+    "train.parquet": (*INSTRUCTIONS, "encoder"),
+    "contrast.parquet": (*INSTRUCTIONS, "encoder"),
+}
+
+
+def table_text(file, cell, head):
+    """A table changes with the files that it is made of, and with the section."""
+    links = Path("data/inputs") / cell["model"] / "links" / "corpus"
+    return digest([path for role in TABLES.get(file.name, ()) for path in links.glob(f"{role}*")], head)
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
@@ -87,6 +105,10 @@ def main():
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # as the real stage: it ends with dvc
     log("start", name)
+    if kind == "inputs":  # the true stage: it looks at files, and imports no torch
+        done = subprocess.run([sys.executable, "-m", "restorelcc", *sys.argv[1:]], check=False)
+        log("end", name)
+        return done.returncode
     own, deps = sections(kind)
     params = parameters(Path("params.yaml").read_text())
     parts = []
@@ -107,7 +129,8 @@ def main():
     data = [Path(filled(dep, cell)) for dep in own["deps"] if dep.startswith("data/")]
     if kind == "report":
         data = of_grid(Path("data/metrics"), params["grid"])
-    text = digest(data, json.dumps([sys.argv[1:], parts]))
+    head = json.dumps([sys.argv[1:], parts])
+    text = digest(data, head)
     for out in own.get("outs", []) + own.get("metrics", []) + own.get("plots", []):
         path = Path(filled(out, cell))
         if path.suffix in (".json", ".parquet", ".safetensors", ".csv", ".md", ".html"):
@@ -115,7 +138,8 @@ def main():
             continue
         inside = {Path(filled(dep, cell)) for dep in deps if filled(dep, cell).startswith(f"{path}/")}
         for file in inside or {path / "artifact"}:
-            write(file if file.suffix else file / "artifact", text)
+            content = table_text(file, cell, head) if kind == "corpus" else text
+            write(file if file.suffix else file / "artifact", content)
         write(path / "content.txt", text)
         if kind == "report":
             write(path / "report.md", f"# Results\n\n| digest |\n|---|\n| {text[:12]} |\n")

@@ -12,7 +12,7 @@ from tests.flows.light import LightProject
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1, 0.25]}
 MODELS, PRUNINGS, RATIOS = ("tiny", "second"), ("wanda-0.5",), ("0.1", "0.25")
-PER_MODEL = ("corpus", "dense", "capture_dense", "evaluate_dense")
+PER_MODEL = ("inputs", "corpus", "dense", "capture_dense", "evaluate_dense")
 PER_PRUNING = ("prune", "capture_pruned", "extract", "probe", "evaluate_pruned")
 PER_RATIO = ("compensate", "evaluate_restored")
 ALL = (*PER_MODEL, *PER_PRUNING, *PER_RATIO)
@@ -64,8 +64,8 @@ REPORT = {"report"}
 CHANGES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (lambda project: None, set()),
     "corpus": (param("corpus.seed", 7), cells(*ALL) | REPORT),
-    "dense": (param("dense.pretrain.seed", 7), cells(*set(ALL) - {"corpus"}) | REPORT),
-    "prune": (param("prune.samples", 9), cells(*PER_PRUNING, *PER_RATIO) | REPORT),
+    "dense": (param("dense.pretrain.seed", 7), cells(*set(ALL) - {"inputs", "corpus"}) | REPORT),
+    "prune": (param("prune.samples", 9), cells("inputs", *PER_PRUNING, *PER_RATIO) | REPORT),
     "capture": (
         param("capture.max_tokens", 9),
         cells("capture_dense", "capture_pruned", "extract", "probe", *PER_RATIO) | REPORT,
@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
     ),
     "evaluate": (
         param("evaluate.batch_size", 9),
-        cells("evaluate_dense", "evaluate_pruned", "evaluate_restored") | REPORT,
+        cells("inputs", "evaluate_dense", "evaluate_pruned", "evaluate_restored") | REPORT,
     ),
     "report": (param("report.decimals", 3), REPORT),
     "a ratio more": (param("grid.head_ratio", [0.1, 0.25, 0.5]), cells(*PER_RATIO, ratios=("0.5",)) | REPORT),
@@ -88,16 +88,23 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
     "ratios in another order": (param("grid.head_ratio", [0.25, 0.1]), REPORT),
     "a pruning more": (
         param("grid.pruning", ["wanda-0.5", "wanda-0.6"]),
-        cells(*PER_PRUNING, *PER_RATIO, prunings=("wanda-0.6",)) | REPORT,
+        cells("inputs", *PER_PRUNING, *PER_RATIO, prunings=("wanda-0.6",)) | REPORT,
     ),
     "another pruning": (
         param("grid.pruning", ["sparsegpt-2of4"]),
-        cells(*PER_PRUNING, *PER_RATIO, prunings=("sparsegpt-2of4",)) | REPORT,
+        cells("inputs", *PER_PRUNING, *PER_RATIO, prunings=("sparsegpt-2of4",)) | REPORT,
     ),
     "a model more": (param("grid.model", ["tiny", "second", "third"]), cells(*ALL, models=("third",)) | REPORT),
     "a model less": (param("grid.model", ["second"]), REPORT),
     "models in another order": (param("grid.model", ["second", "tiny"]), REPORT),
-    "a model's entry": (param("models.second.threads", 2), cells(*ALL, models=("second",)) | REPORT),
+    "a model's entry": (
+        param("models.second.threads", 2),
+        cells(*set(ALL) - {"corpus"}, models=("second",)) | REPORT,
+    ),
+    "a model's own setting of a stage": (
+        param("models.second.settings", {"compensate": {"epochs": 9}}),
+        cells("inputs", *PER_RATIO, models=("second",)) | REPORT,
+    ),
     "an entry outside the grid": (param("models.third.threads", 2), set()),
     "code of prune": (edit("restorelcc/prune/scores.py"), cells("prune")),
     "code of report": (edit("restorelcc/report/tables.py"), REPORT),

@@ -1,0 +1,1 @@
+../../restorelcc/core/model_entry.py

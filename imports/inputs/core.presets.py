@@ -1,0 +1,1 @@
+../../restorelcc/core/presets.py

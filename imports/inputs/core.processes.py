@@ -1,0 +1,1 @@
+../../restorelcc/core/processes.py

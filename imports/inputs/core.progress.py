@@ -1,0 +1,1 @@
+../../restorelcc/core/progress.py

@@ -1,0 +1,1 @@
+../../restorelcc/io/folder_lock.py

@@ -1,0 +1,1 @@
+"""The files outside the project that a model's entry names, laid out where DVC watches them."""
