@@ -20,7 +20,6 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
 from restorelcc.core.processes import is_first_process, process_count
-from restorelcc.inputs.stage import check_in_step
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
@@ -102,8 +101,8 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
     with stage_running(layout, name, cell):
-        if started_by_dvc():
-            check_in_step(Cell(cell.model), params.named(cell.model), layout)
+        if started_by_dvc():  # what came to the user's files since then is seen by DVC when the stage ends
+            lay_out_inputs(params, cell.model, layout)
         stage = _imported(verb)
         entry = params.models[cell.model].part_for(verb.section)
         stage(cell, params.section(cell.model, verb.section), entry, layout)

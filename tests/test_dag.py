@@ -8,7 +8,9 @@ import yaml
 
 from restorelcc.cli import STAGES, app
 from restorelcc.core.cell import Cell
-from restorelcc.core.model_entry import USED_BY
+from restorelcc.core.model_entry import USED_BY, ModelEntry
+from restorelcc.inputs.named import Named
+from restorelcc.inputs.stage import lay_out
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params
 from restorelcc.workflow.stale import grid_outs, stale_metrics
@@ -57,8 +59,33 @@ def test_params_are_the_stages_section_and_its_model(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_depends_on_its_part_of_the_models_entry(stage: str) -> None:
-    own = f"data/inputs/${{item.model}}/links/{_folder(stage)}" + ("/${item.pruning}" if stage == "prune" else "")
-    assert [dep for dep in DVC[stage]["deps"] if dep.startswith("data/inputs")] == [own]
+    own = f"data/inputs/${{item.model}}/settings/{_folder(stage)}.json"
+    assert own in DVC[stage]["deps"]
+
+
+def test_every_file_that_a_model_can_name_is_a_dependency() -> None:
+    """Everything that the stage `inputs` lays out, and each in the stages that read it."""
+    entry = ModelEntry(source="microworld")
+    laid = lay_out("m", Named(entry=entry, prunings=("${item.pruning}",)), ROOT)
+    named = {name.partition("/")[0] if name.startswith("beside") else name for name in laid}
+    deps = {dep for stage in STAGES for dep in DVC[stage]["deps"] if dep.startswith("data/inputs")}
+    assert {f"data/inputs/${{item.model}}/{name}" for name in named} == deps
+    readers = {
+        name: {_folder(stage) for stage in STAGES if f"data/inputs/${{item.model}}/{name}" in DVC[stage]["deps"]}
+        for name in named
+    }
+    assert readers == {f"settings/{stage}.json": {stage} for stage in USED_BY} | {
+        "calibration": {"corpus"},
+        "instructions": {"corpus"},
+        "heldout": {"corpus"},
+        "encoder": {"corpus"},
+        "tokenizer": {"corpus"},
+        "model": {"dense"},
+        "external/${item.pruning}": {"prune"},
+        "tasks-1": {"evaluate"},
+        "tasks-2": {"evaluate"},
+        "beside": {"evaluate"},
+    }
 
 
 def test_the_command_would_change_nothing() -> None:
@@ -106,7 +133,7 @@ def test_paths_are_those_of_the_layout() -> None:
     model, pruned, restored = Cell(AXES["model"]), Cell(*list(AXES.values())[:2]), Cell(*list(AXES.values())[:3])
     recovered = Cell(*list(AXES.values())[:2], baseline=AXES["baseline"])
     expected = {
-        "inputs": [layout.input_links(model), *layout.watched_folders(model)],
+        "inputs": [layout.inputs(model) / "settings"],
         "corpus": [layout.corpus(model)],
         "dense": [layout.dense(model)],
         "capture_dense": [layout.dense_activations(model)],

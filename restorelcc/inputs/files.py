@@ -1,5 +1,4 @@
-"""Which files of a user are read for a setting of params.yaml: their names in a stage's folder of links, and where
-they lie.
+"""Which files and folders of a user are read for a setting of params.yaml.
 
 Only names and task files are read here, never a weight or a row: this runs before every `make repro`.
 """
@@ -14,17 +13,10 @@ from typing import Any
 import yaml
 
 from restorelcc.core.errors import BadInput
-from restorelcc.io.stock_files import TOKENIZER_FILES
 
-Links = dict[str, Path]  # name below the folder of links -> the file
-
-# What loading a checkpoint may read. Not its licence, its readme or weights in other formats.
-_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-_CHAT_TEMPLATES = "additional_chat_templates/*.jinja"
-_FORMATS = (".parquet", ".jsonl", ".json", ".csv")
-_FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
 _SKIPPED = {"__pycache__", ".git", ".ipynb_checkpoints"}
 _NOT_READ = (".md", ".pyc")
+_FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
 
 
 def named_file(key: str, text: str, root: Path) -> Path:
@@ -41,45 +33,14 @@ def absolute(root: Path, text: str) -> Path:
     return root / Path(text).expanduser()
 
 
-def model_files(folder: Path) -> Links:
-    """Everything that loading a checkpoint folder may read: weights, indexes, config, tokenizer, chat templates."""
-    found = [path for pattern in (*_MODEL, _CHAT_TEMPLATES) for path in folder.glob(pattern)]
-    return {str(path.relative_to(folder)): path for path in sorted(found) if path.is_file()}
-
-
-def text_files(folder: Path) -> Links:
-    """The part of `model_files` that turns text into tokens: config, tokenizer, chat templates."""
-    known = ("config.json", *TOKENIZER_FILES)
-    return {name: path for name, path in model_files(folder).items() if name in known or name.endswith(".jinja")}
-
-
-def encoder_files(folder: Path) -> Links:
-    """What a sentence encoder's folder is read for: its modules lie in folders of their own."""
-    return {
-        name: path for name, path in files_below(folder).items() if path.suffix in (".safetensors", ".json", ".txt")
-    }
-
-
-def files_below(folder: Path) -> Links:
+def files_below(folder: Path) -> list[Path]:
     """Every file in a folder and below, without hidden ones, caches and readmes."""
-    found: Links = {}
+    found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if any(part in _SKIPPED or part.startswith(".") for part in parts) or path.suffix in _NOT_READ:
-            continue
-        if path.is_file():
-            found["/".join(parts)] = path
-    return found
-
-
-def task_files(tasks: Iterable[str], root: Path) -> Links:
-    """The files behind the tasks that are folders or files of their own: all that lies in the folders, what their YAML
-    includes or calls, and the data files it names."""
-    found: Links = {}
-    for number, path in enumerate(task_paths(tasks, root)):
-        own = files_below(path) if path.is_dir() else {path.name: path}
-        found |= {f"{number}/{name}": file for name, file in own.items()}
-    _follow(found, root)
+        hidden = any(part in _SKIPPED or part.startswith(".") for part in parts)
+        if not hidden and path.suffix not in _NOT_READ and path.is_file():
+            found.append(path)
     return found
 
 
@@ -89,18 +50,20 @@ def task_paths(tasks: Iterable[str], root: Path) -> list[Path]:
     return [path for path in paths if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml"))]
 
 
-def _follow(found: Links, root: Path) -> None:
-    """Add what task files refer to, and what that refers to, outside the folders that are watched whole."""
-    known = {path.resolve() for path in found.values()}
-    todo = [path for path in found.values() if path.suffix in (".yaml", ".yml")]
+def referred_files(paths: list[Path], root: Path) -> list[Path]:
+    """What task files, or those in folders of tasks, refer to outside these folders, and what that refers to."""
+    inside = {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
+    known, found = set(inside), []
+    todo = [path for path in inside.values() if path.suffix in (".yaml", ".yml")]
     while todo:
         for path in _referred(todo.pop(), root):
             if path.resolve() in known or not path.is_file():
                 continue
             known.add(path.resolve())
-            found[f"beside/{len(found)}-{path.name}"] = path
+            found.append(path)
             if path.suffix in (".yaml", ".yml"):
                 todo.append(path)
+    return sorted(found)
 
 
 def _referred(task_file: Path, root: Path) -> Iterator[Path]:
@@ -128,7 +91,7 @@ def _data_at(root: Path, name: str) -> Iterator[Path]:
         return
     path = absolute(root, name)
     if path.is_dir():
-        yield from (file for file in files_below(path).values() if file.suffix in (*_FORMATS, ".arrow", ".txt", ".py"))
+        yield from files_below(path)
     else:
         yield path
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from restorelcc.core.cell import Cell
 
+TASK_FOLDERS = 2  # of one model, that are watched whole; of more, file by file
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -24,15 +26,8 @@ class Layout:
         return self.root / ".work"
 
     def inputs(self, cell: Cell) -> Path:
+        """Links to the files of a user that stages of a model read, and what its entry says to each stage."""
         return self.data / "inputs" / cell.model
-
-    def input_links(self, cell: Cell) -> Path:
-        """Links to the files of a user that stages of a model read, one folder for each stage."""
-        return self.inputs(cell) / "links"
-
-    def watched_folders(self, cell: Cell) -> list[Path]:
-        """Links to folders that are watched whole, for files that are new in them."""
-        return [self.inputs(cell) / f"folder-{number}" for number in (1, 2, 3)]
 
     def corpus(self, cell: Cell) -> Path:
         return self.data / "corpus" / cell.model

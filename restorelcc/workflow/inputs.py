@@ -12,11 +12,11 @@ from restorelcc.workflow.running import held_lock, stage_lock
 STAGE = "inputs"
 
 
-def lay_out_inputs(params: Params, alias: str, layout: Layout) -> bool:
-    """Show DVC the files that a model names; whether that changed anything. Raises BadInput for one that is missing."""
+def lay_out_inputs(params: Params, alias: str, layout: Layout) -> None:
+    """Show DVC the files that a model names. Raises BadInput for one that is missing."""
     cell = Cell(alias)
     with held_lock(stage_lock(layout, STAGE, cell)):
-        return run(cell, params.named(alias), layout)
+        run(cell, params.named(alias), layout)
 
 
 def lay_out_what_is_here(params: Params, layout: Layout) -> list[str]:

@@ -85,8 +85,8 @@ TABLES = {
 
 def table_text(file, cell, head):
     """A table changes with the files that it is made of, and with the section."""
-    links = Path("data/inputs") / cell["model"] / "links" / "corpus"
-    return digest([path for role in TABLES.get(file.name, ()) for path in links.glob(f"{role}*")], head)
+    inputs = Path("data/inputs") / cell["model"]
+    return digest([inputs / role for role in TABLES.get(file.name, ())], head)
 
 
 def write(path, text):

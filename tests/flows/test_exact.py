@@ -149,9 +149,10 @@ def test_there_and_back_computes_nothing_and_reports_only_the_grid(base: LightPr
     project.set("grid.pruning", ["wanda-0.5", "wanda-0.6"])
     project.repro()
     project.set("grid.pruning", ["wanda-0.5"])
-    assert project.repro() == ["report"], "its folder of metrics still held the cell that left"
+    looked = sorted(cells("inputs"))  # which looks at files and computes nothing
+    assert sorted(project.repro()) == [*looked, "report"], "its folder of metrics still held the cell that left"
     project.set("grid.pruning", ["wanda-0.5", "wanda-0.6"])
-    assert project.repro() == []
+    assert sorted(project.repro()) == looked
     project.set("grid.pruning", ["wanda-0.5"])
     project.sh("dvc", "repro", "--quiet")
     after = project.artifacts()
