@@ -101,7 +101,7 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
     with stage_running(layout, name, cell):
-        if started_by_dvc():  # what came to the user's files since then is seen by DVC when the stage ends
+        if started_by_dvc() and verb.section == "evaluate":  # a task file may name others than when `inputs` ran
             lay_out_inputs(params, cell.model, layout)
         stage = _imported(verb)
         entry = params.models[cell.model].part_for(verb.section)

@@ -105,10 +105,12 @@ def main():
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # as the real stage: it ends with dvc
     log("start", name)
-    if kind == "inputs":  # the true stage: it looks at files, and imports no torch
-        done = subprocess.run([sys.executable, "-m", "restorelcc", *sys.argv[1:]], check=False)
-        log("end", name)
-        return done.returncode
+    if kind in ("inputs", "evaluate_dense"):  # what every true stage begins with: it looks at files, without torch
+        model = sys.argv[sys.argv.index("--model") + 1]
+        done = subprocess.run([sys.executable, "-m", "restorelcc", "inputs", "--model", model], check=False)
+        if kind == "inputs" or done.returncode:
+            log("end", name)
+            return done.returncode
     own, deps = sections(kind)
     params = parameters(Path("params.yaml").read_text())
     parts = []

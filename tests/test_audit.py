@@ -1,0 +1,295 @@
+"""Every stage, traced: what it opens, reads from the environment and loads is a dependency of it, or is listed here.
+
+That is the guarantee behind "a change runs what depends on it, and nothing else": whatever a stage reads that DVC does
+not watch, this test finds. A model of a user's own is run through all stages; its data, tasks, weights and external
+checkpoint lie outside the project.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from restorelcc.io.checkpoints import save_checkpoint
+from tests import pico
+from tests.dag import HARMLESS, ROOT
+from tests.export.restored import pruned_model
+from tests.opened import Opened
+from tests.prune.project import words
+
+MODEL, PRUNING, RATIO = "mine", "wanda-0.5", "0.25"
+CELL = {"model": MODEL, "pruning": PRUNING, "head_ratio": RATIO, "baseline": "bias"}
+STAGES = ("inputs", "corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
+STAGES += ("baseline", "evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_baseline", "report")
+
+# Of the project, without being a dependency of the stage that opens it, and why that is right.
+NO_INPUTS = {
+    "params.yaml": "the stage's section is a parameter, its part of the model's entry in data/inputs/<model>/settings",
+    "dvc.yaml": "lists which files of data/metrics belong to the grid, which is a parameter of the report",
+    "imports/packages": "are compared with what is installed before a stage runs; imports/<stage> has those that count",
+    ".work": "scratch files, locks, and what a run that was stopped left, under a digest of all that it depends on",
+    "data/logs": "how long stages took here; nothing is computed from it",
+    "data/inputs": "the links themselves: what they lead to is a dependency of the stage that reads it",
+    "restorelcc/report/templates": "in the stage's own folder",
+}
+# Files of the system that say something about the machine, or belong to Python.
+SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/", "/bin/", "/sbin/")
+# Environment variables that modules of the project itself ask for, and why none of them changes a result.
+OWN_VARIABLES = {
+    "DVC_STAGE": "whether DVC runs the stage",
+    "RESTORELCC_PROGRESS": "bars or none",
+    "WORLD_SIZE": "processes of a launcher; a step of several is a step of one",
+    "RANK": "the same",
+    "LOCAL_RANK": "the same",
+    "ACCELERATE_USE_FSDP": "where weights lie",
+    "TOKENIZERS_PARALLELISM": "threads of the tokenizer",
+    "HF_HUB_DISABLE_TELEMETRY": "what is sent",
+    "OMP_WAIT_POLICY": "how idle threads wait",
+    "ARROW_DEFAULT_MEMORY_POOL": "which allocator",
+    "PREFECT_API_URL": "where a flow's log goes",
+}
+# Packages that are loaded and are neither watched, nor needed by one that is: why none of them changes a result.
+UNWATCHED = {"setuptools": "of the installation", "pip": "the same", "typing-extensions": "types"}
+
+
+@dataclass
+class Trace:
+    """What one stage did."""
+
+    stage: str
+    opened: set[Path]  # below the project and the user's folder, by the kernel's account
+    report: dict[str, Any]
+
+
+@dataclass
+class Run:
+    """The project, the user's folder, and the traces of all stages."""
+
+    project: Path
+    home: Path
+    traces: dict[str, Trace]
+    command_line: set[str]  # modules that it loads before any stage
+
+
+def _write_user_files(home: Path) -> None:
+    save_checkpoint(home / "dense", pico.pico("llama"), pico.word_tokenizer())
+    save_checkpoint(home / "theirs", pruned_model("llama"), pico.word_tokenizer())
+    texts = [{"text": words(60, number)} for number in range(12)]
+    for name in ("calibration", "heldout"):
+        (home / f"{name}.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    pairs = [{"question": words(5, row), "response": words(3, 100 + row)} for row in range(30)]
+    (home / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    tasks = home / "tasks"
+    tasks.mkdir()
+    items = [{"question": words(4, n), "choices": [words(1, n), words(1, n + 50)], "gold": n % 2} for n in range(8)]
+    (home / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    (home / "shared.yaml").write_text("output_type: multiple_choice\ntest_split: test\ndoc_to_target: gold\n")
+    (tasks / "utils.py").write_text("def asked(document):\n    return document['question']\n")
+    (tasks / "own.yaml").write_text(
+        f"include: ../shared.yaml\ntask: own\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {home}/items.jsonl}}}}\n"
+        "doc_to_text: !function utils.asked\ndoc_to_choice: choices\nmetric_list: [{metric: acc}]\n"
+    )
+
+
+def _params(home: Path) -> dict[str, Any]:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = {"calibration": "calibration.jsonl", "instructions": "pairs.jsonl", "heldout": "heldout.jsonl"}
+    params["models"] = {
+        MODEL: {"source": str(home / "dense"), "threads": 1, "tasks": [str(home / "tasks")]}
+        | {"data": {role: str(home / name) for role, name in data.items()}}
+    }
+    params["grid"] = {"model": [MODEL], "pruning": [PRUNING, "external-theirs"], "head_ratio": [float(RATIO)]}
+    params["grid"]["baseline"] = ["bias"]
+    params["prune"] |= {"samples": 8, "sequence_length": 16}
+    params["prune"]["external"] = {MODEL: {"theirs": {"source": str(home / "theirs")}}}
+    params["probe"] |= {"steps": 5}
+    for section in ("compensate", "baseline"):
+        params[section] |= {"epochs": 1, "learning_rates": [0.01]}
+    params["evaluate"] |= {
+        "bootstrap_samples": 100,
+        "sanity_gate": False,
+        "generation": {"new_tokens": 8, "prompts": 2},
+    }
+    return params
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("audit")
+    project, home, person = (folder / name for name in ("project", "files", "person"))
+    for path in (project, home, person):
+        path.mkdir()
+    _write_user_files(home)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, project / name)
+    for name in ("restorelcc", "imports"):
+        shutil.copytree(ROOT / name, project / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "params.yaml").write_text(yaml.safe_dump(_params(home)))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))} | {
+        "PYTHONPATH": f"{project}:{ROOT}",
+        "HOME": str(person),
+        "HF_HOME": str(person / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "RESTORELCC_PROGRESS": "0",
+    }
+
+    def traced(name: str, *arguments: str) -> dict[str, Any]:
+        report = folder / f"{name}.json"
+        command = [sys.executable, "-m", "tests.traced", str(report), *arguments]
+        done = subprocess.run(
+            command, cwd=project, env=environment | {"DVC_STAGE": name}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+        found: dict[str, Any] = json.loads(report.read_text())
+        return found
+
+    command_line = set(traced("nothing")["modules"])
+    traces = {}
+    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    with Opened([project, home, person]) as opened:
+        for stage in [*STAGES, "prune"]:
+            external = stage in traces  # the second time, of the checkpoint that another tool pruned
+            cell = CELL | ({"pruning": "external-theirs"} if external else {})
+            command = _filled(pipeline[stage]["cmd"], cell).split()[1:]
+            opened.read()
+            name = "prune external" if external else stage
+            traces[name] = Trace(stage, set(), traced(name, *command))
+            traces[name].opened = opened.read()
+    yield Run(project, home, traces, command_line)
+
+
+def _filled(text: str, cell: dict[str, str]) -> str:
+    return re.sub(r"\$\{item\.(\w+)\}", lambda match: cell[match[1]], text)
+
+
+def _declared(run: Run, name: str) -> list[Path]:
+    """What dvc.yaml lists for the stage's cell, links followed, and what a reference among it points to."""
+    trace = run.traces[name]
+    cell = CELL | ({"pruning": "external-theirs"} if "external" in name else {})
+    entry = yaml.safe_load((run.project / "dvc.yaml").read_text())["stages"][trace.stage]
+    listed = [
+        out if isinstance(out, str) else next(iter(out)) for part in ("outs", "metrics") for out in entry.get(part, [])
+    ]
+    paths = [run.project / _filled(path, cell) for path in [*entry["deps"], *listed]]
+    for path in list(paths):
+        linked = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+        paths += [link.resolve() for link in linked if link.is_symlink()]
+    for path in list(paths):  # weights that stay where they are, under digests that loading them verifies
+        reference = path / "model_ref.json"
+        if reference.is_file():
+            paths.append(Path(json.loads(reference.read_text())["source"]))
+    return paths
+
+
+def _is_within(path: Path, folders: list[Path]) -> bool:
+    return any(path == folder or folder in path.parents for folder in folders)
+
+
+NAMES = (*STAGES, "prune external")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_that_a_stage_opens_is_a_dependency(run: Run, name: str) -> None:
+    trace, declared = run.traces[name], _declared(run, name)
+    allowed = [run.project / path for path in NO_INPUTS]
+    if trace.stage == "inputs":  # it looks for what task files refer to, as the evaluations do again when they begin
+        allowed += [run.home / "tasks", run.home / "shared.yaml"]
+    code = run.project / "restorelcc"
+    undeclared = {
+        str(path)
+        for path in trace.opened
+        if not _is_within(path, [*declared, *allowed]) and not _is_within(path.resolve(), declared)
+        if code not in path.parents or not _is_of_the_command_line(run, path)
+    }
+    assert not undeclared
+    assert trace.opened, "nothing was seen"
+
+
+def _is_of_the_command_line(run: Run, path: Path) -> bool:
+    """A module that the command line loads before any stage; what a stage computes with is asserted by test_dag."""
+    if path.suffix not in (".py", ".pyc"):
+        return False
+    source = path.parent.parent / f"{path.name.split('.')[0]}.py" if path.suffix == ".pyc" else path
+    parts = source.relative_to(run.project).with_suffix("").parts
+    module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return module in run.command_line or parts[-1] in ("__init__", "__main__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_elsewhere_is_of_python_or_the_system(run: Run, name: str) -> None:
+    """What Python opens outside the project and the user's folder."""
+    paths = sysconfig.get_paths()
+    known = [Path(paths[key]) for key in ("stdlib", "purelib", "platlib")] + [Path(sys.prefix), Path(sys.base_prefix)]
+    known += [run.project, run.home, run.project.parent / f"{name}.json", ROOT / "tests", ROOT / "restorelcc"]
+    strange = [
+        text
+        for text in run.traces[name].report["files"]
+        if not _is_within(Path(text), known) and not text.startswith(SYSTEM) and "/torchinductor_" not in text
+    ]
+    assert not [text for text in strange if not re.match(r"/tmp/(tmp|\.)", text)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_environment_variable_of_our_own_changes_a_result(run: Run, name: str) -> None:
+    asked = set(run.traces[name].report["environment"]["restorelcc"])
+    assert not asked - set(OWN_VARIABLES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_package_that_a_stage_loads_is_watched_or_comes_with_one_that_is(run: Run, name: str) -> None:
+    """`restorelcc versions` writes the watched ones; the lock file pins what comes with them."""
+    folder = run.traces[name].stage.split("_")[0]
+    watched = {path.stem for path in (ROOT / "imports" / folder).glob("*.version")}
+    allowed = _with_requirements(frozenset(watched | HARMLESS | set(UNWATCHED) | {"restorelcc", "PyYAML"}))
+    of = packages_distributions()
+    loaded = {module.partition(".")[0] for module, file in run.traces[name].report["modules"].items() if file}
+    found = {_plain(package) for module in loaded - {"restorelcc", "tests"} for package in of.get(module, [])[:1]}
+    assert not found - allowed
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def _with_requirements(names: frozenset[str]) -> frozenset[str]:
+    """Distributions, and all that they require."""
+    found: set[str] = set()
+    todo = [_plain(name) for name in names]
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        todo += [_plain(re.split(r"[ ;<>=!~\[(]", text, maxsplit=1)[0]) for text in needed]
+    return frozenset(found)
+
+
+def test_the_audit_can_fail(run: Run) -> None:
+    """A file that a stage opened is found when its dependency is taken away."""
+    text = (run.project / "dvc.yaml").read_text()
+    (run.project / "dvc.yaml").write_text(text.replace("      - data/inputs/${item.model}/heldout\n", ""))
+    try:
+        assert run.home / "heldout.jsonl" in run.traces["corpus"].opened
+        assert not _is_within(run.home / "heldout.jsonl", _declared(run, "corpus"))
+    finally:
+        (run.project / "dvc.yaml").write_text(text)

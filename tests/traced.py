@@ -1,0 +1,71 @@
+"""`python -m tests.traced REPORT ARGUMENTS...`: `restorelcc ARGUMENTS`, and what the process opened, read and loaded.
+
+REPORT becomes a JSON file: `files` that Python opened, `folders` that it listed, `environment` variables that were
+asked for (by a module of restorelcc, or by others), `modules` that were loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+files: set[str] = set()
+folders: set[str] = set()
+environment: dict[str, set[str]] = {"restorelcc": set(), "others": set()}
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        files.add(str(Path(os.fsdecode(arguments[0])).absolute()))
+    elif event in ("os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes | os.PathLike):
+        folders.add(str(Path(os.fsdecode(arguments[0])).absolute()))
+
+
+class _Environment(type(os.environ)):  # type: ignore[misc]
+    """os.environ that notes what is asked for."""
+
+    def __getitem__(self, key: str) -> str:
+        asked = sys._getframe(1)
+        while asked.f_back and asked.f_globals.get("__name__") in (
+            "os",
+            "collections.abc",
+            "_collections_abc",
+            __name__,
+        ):
+            asked = asked.f_back
+        own = str(asked.f_globals.get("__name__", "")).startswith(("restorelcc", "flows"))
+        environment["restorelcc" if own else "others"].add(key)
+        return super().__getitem__(key)
+
+
+def main() -> None:
+    """Run the command; the report is written however it ends."""
+    report, *arguments = sys.argv[1:]
+    os.environ.__class__ = _Environment
+    sys.addaudithook(_hook)
+    sys.argv = ["restorelcc", *arguments]
+    from restorelcc.__main__ import main as command
+
+    try:
+        if arguments:
+            command()
+        else:  # what the command line itself loads
+            importlib.import_module("restorelcc.cli")
+    finally:
+        seen_files, seen_folders = sorted(files), sorted(folders)
+        modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+        content = {
+            "files": seen_files,
+            "folders": seen_folders,
+            "environment": {who: sorted(names) for who, names in environment.items()},
+            "modules": modules,
+        }
+        Path(report).write_text(json.dumps(content, default=str))
+
+
+if __name__ == "__main__":
+    main()
