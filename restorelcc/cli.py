@@ -20,6 +20,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
 from restorelcc.core.processes import is_first_process, process_count
+from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
@@ -196,12 +197,13 @@ def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
 
 def _compare_sources(params: Params, layout: Layout) -> None:
     """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
-    outside = {alias: params.models[alias] for alias in params.grid.model if not params.models[alias].is_microworld}
-    if not outside:
+    models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
+    external = any(parse_pruning(pruning).external for pruning in prunings)
+    if not external and all(entry.is_microworld for entry in models.values()):
         return
-    from restorelcc.io.revisions import compare_sources  # imports torch, which the embedded model need not wait for
+    from restorelcc.io.revisions import compare_sources  # imports pyarrow, which others need not wait for
 
-    found = [each for alias, entry in outside.items() for each in compare_sources(alias, entry, layout)]
+    found = [each for alias, entry in models.items() for each in compare_sources(alias, entry, layout, prunings)]
     for comparison in found:
         if not comparison.stale:
             typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)

@@ -7,6 +7,13 @@ from pathlib import Path
 
 from restorelcc.core.cell import Cell
 
+_WORK = ".work"
+
+
+def work_around(path: Path) -> Path | None:
+    """The scratch folder of the project that a path lies in; None outside of one that has been worked in."""
+    return next((parent / _WORK for parent in path.absolute().parents if (parent / _WORK).is_dir()), None)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -21,7 +28,7 @@ class Layout:
     @property
     def work(self) -> Path:
         """Scratch, on the same file system as data/, ignored by git and DVC."""
-        return self.root / ".work"
+        return self.root / _WORK
 
     def corpus(self, cell: Cell) -> Path:
         return self.data / "corpus" / cell.model
