@@ -58,9 +58,7 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
     """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
     skipped = {"config.json", *weights_of(source).names, *without}
-    skipped |= {
-        path.name for path in source.glob("*.safetensors*")
-    }  # weights and indices that the library does not read
+    skipped |= {path.name for path in source.glob("*.safetensors*")}  # those that the library does not read too
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if path.is_file() and name.parts[0] not in skipped and path.suffix.lower() not in (*PICKLES, *CODE):

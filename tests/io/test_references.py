@@ -1,4 +1,4 @@
-"""Checkpoints found through a reference: pinned by the digests of weights, config and tokenizer, refused once changed."""
+"""Checkpoints found through a reference: pinned by digests of weights, config and tokenizer, refused once changed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from restorelcc.io.references import PARTS, Pinned, folder_digests, pinned_sourc
 from restorelcc.io.stock_files import TOKENIZER_FILES, is_of_the_tokenizer
 from restorelcc.io.tensor_files import stored_tensors
 from tests import pico
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_a_reference_to_a_folder_that_is_gone_says_so(given: Path) -> None:
 def test_a_reference_without_digests_says_so(given: Path) -> None:
     path = given.with_name("model") / "model_ref.json"
     path.write_text(json.dumps({"source": str(given), "revision": "abc"}))
-    with pytest.raises(BadInput, match="written by an earlier version, .* run `dvc repro`"):
+    with pytest.raises(BadInput, match=r"written by an earlier version, .* run `dvc repro`"):
         local_folder(given.with_name("model"))
 
 
@@ -89,12 +91,7 @@ def test_a_folder_that_changed_is_refused_with_the_part_that_did(change: str, gi
     recorded = json.loads((model / "model_ref.json").read_text())
     assert recorded["revision"] != now.revision and now.digests is not None
     assert [each for each in PARTS if recorded["digests"][each] != now.digests[each]] == [part]
-    for read in (
-        local_folder,
-        load_tokenizer,
-        path_digest,
-        lambda m: load_model(m, torch.float32, torch.device("cpu")),
-    ):
+    for read in (local_folder, load_tokenizer, path_digest, lambda it: load_model(it, torch.float32, CPU)):
         with pytest.raises(BadInput, match=rf"given has changed since .*model_ref\.json .*\({part}\).*`dvc repro`"):
             read(model)
 
