@@ -20,10 +20,9 @@ import yaml
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.progress import notice
-from restorelcc.io.digest import cached_file_digest
+from restorelcc.io.digest import cached_file_digest, folder_digests
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
-from restorelcc.io.references import folder_digests
 from restorelcc.params import Params, load_params
 
 MODEL = "model"  # its key in the work folder's params.yaml

@@ -18,10 +18,10 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.processes import process_count
 from restorelcc.core.runtime import pick_device, pick_dtype
-from restorelcc.io.digest import REFERENCE
+from restorelcc.io.digest import REFERENCE, check_unchanged
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.hub import Repository, fetch_model
-from restorelcc.io.references import Pinned, check_unchanged
+from restorelcc.io.references import Pinned
 from restorelcc.io.weights import weights_of
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own

@@ -9,12 +9,16 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from restorelcc.core.errors import BadInput
+from restorelcc.io.documents import read_json
 from restorelcc.io.layout import work_around
-from restorelcc.io.weights import weight_files
+from restorelcc.io.stock_files import is_of_the_tokenizer
+from restorelcc.io.weights import weight_files, weights_of
 
 REFERENCE = "model_ref.json"
+PARTS = ("weights", "config", "tokenizer")  # of a model folder; each has a digest of its own in a reference
 REMEMBERED = "digests.json"  # in the project's scratch folder
 _LARGE = 2**20  # bytes; a smaller file is read faster than it is looked up
 _SETTLED = 2 * 10**9  # nanoseconds; a file that was changed just now may change again within the clock's precision
@@ -81,14 +85,59 @@ def files_digest(paths: list[Path], work: Path | None = None) -> str:
 def model_digest(folder: Path) -> str:
     """Identity of a model folder: its weights and config, or the reference to a hub commit or another folder's content.
 
-    That the other folder still has this content is checked where it is read (`local_folder`).
+    Raises BadInput when that other folder is there and has other content than it had.
     """
     if (folder / REFERENCE).is_file():
+        if Path(read_json(folder / REFERENCE)["source"]).is_dir():
+            check_unchanged(folder)
         return files_digest([folder / REFERENCE])
     if not folder.is_dir():
         raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
     config = folder / "config.json"
     return files_digest([*weight_files(folder), *([config] if config.is_file() else [])], work_around(folder))
+
+
+def folder_digests(folder: Path, work: Path | None) -> dict[str, str]:
+    """Digest of each of PARTS of a checkpoint folder: all that a model is made of there, and nothing that lies beside.
+
+    work: where the digests of large files are remembered, as `cached_file_digest`. Raises BadInput for a folder without
+    a config or without weights, and for one with two models.
+    """
+    configs = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds no config.json: give the folder of a whole checkpoint")
+    found = [*folder.iterdir(), *folder.glob("*/*.jinja")]
+    tokenizer = [path for path in found if is_of_the_tokenizer(path.relative_to(folder)) and path.is_file()]
+    files = {"weights": [folder / name for name in weights_of(folder).names], "config": configs, "tokenizer": tokenizer}
+    return {part: files_digest(files[part], work) for part in PARTS}
+
+
+def changed_parts(folder: Path) -> list[str]:
+    """Which of PARTS are no longer what `folder`'s reference to another folder has recorded; none for a hub id.
+
+    Raises BadInput when that folder is not there, or its digests were not recorded yet.
+    """
+    path = folder / REFERENCE
+    reference: dict[str, Any] = read_json(path)
+    if reference.get("files") is not None:
+        return []
+    source, recorded = Path(reference["source"]), reference.get("digests")
+    if not source.is_dir():
+        raise BadInput(f"{path} points to {source}, which is not there: bring the folder back")
+    if recorded is None:
+        raise BadInput(f"{path} was written by an earlier version, without the digests of {source}: run `dvc repro`")
+    found = folder_digests(source, work_around(folder))
+    return [part for part in PARTS if recorded.get(part) != found[part]]
+
+
+def check_unchanged(folder: Path) -> None:
+    """Raises BadInput when the folder that `folder`'s reference points to has other content than it had."""
+    if changed := changed_parts(folder):
+        source = read_json(folder / REFERENCE)["source"]
+        raise BadInput(
+            f"{source} has changed since {folder / REFERENCE} was written ({' and '.join(changed)}), and what was "
+            "computed from it does not belong to it any more: run `dvc repro`, or bring the old files back"
+        )
 
 
 def expect_digest(what: str, recorded: str | None, actual: str) -> None:

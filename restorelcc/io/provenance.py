@@ -17,9 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from restorelcc.core.sparsity import densest_group
-from restorelcc.io.digest import REFERENCE, expect_digest, file_digest, model_digest
+from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json
-from restorelcc.io.references import check_unchanged
 from restorelcc.io.shards import raw_bytes
 
 RECORD = "restorelcc.json"
@@ -97,10 +96,7 @@ def parents_of(
 
 
 def path_digest(path: Path) -> str:
-    """Digest of a file, or of a model folder. Raises BadInput for a reference to a folder that changed since."""
-    reference = path / REFERENCE
-    if reference.is_file() and Path(read_json(reference)["source"]).is_dir():
-        check_unchanged(path)
+    """Digest of a file, or of a model folder."""
     return model_digest(path) if path.is_dir() else file_digest(path)
 
 

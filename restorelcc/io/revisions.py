@@ -15,11 +15,11 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.io.corpus_tables import CHAT_TEMPLATE
-from restorelcc.io.digest import REFERENCE, cached_file_digest
+from restorelcc.io.digest import REFERENCE, cached_file_digest, changed_parts
 from restorelcc.io.documents import read_json
 from restorelcc.io.hub import Repository, is_offline, resolved_commit
 from restorelcc.io.layout import Layout
-from restorelcc.io.references import changed_parts, local_source, pinned_source
+from restorelcc.io.references import local_source, pinned_source
 from restorelcc.io.stock_files import is_of_the_tokenizer
 
 

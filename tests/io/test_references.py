@@ -17,10 +17,10 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from restorelcc.core.errors import BadInput
 from restorelcc.io import digest
 from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint, write_reference
-from restorelcc.io.digest import cached_file_digest, file_digest, model_digest
+from restorelcc.io.digest import PARTS, cached_file_digest, file_digest, folder_digests, model_digest
 from restorelcc.io.hub import Repository
 from restorelcc.io.provenance import path_digest
-from restorelcc.io.references import PARTS, Pinned, folder_digests, pinned_source
+from restorelcc.io.references import Pinned, pinned_source
 from restorelcc.io.stock_files import TOKENIZER_FILES, is_of_the_tokenizer
 from restorelcc.io.tensor_files import stored_tensors
 from tests import pico
@@ -91,7 +91,13 @@ def test_a_folder_that_changed_is_refused_with_the_part_that_did(change: str, gi
     recorded = json.loads((model / "model_ref.json").read_text())
     assert recorded["revision"] != now.revision and now.digests is not None
     assert [each for each in PARTS if recorded["digests"][each] != now.digests[each]] == [part]
-    for read in (local_folder, load_tokenizer, path_digest, lambda it: load_model(it, torch.float32, CPU)):
+    for read in (
+        local_folder,
+        load_tokenizer,
+        model_digest,
+        path_digest,
+        lambda it: load_model(it, torch.float32, CPU),
+    ):
         with pytest.raises(BadInput, match=rf"given has changed since .*model_ref\.json .*\({part}\).*`dvc repro`"):
             read(model)
 

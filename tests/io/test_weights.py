@@ -17,10 +17,9 @@ from restorelcc.core.errors import BadInput
 from restorelcc.evaluate.cost import file_bytes
 from restorelcc.inspect.inspection import inspect_checkpoint
 from restorelcc.io.checkpoints import load_model, save_checkpoint
-from restorelcc.io.digest import model_digest
+from restorelcc.io.digest import folder_digests, model_digest
 from restorelcc.io.documents import read_json
 from restorelcc.io.folders import copy_other_files
-from restorelcc.io.references import folder_digests
 from restorelcc.io.streaming import copy_checkpoint
 from restorelcc.io.tensor_files import stored_tensors
 from restorelcc.io.weights import INDEX, WHOLE, weight_files
