@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.gates import CPU, GPU, visible_gpus
 from restorelcc.core.errors import BadInput
+from restorelcc.core.model_entry import ModelEntry
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params
 from restorelcc.workflow.lockfile import heal
@@ -26,6 +27,7 @@ class Stage:
     resource: str  # cpu or gpu
     model: str | None  # key of `models`; None for a stage of the whole grid
     changed: bool  # as far as DVC can tell before anything has run
+    every_gpu: bool = False  # its model is spread over GPUs, or on one of a number that counts among all
 
     @property
     def kind(self) -> str:
@@ -84,7 +86,8 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
     stages = []
     for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.name))):
         model = match[1] if (match := _MODEL.search(node.cmd)) else None
-        on_gpu = gpus and (node.meta or {}).get("resource") == GPU and (not model or params.models[model].device != CPU)
+        on_gpu, every = _of_gpus(params.models[model]) if model else (True, False)
+        on_gpu = on_gpu and gpus and (node.meta or {}).get("resource") == GPU
         stages.append(
             Stage(
                 name=node.name,
@@ -92,6 +95,13 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
                 resource=GPU if on_gpu else CPU,
                 model=model,
                 changed=changed is None or node.addressing in changed,
+                every_gpu=on_gpu and every,
             )
         )
     return tuple(stages)
+
+
+def _of_gpus(entry: ModelEntry) -> tuple[bool, bool]:
+    """Whether a model goes to a GPU where there is one, and whether to all of them."""
+    spread = entry.device_map is not None
+    return spread or entry.device != CPU, spread or entry.device.startswith("cuda:")

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from restorelcc.core.errors import BadInput
+
 CPU, GPU = "cpu", "gpu"
 
 
 def gate_folder() -> Path:
-    """Per user and machine, so that all flows on a machine share its devices; $RESTORELCC_GATES puts it elsewhere."""
-    given = os.environ.get("RESTORELCC_GATES")
-    return Path(given) if given else Path(tempfile.gettempdir()) / f"restorelcc-gates-{os.getuid()}"
+    """Per user and machine, so that all flows on a machine share its devices; $RESTORELCC_GATES puts it elsewhere.
+
+    Raises BadInput when somebody else made what has its name in the folder for scratch files, which everybody shares.
+    """
+    if given := os.environ.get("RESTORELCC_GATES"):
+        folder = Path(given)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"restorelcc-gates-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        raise BadInput(
+            f"{folder}, where flows share this machine's devices, is not a folder that you alone may write: have it "
+            "removed, or set RESTORELCC_GATES to a folder of your own"
+        )
+    return folder
 
 
 def local_slots(parallel: int | None, gpus: int | None = None) -> dict[str, int]:
@@ -25,16 +44,29 @@ def local_slots(parallel: int | None, gpus: int | None = None) -> dict[str, int]
 
 
 @contextmanager
-def gate(resource: str, slots: int) -> Iterator[int]:
-    """Wait for one of the resource's slots and hold it; yields its number."""
+def gate(resource: str, slots: int, *, every: bool = False) -> Iterator[int | None]:
+    """Wait for one of the resource's slots and hold it; yields its number. every: hold all of them; yields None."""
     folder = gate_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = [(folder / f"{resource}-{number}").open("a") for number in range(slots)]
+    files = [(folder / name).open("a") for name in _slot_names(resource, slots)]
     try:
-        yield _wait_for_one([file.fileno() for file in files])
+        if every:
+            for file in sorted(files, key=lambda file: file.name):  # two that want all of them never wait in a circle
+                _wait_for_one([file.fileno()])
+            yield None
+        else:
+            yield _wait_for_one([file.fileno() for file in files])
     finally:
         for file in files:
             file.close()  # which unlocks it
+
+
+def _slot_names(resource: str, slots: int) -> list[str]:
+    """A GPU's slots go by the GPU, so that flows to which different ones are visible do not meet on any of them."""
+    devices = visible_gpus() if resource == GPU else []
+    if not devices:
+        return [f"{resource}-{number}" for number in range(slots)]
+    names = [device.strip().replace("/", "_") for device in devices]
+    return [f"{resource}-{names[number % len(names)]}.{number // len(names)}" for number in range(slots)]
 
 
 def _wait_for_one(descriptors: list[int]) -> int:

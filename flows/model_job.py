@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.clones import fresh_clone
-from flows.dag import Dag, Stage, read_dag
+from flows.dag import Dag, read_dag
 from flows.gates import local_slots
 from flows.restore import run_stages
 from flows.tasks import in_words
@@ -85,7 +86,7 @@ def fetch_run_cache(clone: Path, remote: str) -> None:
 def subset(dag: Dag, names: set[str]) -> Dag:
     """Some stages of a DAG, with the edges among them."""
     kept = [
-        Stage(stage.name, tuple(name for name in stage.needs if name in names), stage.resource, stage.model, True)
+        replace(stage, needs=tuple(name for name in stage.needs if name in names), changed=True)
         for stage in dag.stages
         if stage.name in names
     ]

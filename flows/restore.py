@@ -24,7 +24,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows import ROOT
 from flows.artifacts import Progress, StageResult, publish_report, publish_stages, summary
 from flows.dag import Dag, read_dag
-from flows.gates import local_slots
+from flows.gates import gate_folder, local_slots
 from flows.server import prefect_api
 from flows.stage_process import begin, end_all
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
@@ -73,6 +73,7 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
 
 def plan(root: Path) -> Dag:
     """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
+    gate_folder()
     params = load_params(root / "params.yaml")
     for alias in params.grid.model:
         lay_out_inputs(params, alias, Layout(root))

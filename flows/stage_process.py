@@ -47,7 +47,8 @@ class Command:
     root: str
     stage: str
     resource: str
-    slot: int = 0
+    slot: int | None = 0  # None: all of them
+    every_gpu: bool = False
 
 
 _running: set[subprocess.Popen[str]] = set()
@@ -137,7 +138,9 @@ def stage_environment(root: Path) -> dict[str, str]:
 
 def _gpu(command: Command) -> dict[str, str]:
     gpus = visible_gpus()
-    return {"CUDA_VISIBLE_DEVICES": gpus[command.slot % len(gpus)]} if command.resource == GPU and gpus else {}
+    if command.resource != GPU or command.slot is None or not gpus:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": gpus[command.slot % len(gpus)]}
 
 
 def _outcome(text: str) -> str:

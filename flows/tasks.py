@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ParamSpec
 
 from prefect import task
@@ -56,10 +57,10 @@ def stage_task(command: Command, slots: int, clean: bool) -> State:
     logger = get_run_logger()
     if clean:
         return Completed(name=UNCHANGED, message="nothing that it depends on has changed", data=0.0)
-    with gate(command.resource, slots) as slot:
+    with gate(command.resource, slots, every=command.every_gpu) as slot:
         start = time.monotonic()
         try:
-            outcome = run_stage(Command(command.root, command.stage, command.resource, slot), logger.info)
+            outcome = run_stage(replace(command, slot=slot), logger.info)
         except StageError as error:
             if error.transient:
                 raise
@@ -70,4 +71,4 @@ def stage_task(command: Command, slots: int, clean: bool) -> State:
 
 def command_of(stage: Stage, root: str) -> Command:
     """What goes to the task, and with Dask to another process."""
-    return Command(root, stage.name, stage.resource)
+    return Command(root, stage.name, stage.resource, every_gpu=stage.every_gpu)

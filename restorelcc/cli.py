@@ -20,6 +20,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
 from restorelcc.core.processes import is_first_process, process_count
+from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
@@ -52,12 +53,14 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class Verb:
-    """A stage as a verb: module and function that run it, its params section, and what a cell of it names."""
+    """A stage as a verb: module and function that run it, its params section, what a cell of it names, and whether it
+    may load a model, which is then on a GPU where there is one (dvc.yaml says it to the flow)."""
 
     module: str
     function: str
     section: str
     needs: tuple[str, ...]
+    loads_model: bool = False
 
 
 _M, _MP, _MPR = ("model",), ("model", "pruning"), ("model", "pruning", "head_ratio")
@@ -65,17 +68,17 @@ _MPB = ("model", "pruning", "baseline")
 STAGES: dict[str, Verb] = {
     "corpus": Verb("restorelcc.corpus.stage", "run", "corpus", _M),
     "dense": Verb("restorelcc.dense.stage", "run", "dense", _M),
-    "capture_dense": Verb("restorelcc.capture.stage", "run_dense", "capture", _M),
-    "prune": Verb("restorelcc.prune.stage", "run", "prune", _MP),
-    "capture_pruned": Verb("restorelcc.capture.stage", "run_pruned", "capture", _MP),
+    "capture_dense": Verb("restorelcc.capture.stage", "run_dense", "capture", _M, loads_model=True),
+    "prune": Verb("restorelcc.prune.stage", "run", "prune", _MP, loads_model=True),
+    "capture_pruned": Verb("restorelcc.capture.stage", "run_pruned", "capture", _MP, loads_model=True),
     "extract": Verb("restorelcc.extract.stage", "run", "extract", _MP),
-    "probe": Verb("restorelcc.probe.stage", "run", "probe", _MP),
-    "compensate": Verb("restorelcc.compensate.stage", "run", "compensate", _MPR),
-    "baseline": Verb("restorelcc.baseline.stage", "run", "baseline", _MPB),
-    "evaluate_dense": Verb("restorelcc.evaluate.stage", "run_dense", "evaluate", _M),
-    "evaluate_pruned": Verb("restorelcc.evaluate.stage", "run_pruned", "evaluate", _MP),
-    "evaluate_restored": Verb("restorelcc.evaluate.stage", "run_restored", "evaluate", _MPR),
-    "evaluate_baseline": Verb("restorelcc.evaluate.stage", "run_baseline", "evaluate", _MPB),
+    "probe": Verb("restorelcc.probe.stage", "run", "probe", _MP, loads_model=True),
+    "compensate": Verb("restorelcc.compensate.stage", "run", "compensate", _MPR, loads_model=True),
+    "baseline": Verb("restorelcc.baseline.stage", "run", "baseline", _MPB, loads_model=True),
+    "evaluate_dense": Verb("restorelcc.evaluate.stage", "run_dense", "evaluate", _M, loads_model=True),
+    "evaluate_pruned": Verb("restorelcc.evaluate.stage", "run_pruned", "evaluate", _MP, loads_model=True),
+    "evaluate_restored": Verb("restorelcc.evaluate.stage", "run_restored", "evaluate", _MPR, loads_model=True),
+    "evaluate_baseline": Verb("restorelcc.evaluate.stage", "run_baseline", "evaluate", _MPB, loads_model=True),
 }
 
 TOGETHER = ("compensate", "baseline")  # stages that `accelerate launch` and torchrun may start in several processes
@@ -212,12 +215,13 @@ def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
 
 def _compare_sources(params: Params, layout: Layout) -> None:
     """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
-    outside = {alias: params.models[alias] for alias in params.grid.model if not params.models[alias].is_microworld}
-    if not outside:
+    models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
+    external = any(parse_pruning(pruning).external for pruning in prunings)
+    if not external and all(entry.is_microworld for entry in models.values()):
         return
-    from restorelcc.io.revisions import compare_sources  # imports torch, which the embedded model need not wait for
+    from restorelcc.io.revisions import compare_sources  # imports pyarrow, which others need not wait for
 
-    found = [each for alias, entry in outside.items() for each in compare_sources(alias, entry, layout)]
+    found = [each for alias, entry in models.items() for each in compare_sources(alias, entry, layout, prunings)]
     for comparison in found:
         if not comparison.stale:
             typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)

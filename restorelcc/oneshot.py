@@ -20,7 +20,7 @@ import yaml
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.progress import notice
-from restorelcc.io.digest import file_digest, model_digest
+from restorelcc.io.digest import cached_file_digest, folder_digests
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, load_params
@@ -117,13 +117,14 @@ def _there(stage: str, cell: Cell, layout: Layout) -> bool:
 
 def _inputs(request: Request) -> str:
     """Digests of what is on this machine; hub ids stand for themselves."""
-    found = []
+    work = Layout(request.work.resolve()).work
+    found: list[str] = []
     for name in (request.dense, request.pruned, request.instructions, request.calibration):
         path = Path(name).expanduser() if name else None
-        if path is not None and path.exists():
-            found.append(model_digest(path) if path.is_dir() else file_digest(path))
+        if path is not None and path.is_dir():
+            found += folder_digests(path, work).values()
         else:
-            found.append(str(name))
+            found.append(cached_file_digest(path, work) if path is not None and path.exists() else str(name))
     return " ".join(found)
 
 

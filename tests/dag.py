@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
     "pyarrow": ("pyarrow",),
     "safetensors": ("safetensors",),
     "scipy": ("scipy",),
-    "sentence_transformers": ("sentence-transformers",),
+    "sentence_transformers": ("sentence-transformers", "torch"),
     "sklearn": ("scikit-learn",),
     "tokenizers": ("tokenizers",),
     "torch": ("torch",),

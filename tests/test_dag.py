@@ -120,6 +120,16 @@ def test_stale_metrics_are_what_no_cell_of_the_grid_writes(tmp_path: Path) -> No
     assert stale == {out for out in metrics if "heads-0.1." in out or "heads-1.0." in out} != set()
 
 
+@pytest.mark.parametrize("stage", DVC)
+def test_a_stage_that_loads_a_model_waits_for_a_gpu(stage: str) -> None:
+    loads = stage in STAGES and STAGES[stage].loads_model
+    assert DVC[stage].get("meta") == ({"resource": "gpu"} if loads else None)
+    folder = ROOT / "restorelcc" / _folder(stage)
+    assert loads == any(
+        "load_entry(" in path.read_text() or "load_model(" in path.read_text() for path in folder.glob("*.py")
+    )
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_matrix_is_the_grid_and_the_command_names_the_cell(stage: str) -> None:
     needs = STAGES[stage].needs

@@ -10,6 +10,7 @@ import numpy as np
 from huggingface_hub import snapshot_download
 
 from restorelcc.core.errors import BadInput
+from restorelcc.io.weights import weights_of
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"  # the paper's
 AUTO = "auto"
@@ -59,6 +60,8 @@ def _folder(setting: str, root: Path) -> tuple[Path, str]:
     if setting != AUTO and local.is_dir():
         if not list(local.rglob("*.safetensors")):
             raise BadInput(f"corpus.encoder: {local} holds no .safetensors file, the only weights read here")
+        for module in {path.parent for path in local.rglob("*.safetensors")}:
+            weights_of(module)  # each is loaded like a model: two of them in one folder are refused
         return local, setting
     source = DEFAULT_ENCODER if setting == AUTO else setting
     try:

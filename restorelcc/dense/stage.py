@@ -33,7 +33,7 @@ def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> N
             _write_pretrained(folder, config, layout.corpus(cell) / "world")
         else:
             key = f"models.{cell.model}"
-            write_reference(folder, *pinned_source(key, model.source, model.revision, layout.root))
+            write_reference(folder, pinned_source(key, model.source, model.revision, layout.root))
             local_folder(folder, key)  # what is missing in the hub's cache comes now, before hours of work wait for it
 
 

@@ -18,6 +18,7 @@ from restorelcc.core.architectures import prunable_linears
 from restorelcc.core.compensation import Compensation
 from restorelcc.core.fold import bias_additions
 from restorelcc.core.offload import at_hand
+from restorelcc.io.weights import weight_files
 
 _ROUNDS = 15
 _SECONDS = 2.0  # of rounds, at most; but at least three
@@ -55,7 +56,7 @@ def sparsity_of(model: PreTrainedModel) -> float:
 
 def file_bytes(checkpoint: Path) -> int:
     """Bytes of a checkpoint's weight files; what is added to them is counted by the caller."""
-    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(checkpoint))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

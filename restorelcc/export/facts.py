@@ -9,7 +9,7 @@ import yaml
 
 from restorelcc.core.cell import Cell
 from restorelcc.export.card import CardFacts
-from restorelcc.io.checkpoints import REFERENCE
+from restorelcc.io.digest import REFERENCE
 from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
 

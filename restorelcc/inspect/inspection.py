@@ -20,7 +20,8 @@ from restorelcc.core.sparsity import densest_group
 from restorelcc.core.structure import removed_parts
 from restorelcc.io.checkpoints import local_folder
 from restorelcc.io.streaming import read_config
-from restorelcc.io.tensor_files import StoredTensor, stored_tensors, weight_files
+from restorelcc.io.tensor_files import StoredTensor, stored_tensors
+from restorelcc.io.weights import weight_files
 
 # N:M patterns are looked for with these M, the ones hardware and papers use.
 GROUP_SIZES = (4, 8)

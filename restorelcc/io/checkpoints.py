@@ -18,42 +18,38 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.processes import process_count
 from restorelcc.core.runtime import pick_device, pick_dtype
+from restorelcc.io.digest import REFERENCE, check_unchanged
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.hub import Repository, fetch_model
-
-REFERENCE = "model_ref.json"
+from restorelcc.io.references import Pinned
+from restorelcc.io.weights import weights_of
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
 
 
-def write_reference(folder: Path, source: str, revision: str, files: dict[str, str] | None = None) -> None:
+def write_reference(folder: Path, pinned: Pinned) -> None:
     """Point to weights that stay where they are: a hub id at a commit, with the content ids of the files used, or a
-    folder whose content had this digest."""
+    folder whose content had these digests."""
     folder.mkdir(parents=True)
-    content: dict[str, Any] = {"source": source, "revision": revision}
-    write_json(folder / REFERENCE, content if files is None else content | {"files": files})
+    write_json(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
 
 
 def local_folder(folder: Path, key: str | None = None) -> Path:
     """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
 
-    Raises BadInput or StageFailed when the hub does not give it, naming `key`, or else the folder.
+    Raises BadInput when the folder referred to has other content than it had, BadInput or StageFailed when the hub does
+    not give the files, naming `key`, or else the folder.
     """
     if (folder / REFERENCE).is_file():
         reference = read_json(folder / REFERENCE)
         source, commit = reference["source"], reference["revision"]
         if reference.get("files") is None:
-            return _existing(Path(source), folder)
+            check_unchanged(folder)
+            return Path(source)
         return fetch_model(Repository(key or str(folder), source), commit)
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
     return folder
-
-
-def _existing(source: Path, folder: Path) -> Path:
-    if not source.is_dir():
-        raise BadInput(f"{folder / REFERENCE} points to {source}, which is not there: bring the folder back")
-    return source
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,7 @@ def load_model(
     Raises BadInput for a missing or incomplete checkpoint, and for a spread that does not hold the model.
     """
     source = local_folder(folder)
+    weights_of(source)  # a folder with two models in it is refused before either is read
     placement, scratch = _placement(spread)
     try:
         # Typed by hand: with output_loading_info the method returns a pair, which its annotation does not say.

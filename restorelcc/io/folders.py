@@ -10,7 +10,7 @@ from pathlib import Path
 
 from restorelcc.core.errors import BadInput
 from restorelcc.io.stock_files import CODE, PICKLES
-from restorelcc.io.tensor_files import INDEX, weight_files
+from restorelcc.io.weights import weights_of
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -57,7 +57,8 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
     """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
-    skipped = {"config.json", INDEX, *without} | {path.name for path in weight_files(source)}
+    skipped = {"config.json", *weights_of(source).names, *without}
+    skipped |= {path.name for path in source.glob("*.safetensors*")}  # those that the library does not read too
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if path.is_file() and name.parts[0] not in skipped and path.suffix.lower() not in (*PICKLES, *CODE):

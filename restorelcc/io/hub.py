@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
+from restorelcc.io.documents import read_json
+from restorelcc.io.weights import chosen_weights
 
 Result = TypeVar("Result")
 ATTEMPTS = 3  # of a request that a broken connection ended; huggingface_hub resumes within each
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-_WEIGHTS = (".safetensors",)
 _BESIDE = (".json", ".jinja", ".model", ".txt")  # config, tokenizer, chat template
 _NOT_NEEDED = ("LICENSE.txt", "NOTICE.txt", "USE_POLICY.txt", "consolidated.safetensors", "adapter_config.json")
 
@@ -59,21 +59,22 @@ def resolved_commit(repository: Repository, revision: str | None) -> str:
 def model_files(repository: Repository, commit: str) -> dict[str, tuple[str, int]]:
     """Name to (content id, bytes) of the files of a checkpoint that are needed: safetensors weights, config, tokenizer.
 
-    Raises BadInput when the repository holds no safetensors weights.
+    Raises BadInput when the repository holds no safetensors weights, or those of two models.
     """
     listed = _listing(repository, commit)
-    weights = {WHOLE} if WHOLE in listed and INDEX not in listed else set()
-    if not weights:
-        weights = {name for name in listed if name.startswith("model") and name.endswith(_WEIGHTS)} - {WHOLE}
-        weights = weights or {name for name in listed if name.endswith(_WEIGHTS)} - set(_NOT_NEEDED)
-    if not weights:
+    if not any(name.endswith(".safetensors") for name in listed):
         pickled = next((name for name in listed if name.endswith((".bin", ".pt", ".pth"))), None)
         why = f"only {pickled}, a pickle, which is never loaded" if pickled else f"but {', '.join(sorted(listed)[:4])}"
         raise BadInput(
             f"{repository.key}: the {repository} holds no safetensors weights, {why}: give a revision that has them "
             "(pull requests of the hub's converter are revisions, refs/pr/<n>), or a converted copy as a folder"
         )
-    return {name: listed[name] for name in sorted({*weights, *filter(_is_beside, listed)})}
+    weights = chosen_weights(
+        f"{repository.key}: the {repository}",
+        listed,
+        lambda name: read_json(_fetched(repository, commit, [name]) / name),
+    )
+    return {name: listed[name] for name in sorted({*weights.names, *filter(_is_beside, listed)})}
 
 
 def _is_beside(name: str) -> bool:

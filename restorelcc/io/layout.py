@@ -8,6 +8,12 @@ from pathlib import Path
 from restorelcc.core.cell import Cell
 
 TASK_FOLDERS = 2  # of one model, that are watched whole; of more, file by file
+_WORK = ".work"
+
+
+def work_around(path: Path) -> Path | None:
+    """The scratch folder of the project that a path lies in; None outside of one that has been worked in."""
+    return next((parent / _WORK for parent in path.absolute().parents if (parent / _WORK).is_dir()), None)
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Layout:
     @property
     def work(self) -> Path:
         """Scratch, on the same file system as data/, ignored by git and DVC."""
-        return self.root / ".work"
+        return self.root / _WORK
 
     def inputs(self, cell: Cell) -> Path:
         """Links to the files of a user that stages of a model read, and what its entry says to each stage."""

@@ -17,22 +17,28 @@ from restorelcc.io.digest import file_digest
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.provenance import OWN_FOLDER
 from restorelcc.io.shards import raw_bytes
-from restorelcc.io.tensor_files import INDEX, StoredTensor, stored_tensors, weight_files
+from restorelcc.io.tensor_files import StoredTensor, stored_tensors
 from restorelcc.io.tensors import read_all_tensors, write_tensors
+from restorelcc.io.weights import weights_of
 
 _DOCUMENT, _BIASES = "original.json", "original.safetensors"
-_TEXTS = ("config.json", INDEX)
 
 
 def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> None:
     """Write restorelcc/original.json: the source's config, index and file headers; and the biases that were changed."""
     own = folder / OWN_FOLDER
     own.mkdir(exist_ok=True)
+    weights = weights_of(source)
     files = {
-        path.name: {"header": base64.b64encode(_header_bytes(path)).decode(), "sha256": file_digest(path)}
-        for path in weight_files(source)
+        name: {
+            "header": base64.b64encode(_header_bytes(source / name)).decode(),
+            "sha256": file_digest(source / name),
+        }
+        for name in weights.files
     }
-    texts = {name: (source / name).read_text(encoding="utf-8") for name in _TEXTS if (source / name).is_file()}
+    texts = {
+        name: (source / name).read_text(encoding="utf-8") for name in ("config.json", weights.index) if name is not None
+    }
     write_json(own / _DOCUMENT, {"texts": texts, "files": files})
     if replaced:
         write_tensors(own / _BIASES, replaced, {})

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
-from restorelcc.io.digest import files_digest
+from restorelcc.io.digest import folder_digests
 from restorelcc.io.hub import Repository, model_files, resolved_commit
-from restorelcc.io.tensor_files import weight_files
+from restorelcc.io.layout import Layout
 
 
-def pinned_source(key: str, source: str, revision: str | None, root: Path) -> tuple[str, str, dict[str, str] | None]:
-    """(folder, digest of its weights and config, None) or (hub id, commit, {file: content id}).
+class Pinned(NamedTuple):
+    """A hub id at a commit with {file: content id}, or a folder with the digests of its parts and one over them all."""
 
-    Raises BadInput naming the params key, StageFailed when the hub cannot be asked.
-    """
+    source: str
+    revision: str
+    files: dict[str, str] | None
+    digests: dict[str, str] | None
+
+
+def pinned_source(key: str, source: str, revision: str | None, root: Path) -> Pinned:
+    """The source as it is now. Raises BadInput naming the params key, StageFailed when the hub cannot be asked."""
     local = local_source(source, root)
     if local is not None:
-        return str(local), files_digest([*weight_files(local), local / "config.json"]), None
+        digests = folder_digests(local, Layout(root).work)
+        told = "".join(f"{part} {digest}\n" for part, digest in digests.items())
+        return Pinned(str(local), hashlib.sha256(told.encode()).hexdigest(), None, digests)
     repository = Repository(key, source)
     commit = resolved_commit(repository, revision)
-    return source, commit, {name: content for name, (content, _) in model_files(repository, commit).items()}
+    files = {name: content for name, (content, _) in model_files(repository, commit).items()}
+    return Pinned(source, commit, files, None)
 
 
 def local_source(source: str, root: Path) -> Path | None:

@@ -1,22 +1,26 @@
 """Has what a project was computed from moved since? DVC knows files and parameters, it never asks the hub.
 
-The stage `dense` records the commit of a hub model, with the content ids of the files it uses, or the digest of a
-folder; the stage `corpus` records the commits of hub datasets. Here they are compared with what is there now.
+The stages `dense` and `prune` record the commit of a hub model, with the content ids of the files it uses, or the
+digests of a folder; the stage `corpus` records the commits of hub datasets and the digests of files. Here they are
+compared with what is there now. What changed on this machine is a note: `dvc repro` sees it too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.model_entry import ModelEntry
-from restorelcc.io.checkpoints import REFERENCE
 from restorelcc.io.corpus_tables import CHAT_TEMPLATE
+from restorelcc.io.digest import REFERENCE, cached_file_digest, changed_parts
 from restorelcc.io.documents import read_json
 from restorelcc.io.hub import Repository, is_offline, resolved_commit
 from restorelcc.io.layout import Layout
 from restorelcc.io.references import local_source, pinned_source
+from restorelcc.io.stock_files import is_of_the_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,51 @@ class Comparison:
     stale: bool
 
 
-def compare_sources(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
-    """What changed at the sources of a model and its data since the stages `dense` and `corpus` ran on them.
+def compare_sources(alias: str, entry: ModelEntry, layout: Layout, prunings: tuple[str, ...] = ()) -> list[Comparison]:
+    """What changed at the sources of a model, its data and its `prunings` since `dense`, `corpus` and `prune` ran.
 
     Empty where nothing did or nothing was computed yet. A hub that cannot be asked is a comparison that says so.
     """
+    found = [each for pruning in prunings for each in _folder(layout.pruned(Cell(alias, pruning)), "prune")]
+    found += _files(alias, layout)
     if entry.is_microworld:
+        return found
+    try:
+        return [*found, *_model(alias, entry, layout), *_datasets(alias, layout)]
+    except (BadInput, StageFailed) as error:
+        return [*found, Comparison(f"not compared with its source, which cannot be asked: {error}", stale=False)]
+
+
+def _folder(folder: Path, stage: str) -> list[Comparison]:
+    """Whether the folder that a model folder refers to is as it was."""
+    if not (folder / REFERENCE).is_file():
         return []
     try:
-        return [*_model(alias, entry, layout), *_datasets(alias, layout)]
-    except (BadInput, StageFailed) as error:
-        return [Comparison(f"not compared with its source, which cannot be asked: {error}", stale=False)]
+        changed = changed_parts(folder)
+    except BadInput as error:
+        return [Comparison(f"not compared with its source: {error}", stale=False)]
+    if not changed:
+        return []
+    source = read_json(folder / REFERENCE)["source"]
+    return [_note(f"the {' and '.join(changed)} in {source} changed since `{stage}` ran")]
+
+
+def _files(alias: str, layout: Layout) -> list[Comparison]:
+    """Whether the files that the corpus was drawn from are as they were."""
+    found = []
+    for role, origin in _origins(alias, layout).items():
+        if "sha256" not in origin:
+            continue
+        path = layout.root / Path(origin.get("path", origin["source"])).expanduser()
+        if path.is_file() and cached_file_digest(path, layout.work) == origin["sha256"]:
+            continue
+        what = "changed since `corpus` ran" if path.is_file() else "is gone"
+        found.append(_note(f"models.{alias}.data.{role}: {path} {what}"))
+    return found
+
+
+def _note(what: str) -> Comparison:
+    return Comparison(f"{what}: `dvc repro` runs what depends on it", stale=False)
 
 
 def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
@@ -48,21 +86,20 @@ def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     if recorded.get("source") != (str(local) if local else entry.source) or (local is None and is_offline()):
         return []
     key, old = f"models.{alias}", recorded["revision"]
-    if local is None and resolved_commit(Repository(key, entry.source), entry.revision) == old:
+    if local is not None:
+        return _folder(layout.dense(Cell(alias)), "dense")
+    if resolved_commit(Repository(key, entry.source), entry.revision) == old:
         return []
-    _, new, files = pinned_source(key, entry.source, entry.revision, layout.root)
+    _, new, now, _ = pinned_source(key, entry.source, entry.revision, layout.root)
     if new == old:
         return []
-    if files is None:
-        changed_here = f"{key}: the weights or the config in {local} changed since `dense` ran"
-        return [Comparison(f"{changed_here}: {_taken(f'dense@{alias}')}", stale=True)]
-    before, revision = recorded.get("files") or {}, entry.revision or "main"
+    before, files, revision = recorded.get("files") or {}, now or {}, entry.revision or "main"
     changed = sorted(name for name in before | files if before.get(name) != files.get(name))
     moved = f"{key}: revision {revision!r} of {entry.source} moved from {old[:12]} to {new[:12]} since `dense` ran"
     if not changed:
         return [Comparison(f"{moved}; the files in use are the same, so nothing is to be done", stale=False)]
     stages = f"dense@{alias}"
-    if CHAT_TEMPLATE in _origins(alias, layout) and any(_is_of_the_tokenizer(name) for name in changed):
+    if CHAT_TEMPLATE in _origins(alias, layout) and any(is_of_the_tokenizer(Path(name)) for name in changed):
         stages = f"corpus@{alias} {stages}"  # the old chat template is in the corpus
     return [
         Comparison(
@@ -77,11 +114,7 @@ def _taken(stages: str) -> str:
     return f"`dvc repro --force --single-item {stages}` takes it, and `dvc repro` then brings the rest in step"
 
 
-def _is_of_the_tokenizer(name: str) -> bool:
-    return not name.endswith(".safetensors") and not name.startswith(("config.", "generation_config.", "model."))
-
-
-def _origins(alias: str, layout: Layout) -> dict[str, dict[str, str]]:
+def _origins(alias: str, layout: Layout) -> dict[str, dict[str, Any]]:
     """What the stage `corpus` has noted of its sources."""
     path = layout.corpus(Cell(alias)) / "sources.json"
     return read_json(path) if path.is_file() else {}

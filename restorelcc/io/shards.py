@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from restorelcc.io.documents import write_json
-from restorelcc.io.tensor_files import INDEX, SAFETENSORS_NAMES
+from restorelcc.io.tensor_files import SAFETENSORS_NAMES
+from restorelcc.io.weights import INDEX, WHOLE
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
-WHOLE = "model.safetensors"
 
 
 @dataclass(frozen=True)

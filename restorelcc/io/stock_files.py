@@ -20,6 +20,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# All names that tokenizer classes and the library itself read, those of older formats too.
+_TOKENIZER_PATTERNS = (
+    *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
+    *("*.model", "*.tiktoken", "*.jinja"),
+)
 _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -37,22 +42,24 @@ def remote_code(folder: Path) -> str | None:
     return None
 
 
+def is_of_the_tokenizer(name: Path) -> bool:
+    """Whether a file of a checkpoint, by its path in it, is one that text becomes tokens by: the tokenizer, what
+    belongs to it, a chat template."""
+    if name.parts[:-1] == ("additional_chat_templates",):
+        return True
+    return len(name.parts) == 1 and any(name.match(pattern) for pattern in _TOKENIZER_PATTERNS)
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a file is there that makes a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_CORES)
 
 
 def check_stock(folder: Path) -> None:
-    """Raises BadInput when a checkpoint to be read needs code of its own, or has no weights but pickles."""
+    """Raises BadInput when a checkpoint to be read needs code of its own."""
     found = remote_code(folder)
     if found is not None:
         raise BadInput(
             f"{folder / found} asks for code of its own (auto_map), which is never run here: give a checkpoint of a "
             "class that transformers has, or take auto_map out when it is one"
-        )
-    pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in PICKLES]
-    if pickles and not any(folder.glob("*.safetensors")):
-        raise BadInput(
-            f"{folder} holds its weights as {pickles[0]}, a pickle, which is never loaded here: convert it to "
-            "safetensors"
         )

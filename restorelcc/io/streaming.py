@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from restorelcc.core.architectures import family_of, family_of_config, prunable_linears
 from restorelcc.core.errors import BadInput
 from restorelcc.core.sparsity import rounded
-from restorelcc.io.tensor_files import INDEX, StoredTensor, weight_files
+from restorelcc.io.tensor_files import StoredTensor
+from restorelcc.io.weights import weights_of
 
 
 def read_config(source: Path) -> PretrainedConfig:
@@ -64,9 +65,8 @@ def can_stream(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> bool:
 def copy_checkpoint(source: Path, destination: Path) -> None:
     """Copy weights, index, config and generation config as they are; pruned weights are then written over."""
     destination.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in weight_files(source)] + ["config.json"]
-    names += [name for name in (INDEX, "generation_config.json") if (source / name).is_file()]
-    for name in names:
+    companions = ("config.json", "generation_config.json")
+    for name in (*weights_of(source).names, *(name for name in companions if (source / name).is_file())):
         shutil.copyfile(source / name, destination / name)
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from restorelcc.core.errors import BadInput
-from restorelcc.io.documents import read_json
+from restorelcc.io.weights import weight_files
 
-INDEX = "model.safetensors.index.json"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -64,21 +63,6 @@ class StoredTensor:
         with self.file.open("r+b") as file:
             file.seek(self.start)
             file.write(content.data)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a checkpoint, those of its index where it has one. BadInput when none."""
-    if (folder / INDEX).is_file():
-        files = sorted({folder / name for name in read_json(folder / INDEX)["weight_map"].values()})
-    else:
-        whole = folder / "model.safetensors"
-        files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BadInput(f"{folder} holds no .safetensors file, the only weights read here")
-    for path in files:
-        if not path.is_file():
-            raise BadInput(f"{path} is missing, though {INDEX} names it: download or write the checkpoint again")
-    return files
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -89,7 +89,7 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
     key = f"prune.external.{job.cell.model}.{name}"
     if entry is None:
         raise BadInput(f"params.yaml: {key} is missing: give the folder or hub id of {job.pruning.name} as its source")
-    write_reference(folder, *pinned_source(key, entry.source, entry.revision, job.layout.root))
+    write_reference(folder, pinned_source(key, entry.source, entry.revision, job.layout.root))
     source, dense = local_folder(folder), local_folder(job.layout.dense(job.cell))
     network, stored = empty_model(source, job.dtype), stored_tensors(source)
     dense_network, dense_stored = empty_model(dense, job.dtype), stored_tensors(dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def test_what_is_not_there_is_refused_when_asked_for_and_said_when_not(
     assert find_encoder("auto", tmp_path) == (None, "sentence-transformers is not installed")
     with pytest.raises(BadInput, match="install the extra `encoder`"):
         find_encoder(str(encoder), tmp_path)
+
+
+def test_an_encoder_of_two_models_is_refused(encoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    weights = next(folder.rglob("model.safetensors"))
+    shutil.copy(weights, weights.with_name("model-00001-of-00002.safetensors"))
+    with pytest.raises(BadInput, match="holds two models"):
+        find_encoder("encoder", tmp_path)
 
 
 def test_the_table_says_what_measured_similarity(encoder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from restorelcc.export.export import ExportOptions, export_checkpoint
 from restorelcc.io.checkpoints import write_reference
 from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import file_digest, model_digest
+from restorelcc.io.references import pinned_source
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.prune import prune_model
 from tests import pico
@@ -142,7 +143,7 @@ def test_licence_and_base_model_come_from_the_pruned_folders_own_card(pair: Pair
     facts = file_facts(folder)
     assert (facts.base_model, facts.licence) == ("a/b", "apache-2.0")
     assert file_facts(folder, licence="mit").licence == "mit"
-    write_reference(tmp_path / "reference", str(folder), "d")
+    write_reference(tmp_path / "reference", pinned_source("key", str(folder), None, tmp_path))
     assert file_facts(tmp_path / "reference").licence == "apache-2.0"
     (folder / "README.md").write_text("---\n: [\n---\n")
     assert file_facts(folder) == CardFacts()

@@ -267,3 +267,41 @@ def test_a_token_is_sent_and_never_written_or_said(
     assert secret not in said
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+def test_a_repository_in_shards_is_fetched_by_its_index(hub: LoopbackHub, dense: Dense) -> None:
+    sharded = pico_files(shard="8KB")
+    names = {name for name in sharded if name.endswith(".safetensors")}
+    assert len(names) > 2
+    hub.model(NAME).commit(sharded | {"model-00099-of-00099.safetensors": b"of nobody", "other.safetensors": b"too"})
+    dense.succeeds()
+    files = json.loads((dense.project.folder / REFERENCE).read_text())["files"]
+    assert {name for name in files if name.endswith(".safetensors")} == names
+    assert names <= set(_fetched(hub)) and "other.safetensors" not in _fetched(hub)
+    load_model((dense.project.folder / REFERENCE).parent, torch.float32, torch.device("cpu"))
+
+
+def test_a_config_that_names_its_weights_is_followed(hub: LoopbackHub, dense: Dense, files: dict[str, Content]) -> None:
+    config = json.loads(_bytes(files["config.json"])) | {"transformers_weights": "best.safetensors"}
+    hub.model(NAME).commit(files | {"best.safetensors": files[WEIGHTS], "config.json": json.dumps(config).encode()})
+    dense.succeeds()
+    found = json.loads((dense.project.folder / REFERENCE).read_text())["files"]
+    assert "best.safetensors" in found and WEIGHTS not in found
+    load_model((dense.project.folder / REFERENCE).parent, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("what", ["two models", "adapter"])
+def test_a_repository_of_more_than_one_model_is_refused(
+    what: str, hub: LoopbackHub, dense: Dense, files: dict[str, Content]
+) -> None:
+    if what == "two models":
+        hub.model(NAME).commit(pico_files(shard="8KB") | {WEIGHTS: files[WEIGHTS]})
+        dense.fails(2, f"models.x: the model {NAME!r} holds two models, {WEIGHTS} and the one of {WEIGHTS}.index.json")
+    else:
+        hub.model(NAME).commit(files | {"adapter_config.json": b"{}"})
+        dense.fails(2, f"models.x: the model {NAME!r} holds adapter_config.json", "merge it")
+    assert WEIGHTS not in _fetched(hub)
+
+
+def _bytes(content: Content) -> bytes:
+    return content if isinstance(content, bytes) else Path(content).read_bytes()

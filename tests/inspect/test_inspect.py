@@ -13,6 +13,7 @@ from restorelcc.core.architectures import FAMILIES
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.core.sparsity import densest_group
 from restorelcc.io.checkpoints import write_reference
+from restorelcc.io.references import pinned_source
 from restorelcc.prune.prune import prune_model
 from tests import pico
 
@@ -68,7 +69,7 @@ def test_the_table_follows_a_reference_and_names_dtype_and_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _saved(tmp_path / "pruned", "slimgpt-0.45", dtype=torch.bfloat16)
-    write_reference(tmp_path / "reference", str(folder), "digest")
+    write_reference(tmp_path / "reference", pinned_source("key", str(folder), None, tmp_path))
     code, output = _inspect(capsys, monkeypatch, str(tmp_path / "reference"))
     assert code == 0
     for text in ("heads removed", "2 of 4", "bfloat16", "KiB on disk"):

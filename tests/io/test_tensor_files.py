@@ -1,6 +1,5 @@
-"""Single tensors read from and written over in safetensors files, and checkpoints found through a reference."""
+"""Single tensors read from and written over in safetensors files."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from restorelcc.core.errors import BadInput
-from restorelcc.io.checkpoints import local_folder, write_reference
-from restorelcc.io.hub import Repository
-from restorelcc.io.references import pinned_source
-from restorelcc.io.tensor_files import INDEX, stored_tensors, weight_files
+from restorelcc.io.tensor_files import stored_tensors
+from restorelcc.io.weights import weight_files
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
 
@@ -48,40 +45,9 @@ def test_files_that_are_none_are_bad_input(tmp_path: Path) -> None:
         (tmp_path / "model.safetensors").write_bytes(content)
         with pytest.raises(BadInput, match="not a readable safetensors file"):
             stored_tensors(tmp_path)
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
-    with pytest.raises(BadInput, match=r"model-2\.safetensors is missing"):
-        weight_files(tmp_path)
 
 
 def test_weights_beside_the_checkpoint_are_left_out(tmp_path: Path) -> None:
     _saved(tmp_path)
     save_file({"other": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
     assert "other" not in stored_tensors(tmp_path)
-
-
-def test_a_reference_to_the_hub_is_the_snapshot_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def fetch(repository: Repository, commit: str) -> Path:
-        asked.append((repository.name, commit))
-        return tmp_path
-
-    monkeypatch.setattr("restorelcc.io.checkpoints.fetch_model", fetch)
-    write_reference(tmp_path / "model", "some/model", "abc123", {"config.json": "id"})
-    assert local_folder(tmp_path / "model") == tmp_path
-    assert asked == [("some/model", "abc123")]
-
-
-def test_a_reference_to_a_folder_that_is_gone_says_so(tmp_path: Path) -> None:
-    write_reference(tmp_path / "model", str(tmp_path / "gone"), "digest")
-    with pytest.raises(BadInput, match="which is not there"):
-        local_folder(tmp_path / "model")
-
-
-def test_a_folder_is_pinned_by_its_digest(tmp_path: Path) -> None:
-    _saved(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    first = pinned_source("key", str(tmp_path), None, Path())
-    assert first == pinned_source("key", str(tmp_path), None, Path())
-    stored_tensors(tmp_path)["torch.float32"].overwrite(torch.zeros(3, 5))
-    assert pinned_source("key", str(tmp_path), None, Path()) != first

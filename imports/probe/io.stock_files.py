@@ -1,0 +1,1 @@
+../../restorelcc/io/stock_files.py

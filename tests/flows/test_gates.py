@@ -1,0 +1,193 @@
+"""Which stages wait for a GPU, and that all flows of a user on one machine share its slots."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.dag import Stage, read_dag
+from flows.gates import CPU, GPU, gate, gate_folder, local_slots
+from flows.stage_process import Command, _gpu
+from flows.tasks import command_of
+from restorelcc.core.errors import BadInput
+from restorelcc.params import load_params
+from tests.flows.light import LightProject
+
+GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1], "baseline": ["bias"]}
+ON_GPU = {"capture_dense", "prune", "capture_pruned", "probe", "compensate", "baseline"}
+ON_GPU |= {"evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_baseline"}
+ON_CPU = {"corpus", "dense", "extract", "report"}  # the embedded model is pretrained on the CPU, wherever that is
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
+    return LightProject(tmp_path_factory.mktemp("gates") / "project", GRID)
+
+
+def _stages(project: LightProject, monkeypatch: pytest.MonkeyPatch, gpus: str, **entry: str) -> dict[str, Stage]:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project.folder.with_name("site")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    params = load_params(project.folder / "params.yaml")
+    models = {"tiny": params.models["tiny"].model_copy(update=entry)}
+    stages = read_dag(project.folder, params.model_copy(update={"models": models})).stages
+    assert {stage.kind for stage in stages} == ON_GPU | ON_CPU
+    return {stage.kind: stage for stage in stages}
+
+
+def test_stages_that_load_a_model_wait_for_a_gpu(project: LightProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = _stages(project, monkeypatch, "0,1")
+    assert {kind for kind, stage in stages.items() if stage.resource == GPU} == ON_GPU
+    assert {kind for kind, stage in stages.items() if stage.resource == CPU} == ON_CPU
+    assert not any(stage.every_gpu for stage in stages.values())
+    assert local_slots(8) == {CPU: 8, GPU: 2}
+    assert local_slots(8, gpus=1) == {CPU: 8, GPU: 1}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "entry"), [("", {}), ("-1", {}), ("0,1", {"device": "cpu"})], ids=["none", "hidden", "device: cpu"]
+)
+def test_without_gpus_and_for_models_on_the_cpu_all_are_on_the_cpu(
+    gpus: str, entry: dict[str, str], project: LightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {stage.resource for stage in _stages(project, monkeypatch, gpus, **entry).values()} == {CPU}
+
+
+@pytest.mark.parametrize("entry", [{"device": "cuda:1"}, {"device_map": "auto"}, {"device_map": "auto", "device": CPU}])
+def test_a_model_that_is_spread_or_names_its_gpu_has_all_of_them(
+    entry: dict[str, str], project: LightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = _stages(project, monkeypatch, "0,1", **entry)
+    assert {kind for kind, stage in stages.items() if stage.every_gpu} == ON_GPU
+    command = command_of(stages["prune"], "root")
+    assert command.every_gpu and not command_of(stages["report"], "root").every_gpu
+    assert _gpu(Command("root", "prune", GPU, None, every_gpu=True)) == {}, "CUDA_VISIBLE_DEVICES stays as it is"
+    assert _gpu(Command("root", "prune", GPU, 1)) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert _gpu(Command("root", "report", CPU, 1)) == {}
+
+
+FLOW = """
+import os, sys, threading, time
+from flows.gates import gate
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+def stage(number):
+    with gate("gpu", int(sys.argv[1]), every=sys.argv[2] == "every") as slot:
+        say("in", slot, time.monotonic_ns())
+        time.sleep(0.05)
+        say("out", slot, time.monotonic_ns())
+threads = [threading.Thread(target=stage, args=(n,)) for n in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+"""
+
+
+def _flows(folder: Path, *flows: tuple[str, str, str]) -> list[tuple[int, str, str]]:
+    """(time, in or out, GPU) of every stage of several flows at once; each: GPUs it sees, slots, one or every."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", FLOW, slots, how],
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus, "RESTORELCC_GATES": str(folder)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for gpus, slots, how in flows
+    ]
+    events = []
+    for process, (gpus, _, _) in zip(running, flows, strict=True):
+        lines = process.communicate(timeout=60)[0].splitlines()
+        assert process.returncode == 0 and len(lines) == 8
+        for line in lines:
+            what, slot, when = line.split()
+            events.append((int(when), what, "all" if slot == "None" else gpus.split(",")[int(slot)]))
+    return sorted(events)
+
+
+def _most(events: list[tuple[int, str, str]]) -> int:
+    inside = most = 0
+    for _, what, _ in events:
+        inside += 1 if what == "in" else -1
+        most = max(most, inside)
+    return most
+
+
+def test_two_flows_share_the_slots(tmp_path: Path) -> None:
+    events = _flows(tmp_path, ("0,1", "2", "one"), ("0,1", "2", "one"))
+    assert _most(events) == 2
+    for gpu in ("0", "1"):
+        assert _most([event for event in events if event[2] == gpu]) == 1
+
+
+def test_flows_that_see_different_gpus_never_meet_on_one(tmp_path: Path) -> None:
+    events = _flows(tmp_path, ("0,1", "2", "one"), ("1", "1", "one"))
+    assert _most(events) <= 2
+    assert _most([event for event in events if event[2] == "1"]) == 1
+
+
+def test_a_stage_that_needs_every_gpu_has_them_alone(tmp_path: Path) -> None:
+    events = _flows(tmp_path, ("0,1", "2", "one"), ("1,0", "2", "every"), ("0,1", "2", "every"))
+    inside: list[str] = []
+    for _, what, gpu in events:
+        if what == "out":
+            inside.remove(gpu)
+            continue
+        assert "all" not in inside and not (gpu == "all" and inside)
+        inside.append(gpu)
+
+
+def test_a_gate_is_opened_again_by_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path))
+    code = "import time; from flows.gates import gate\nwith gate('gpu', 1): print('in', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "in\n"
+    entered = threading.Event()
+
+    def enter() -> None:
+        with gate(GPU, 1):
+            entered.set()
+
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    time.sleep(0.3)
+    assert not entered.is_set()
+    holder.kill()
+    holder.wait()
+    assert entered.wait(10)
+    waiting.join()
+
+
+# --- the folder of the gates, which lies where everybody may write
+
+
+def test_the_gates_are_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RESTORELCC_GATES", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = gate_folder()
+    assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert gate_folder() == folder
+
+
+@pytest.mark.parametrize("what", ["another's", "writable", "link", "file"])
+def test_gates_that_somebody_else_made_are_refused(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RESTORELCC_GATES", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = gate_folder()
+    if what == "another's":
+        real = os.getuid()
+        folder.rename(tmp_path / f"restorelcc-gates-{real + 1}")
+        monkeypatch.setattr("os.getuid", lambda: real + 1)
+    elif what == "writable":
+        folder.chmod(0o777)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere") if what == "link" else folder.touch()
+    with pytest.raises(BadInput, match=r"restorelcc-gates-\d+, .* or set RESTORELCC_GATES") as caught:
+        gate_folder()
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path / "own"))
+    assert gate_folder() == tmp_path / "own"
