@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.dag import ROOT
@@ -130,6 +131,16 @@ class LightProject:
         before = len(self.executed())
         self.sh("dvc", "repro", "--quiet", *options)
         return self.executed()[before:]
+
+    def status(self) -> dict[str, Any]:
+        """What `dvc status` finds changed, asked in this process."""
+        from dvc.repo import Repo
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
+            with Repo(str(self.folder)) as repo:
+                found: dict[str, Any] = repo.status()
+        return found
 
     def executed(self) -> list[str]:
         """Every execution so far, in order."""
