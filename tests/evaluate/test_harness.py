@@ -10,7 +10,8 @@ import yaml
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.evaluate.batches import within_memory
 from restorelcc.evaluate.harness import item_rows, run_harness, task_metrics
-from restorelcc.evaluate.tasks import PRESETS, load_tasks, local_copy, selected_tasks, split_files
+from restorelcc.evaluate.local_data import local_copy, split_files
+from restorelcc.evaluate.tasks import PRESETS, load_tasks, selected_tasks
 from restorelcc.io.corpus_tables import ITEMS
 from restorelcc.io.documents import write_json
 from restorelcc.io.tables import write_table
@@ -125,7 +126,9 @@ def test_the_embedded_tasks_belong_to_the_microworld(tmp_path: Path) -> None:
 
 def test_presets_are_spelled_out_once(tmp_path: Path) -> None:
     write_json(tmp_path / "tasks.json", {"embedded": [], "lm_eval": ["rte", "paper-7"]})
-    assert sorted(selected_tasks(tmp_path, "")) == sorted(PRESETS["paper-7"])  # type: ignore[type-var]
+    asked = selected_tasks(tmp_path, "")
+    assert sorted(each.name for each in asked) == sorted(PRESETS["paper-7"])
+    assert {each.metric for each in asked} == {"acc"}, "whatever a task's own first metric is"
 
 
 def _check_paper_7(local: str | dict[str, str], tmp_path: Path, items: int, model, tokenizer) -> list[dict]:

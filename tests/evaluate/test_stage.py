@@ -92,7 +92,14 @@ def test_every_metrics_file_has_the_documented_keys(layout: Layout) -> None:
     for cell in (DENSE, PRUNED, RESTORED):
         found = read_json(layout.metrics(cell))
         assert set(found["perplexity"]) == {"corpus", "tokens", "value"}
-        assert set(found["tasks"]["t"]) == {"metric", "value", "stderr", "n", "version"}
+        assert set(found["tasks"]["t"]) == {"metric", "value", "stderr", "n", "version", "averaged", "shots"} | {
+            "aggregation",
+            "higher_is_better",
+            "metrics",
+        }
+        assert found["tasks"]["t"]["metrics"] == {
+            "acc": {name: found["tasks"]["t"][name] for name in ("value", "stderr")}
+        }
         assert {"token_perplexity", "word_perplexity", "bits_per_byte", "file_bytes", "generation"} <= set(found)
         assert found["seconds"] > 0
         details = read_json(layout.details(cell))
@@ -127,7 +134,9 @@ def test_other_items_than_the_dense_models_are_an_error(layout: Layout) -> None:
     before = layout.metrics(PRUNED).read_bytes()
     tasks = layout.corpus(DENSE) / "tasks"
     write_table(tasks / "t.parquet", _items(gold=1), ITEMS)
-    with pytest.raises(BadInput, match=r"m wanda-0.5 and m \(dense\) answered different items of task 't' \(12 and 12"):
+    with pytest.raises(
+        BadInput, match=r"m \(dense\) and m wanda-0.5 \(pruned\) cannot be compared, .* the items of task 't': run `dvc"
+    ):
         run_pruned(PRUNED, CONFIG, ENTRY, layout)
     write_table(tasks / "t.parquet", _items(), ITEMS)
     assert layout.metrics(PRUNED).read_bytes() == before
