@@ -75,7 +75,7 @@ _OF_TASK = {
     "version": "the version",
     "items": "the items",
     "prompts": "the prompts",
-    "averaged": "whether the mean counts it",
+    "averaged": "the place in the mean",
     "config": "the task file, or the code it calls,",
 }
 _DIGESTS = ("heldout", "tokenizer", "items", "prompts", "config")
