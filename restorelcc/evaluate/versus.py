@@ -56,12 +56,12 @@ def versus(
 
     Raises BadInput, naming what differs and the evaluations that are old, for others that were measured otherwise.
     """
+    if not outcome.rows:
+        return {}, {}  # nothing is compared here; the report looks at how all its cells were measured
     _check(outcome, others, layout)
     theirs = [read_table(layout.samples(cell), SAMPLES) for cell in others]
     for cell, rows in zip(others, theirs, strict=True):
         check_same_items(str(outcome.cell), outcome.rows, f"{cell} ({cell.kind})", rows)
-    if not outcome.rows:
-        return {}, {}
     counted = outcome.averaged
     ours, scores = scores_by_task(outcome.rows, counted), [scores_by_task(rows, counted) for rows in theirs]
     metrics: dict[str, Any] = {}
