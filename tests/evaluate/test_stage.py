@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from restorelcc.cli import app
@@ -18,7 +17,6 @@ from restorelcc.core.model_entry import DataFiles, ModelEntry
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.corpus.stage import _task
 from restorelcc.evaluate.config import EvaluateConfig, GenerationConfig
-from restorelcc.evaluate.fingerprint import tokenizer_digest
 from restorelcc.evaluate.stage import run_dense, run_pruned, run_restored
 from restorelcc.evaluate.versus import Outcome, versus
 from restorelcc.io.checkpoints import save_checkpoint
@@ -218,16 +216,6 @@ def test_other_held_out_texts_are_told_from_another_tokenizer(layout: Layout) ->
             run_pruned(PRUNED, CONFIG, ENTRY, layout)
     finally:
         heldout.write_bytes(before)
-
-
-def test_a_tokenizer_that_is_loaded_and_saved_again_is_the_same(tmp_path: Path) -> None:
-    tokenizer, texts = pico.word_tokenizer(), [_words(5, n) for n in range(3)]
-    tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer_digest(again, texts) == tokenizer_digest(tokenizer, texts)
-    again.add_tokens(["w99"])
-    assert tokenizer_digest(again, texts) != tokenizer_digest(tokenizer, texts)
-    assert tokenizer_digest(pico.word_tokenizer(50), texts) != tokenizer_digest(tokenizer, texts)
 
 
 def test_tasks_of_every_kind_are_evaluated_and_compared(layout: Layout, tmp_path: Path) -> None:
