@@ -16,7 +16,7 @@ from restorelcc.core.baselines import check_baseline
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.grid import AUTO, check_alias, ratio_label
-from restorelcc.core.model_entry import ModelEntry
+from restorelcc.core.model_entry import BY_NAME, WITH_SETTINGS, ModelEntry, TaskChoice
 from restorelcc.core.presets import over
 from restorelcc.core.pruning import EXTERNAL, parse_pruning
 from restorelcc.core.section import Section
@@ -147,6 +147,8 @@ def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
             model = model.model_fields[part].annotation if part in model.model_fields else model
         elif getattr(model, "__origin__", None) is dict:
             model = model.__args__[1]  # the entry by this name
+        elif part == WITH_SETTINGS:
+            model = TaskChoice
     if hasattr(model, "__args__"):  # Section | None
         model = model.__args__[0]
     fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
@@ -157,12 +159,12 @@ def _sentence(error: ValidationError, within: Any = Params, above: tuple[str, ..
     """One sentence for the first error in a section of type `within`, which stands at `above` in params.yaml."""
     first = error.errors()[0]
     location = (*above, *first["loc"])
-    key = ".".join(str(part) for part in location)
+    key = ".".join(str(part) for part in location if part not in (BY_NAME, WITH_SETTINGS))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         where = f"params.yaml: key {key!r} is unknown"
         known = _fields_at(within, first["loc"])
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        parent = ".".join(str(part) for part in location[:-1])
+        parent = key.rpartition(".")[0]
         return (
             f"{where}: did you mean {'.'.join(filter(None, (parent, near[0])))!r}?"
             if near

@@ -55,7 +55,7 @@ def recovery_project(root: Path, pairs: int = 24, family: str = "llama") -> Layo
             for number in range(count)
         ]
         write_table(corpus / f"{name}.parquet", rows, EXAMPLES)
-    write_json(corpus / "tasks" / "tasks.json", {"embedded": [], "lm_eval": []})
+    write_json(corpus / "tasks" / "tasks.json", {"embedded": []})
     write_components(layout, head_layout(model))
     return layout
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from restorelcc.core.presets import PRESETS, over
 from restorelcc.core.section import Section
@@ -66,6 +66,28 @@ class DataFiles(Section):
         return template
 
 
+class TaskChoice(Section):
+    """A task, group, preset or folder of task files of `tasks`, with how it is measured."""
+
+    name: str = Field(min_length=1)
+    metric: str | None = Field(default=None, min_length=1)  # None: the task's own first one
+    # Examples before each question; None: none for tasks of lm-eval, what the task file says for one's own.
+    num_fewshot: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _paper_measures_acc(self) -> TaskChoice:
+        if self.name == "paper-7" and self.metric not in (None, "acc"):
+            raise ValueError("paper-7 is measured by acc, as in the paper: leave the metric out, or name its tasks")
+        return self
+
+
+BY_NAME, WITH_SETTINGS = "a name", "a task with settings"  # how pydantic tells the two forms of a task apart
+Task = Annotated[
+    Annotated[str, Tag(BY_NAME)] | Annotated[TaskChoice, Tag(WITH_SETTINGS)],
+    Discriminator(lambda given: WITH_SETTINGS if isinstance(given, dict | TaskChoice) else BY_NAME),
+]
+
+
 class ModelEntry(Section):
     """Where a model comes from, how it runs, and what it is calibrated, restored and measured with."""
 
@@ -81,7 +103,8 @@ class ModelEntry(Section):
     # Tokens of a calibration and of a perplexity sequence; None: prune.sequence_length and evaluate.perplexity_tokens.
     sequence_length: int | None = Field(default=None, ge=2)
     data: DataFiles | None = None  # needed unless source is "microworld"
-    tasks: tuple[str, ...] = ()  # lm-eval task names, presets (paper-7) or folders of task files
+    # lm-eval task names, presets (paper-7) or folders of task files; with settings: {name: rte, metric: acc}.
+    tasks: tuple[Task, ...] = ()
     # Over the sections of params.yaml, for this model alone: {prune: {samples: 64}, compensate: {epochs: 1}}.
     settings: dict[str, dict[str, Any]] = {}
 
@@ -104,7 +127,7 @@ class ModelEntry(Section):
     @property
     def task_names(self) -> tuple[str, ...]:
         """Tasks, presets and folders or files of tasks, as they are named."""
-        return tuple(self.tasks)
+        return tuple(task if isinstance(task, str) else task.name for task in self.tasks)
 
     def part_for(self, stage: str) -> ModelEntry:
         """The entry with the fields alone that the stage uses: reading another one raises AttributeError."""
@@ -118,6 +141,11 @@ class ModelEntry(Section):
         return {"model": self.model_dump(mode="json", include=set(USED_BY[stage]))} | {
             "section": self.section_changes(stage)
         }
+
+    @property
+    def tasks_document(self) -> list[str | dict[str, Any]]:
+        """`tasks` as JSON, in the form given."""
+        return [task if isinstance(task, str) else task.model_dump(exclude_none=True) for task in self.tasks]
 
     def section_changes(self, section: str) -> dict[str, Any]:
         """What this model puts over a section of params.yaml."""

@@ -44,7 +44,7 @@ def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> 
             origins = with_licences(_write_local(folder, config, model, layout.root, f"models.{cell.model}"))
             announce(origins, layout)
             write_json(folder / "sources.json", origins)
-        write_json(folder / "tasks" / "tasks.json", {"embedded": names, "lm_eval": list(model.tasks)})
+        write_json(folder / "tasks" / "tasks.json", {"embedded": names})
 
 
 def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import StageFailed
+from restorelcc.core.fingerprint import Fingerprint
 from restorelcc.core.fold import fold
 from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
@@ -26,12 +27,13 @@ from restorelcc.evaluate import cost, generation
 from restorelcc.evaluate.adapters import MERGED, with_adapter
 from restorelcc.evaluate.config import EvaluateConfig
 from restorelcc.evaluate.details import head_details, pruning_details
+from restorelcc.evaluate.fingerprint import fingerprint
 from restorelcc.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
 from restorelcc.evaluate.reference import Reference, dense_reference, read_reference, write_reference
 from restorelcc.evaluate.sanity import complaint
-from restorelcc.evaluate.statistics import check_same_items, compare, recovered_share, scores_by_task
 from restorelcc.evaluate.tasks import load_tasks, selected_tasks
+from restorelcc.evaluate.versus import Outcome, averaged_tasks, versus
 from restorelcc.io.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL
 from restorelcc.io.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.io.compensations import read_compensation
@@ -39,9 +41,9 @@ from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.metrics import SCHEMA
-from restorelcc.io.sample_table import SAMPLES
+from restorelcc.io.sample_table import MEASURED, SAMPLES
 from restorelcc.io.scratch import published
-from restorelcc.io.tables import read_table, read_texts, write_table
+from restorelcc.io.tables import read_texts, write_table
 from restorelcc.io.tensors import read_tensors
 
 _PACKAGES = ("restorelcc", "torch", "transformers", "lm_eval", "datasets")
@@ -55,7 +57,8 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
     evaluation = Evaluation(cell, config, model, layout, layout.dense(cell))
     evaluation.measure()
     if config.sanity_gate:
-        found = complaint(evaluation.rows, evaluation.metrics["perplexity"]["value"], evaluation.vocabulary)
+        answered = [row for row in evaluation.rows if evaluation.averaged[row["task"]]]
+        found = complaint(answered, evaluation.metrics["perplexity"]["value"], evaluation.vocabulary)
         if found:
             raise StageFailed(
                 f"the dense model {cell.model} looks broken: {found}; check that its weights and its tokenizer belong "
@@ -105,7 +108,7 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
         evaluation, _ = loaded(variant)
         evaluation.measure_quality()
         evaluation.compare_with(others)
-        kept = ("tasks", "mean", "perplexity", "bits_per_byte", "sparsity", "recovered")
+        kept = ("measured", "tasks", "mean", "perplexity", "bits_per_byte", "sparsity", "recovered")
         return {name: evaluation.metrics[name] for name in kept if name in evaluation.metrics}
 
     evaluation, before = loaded()
@@ -138,7 +141,8 @@ class Evaluation:
         self.cell, self.config, self.layout, self.checkpoint = cell, config, layout, checkpoint
         prepare(seed=config.seed, threads=model.threads)
         self._cache = scratch_cache(layout.work)
-        selected = selected_tasks(layout.corpus(cell) / "tasks", self._cache.name)
+        folder = layout.corpus(cell) / "tasks"
+        selected = selected_tasks(folder, model.tasks_document, layout.root, self._cache.name)
         self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
         self.network: PreTrainedModel = load_entry(checkpoint, model, offload=None if at_hand else layout.work)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
@@ -149,7 +153,9 @@ class Evaluation:
         self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self._elapsed()}}
         self.details["digests"] = {"model": model_digest(checkpoint)}
         self.rows: list[dict[str, Any]] = []
+        self.averaged: dict[str, bool] = {}  # whether a task counts into the mean
         self.reference: Reference | None = None
+        self.fingerprint: Fingerprint
 
     def restore(self, compensation: Path) -> cost.Biases | None:
         """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other,
@@ -191,18 +197,17 @@ class Evaluation:
         """Tasks, perplexity and sparsity: what does not depend on the machine's speed, nor on another model."""
         config, seconds = self.config, self.details["seconds"]
         started = time.perf_counter()
-        results = run_harness(
-            self.network,
-            self.tokenizer,
-            self._tasks,
-            batch_size=config.batch_size,
-            limit=config.limit,
-            seed=config.seed,
-        )
+        how: dict[str, Any] = {"batch_size": config.batch_size, "limit": config.limit, "seed": config.seed}
+        results = run_harness(self.network, self.tokenizer, self._tasks, **how)
         self._cache.cleanup()
-        self.rows, tasks = item_rows(results), task_metrics(results)
+        self.averaged = averaged_tasks(results, self.cell, self.layout)
+        self.rows, tasks = item_rows(results), task_metrics(results, self.averaged, config.seed)
         self.metrics["tasks"] = tasks
-        self.metrics["mean"] = sum(task["value"] for task in tasks.values()) / len(tasks) if tasks else None
+        counted = [task["value"] for task in tasks.values() if task["averaged"]]
+        self.metrics["mean"] = sum(counted) / len(counted) if counted else None
+        limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
+        self.fingerprint = fingerprint(results, self.averaged, self.tokenizer, self.texts, **limits)
+        self.metrics["measured"] = self.fingerprint.digest
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
         self._measure_perplexity()
         seconds["perplexity"] = time.perf_counter() - started
@@ -260,25 +265,15 @@ class Evaluation:
         return torch.tensor(ids[: rows * length], device=self.network.device).view(rows, length)
 
     def compare_with(self, others: list[Cell]) -> None:
-        """Tests against dense (and pruned) on the same items: pooled into the metrics, per task into the details."""
-        if not self.rows:
-            return
-        config, names = self.config, ("dense", "pruned")
-        theirs = [read_table(self.layout.samples(cell), SAMPLES) for cell in others]
-        for name, cell, rows in zip(names, others, theirs, strict=False):
-            check_same_items(str(self.cell), self.rows, f"{cell} ({name})", rows)
-        ours, scores = scores_by_task(self.rows), [scores_by_task(rows) for rows in theirs]
-        found = {
-            name: compare(other, ours, samples=config.bootstrap_samples, seed=config.seed)
-            for name, other in zip(names, scores, strict=False)
-        }
-        self.metrics["versus"] = {name: comparison["pooled"] for name, comparison in found.items()}
-        self.details["versus"] = {name: comparison["tasks"] for name, comparison in found.items()}
-        if len(scores) == 2:
-            dense, pruned = scores
-            self.metrics["recovered"] = recovered_share(
-                dense, pruned, ours, samples=config.bootstrap_samples, seed=config.seed
-            )
+        """Tests against dense (and pruned) on the same items: pooled into the metrics, per task into the details.
+
+        Raises BadInput, naming what differs, for others that were measured in another way.
+        """
+        outcome = Outcome(cell=self.cell, rows=self.rows, tasks=self.metrics["tasks"], fingerprint=self.fingerprint)
+        draws, seed = self.config.bootstrap_samples, self.config.seed
+        metrics, details = versus(outcome, others, self.layout, samples=draws, seed=seed)
+        self.metrics |= metrics
+        self.details |= details
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self.started
@@ -291,7 +286,7 @@ class Evaluation:
         metrics["head_ratio"] = None if ratio is None else float(ratio)
         if cell.baseline is not None:
             metrics["baseline"] = cell.baseline
-        first = ("tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")
+        first = ("measured", "tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")
         metrics |= {name: self.metrics[name] for name in first} | self.metrics
         metrics["seconds"] = round(self._elapsed(), 3)
         metrics["versions"] = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
@@ -303,7 +298,7 @@ class Evaluation:
         with published(layout, *paths) as scratch:
             write_json(scratch[0], metrics)
             write_json(scratch[1], self.details)
-            write_table(scratch[2], self.rows, SAMPLES)
+            write_table(scratch[2], self.rows, SAMPLES, {MEASURED: self.fingerprint.as_text()})
             if len(scratch) > 3 and self.reference is not None:
                 write_reference(scratch[3], self.reference, model_digest(self.checkpoint))
 

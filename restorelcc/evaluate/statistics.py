@@ -1,10 +1,12 @@
 """Comparisons of models that answered the same items: paired bootstrap, McNemar's test, recovered share.
 
-Letters: S bootstrap draws, K distinct outcomes of an item over the models compared, R restored models (seeds).
+Letters: S bootstrap draws, K distinct outcomes of an item over the models compared, R restored models (seeds), N items.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,25 @@ from scipy.stats import binom
 from restorelcc.core.errors import BadInput
 
 Scores = dict[str, np.ndarray]  # task -> score per item (0 or 1, or between), in item order
+Sums = tuple[np.ndarray, np.ndarray]  # score and weight per item, in item order
+
+MEAN, TOGETHER = "mean", "together"  # how a metric is made of its items; TOGETHER: of all at once, as F1 or BLEU
+# What a metric is of sum of scores / sum of weights; scores are log-likelihoods where it is not the mean.
+RATIOS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    MEAN: lambda ratio: ratio,
+    "perplexity": lambda ratio: np.exp(-ratio),
+    "weighted_perplexity": lambda ratio: np.exp(-ratio),
+    "bits_per_byte": lambda ratio: -ratio / math.log(2),
+}
+_CHUNK = 2**22  # numbers of the largest array of a bootstrap over items that all differ
 
 
-def scores_by_task(rows: list[dict[str, Any]]) -> Scores:
-    """Per task the scores of its items, ordered by item_id."""
+def scores_by_task(rows: list[dict[str, Any]], tasks: Collection[str]) -> Scores:
+    """Of each of these tasks the scores of its items, ordered by item_id."""
     by_task: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        by_task.setdefault(row["task"], []).append((row["item_id"], row["score"]))
+        if row["task"] in tasks:
+            by_task.setdefault(row["task"], []).append((row["item_id"], row["score"]))
     return {task: np.array([score for _, score in sorted(items)], dtype=float) for task, items in by_task.items()}
 
 
@@ -159,6 +173,38 @@ def _difference(
         "ci95": [float(low), float(high)],
     }
     return found | {"n": sum(map(len, first[0].values()))} | _test(first, second)
+
+
+def sums_of(rows: list[dict[str, Any]], task: str) -> Sums | None:
+    """Score and weight of the items of one task, ordered by item_id; None where items have no score of their own."""
+    own = sorted((row["item_id"], row["score"], row["weight"]) for row in rows if row["task"] == task)
+    if any(score is None or weight is None for _, score, weight in own):
+        return None
+    return np.array([score for _, score, _ in own], dtype=float), np.array([weight for *_, weight in own], dtype=float)
+
+
+def compare_ratios(first: list[Sums], second: list[Sums], way: str, *, samples: int, seed: int) -> dict[str, Any]:
+    """second - first of a metric that is no accuracy, RATIOS[way], with its paired bootstrap interval, as `compare`.
+
+    Several models of a side are seeds. There is no McNemar's test of such scores.
+    """
+    generator = np.random.default_rng(seed)
+    models, items, of_ratio = [*first, *second], len(first[0][0]), RATIOS[way]
+    if any(len(score_N) != items for score_N, _ in models):
+        raise BadInput("the models were measured on different items: run `dvc repro`")
+    drawn = []
+    for start in range(0, samples, step := max(1, _CHUNK // items)):
+        counts_SN = generator.multinomial(items, np.full(items, 1 / items), min(step, samples - start))
+        drawn.append([of_ratio((counts_SN @ score_N) / (counts_SN @ weight_N)) for score_N, weight_N in models])
+    values_RS = np.concatenate(drawn, axis=1)
+    one_S, two_S = (_over_runs(part, generator) for part in (values_RS[: len(first)], values_RS[len(first) :]))
+    low, high = np.quantile(two_S - one_S, [0.025, 0.975])
+    one, two = (
+        float(np.mean([of_ratio(score_N.sum() / weight_N.sum()) for score_N, weight_N in side]))
+        for side in (first, second)
+    )
+    found = {"first": one, "second": two, "difference": two - one, "ci95": [float(low), float(high)], "n": items}
+    return found | {"won": None, "lost": None, "p": None}
 
 
 def _test(first: list[Scores], second: list[Scores]) -> dict[str, Any]:

@@ -1,42 +1,94 @@
-"""Which lm-eval tasks are run, and where their data come from."""
+"""Which lm-eval tasks are run, and how each of them is scored."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.evaluate.local_data import local_data
+from restorelcc.evaluate.scoring import scoring
+from restorelcc.evaluate.task_check import check_folder, check_items, check_shots, unusable
 from restorelcc.io.documents import read_json
 
 PRESETS = {
     "paper-7": ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
 }
+_PRESET_METRICS = {"paper-7": "acc"}
 EMBEDDED = "embedded"
-_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-_SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
+FEWSHOT_SEED = 0
 
 
-def selected_tasks(folder: Path, cache: str) -> list[str | dict[str, Any]]:
-    """What corpus/<model>/tasks asks for: the corpus's own task files as configs, and names for lm-eval to find.
+@dataclass(frozen=True)
+class Asked:
+    """One task, group or folder of task files, or the config of a task; None: the task's own metric, shots as usual."""
+
+    task: str | dict[str, Any]
+    metric: str | None = None
+    shots: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.task if isinstance(self.task, str) else str(self.task["task"])
+
+
+def selected_tasks(folder: Path, tasks: Sequence[str | dict[str, Any]], root: Path, cache: str) -> list[Asked]:
+    """What `tasks` of a model's entry asks for: the corpus's own task files, which are always measured, as configs, and
+    names and folders (counted from `root`) for lm-eval to find.
 
     Presets are spelled out: `paper-7` is seven names, `embedded` the tasks that the corpus itself brings.
+    Raises BadInput for a task that is asked for twice in different ways.
     """
     listed = read_json(folder / "tasks.json")
-    if EMBEDDED in listed["lm_eval"] and not listed["embedded"]:
+    asked = [_asked(task) for task in tasks]
+    own = Asked(EMBEDDED)
+    spelled_out: dict[str, Asked] = {}
+    for each in asked:
+        if each.name == EMBEDDED:
+            own = each
+            continue
+        metric = each.metric or _PRESET_METRICS.get(each.name)
+        for name in PRESETS.get(each.name, (_found(each.name, root),)):
+            spelled_out[name] = _merged(replace(each, task=name, metric=metric), spelled_out.get(name))
+    if own in asked and not listed["embedded"]:
         raise BadInput("models.<name>.tasks has 'embedded', the tasks of the microworld: this model has another source")
-    names = [name for name in listed["lm_eval"] if name != EMBEDDED]
-    spelled_out = [task for name in names for task in PRESETS.get(name, (name,))]
-    own = [_own_task(folder / f"{name}.yaml", cache) for name in listed["embedded"]]
-    return own + list(dict.fromkeys(spelled_out))
+    files = [replace(own, task=_own_task(folder / f"{name}.yaml", cache)) for name in listed["embedded"]]
+    return files + list(spelled_out.values())
+
+
+def _found(name: str, root: Path) -> str:
+    """A folder or file of tasks where it lies; any other name as it is."""
+    path = root / Path(name).expanduser()
+    return str(path) if path.exists() else name
+
+
+def _asked(task: str | dict[str, Any] | Asked) -> Asked:
+    """A task of tasks.json: a name, or a name with settings; or the config of one."""
+    if isinstance(task, Asked):
+        return task
+    if isinstance(task, dict) and "name" in task:
+        return Asked(task["name"], task.get("metric"), task.get("num_fewshot"))
+    return Asked(task)
+
+
+def _merged(asked: Asked, before: Asked | None) -> Asked:
+    if before is None:
+        return asked
+    for key, one, other in (("metric", asked.metric, before.metric), ("num_fewshot", asked.shots, before.shots)):
+        if one != other and one is not None and other is not None:
+            raise BadInput(
+                f"models.<name>.tasks asks for {asked.name!r} twice, with {key} {other} and with {one}: keep one"
+            )
+    shots = before.shots if asked.shots is None else asked.shots
+    return replace(asked, metric=asked.metric or before.metric, shots=shots)
 
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
@@ -47,12 +99,16 @@ def _own_task(path: Path, cache: str) -> dict[str, Any]:
 
 
 def load_tasks(
-    tasks: list[str | dict[str, Any]], local: str | dict[str, str] | None = None, cache: str | None = None
+    tasks: Sequence[str | dict[str, Any] | Asked],
+    local: str | dict[str, str] | None = None,
+    cache: str | None = None,
 ) -> dict[str, Any]:
-    """lm-eval's task objects with their data, zero-shot: what `lm_eval.evaluate` takes. Empty without tasks.
+    """lm-eval's task objects with their data, what `lm_eval.evaluate` takes, and their `scoring`. Empty without tasks.
 
-    A task is a config, a name, or a folder of task files (all of its tasks). local: where copies of data sets lie.
-    Raises BadInput for a task that lm-eval does not know, naming the nearest, and for data that cannot be had.
+    A task is a config, a name, or a folder of task files (all of its tasks). Tasks of lm-eval are zero-shot unless
+    asked otherwise; those of a folder have the shots that their files say. local: where copies of data sets lie.
+    Raises BadInput for a task that lm-eval does not know, naming the nearest, for data that cannot be had, for a metric
+    that the task does not have, and for a task whose first items cannot be rendered.
     """
     if not tasks:
         return {}
@@ -61,32 +117,56 @@ def load_tasks(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    folders = [task for task in tasks if isinstance(task, str) and Path(task).is_dir()]
-    names = [task for task in tasks if isinstance(task, str) and task not in folders]
-    manager = _manager(tuple(folders), bool(names))
-    for name in names:
-        if name not in manager.all_tasks and not Path(name).is_file():
-            raise BadInput(_unknown(name, manager.all_tasks))
-    wanted: list[str | dict[str, Any]] = [task for task in tasks if task not in folders]
-    if folders:
-        wanted += _manager(tuple(folders), False).all_subtasks
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-    for task in wanted:
-        name = task if isinstance(task, str) else task["task"]
-        with _local_data(datasets, name, local, cache):
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}}
+    asked_for: dict[str, Asked] = {}
+    for asked, file, manager in _resolved([_asked(task) for task in tasks]):
+        with local_data(datasets, asked.name, local, cache):
             try:
-                found = manager.load([task])
-            except KeyError as error:
-                raise BadInput(
-                    f"the data of task {name!r} lack {error.args[0]!r}, which its configuration asks for: give a copy "
-                    "laid out as on the hub, with all its splits and columns"
-                ) from error
-        for kind, content in loaded.items():
-            content.update(found[kind])
-    for task_object in loaded["tasks"].values():
-        task_object.set_config(key="num_fewshot", value=0)
-        task_object.set_fewshot_seed(seed=0)
+                found = manager.load([asked.task])
+            except (BadInput, StageFailed):
+                raise
+            except Exception as error:  # whatever a task file, its functions or its data make lm-eval say
+                raise unusable(asked.name, file, error) from error
+        for kind, content in found.items():
+            loaded[kind].update(content)
+        for name, task in found["tasks"].items():
+            asked_for[name] = _merged(replace(asked, task=name), asked_for.get(name))
+            loaded["scoring"][name] = _prepared(task, name, asked_for[name], file)
     return loaded
+
+
+def _prepared(task: Any, name: str, asked: Asked, file: str | None) -> Any:
+    """Set the shots of a task, render its first items, and say how it is scored."""
+    shots = asked.shots if asked.shots is not None else (task.get_config("num_fewshot") or 0) if file else 0
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    check_shots(task, name, shots)
+    return scoring(task, name, asked.metric, shots, check_items(task, name, file, shots))
+
+
+def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
+    """Every task with the file that says what it is, where it is the user's own, and lm-eval's index that knows it."""
+    from lm_eval.tasks import TaskManager
+
+    folders = tuple(each.name for each in tasks if isinstance(each.task, str) and Path(each.task).is_dir())
+    names = any(isinstance(each.task, str) and each.name not in folders for each in tasks)
+    everywhere = _manager(folders, names)
+    for each in tasks:
+        if each.name in folders:
+            manager = TaskManager(include_path=each.name, include_defaults=False)
+            check_folder(each.name, manager.all_subtasks)
+            for name in manager.all_subtasks:
+                yield replace(each, task=name), str(manager.task_index[name].yaml_path), manager
+        elif isinstance(each.task, dict):
+            yield each, None, everywhere
+        elif each.name in everywhere.all_tasks:
+            path = everywhere.task_index[each.name].yaml_path
+            mine = path is not None and any(Path(path).is_relative_to(Path(folder)) for folder in folders)
+            yield each, str(path) if mine else None, everywhere
+        elif Path(each.name).is_file():
+            yield each, each.name, everywhere
+        else:
+            raise BadInput(_unknown(each.name, everywhere.all_tasks))
 
 
 @lru_cache(maxsize=2)
@@ -103,88 +183,4 @@ def _unknown(name: str, known: list[str]) -> str:
     return (
         f"models.<name>.tasks has {name!r}, which is neither a task known to lm-eval, nor a preset "
         f"({', '.join([*PRESETS, EMBEDDED])}), nor a folder of task files: {hint}"
-    )
-
-
-@contextmanager
-def _local_data(datasets: Any, task: str, local: str | dict[str, str] | None, cache: str | None) -> Iterator[None]:
-    """While tasks are built, data sets with a local copy are read from it; the others come from the hub or its cache.
-
-    lm-eval has one place where it loads data, `datasets.load_dataset`, and no setting for where they lie.
-    """
-    original: Callable[..., Any] = datasets.load_dataset
-
-    def load_dataset(path: str, name: str | None = None, **arguments: Any) -> Any:
-        folder = local_copy(local, task, path, name)
-        try:
-            if folder is None:
-                return original(path=path, name=name, **arguments)
-            kind, files = split_files(folder, name)
-            loaded = original(path=kind, data_files=files, cache_dir=cache)
-            # Tasks name a split for few-shot examples; zero-shot reads none of it, so a copy may do without.
-            return loaded if "train" in loaded else _with_empty_split(loaded, "train")
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BadInput(
-                f"the data set {path}{f' ({name})' if name else ''} of task {task or path!r} cannot be loaded "
-                f"({reason}): give a local copy of it in evaluate.datasets, or access to the hub"
-            ) from error
-
-    datasets.load_dataset = load_dataset
-    try:
-        yield
-    finally:
-        datasets.load_dataset = original
-
-
-def _with_empty_split(loaded: Any, split: str) -> Any:
-    loaded[split] = next(iter(loaded.values())).select(range(0))
-    return loaded
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
-
-
-def local_copy(local: str | dict[str, str] | None, task: str, path: str, name: str | None) -> Path | None:
-    """The folder that evaluate.datasets gives for a data set, by task, hub id, the id's last part, or configuration.
-
-    A folder alone holds the copies under those names. None where nothing is given. BadInput for a folder that is not.
-    """
-    if local is None:
-        return None
-    keys = [key for key in (task, path, path.rpartition("/")[2], name) if key]
-    if isinstance(local, str):
-        if not Path(local).is_dir():
-            raise BadInput(f"evaluate.datasets is {local!r}: there is no such folder")
-        return next((Path(local) / key for key in keys if (Path(local) / key).is_dir()), None)
-    by_name = {_plain(key): folder for key, folder in local.items()}
-    for key in keys:
-        if _plain(key) in by_name:
-            folder = Path(by_name[_plain(key)])
-            if not folder.is_dir():
-                raise BadInput(f"evaluate.datasets.{key} is {str(folder)!r}: there is no such folder")
-            return folder
-    return None
-
-
-def split_files(folder: Path, name: str | None) -> tuple[str, dict[str, list[str]]]:
-    """(format, {split: files}) of a copy laid out as on the hub: <configuration>/<split>-*.parquet, or the same as
-    .jsonl, .json or .csv, in the folder itself or its `data`. Raises BadInput when there is no such file."""
-    places = [folder / name, folder / name / "data"] if name else []
-    for place in [*places, folder, folder / "data"]:
-        files: dict[str, list[str]] = {}
-        kinds: set[str] = set()
-        for path in sorted(place.glob("*.*")) if place.is_dir() else []:
-            split = re.match(r"[A-Za-z_]+?(?=[-.]|$)", path.name)
-            if path.suffix in _FORMATS and split:
-                files.setdefault(_SPLITS.get(split.group(), split.group()), []).append(str(path.absolute()))
-                kinds.add(_FORMATS[path.suffix])
-        if len(kinds) > 1:
-            raise BadInput(f"{place} holds files of several formats ({', '.join(sorted(kinds))}): keep one of them")
-        if files:
-            return kinds.pop(), files
-    raise BadInput(
-        f"{folder} holds no data file{f' of configuration {name}' if name else ''}: files are named after their split, "
-        "for example validation-00000-of-00001.parquet or validation.jsonl"
     )

@@ -61,33 +61,50 @@ def _numbers(facts: CardFacts) -> str:
     for task, found in columns["restored"]["tasks"].items():
         rows.append([f"{task} ({found['metric']}, n = {found['n']})", *(_share(m, task) for m in columns.values())])
     if columns["restored"].get("mean") is not None:
-        rows.append(["mean", *(f"{100 * metrics['mean']:.1f}" for metrics in columns.values())])
+        rows.append(["mean", *(_number(metrics.get("mean"), 100, 1) for metrics in columns.values())])
     rows.append(["perplexity", *(_perplexity(metrics) for metrics in columns.values())])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    note = "Accuracies in percent, zero-shot, with 95 % intervals (1.96 standard errors)."
+    tasks = columns["restored"]["tasks"]
+    shots = sorted({found["shots"] for found in tasks.values()})
+    how = "zero-shot" if shots in ([], [0]) else f"with {' or '.join(map(str, shots))} shots"
+    note = f"Accuracies in percent, {how}, with 95 % intervals (1.96 standard errors)."
+    others = [name for name, found in tasks.items() if not found["averaged"]]
+    if others:
+        note += f" Not in the mean, because its metric is no accuracy: {', '.join(others)}."
     return "\n".join([*lines, "", note + _recovered(columns["restored"])])
 
 
 def _share(metrics: dict[str, Any], task: str) -> str:
     found = metrics["tasks"].get(task)
-    if found is None:
+    if found is None or found["value"] is None:
         return "-"
-    return f"{100 * found['value']:.1f} ± {196 * found['stderr']:.1f}"
+    scale, decimals = (100, 1) if found["averaged"] else (1, 2)
+    error = "" if found["stderr"] is None else f" ± {1.96 * scale * found['stderr']:.{decimals}f}"
+    return _number(found["value"], scale, decimals) + error
+
+
+def _number(value: float | None, scale: int, decimals: int) -> str:
+    return "-" if value is None else f"{scale * value:.{decimals}f}"
 
 
 def _perplexity(metrics: dict[str, Any]) -> str:
     found = metrics.get("perplexity")
-    return f"{found['value']:.2f} ({found['corpus']})" if found else "-"
+    return f"{_number(found['value'], 1, 2)} ({found['corpus']})" if found else "-"
 
 
 def _recovered(restored: dict[str, Any]) -> str:
     found = restored.get("recovered")
-    if not found or found.get("mean") is None:
+    if not found:
         return ""
+    if found.get("mean") is None:
+        return f" What share of a loss was recovered cannot be given: {found.get('reason', 'there is none')}."
     text = f" Of the accuracy that pruning lost, {100 * found['mean']:.1f} % was recovered"
-    if found.get("ci95"):
-        low, high = found["ci95"]
-        text += f" (95 % interval {100 * low:.1f} to {100 * high:.1f}, {found['method']})"
+    interval = found.get("ci95")
+    if interval:
+        bounds = "not bounded, for pruning lost too little to tell"
+        if None not in interval:
+            bounds = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+        text += f" (95 % interval {bounds}, {found['method']})"
     return text + "."
 
 

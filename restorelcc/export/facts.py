@@ -12,6 +12,7 @@ from restorelcc.export.card import CardFacts
 from restorelcc.io.digest import REFERENCE
 from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.metrics import check_measured_alike, read_metrics
 
 
 def file_facts(*folders: Path, base_model: str | None = None, licence: str | None = None) -> CardFacts:
@@ -24,14 +25,23 @@ def file_facts(*folders: Path, base_model: str | None = None, licence: str | Non
 
 
 def cell_facts(cell: Cell, layout: Layout, *, base_model: str | None = None, licence: str | None = None) -> CardFacts:
-    """As file_facts, with the metrics of the dense, pruned and restored model where they have been measured."""
+    """As file_facts, with the metrics of the dense, pruned and restored model where they have been measured.
+
+    Raises BadInput, naming what differs, where they were measured in different ways.
+    """
     base = file_facts(layout.dense(cell), layout.pruned(cell), base_model=base_model, licence=licence)
+    cells = {"dense": Cell(cell.model), "pruned": Cell(cell.model, cell.pruning), "restored": cell}
+    found = {name: read_metrics(layout.metrics(each)) for name, each in cells.items() if layout.metrics(each).is_file()}
+    measured = {cells[name]: str(metrics["measured"]) for name, metrics in found.items()}
+    if measured:
+        first, *others = measured
+        check_measured_alike(first, others, measured, layout)
     return CardFacts(
         base_model=base.base_model,
         licence=base.licence,
-        dense=_metrics(layout.metrics(Cell(cell.model))),
-        pruned=_metrics(layout.metrics(Cell(cell.model, cell.pruning))),
-        restored=_metrics(layout.metrics(cell)),
+        dense=found.get("dense"),
+        pruned=found.get("pruned"),
+        restored=found.get("restored"),
     )
 
 
@@ -43,10 +53,6 @@ def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
         "pruned.dense": layout.dense(cell),
         "pruned.calibration": layout.corpus(cell) / "calibration.parquet",
     }
-
-
-def _metrics(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
 
 
 def _of_folder(folder: Path) -> tuple[str | None, str | None]:

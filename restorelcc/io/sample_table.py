@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+MEASURED = "measured"  # in the table's metadata: the fingerprint (core/fingerprint.py)
+
 SAMPLES = pa.schema(
     [
         ("task", pa.string()),
@@ -9,8 +11,11 @@ SAMPLES = pa.schema(
         ("digest", pa.string()),  # of what was asked: the same for every model, or they cannot be compared
         ("gold", pa.int64()),
         ("prediction", pa.int64()),
-        ("correct", pa.bool_()),
-        ("score", pa.float64()),  # of the task's metric; 0 or 1 for an accuracy
+        ("correct", pa.bool_()),  # null where the metric is no mean over items
+        # Of the task's metric; 0 or 1 for an accuracy; null where only all items together have one. For perplexities
+        # the log-likelihood, and in `weight` the words or bytes it is of; else the weight is 1.
+        ("score", pa.float64()),
+        ("weight", pa.float64()),
         ("log_likelihoods", pa.list_(pa.float64())),
     ]
 )

@@ -173,8 +173,9 @@ def _errors(rows: list[Row]) -> list[list[float]]:
 
 
 def tasks_figure(group: Group) -> Draw | None:
-    """Accuracy per task of every model of the group, with 95 % intervals."""
-    names = list(dict.fromkeys(name for row in group.rows for name in row["tasks"]))
+    """Accuracy per task, of those measured by one, of every model of the group, with 95 % intervals."""
+    counted = (name for row in group.rows for name, task in row["tasks"].items() if task["averaged"])
+    names = list(dict.fromkeys(counted))
     if not names:
         return None
     rows, thickness = group.rows, 0.13

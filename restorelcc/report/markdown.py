@@ -10,6 +10,8 @@ from restorelcc.report.tables import (
     comparison_note,
     cost_columns,
     layer_table,
+    not_averaged,
+    nothing_won,
     perplexity_columns,
     picks,
     summary,
@@ -41,7 +43,9 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     lines = [f"## {group.model}, {group.pruning}", "", *_table(summary(rows, decimals))]
     if rows[0]["tasks"]:
         lines += _table([task_columns(row, decimals) for row in rows])
-    lines += [verdict(rows, decimals), "", *_table(picks(rows, decimals))]
+    plainly = [*nothing_won(rows, decimals), not_averaged(rows)]
+    lines += [verdict(rows, decimals), "", *(f"{sentence}\n" for sentence in plainly if sentence)]
+    lines += _table(picks(rows, decimals))
     lines += [f"{row['what']} is degenerate: {'; '.join(row['generation']['reasons'])}.\n" for row in degenerate(rows)]
     lines += _table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
     lines += _table([perplexity_columns(row) for row in rows])

@@ -95,7 +95,7 @@ def page(results: Results, figures: list[Figure], config: ReportConfig, stages: 
 def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, Any]:
     rows = group.rows
     best = max(
-        (row for row in group.recovering if row["recovered"] is not None),
+        (row for row in group.recovering if tables.won_back(row)),
         key=lambda row: row["recovered"],
         default=None,
     )
@@ -105,6 +105,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "name": f"{group.model}, {group.pruning}",
         "slug": slug(group),
         "verdict": tables.verdict(rows, decimals),
+        "plainly": [*tables.nothing_won(rows, decimals), *filter(None, [tables.not_averaged(rows)])],
         "best": best
         and {"share": tables.percent(best["recovered"], decimals), "what": best["what"]}
         | {"interval": tables.interval_text(best["ci95"], decimals)},

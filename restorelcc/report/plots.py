@@ -33,7 +33,8 @@ def _tasks(results: Results) -> Iterator[list[Any]]:
     for group in results.groups:
         for row in group.rows:
             for name, task in row["tasks"].items():
-                yield [group.model, group.pruning, row["what"], name, task["value"]]
+                if task["averaged"]:
+                    yield [group.model, group.pruning, row["what"], name, task["value"]]
 
 
 def _write(path: Path, columns: list[str], rows: Iterator[list[Any]]) -> None:

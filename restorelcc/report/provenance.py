@@ -10,7 +10,9 @@ from restorelcc.report.tables import Table
 
 _ORDER = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate", "baseline")
 NOTES = (
-    "Accuracy by lm-eval, zero-shot, in percent; error bars and intervals are of 95 %.",
+    "Accuracy by lm-eval, zero-shot unless the tasks below have shots, in percent; error bars and intervals are of "
+    "95 %.",
+    "All rows of a model were measured in the same way: same items, prompts, metrics, shots, lm-eval and tokenizer.",
     "Recovered = (restored - pruned) / (dense - pruned) of mean accuracy, with a paired bootstrap interval over the "
     "test items, drawn within each task.",
     "McNemar's test (mid-p) is over the items that only one of two models answered; intervals and p are of the test "

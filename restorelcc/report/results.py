@@ -10,7 +10,7 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.io.documents import read_json
 from restorelcc.io.layout import Layout
-from restorelcc.io.metrics import read_metrics
+from restorelcc.io.metrics import check_measured_alike, read_metrics
 from restorelcc.report.multiple import holm
 
 Row = dict[str, Any]
@@ -56,11 +56,17 @@ class Results:
 
 
 def read_results(cells: list[Cell], layout: Layout) -> Results:
-    """Rows of exactly these cells, and no others that may lie about. Raises BadInput when none was evaluated."""
-    results, rows = Results(), {}
+    """Rows of exactly these cells, and no others that may lie about.
+
+    Raises BadInput when none was evaluated, and, naming what differs, for cells of one model that were measured in
+    different ways: side by side they would be compared.
+    """
+    results, rows, measured = Results(), {}, {}
     for cell in cells:
         if layout.metrics(cell).is_file():
-            rows[cell] = result_row(cell, read_metrics(layout.metrics(cell)), _read(layout.details(cell)))
+            metrics = read_metrics(layout.metrics(cell))
+            measured[cell] = metrics["measured"]
+            rows[cell] = result_row(cell, metrics, _read(layout.details(cell)))
             rows[cell]["recovery_seconds"] = _recovery_seconds(cell, layout)
         else:
             results.missing.append(str(layout.metrics(cell).relative_to(layout.root)))
@@ -68,6 +74,10 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
         raise BadInput(
             f"none of the {len(cells)} grid cells has been evaluated ({results.missing[0]} and so on): run dvc repro"
         )
+    for model in dict.fromkeys(cell.model for cell in rows):
+        own_cells = [cell for cell in rows if cell.model == model]
+        base = next((cell for cell in own_cells if cell.kind == "dense"), own_cells[0])
+        check_measured_alike(base, own_cells, measured, layout)
     for model, pruning in dict.fromkeys((cell.model, cell.pruning) for cell in cells if cell.pruning is not None):
         own = [
             row for cell, row in rows.items() if cell == Cell(model) or (cell.model, cell.pruning) == (model, pruning)

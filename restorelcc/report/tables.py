@@ -75,17 +75,35 @@ def _summary_columns(row: Row, decimals: int) -> dict[str, str]:
 
 
 def task_columns(row: Row, decimals: int) -> dict[str, str]:
-    """The row's accuracy in every task, column title to text."""
-    return {"acc %": row["what"]} | {name: percent(task["value"], decimals) for name, task in row["tasks"].items()}
+    """The row's value in every task, column title to text: accuracies in percent, other metrics as they are."""
+    return {"acc %": row["what"]} | {
+        (name if task["averaged"] else f"{name}, {task['metric']}"): task_value(task, decimals)
+        for name, task in row["tasks"].items()
+    }
+
+
+def task_value(task: dict[str, Any], decimals: int) -> str:
+    """An accuracy in percent; another metric in its own unit."""
+    return percent(task["value"], decimals) if task["averaged"] else number(task["value"], max(2, decimals))
 
 
 def task_facts(rows: list[Row]) -> Table:
-    """Of every task the metric, lm-eval's version of it, and the number of items."""
+    """Of every task the metric, whether it counts into the mean, lm-eval's version of it, shots and items."""
     tasks = {name: task for row in rows for name, task in row["tasks"].items()}
     return [
-        {"task": name, "metric": task["metric"], "version": str(task.get("version", "-")), "items": f"{task['n']:,}"}
+        {"task": name, "metric": task["metric"], "in the mean": "yes" if task["averaged"] else "no"}
+        | {"version": str(task.get("version", "-")), "shots": str(task["shots"]), "items": f"{task['n']:,}"}
         for name, task in tasks.items()
     ]
+
+
+def not_averaged(rows: list[Row]) -> str | None:
+    """Which tasks the mean leaves out, and why; None where it has them all."""
+    tasks = {name: task["metric"] for row in rows for name, task in row["tasks"].items() if not task["averaged"]}
+    if not tasks:
+        return None
+    named = ", ".join(f"{name} ({metric})" for name, metric in tasks.items())
+    return f"Not in the mean, nor in what was recovered, because its metric is no accuracy: {named}."
 
 
 def tests_columns(row: Row, decimals: int) -> dict[str, str]:
@@ -160,18 +178,45 @@ def verdict(rows: list[Row], decimals: int) -> str:
     """One honest sentence about the best restored row of a pruning."""
     restored = [row for row in rows if row["recovered"] is not None and row.get("kind", "restored") == "restored"]
     if not restored:
-        return "No share of the lost accuracy can be given: pruning lost nothing on these items, or there are none."
+        return (
+            "No share of the lost accuracy can be given: pruning lost nothing on these items, there are none, or they "
+            "are not measured by an accuracy."
+        )
     best = max(restored, key=lambda row: row["recovered"])
-    share = f"{percent(best['recovered'], decimals)} % {interval_text(best['ci95'], decimals)}"
-    if best["ci95"][0] is not None and best["ci95"][0] > 0:
+    share = f"{percent(best['recovered'], decimals)} % {_interval_in_words(best['ci95'], decimals)}"
+    if won_back(best):
         caution = (
             "" if len(restored) == 1 else f" (best of {len(restored)} ratios on the same items: a little optimistic)"
         )
         return f"Best head ratio {best['head_ratio']:g}: {share} of the lost accuracy is back{caution}."
+    if best["recovered"] <= 0:
+        return f"No head ratio restores any accuracy: the best, {best['head_ratio']:g}, is at {share} of what was lost."
     return (
         f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
         f"gives back {share} of what was lost."
     )
+
+
+def won_back(row: Row) -> bool:
+    """Whether a share of the lost accuracy is back beyond doubt: above zero with all of its interval."""
+    low = (row["ci95"] or [None])[0]
+    return row["recovered"] is not None and row["recovered"] > 0 and low is not None and low > 0
+
+
+def nothing_won(rows: list[Row], decimals: int) -> list[str]:
+    """A plain sentence for every row that won nothing back, or nothing beyond doubt."""
+    return [
+        f"{row['what']}: nothing was won back{' beyond doubt' if row['recovered'] > 0 else ''}: "
+        f"{percent(row['recovered'], decimals)} % {_interval_in_words(row['ci95'], decimals)}."
+        for row in rows
+        if row["recovered"] is not None and not won_back(row)
+    ]
+
+
+def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
+    if ci95 is None or None in ci95:
+        return "(its interval is unbounded)"
+    return interval_text(ci95, decimals)
 
 
 # A constraint a user may have, and the methods that respect it.

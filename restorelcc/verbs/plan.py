@@ -131,7 +131,8 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     tokens, longest, heldout = _text_tokens(layout.corpus(Cell(alias)))
     if entry.is_microworld:
         tokens, longest, heldout = 24, 48, 5 * world.test_items * 24
-    requests = sum(TASK_REQUESTS.get(task, OTHER_TASK_REQUESTS) for task in entry.tasks)
+    names = [task if isinstance(task, str) else task.name for task in entry.tasks]
+    requests = sum(TASK_REQUESTS.get(name, OTHER_TASK_REQUESTS) for name in names)
     if entry.is_microworld:
         requests = 5 * world.test_items * 3
     return Workload(

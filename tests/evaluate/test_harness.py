@@ -10,7 +10,8 @@ import yaml
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.evaluate.batches import within_memory
 from restorelcc.evaluate.harness import item_rows, run_harness, task_metrics
-from restorelcc.evaluate.tasks import PRESETS, load_tasks, local_copy, selected_tasks, split_files
+from restorelcc.evaluate.local_data import local_copy, split_files
+from restorelcc.evaluate.tasks import PRESETS, load_tasks, selected_tasks
 from restorelcc.io.corpus_tables import ITEMS
 from restorelcc.io.documents import write_json
 from restorelcc.io.tables import write_table
@@ -35,12 +36,12 @@ def _write_task(folder: Path, count: int) -> list[dict]:
     ]
     write_table(folder / "pico_task.parquet", rows, ITEMS)
     (folder / "pico_task.yaml").write_text(yaml.safe_dump(_task("pico_task", Path("elsewhere/pico_task.parquet"))))
-    write_json(folder / "tasks.json", {"embedded": ["pico_task"], "lm_eval": []})
+    write_json(folder / "tasks.json", {"embedded": ["pico_task"]})
     return rows
 
 
 def _loaded(folder: Path) -> dict:
-    return load_tasks(selected_tasks(folder, str(folder / "cache")))
+    return load_tasks(selected_tasks(folder, [], folder, str(folder / "cache")))
 
 
 @pytest.mark.parametrize("batch_size", [7, "auto"])
@@ -118,14 +119,16 @@ def test_an_unknown_task_is_refused_with_the_nearest_names() -> None:
 
 
 def test_the_embedded_tasks_belong_to_the_microworld(tmp_path: Path) -> None:
-    write_json(tmp_path / "tasks.json", {"embedded": [], "lm_eval": ["embedded"]})
+    write_json(tmp_path / "tasks.json", {"embedded": []})
     with pytest.raises(BadInput, match="the tasks of the microworld"):
-        selected_tasks(tmp_path, "")
+        selected_tasks(tmp_path, ["embedded"], tmp_path, "")
 
 
 def test_presets_are_spelled_out_once(tmp_path: Path) -> None:
-    write_json(tmp_path / "tasks.json", {"embedded": [], "lm_eval": ["rte", "paper-7"]})
-    assert sorted(selected_tasks(tmp_path, "")) == sorted(PRESETS["paper-7"])  # type: ignore[type-var]
+    write_json(tmp_path / "tasks.json", {"embedded": []})
+    asked = selected_tasks(tmp_path, ["rte", "paper-7"], tmp_path, "")
+    assert sorted(each.name for each in asked) == sorted(PRESETS["paper-7"])
+    assert {each.metric for each in asked} == {"acc"}, "whatever a task's own first metric is"
 
 
 def _check_paper_7(local: str | dict[str, str], tmp_path: Path, items: int, model, tokenizer) -> list[dict]:

@@ -1,5 +1,6 @@
 """The evaluate stages on a pico model in a folder: what is written, compared and refused."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from restorelcc.cli import app
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.model_entry import DataFiles, ModelEntry
@@ -15,17 +18,24 @@ from restorelcc.core.pruning import parse_pruning
 from restorelcc.corpus.stage import _task
 from restorelcc.evaluate.config import EvaluateConfig, GenerationConfig
 from restorelcc.evaluate.stage import run_dense, run_pruned, run_restored
+from restorelcc.evaluate.versus import Outcome, versus
 from restorelcc.io.checkpoints import save_checkpoint
 from restorelcc.io.corpus_tables import ITEMS
 from restorelcc.io.digest import model_digest
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.head_table import HEADS
 from restorelcc.io.layout import Layout
-from restorelcc.io.sample_table import SAMPLES
+from restorelcc.io.metrics import read_fingerprint
+from restorelcc.io.sample_table import MEASURED, SAMPLES
 from restorelcc.io.tables import read_table, write_table, write_texts
 from restorelcc.io.tensors import write_tensors
 from restorelcc.prune.prune import prune_model
+from restorelcc.report.config import ReportConfig
+from restorelcc.report.markdown import markdown
+from restorelcc.report.results import read_results
 from tests import pico
+from tests.evaluate.own_tasks import KINDS, write_task
+from tests.fingerprints import SWAPS, swapped
 
 DENSE, PRUNED, RESTORED = Cell("m"), Cell("m", "wanda-0.5"), Cell("m", "wanda-0.5", "0.1")
 ENTRY = ModelEntry(source="some/model", threads=1, data=DataFiles(calibration="c", instructions="i", heldout="h"))
@@ -65,7 +75,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     write_texts(layout.corpus(DENSE) / "heldout.parquet", [_words(12, n) for n in range(10)])
     write_table(tasks / "t.parquet", _items(), ITEMS)
     (tasks / "t.yaml").write_text(yaml.safe_dump(_task("t", Path("t.parquet"))))
-    write_json(tasks / "tasks.json", {"embedded": ["t"], "lm_eval": []})
+    write_json(tasks / "tasks.json", {"embedded": ["t"]})
     _write_compensation(layout)
     run_dense(DENSE, CONFIG, ENTRY, layout)
     run_pruned(PRUNED, CONFIG, ENTRY, layout)
@@ -92,7 +102,14 @@ def test_every_metrics_file_has_the_documented_keys(layout: Layout) -> None:
     for cell in (DENSE, PRUNED, RESTORED):
         found = read_json(layout.metrics(cell))
         assert set(found["perplexity"]) == {"corpus", "tokens", "value"}
-        assert set(found["tasks"]["t"]) == {"metric", "value", "stderr", "n", "version"}
+        assert set(found["tasks"]["t"]) == {"metric", "value", "stderr", "n", "version", "averaged", "shots"} | {
+            "aggregation",
+            "higher_is_better",
+            "metrics",
+        }
+        assert found["tasks"]["t"]["metrics"] == {
+            "acc": {name: found["tasks"]["t"][name] for name in ("value", "stderr")}
+        }
         assert {"token_perplexity", "word_perplexity", "bits_per_byte", "file_bytes", "generation"} <= set(found)
         assert found["seconds"] > 0
         details = read_json(layout.details(cell))
@@ -127,11 +144,121 @@ def test_other_items_than_the_dense_models_are_an_error(layout: Layout) -> None:
     before = layout.metrics(PRUNED).read_bytes()
     tasks = layout.corpus(DENSE) / "tasks"
     write_table(tasks / "t.parquet", _items(gold=1), ITEMS)
-    with pytest.raises(BadInput, match=r"m wanda-0.5 and m \(dense\) answered different items of task 't' \(12 and 12"):
+    with pytest.raises(BadInput, match=r"measured differently in the items of task 't': run `dvc repro .*_dense@m`"):
         run_pruned(PRUNED, CONFIG, ENTRY, layout)
     write_table(tasks / "t.parquet", _items(), ITEMS)
     assert layout.metrics(PRUNED).read_bytes() == before
     assert not list(layout.work.iterdir()), "nothing half-written is left"
+
+
+@pytest.mark.parametrize("part", SWAPS)
+@pytest.mark.parametrize("number", [0, 1], ids=["dense", "pruned"])
+def test_a_model_is_never_held_against_one_that_was_measured_differently(
+    layout: Layout, tmp_path: Path, part: str, number: int
+) -> None:
+    elsewhere, cell = Layout(tmp_path), (DENSE, PRUNED)[number]
+    for each in (DENSE, PRUNED):
+        elsewhere.samples(each).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(layout.samples(each), elsewhere.samples(each))
+    ours = read_fingerprint(layout.samples(RESTORED), RESTORED)
+    rows, tasks = read_table(layout.samples(RESTORED), SAMPLES), read_json(layout.metrics(RESTORED))["tasks"]
+    outcome = Outcome(cell=RESTORED, rows=rows, tasks=tasks, fingerprint=ours)
+    assert versus(outcome, [DENSE, PRUNED], elsewhere, samples=100, seed=0)[0]["recovered"]
+    other = {MEASURED: swapped(ours, part).as_text()}
+    write_table(elsewhere.samples(cell), read_table(elsewhere.samples(cell), SAMPLES), SAMPLES, other)
+    with pytest.raises(BadInput, match=re.escape(SWAPS[part])) as caught:
+        versus(outcome, [DENSE, PRUNED], elsewhere, samples=100, seed=0)
+    assert str(caught.value).startswith(f"{cell} ({cell.kind}) and m wanda-0.5 0.1 (restored) cannot be compared")
+    assert str(caught.value).endswith(f"run `dvc repro --force --single-item {cell.evaluation}`")
+
+
+def _edit_task(layout: Layout, **changes: Any) -> None:
+    path = layout.corpus(DENSE) / "tasks" / "t.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "said"),
+    [
+        (
+            {"metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}]},
+            {},
+            r"the metric of task 't' \(acc against acc_norm\)",
+        ),
+        ({"doc_to_text": "w5 {{question}}"}, {}, "the prompts of task 't'"),
+        ({"metadata": {"version": 2.0}}, {}, r"the version of task 't' \(1.0 against 2.0\)"),
+        ({"description": ""}, {"limit": 5}, r"evaluate.limit \(None against 5\)"),
+        ({}, {"perplexity_tokens": 16}, r"evaluate.perplexity_tokens \(2048 against 16\)"),
+    ],
+)
+def test_a_task_that_was_edited_in_between_is_told_by_name_and_nothing_is_written(
+    layout: Layout, changes: dict[str, Any], config: dict[str, Any], said: str
+) -> None:
+    """As a user does it: dense and pruned are there, the task file changes, one head ratio more is evaluated."""
+    before, path = layout.metrics(RESTORED).read_bytes(), layout.corpus(DENSE) / "tasks" / "t.yaml"
+    task = path.read_text()
+    _edit_task(layout, **changes)
+    try:
+        with pytest.raises(BadInput, match=said) as caught:
+            run_restored(RESTORED, CONFIG.model_copy(update=config), ENTRY, layout)
+    finally:
+        path.write_text(task)
+    assert str(caught.value).endswith("--single-item evaluate_dense@m evaluate_pruned@m-wanda-0.5`")
+    assert layout.metrics(RESTORED).read_bytes() == before
+
+
+def test_other_held_out_texts_are_told_from_another_tokenizer(layout: Layout) -> None:
+    heldout = layout.corpus(DENSE) / "heldout.parquet"
+    before = heldout.read_bytes()
+    write_texts(heldout, [_words(12, n + 1) for n in range(10)])
+    try:
+        with pytest.raises(BadInput, match="measured differently in the held-out texts:"):
+            run_pruned(PRUNED, CONFIG, ENTRY, layout)
+    finally:
+        heldout.write_bytes(before)
+
+
+def test_tasks_of_every_kind_are_evaluated_and_compared(layout: Layout, tmp_path: Path) -> None:
+    shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
+    elsewhere, folder = Layout(tmp_path), tmp_path / "own"
+    for kind in KINDS:
+        write_task(folder, kind)
+    entry = ENTRY.model_copy(update={"tasks": (str(folder),)})
+    run_dense(DENSE, CONFIG, entry, elsewhere)
+    run_pruned(PRUNED, CONFIG, entry, elsewhere)
+    run_restored(RESTORED, CONFIG, entry, elsewhere)
+    found, details = read_json(elsewhere.metrics(RESTORED)), read_json(elsewhere.details(RESTORED))
+    counted = {name for name, task in found["tasks"].items() if task["averaged"]}
+    assert counted == {"t", "choice", "normed", "written"}
+    assert found["mean"] == pytest.approx(sum(found["tasks"][name]["value"] for name in counted) / 4)
+    assert found["versus"]["pruned"]["n"] == 4 * 12
+    assert set(details["versus"]["dense"]) == counted | {"last_word", "rolling", "brier"}
+    for name in ("last_word", "rolling", "brier"):
+        own = details["versus"]["dense"][name]
+        assert own["second"] == pytest.approx(found["tasks"][name]["value"])
+        assert own["ci95"][0] <= own["difference"] <= own["ci95"][1]
+    paths = [elsewhere.metrics(cell) for cell in (DENSE, RESTORED)]
+    printed = CliRunner().invoke(app, ["compare", *map(str, paths), "--samples", "200"])
+    assert printed.exit_code == 0, printed.exception
+    assert "classes, mcc" in printed.stdout and "rolling" in printed.stdout
+    results = read_results([DENSE, PRUNED, RESTORED], elsewhere)
+    assert "| in the mean |" in markdown(results, ReportConfig(), [])
+
+
+def test_without_any_accuracy_nothing_is_averaged_and_the_reason_is_given(layout: Layout, tmp_path: Path) -> None:
+    shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
+    elsewhere = Layout(tmp_path)
+    write_task(tmp_path / "own", "rolling")
+    write_json(elsewhere.corpus(DENSE) / "tasks" / "tasks.json", {"embedded": []})
+    entry = ENTRY.model_copy(update={"tasks": ("own",)})
+    run_dense(DENSE, CONFIG, entry, elsewhere)
+    run_pruned(PRUNED, CONFIG, entry, elsewhere)
+    run_restored(RESTORED, CONFIG, entry, elsewhere)
+    found = read_json(elsewhere.metrics(RESTORED))
+    assert found["mean"] is None
+    assert found["recovered"] == {"mean": None, "ci95": None, "reason": "no task is measured by an accuracy"}
+    text = markdown(read_results([DENSE, PRUNED, RESTORED], elsewhere), ReportConfig(), [])
+    assert "No share of the lost accuracy can be given" in text
 
 
 def test_random_weights_trip_the_sanity_gate_and_nothing_is_written(layout: Layout) -> None:
@@ -157,7 +284,7 @@ def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
         target = layout.corpus(other) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((layout.corpus(DENSE) / name).read_bytes())
-    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": [], "lm_eval": []})
+    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
     run_pruned(other, CONFIG, ENTRY, layout)
     found = read_json(layout.metrics(other))["generation"]
     assert found["degenerate"]
@@ -167,9 +294,9 @@ def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
 
 def test_an_unknown_task_is_refused_before_the_model_is_read(layout: Layout) -> None:
     other = Cell("unknown")
-    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": [], "lm_eval": ["winogrand"]})
+    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
     with pytest.raises(BadInput, match=r"'winogrand', which is neither .* did you mean 'winogrande'"):
-        run_dense(other, CONFIG, ENTRY, layout)
+        run_dense(other, CONFIG, ENTRY.model_copy(update={"tasks": ("winogrand",)}), layout)
 
 
 def test_evaluation_from_disk_equals_one_in_memory(layout: Layout, tmp_path: Path) -> None:

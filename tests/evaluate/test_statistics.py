@@ -111,7 +111,7 @@ def test_other_items_are_named_by_task_and_count() -> None:
 
 def test_scores_are_ordered_by_item() -> None:
     rows = [{"task": "t", "item_id": i, "score": c} for i, c in ((2, 1.0), (0, 0.0), (1, 0.5))]
-    assert scores_by_task(rows)["t"].tolist() == [0.0, 0.5, 1.0]
+    assert scores_by_task(rows, ["t"])["t"].tolist() == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(("won", "lost"), [(5, 1), (1, 5), (12, 30), (40, 39)])

@@ -108,7 +108,7 @@ def test_the_record_names_every_parent_by_digest(pair: Pair, tmp_path: Path) -> 
 
 def test_the_card_has_method_numbers_sparsity_limits_and_licence(pair: Pair, tmp_path: Path) -> None:
     def metrics(value: float) -> dict:
-        task = {"metric": "acc", "value": value, "stderr": 0.01, "n": 400}
+        task = {"metric": "acc", "value": value, "stderr": 0.01, "n": 400, "shots": 0, "averaged": True}
         return {"tasks": {"boolq": task}, "mean": value, "perplexity": {"corpus": "heldout", "value": 7.0, "tokens": 9}}
 
     restored = metrics(0.7) | {"recovered": {"mean": 0.5, "ci95": [0.4, 0.6], "method": "paired bootstrap"}}

@@ -5,13 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from restorelcc.core.cell import Cell
+from restorelcc.core.fingerprint import Fingerprint, TaskPrint
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.metrics import SCHEMA
+from restorelcc.io.sample_table import MEASURED, SAMPLES
+from restorelcc.io.tables import write_table
 
 CELLS = [Cell("a"), Cell("a", "wanda-0.5"), Cell("a", "wanda-0.5", "0.1"), Cell("a", "wanda-0.5", "0.25")]
 MEANS = (0.95, 0.7, 0.8, 0.85)
 LAYERS, HEADS = 3, 5
+_TASK = TaskPrint(
+    metric="acc",
+    filter="none",
+    averaged=True,
+    shots=0,
+    fewshot_seed=0,
+    version="1.0",
+    config="c0",
+    items="i0",
+    prompts="p0",
+)
+FINGERPRINT = Fingerprint(
+    lm_eval="0.4.13",
+    limit=None,
+    heldout="h0",
+    perplexity_tokens=2048,
+    tokenizer="t0",
+    tasks={"world_arc": _TASK, "world_rte": _TASK},
+)
 _TEXT = {"repetition": 0.1, "distinct_1": 0.2, "distinct_2": 0.5, "one_token": 0.0, "empty": 0.0}
 
 
@@ -19,7 +41,9 @@ def metrics(cell: Cell, mean: float) -> dict[str, Any]:
     share = (mean - 0.7) / 0.25
     content: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}
     content["head_ratio"] = None if cell.head_ratio is None else float(cell.head_ratio)
-    task = {"metric": "acc", "value": mean, "stderr": 0.01, "n": 400, "version": 1.0}
+    content["measured"] = FINGERPRINT.digest
+    task = {"metric": "acc", "value": mean, "stderr": 0.01, "n": 400, "version": 1.0, "shots": 0, "averaged": True}
+    task |= {"aggregation": "mean", "higher_is_better": True, "metrics": {"acc": {"value": mean, "stderr": 0.01}}}
     content |= {"tasks": {"world_arc": task, "world_rte": task}, "mean": mean}
     content["perplexity"] = {"corpus": "heldout", "tokens": 10, "value": 3.5}
     content["token_perplexity"] = {
@@ -62,3 +86,4 @@ def write_grid(layout: Layout) -> None:
     for cell, mean in zip(CELLS, MEANS, strict=True):
         write_json(layout.metrics(cell), metrics(cell, mean))
         write_json(layout.details(cell), details(cell))
+        write_table(layout.samples(cell), [], SAMPLES, {MEASURED: FINGERPRINT.as_text()})

@@ -12,12 +12,16 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.sample_table import MEASURED, SAMPLES
+from restorelcc.io.tables import write_table
 from restorelcc.report.config import ReportConfig
 from restorelcc.report.multiple import holm
+from restorelcc.report.results import read_results
 from restorelcc.report.stage import run
 from restorelcc.report.tables import p_text, size_text, verdict
 from restorelcc.report.terminal import print_results
-from tests.report.cells import CELLS, details, metrics, write_grid
+from tests.fingerprints import SWAPS, swapped
+from tests.report.cells import CELLS, FINGERPRINT, details, metrics, write_grid
 
 SECTIONS = ("headline", "recovered", "tasks", "heads", "spectra", "sparsity", "text", "cost", "provenance")
 
@@ -213,6 +217,81 @@ def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
     assert verdict([{"recovered": None}], 1).startswith("No share of the lost accuracy can be given")
     unbounded = {"recovered": 0.5, "ci95": [None, None], "head_ratio": 0.1}
     assert "unbounded" in verdict([unbounded], 1)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3], ids=["dense", "pruned", "restored"])
+@pytest.mark.parametrize("part", SWAPS)
+def test_cells_measured_in_different_ways_are_never_shown_side_by_side(layout: Layout, part: str, number: int) -> None:
+    how, cell = swapped(FINGERPRINT, part), CELLS[number]
+    write_json(layout.metrics(cell), read_json(layout.metrics(cell)) | {"measured": how.digest})
+    write_table(layout.samples(cell), [], SAMPLES, {MEASURED: how.as_text()})
+    with pytest.raises(BadInput) as caught:
+        read_results(CELLS, layout)
+    sentence, differing = str(caught.value), CELLS[1:] if number == 0 else [cell]
+    assert "cannot be compared, they were measured differently in" in sentence
+    assert SWAPS[part] in sentence
+    assert sentence.endswith(f"--single-item {' '.join(each.evaluation for each in differing)}`")
+
+
+def test_models_of_different_fingerprints_stand_in_one_report(layout: Layout) -> None:
+    others, how = [Cell("b"), Cell("b", "wanda-0.5")], swapped(FINGERPRINT, "tokenizer")
+    for other in others:
+        write_json(layout.metrics(other), metrics(other, 0.9) | {"measured": how.digest})
+    assert len(read_results([*CELLS, *others], layout).rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("recovered", "ci95", "said"),
+    [
+        (-0.235, [-0.9, 0.3], "heads 0.25: nothing was won back: -23.5 % [-90.0, 30.0]."),
+        (0.0, [0.0, 0.0], "heads 0.25: nothing was won back: 0.0 % [0.0, 0.0]."),
+        (0.1, [-0.2, 0.4], "heads 0.25: nothing was won back beyond doubt: 10.0 % [-20.0, 40.0]."),
+        (0.1, [None, None], "heads 0.25: nothing was won back beyond doubt: 10.0 % (its interval is unbounded)."),
+        (-0.1, None, "heads 0.25: nothing was won back: -10.0 % (its interval is unbounded)."),
+    ],
+)
+def test_where_nothing_was_won_back_every_form_says_so(
+    layout: Layout, recovered: float, ci95: list[float | None] | None, said: str
+) -> None:
+    content = read_json(layout.metrics(CELLS[3]))
+    content["recovered"] |= {"mean": recovered, "ci95": ci95}
+    write_json(layout.metrics(CELLS[3]), content)
+    cells = [cell for cell in CELLS if cell.head_ratio != "0.1"]
+    run(cells, ReportConfig(), layout)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    page = re.sub(r"<[^>]+>", "", _texts(layout)["report.html"])
+    for text in (_texts(layout)["report.md"], page, console.export_text()):
+        assert said in text
+        assert "of the lost accuracy is back" not in text
+    assert "-lead" not in page
+    run(CELLS, ReportConfig(), layout)
+    assert "heads 0.1: nothing" not in _texts(layout)["report.md"]
+
+
+def test_a_task_that_is_no_accuracy_is_listed_and_not_averaged(layout: Layout) -> None:
+    other = {"metric": "word_perplexity", "value": 1234.5, "averaged": False}
+    for cell in CELLS:
+        content = read_json(layout.metrics(cell))
+        content["tasks"]["world_rte"] |= other
+        write_json(layout.metrics(cell), content)
+    run(CELLS, ReportConfig(), layout)
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    for text in (_texts(layout)["report.md"], _texts(layout)["report.html"], console.export_text()):
+        assert "1,234.50" in text
+        assert "because its metric is no accuracy: world_rte (word_perplexity)." in text
+    assert "world_rte" not in (layout.report / "plots" / "tasks.csv").read_text()
+
+
+def test_a_task_without_a_value_or_an_error_is_shown_as_a_dash(layout: Layout) -> None:
+    for cell in CELLS:
+        content = read_json(layout.metrics(cell))
+        content["tasks"]["world_rte"] |= {"stderr": None}
+        content |= {"perplexity": {"corpus": "heldout", "tokens": 10, "value": None}, "mean": None}
+        write_json(layout.metrics(cell), content)
+    run(CELLS, ReportConfig(), layout)
+    assert "| dense | - | - | - | - | 64 | 50.00 |" in _texts(layout)["report.md"]
 
 
 def test_holm_by_hand() -> None:

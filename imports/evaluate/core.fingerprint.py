@@ -1,0 +1,1 @@
+../../restorelcc/core/fingerprint.py

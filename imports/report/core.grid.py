@@ -1,0 +1,1 @@
+../../restorelcc/core/grid.py

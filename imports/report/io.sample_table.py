@@ -1,0 +1,1 @@
+../../restorelcc/io/sample_table.py

@@ -1,0 +1,1 @@
+../../restorelcc/io/tables.py
