@@ -151,8 +151,8 @@ def hidden_changes(params: Params) -> list[str]:
             for key, given in _leaves(section.model_dump(mode="json"), changes):
                 if given not in (_at(default, key), _at(own, key)):
                     sentences.append(
-                        f"{name}.{'.'.join(key)} is {given} and does not count for {alias}, whose entry in `models` has "
-                        f"{_at(own, key)}: change it there"
+                        f"{'.'.join((name, *key))} is {given} and does not count for {alias}, whose entry in `models` "
+                        f"has {_at(own, key)}: change it there"
                     )
     return sentences
 

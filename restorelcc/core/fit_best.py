@@ -14,7 +14,7 @@ from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.progress import notice
 
 # What the parameters are before training. "unchanged": the model computes with them what it computes without them, as
-# with LoRA's B = 0. "random": it does with zeros in their place. "guess": likewise, and they are a candidate themselves.
+# with LoRA's B = 0. "random": it does so with zeros in their place. "guess": likewise, and they are a candidate too.
 Start = Literal["unchanged", "random", "guess"]
 Candidate = Literal["no change", "start", "training"]
 REASONS: dict[Candidate, str] = {
@@ -116,10 +116,9 @@ def _against_no_change(trained: nn.Module, task: Task, choice: Choice, start: St
     losses["training"] = choice.valid_loss
     least = min(losses, key=lambda candidate: losses[candidate] if math.isfinite(losses[candidate]) else math.inf)
     if least != "training":
-        best = f"loss {losses[least]:.4f}, {choice.valid_loss:.4f} at best after training"
-        notice(
-            title, f"{REASONS[least]} ({best}): {'nothing is changed' if least == 'no change' else 'the start is kept'}"
-        )
+        kept = "nothing is changed" if least == "no change" else "the start is kept"
+        told = f"loss {losses[least]:.4f}, {choice.valid_loss:.4f} at best after training"
+        notice(title, f"{REASONS[least]} ({told}): {kept}")
     return Choice(least, losses[least], choice.run, choice.runs, unchanged, losses.get("start"))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 # The data and tasks of RestoreLCC (arXiv 2510.21834) for the recovery of general abilities: C4, Alpaca, seven zero-shot
-# tasks and WikiText-2 perplexity. How much of them and how it is trained - 128 sequences of 2,048 tokens, 2,000 pairs of
-# which 1,000 for probing, AdamW at 1e-3 for 3 epochs of batches of 8 - are the defaults of the sections.
+# tasks and WikiText-2 perplexity. How much of them and how it is trained - 128 sequences of 2,048 tokens, 2,000 pairs,
+# 1,000 of them for probing, AdamW at 1e-3 for 3 epochs of batches of 8 - are the defaults of the sections.
 PAPER: dict[str, Any] = {
     "data": {"calibration": "c4", "instructions": "alpaca", "heldout": "wikitext"},
     "tasks": ["paper-7"],

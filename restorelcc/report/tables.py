@@ -177,8 +177,8 @@ def verdict(rows: list[Row], decimals: int) -> str:
 def unchanged(rows: list[Row]) -> list[str]:
     """One sentence for every row whose training ended with no change to the pruned model."""
     return [
-        f"{row['what']}: nothing was won back: no candidate beat the pruned model on the validation pairs, so that this is "
-        "the pruned model."
+        f"{row['what']}: nothing was won back: no candidate beat the pruned model on the validation pairs, so that "
+        "this is the pruned model."
         for row in rows
         if row.get("details", {}).get("no_change")
     ]

@@ -21,24 +21,34 @@ from restorelcc.evaluate.stage import run_baseline, run_pruned, run_restored
 from restorelcc.export.apply import apply_compensation, described, remove_compensation
 from restorelcc.export.export import ExportOptions, export_checkpoint
 from restorelcc.io.compensations import read_compensation
-from restorelcc.io.documents import read_json
+from restorelcc.io.corpus_tables import EXAMPLES
+from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.layout import Layout
+from restorelcc.io.tables import write_table
 from restorelcc.io.tensor_files import stored_tensors
 from restorelcc.io.training_state import TrainingState
 from restorelcc.report.config import ReportConfig
 from restorelcc.report.stage import run as run_report
 from restorelcc.verify.verify import subject, verify
-from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
+from tests import pico
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, words
 
 RESTORED = Cell(CELL.model, CELL.pruning, "0.5")
-HARMFUL = {"learning_rates": (0.5, 1.0), "epochs": 2, "batch_size": 8, "max_tokens": 16}  # far beyond what helps
-CONFIG = CompensateConfig.model_validate(HARMFUL)
+SETTINGS = {"learning_rates": (0.02, 0.05), "epochs": 2, "batch_size": 8, "max_tokens": 16}
+CONFIG = CompensateConfig.model_validate(SETTINGS)
 SAID = "no candidate beat the pruned model on the validation pairs"
 
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """What the training pairs teach is wrong on the validation pairs."""
     layout = evaluated_project(tmp_path_factory.mktemp("project"))
+    weight_VM = pico.pico().get_output_embeddings().weight
+    opposite = int((weight_VM[3:-1] @ weight_VM[9]).argmin()) + 3
+    for name, word in (("train", "w9"), ("valid", f"w{opposite}")):
+        rows = [{"task": "t", "question": words(4, number), "response": f"{word} {word}"} for number in range(24)]
+        write_table(layout.corpus(CELL) / f"{name}.parquet", rows, EXAMPLES)
+    write_json(layout.pruned(CELL) / "sparsity.json", {"layers": []})
     run_pruned(CELL, EVALUATE, ENTRY, layout)
     return layout
 
@@ -62,7 +72,7 @@ def test_the_least_validation_loss_wins_be_it_that_of_no_change(
     weight = nn.Linear(1, 1, bias=False)
     nn.init.constant_(weight.weight, at)
     task = Task(lambda rows: -weight.weight.sum() * len(rows), [1] * 8, lambda: abs(weight.weight.item() - best))
-    config = FitConfig(learning_rates=(1e-4, 0.4), epochs=4, batch_size=8)
+    config = FitConfig(learning_rates=(0.2, 0.4), epochs=4, batch_size=8)
     choice = fit_best(weight, task, config, title="t", start=start)
     assert choice.candidate == candidate
     assert weight.weight.item() == pytest.approx(left, abs=0.01)
@@ -86,13 +96,13 @@ def test_equal_losses_change_nothing() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"sites": ["o", "down", "v"]}, {"start": "ridge"}], ids=str)
 def test_what_gains_nothing_is_zero_and_said(changes: dict, layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
-    run(RESTORED, CompensateConfig.model_validate(HARMFUL | changes), ENTRY, layout)
+    run(RESTORED, CompensateConfig.model_validate(SETTINGS | changes), ENTRY, layout)
     found, _ = read_compensation(layout.compensation(RESTORED))
     assert not found.offset_LHD.any()
     assert not found.sites
     training = read_json(layout.training(RESTORED))
     assert training["chosen"] == {"candidate": "no change", "learning_rate": None, "reason": SAID}
-    assert [row.get("learning_rate") for row in training["candidates"]][-2:] == [0.5, 1.0]
+    assert [row.get("learning_rate") for row in training["candidates"]][-2:] == [0.02, 0.05]
     assert len(training["heads"]) == 6, "those that were tried"
     assert f"compensate 0.5: {SAID} (loss 4." in capsys.readouterr().err
 
@@ -132,10 +142,12 @@ def test_an_automatic_ratio_that_gains_nothing_is_the_smallest(layout: Layout) -
 @pytest.mark.parametrize("name", ["random", "bias", "ffn", "lofit", "masked", "masked-lora", "lora", "dora"])
 def test_a_method_that_gains_nothing_leaves_the_pruned_model(name: str, layout: Layout) -> None:
     cell = dataclasses.replace(CELL, baseline=name)
-    run_method(cell, BaselineConfig.model_validate(HARMFUL | {"rank": 2}), ENTRY, layout)
+    run_method(cell, BaselineConfig.model_validate(SETTINGS | {"rank": 2}), ENTRY, layout)
     document = read_json(layout.baseline(cell) / "baseline.json")
     assert document["no_change"] is True
     assert document["training"]["chosen"]["reason"] == SAID
+    if name not in ("bias", "masked", "lora"):  # one of each kind that is shipped
+        return
     run_baseline(cell, EVALUATE, ENTRY, layout)
     metrics, pruned = read_json(layout.metrics(cell)), read_json(layout.metrics(CELL))
     assert metrics["perplexity"]["value"] == pytest.approx(pruned["perplexity"]["value"], rel=1e-6)
@@ -146,7 +158,7 @@ def test_a_method_that_gains_nothing_leaves_the_pruned_model(name: str, layout: 
 @pytest.mark.parametrize("name", ["masked-compensated", "reconstruct"])
 def test_methods_of_several_trainings_count_as_changed_where_one_of_them_is(name: str, layout: Layout) -> None:
     cell = dataclasses.replace(CELL, baseline=name)
-    config = BaselineConfig.model_validate(HARMFUL)
+    config = BaselineConfig.model_validate(SETTINGS | ({"learning_rates": (0.5,)} if name == "reconstruct" else {}))
     run_method(cell, config, ENTRY, layout)
     assert read_json(layout.baseline(cell) / "baseline.json")["no_change"] is True
     before = {key: tensor.read() for key, tensor in stored_tensors(layout.pruned(CELL)).items()}
