@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 from restorelcc.baseline.config import BaselineConfig
 from restorelcc.cli import app
 from restorelcc.compensate.config import CompensateConfig
+from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.evaluate.config import EvaluateConfig
+from restorelcc.export.cell import cell_options
+from restorelcc.io.layout import Layout
 from restorelcc.params import load_params
 from restorelcc.probe.config import ProbeConfig
 from restorelcc.prune.config import PruneConfig
@@ -47,7 +50,7 @@ def test_the_papers_models_are_there_with_its_settings() -> None:
         assert params.section(alias, "evaluate").perplexity_tokens == 2048
 
 
-# What the embedded chain computed with when the sections held its tuning, but for what no section has but its own.
+# What the embedded chain computed with when its tuning stood in the sections themselves.
 EMBEDDED = {
     "corpus": {"seed": 42, "calibration": 128, "train": 2000, "valid": 200, "contrast": 1000, "encoder": "auto"}
     | {
@@ -104,6 +107,13 @@ def test_the_defaults_are_the_papers() -> None:
     assert (probe.components, EvaluateConfig().perplexity_tokens) == (1, 2048)
 
 
+def test_an_export_records_what_the_model_ran_with(tmp_path: Path) -> None:
+    params = load_params(SHIPPED)
+    for alias, samples, rates in (("tiny", 256, [0.03]), ("llama-7b", 128, [1e-3])):
+        config = cell_options(Cell(alias, "wanda-0.5", "0.25"), params.section, Layout(tmp_path)).config
+        assert (config["prune"]["samples"], config["compensate"]["learning_rates"]) == (samples, rates)
+
+
 def test_a_section_counts_where_the_entry_says_nothing() -> None:
     params = load_params(SHIPPED, ("compensate.epochs=7", "compensate.distill={weight: 0.4}"))
     for alias in ("tiny", "llama-7b"):
@@ -147,9 +157,7 @@ def test_what_the_command_line_sets_counts_for_models_with_a_value_of_their_own(
     ],
     ids=str,
 )
-def test_check_says_what_a_model_hides(
-    changes: dict, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_says_what_a_model_hides(changes: dict, notes: list[str], tmp_path: Path) -> None:
     content = yaml.safe_load(SHIPPED.read_text())
     for section, values in changes.items():
         content[section] |= values
