@@ -165,7 +165,7 @@ def compensate(
 ) -> Compensation:
     """Train c = sum beta_i v_i + b for the heads on pairs (columns question, response); the model stays as it is.
 
-    The last valid_share of the pairs chooses the learning rate. settings: fields of the `compensate` section of
+    The last valid_share of the pairs chooses the learning rate, or no change: then the offsets are zero. settings: fields of the `compensate` section of
     params.yaml. With a path the compensation is also written there. RestoreLCC eq. 8.
     """
     config = CompensateConfig(**settings)
