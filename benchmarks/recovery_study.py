@@ -40,7 +40,7 @@ def run_stage(root: Path, stage: str, cell: Cell, overrides: tuple[str, ...] = (
     params = load_params(root / "params.yaml", overrides)
     verb = STAGES[stage]
     started = time.perf_counter()
-    _imported(verb)(cell, getattr(params, verb.section), params.models[cell.model], Layout(root))
+    _imported(verb)(cell, params.section(cell.model, verb.section), params.models[cell.model], Layout(root))
     gc.collect()
     return time.perf_counter() - started
 
@@ -75,7 +75,7 @@ def chosen_rates(training: object) -> list[float]:
     if not isinstance(training, dict):
         return []
     if "learning_rate" in training:
-        return [training["learning_rate"]]
+        return [] if training["learning_rate"] is None else [training["learning_rate"]]
     return chosen_rates(list(training.values()))
 
 

@@ -165,8 +165,9 @@ def compensate(
 ) -> Compensation:
     """Train c = sum beta_i v_i + b for the heads on pairs (columns question, response); the model stays as it is.
 
-    The last valid_share of the pairs chooses the learning rate. settings: fields of the `compensate` section of
-    params.yaml. With a path the compensation is also written there. RestoreLCC eq. 8.
+    The last valid_share of the pairs chooses the learning rate, or no change: then the offsets are zero. With a path,
+    the compensation is also written there. settings: fields of the `compensate` section of params.yaml.
+    RestoreLCC eq. 8.
     """
     config = CompensateConfig(**settings)
     encoded = [encode_pair(tokenizer, row["question"], row["response"], config.max_tokens) for row in pairs]

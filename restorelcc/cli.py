@@ -23,7 +23,7 @@ from restorelcc.core.processes import is_first_process, process_count
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
-from restorelcc.params import Params, load_params
+from restorelcc.params import Params, hidden_changes, load_params
 from restorelcc.verbs import (
     compare,
     compensation,
@@ -210,6 +210,8 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
 def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     checked = load_params(params, tuple(set_ or ()))
     typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+    for sentence in hidden_changes(checked):
+        typer.echo(f"restorelcc: note: {sentence}", err=True)
     _compare_sources(checked, Layout(params.resolve().parent))
 
 

@@ -86,7 +86,7 @@ def _run(stage: str, cell: Cell, params: Params, layout: Layout) -> None:
     verb = STAGES[stage]
     function = getattr(importlib.import_module(verb.module), verb.function)
     own = Cell(**{need: getattr(cell, need) for need in verb.needs})
-    function(own, getattr(params, verb.section), params.models[MODEL], layout)
+    function(own, params.section(MODEL, verb.section), params.models[MODEL], layout)
 
 
 def _fingerprints(params: Params, own: str) -> Iterator[tuple[str, str]]:
@@ -95,7 +95,7 @@ def _fingerprints(params: Params, own: str) -> Iterator[tuple[str, str]]:
 
     total = hashlib.sha256(f"{own} {params.models[MODEL].model_dump_json()} {params.grid.pruning}".encode())
     for stage in CHAIN:
-        total.update(f"{stage} {getattr(params, STAGES[stage].section).model_dump_json()}".encode())
+        total.update(f"{stage} {params.section(MODEL, STAGES[stage].section).model_dump_json()}".encode())
         if "head_ratio" in STAGES[stage].needs:
             total.update(str(params.grid.head_ratio).encode())
         yield stage, total.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from restorelcc.core.baselines import check_baseline
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.grid import AUTO, check_alias, ratio_label
-from restorelcc.core.model_entry import BY_NAME, WITH_SETTINGS, ModelEntry, TaskChoice
+from restorelcc.core.model_entry import BY_NAME, SEQUENCE_LENGTH, WITH_SETTINGS, ModelEntry, TaskChoice
 from restorelcc.core.presets import over
 from restorelcc.core.pruning import EXTERNAL, parse_pruning
 from restorelcc.core.section import Section
@@ -132,6 +133,56 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not sign or not isinstance(section, dict):
         raise BadInput(f"--set {override!r} is not section.key=value: write for example --set prune.samples=64")
     section[last] = yaml.safe_load(text)
+    models = raw.get("models")
+    for entry in models.values() if isinstance(models, dict) else ():
+        if isinstance(entry, dict):
+            _over_settings(entry, (*parents, last), section[last])
+
+
+def _over_settings(entry: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    """What is set for a section holds for a model too that has a value of its own for it."""
+    *parents, last = ("settings", *key)
+    inner: Any = entry
+    if len(key) == 2 and key[1] == SEQUENCE_LENGTH.get(key[0]) and entry.get("sequence_length"):
+        entry["settings"] = over({key[0]: {last: value}}, entry.get("settings") or {})
+    for parent in parents:
+        inner = inner.get(parent) if isinstance(inner, dict) else None
+    if isinstance(inner, dict) and last in inner:
+        inner[last] = value
+
+
+def hidden_changes(params: Params) -> list[str]:
+    """A sentence for every key of a section that is not at its default and does not count for a model of the grid,
+    since the model's entry has another value for it."""
+    sentences = []
+    for alias in params.grid.model:
+        for name in sorted(set(type(params).model_fields) - {"grid", "models", "report"}):
+            section = getattr(params, name)
+            changes = params.models[alias].section_changes(name)
+            own, default = params.section(alias, name).model_dump(mode="json"), type(section)().model_dump(mode="json")
+            for key, given in _leaves(section.model_dump(mode="json"), changes):
+                if given not in (_at(default, key), _at(own, key)):
+                    sentences.append(
+                        f"{'.'.join((name, *key))} is {given} and does not count for {alias}, whose entry in `models` "
+                        f"has {_at(own, key)}: change it there"
+                    )
+    return sentences
+
+
+def _leaves(values: Any, changes: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(key, value) of everything in `values` that `changes` has a value for."""
+    for name, change in changes.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if isinstance(change, dict) and isinstance(value, dict):
+            yield from _leaves(value, change, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _at(values: Any, key: tuple[str, ...]) -> Any:
+    for name in key:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def _unknown(where: str, name: object, known: Any, otherwise: str) -> str:

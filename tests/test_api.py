@@ -43,11 +43,14 @@ def test_the_chain_on_models_in_memory(tmp_path: Path) -> None:
     ranking = restorelcc.probe(of_dense, of_pruned, components, steps=5)
     assert sorted(ranking.heads) == [(layer, head) for layer in range(3) for head in range(4)]
     assert len(ranking.best(0.25)) == 3
-    pairs = [{"question": row["question"], "response": row["positive"]} for row in rows]
+    training = {"epochs": 1, "learning_rates": (0.1,)}
+    noise = [{"question": row["question"], "response": row["positive"]} for row in rows]
+    nothing = restorelcc.compensate(pruned, tokenizer, components, ranking.best(0.25), noise, **training)
+    assert not nothing.offset_LHD.any(), "random words teach nothing that holds for the last ones"
+    pairs = [row | {"response": "w9 w9"} for row in noise]
     compensation = restorelcc.compensate(
-        pruned, tokenizer, components, ranking.best(0.25), pairs, epochs=1, learning_rates=(0.1,),
-        path=tmp_path / "c.safetensors",
-    )  # fmt: skip
+        pruned, tokenizer, components, ranking.best(0.25), pairs, **training, path=tmp_path / "c.safetensors"
+    )
     assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
     with torch.no_grad():
         plain = pruned(input_ids=pico.tokens()).logits

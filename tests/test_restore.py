@@ -30,10 +30,11 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "pruned", pruned_model("mistral"), pico.word_tokenizer())
     rng = random.Random(0)
 
-    def words(count: int) -> str:
-        return " ".join(f"w{rng.randrange(3, 60)}" for _ in range(count))
+    def words(count: int, least: int = 3, beyond: int = 60) -> str:
+        return " ".join(f"w{rng.randrange(least, beyond)}" for _ in range(count))
 
-    rows = [{"instruction": words(5), "input": words(2), "output": words(3)} for _ in range(40)]
+    # Responses of three words only: that is learned, and holds for the validation pairs.
+    rows = [{"instruction": words(5), "input": words(2), "output": words(3, 9, 12)} for _ in range(40)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "texts.txt").write_text("\n".join(words(30) for _ in range(30)))
     return folder

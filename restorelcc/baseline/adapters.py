@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.architectures import family_of, head_layout
 from restorelcc.core.fit import checkpointed_blocks
-from restorelcc.core.fit_best import fit_best, training_json
+from restorelcc.core.fit_best import fit_best
 from restorelcc.core.fit_compensation import pairs_task
 from restorelcc.core.means import input_grams
 from restorelcc.core.site_names import SiteName
@@ -49,8 +49,9 @@ def _trained(inputs: Inputs, *, dora: bool) -> Recovered:
     task = pairs_task(adapted, pairs)  # type: ignore[arg-type]
     with checkpointed_blocks(model, config.gradient_checkpointing):
         title = f"baseline {inputs.cell.baseline}"
-        best, runs = fit_best(adapted, task, config, title=title, stores=inputs.states)
-    return Recovered(heads, adapter=adapted, training=training_json(best, runs) | pairs.as_json())
+        choice = fit_best(adapted, task, config, title=title, stores=inputs.states)
+    training = choice.as_json() | pairs.as_json()
+    return Recovered(heads, adapter=adapted, training=training, unchanged=choice.unchanged)
 
 
 def eigenspace_factors(lost_OI: Tensor, gram_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,8 @@ def trained_compensation(inputs: Inputs, model: PreTrainedModel, initial: Traina
     title = f"baseline {inputs.cell.baseline}"
     pairs = inputs.pairs()
     best = fit_compensation(model, initial, pairs, inputs.config, title=title, stores=inputs.states)
-    return Recovered.by(model, best.compensation, best.as_json() | pairs.as_json())
+    training = best.choice.as_json() | pairs.as_json()
+    return Recovered.by(model, best.compensation, training, unchanged=best.choice.unchanged)
 
 
 def meanshift(inputs: Inputs) -> Recovered:
@@ -86,6 +87,8 @@ def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Rec
         second = trained_compensation(inputs, first.model, sites)
         training = {"weights": first.training, "compensation": second.training}
         trained = first.params_trained + second.params_trained
-        return Recovered(first.heads, second.compensation, first.model, params_trained=trained, training=training)
+        unchanged = first.unchanged and second.unchanged
+        return Recovered(first.heads, second.compensation, first.model, params_trained=trained, training=training,
+                         unchanged=unchanged)  # fmt: skip
 
     return both

@@ -14,7 +14,7 @@ from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached import HeadCompensation, TrainableCompensation
 from restorelcc.core.attached_weights import HeadScales, attached_weights
 from restorelcc.core.fit import Task, checkpointed_blocks
-from restorelcc.core.fit_best import fit_best, training_json
+from restorelcc.core.fit_best import fit_best
 from restorelcc.core.fit_compensation import pairs_task
 from restorelcc.core.heads import HeadLayout, chosen_count
 from restorelcc.core.sites import site_linears
@@ -42,12 +42,13 @@ def lofit(inputs: Inputs) -> Recovered:
     with attached_weights(model, linears, scales), checkpointed_blocks(model, config.gradient_checkpointing):
         task = Task(penalized, plain.tokens, plain.validate, plain.loss_scale)
         title, stores = "baseline lofit, heads", inputs.states.part("heads")
-        best, runs = fit_best(scales, task, config, title=title, stores=stores)
+        # They choose heads and are then forgotten: the best there are, whatever they are worth themselves.
+        choice = fit_best(scales, task, config, title=title, may_stay=False, stores=stores)
     chosen = strongest_heads(scales.score_LH(heads), heads, config.head_ratio)
     no_directions_PDD = torch.eye(heads.head_dim).expand(len(chosen), -1, -1)
     offsets = HeadCompensation(
         no_directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed, trained=("bias",)
     )
     result = trained_compensation(inputs, model, TrainableCompensation(offsets))
-    result.training["heads"] = {"chosen": chosen} | training_json(best, runs)
+    result.training["heads"] = {"heads": chosen} | choice.as_json()
     return result

@@ -19,7 +19,7 @@ from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.core.attached_weights import MaskedChange, apply_change, attached_weights
 from restorelcc.core.fit import Task
-from restorelcc.core.fit_best import fit_best, training_json
+from restorelcc.core.fit_best import Choice, fit_best
 from restorelcc.core.progress import progress
 
 _VALID_SHARE = 10  # one batch in ten chooses the rate
@@ -99,7 +99,8 @@ def reconstruct(inputs: Inputs) -> Recovered:
     del dense
     model = inputs.pruned()
     calls, paths = Calls(model, batches), family_of(model).linears
-    runs, trained = [], 0
+    choices: list[Choice] = []
+    trained = 0
     valid = list(range(0, len(batches), _VALID_SHARE)) if len(batches) >= _VALID_SHARE else [0]
     train = [number for number in range(len(batches)) if number not in valid]
     for layer, block in enumerate(blocks_of(model)):
@@ -109,12 +110,13 @@ def reconstruct(inputs: Inputs) -> Recovered:
         with attached_weights(block, linears, change):
             title, stores = f"reconstruct block {layer}", inputs.states.part(f"block-{layer}")
             single = config.model_copy(update={"batch_size": 1, "accumulate": 1})
-            best, all_runs = fit_best(change, task, single, title=title, stores=stores)
+            choices.append(fit_best(change, task, single, title=title, stores=stores))
         apply_change(linears, change)
         calls.advance(block, layer)
-        runs.append(training_json(best, all_runs))
         trained += sum(int(mask.sum()) for mask in change.masks)
-    return Recovered(head_layout(model), model=model, params_trained=trained, training={"blocks": runs})
+    training = {"blocks": [choice.as_json() for choice in choices]}
+    unchanged = all(choice.unchanged for choice in choices)
+    return Recovered(head_layout(model), model=model, params_trained=trained, training=training, unchanged=unchanged)
 
 
 def _block_task(

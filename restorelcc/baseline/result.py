@@ -79,9 +79,18 @@ class Recovered:
     adapter: Any = None  # a peft model
     params_trained: int = 0
     training: dict = field(default_factory=dict)
+    unchanged: bool = False  # nothing that was tried beat the pruned model on the validation pairs
 
     @classmethod
-    def by(cls, model: PreTrainedModel, compensation: TrainableCompensation, training: dict | None = None) -> Recovered:
+    def by(
+        cls,
+        model: PreTrainedModel,
+        compensation: TrainableCompensation,
+        training: dict | None = None,
+        *,
+        unchanged: bool = False,
+    ) -> Recovered:
         """A compensation of this model."""
         trained = sum(part.numel() for part in compensation.parameters() if part.requires_grad)
-        return cls(head_layout(model), compensation=compensation, params_trained=trained, training=training or {})
+        heads, found = head_layout(model), training or {}
+        return cls(heads, compensation=compensation, params_trained=trained, training=found, unchanged=unchanged)

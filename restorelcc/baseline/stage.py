@@ -60,7 +60,7 @@ def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -
     with published(layout, layout.baseline(cell)) as (folder,):
         folder.mkdir()
         document |= _write(folder, result, cell, layout, parents)
-        write_json(folder / DOCUMENT, document | {"training": result.training})
+        write_json(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
     states.clear()
 
 

@@ -9,7 +9,7 @@ from restorelcc.baseline.result import Inputs, Recovered
 from restorelcc.core.architectures import head_layout
 from restorelcc.core.attached_weights import MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.core.fit import checkpointed_blocks
-from restorelcc.core.fit_best import fit_best, training_json
+from restorelcc.core.fit_best import fit_best
 from restorelcc.core.fit_compensation import pairs_task
 from restorelcc.core.site_names import SITES
 from restorelcc.core.sites import site_linears
@@ -38,9 +38,10 @@ def _trained(
         attached_weights(model, linears, change),
         checkpointed_blocks(model, inputs.config.gradient_checkpointing),
     ):
-        best, runs = fit_best(change, pairs_task(model, pairs), inputs.config, title=title, stores=inputs.states)
+        choice = fit_best(change, pairs_task(model, pairs), inputs.config, title=title, stores=inputs.states)
     apply_change(linears, change)
-    training = training_json(best, runs) | pairs.as_json()
+    training = choice.as_json() | pairs.as_json()
     trained = sum(int(mask.sum()) for mask in change.masks) if isinstance(change, MaskedChange) else None
     trained = trained or sum(part.numel() for part in change.parameters())
-    return Recovered(head_layout(model), model=model, params_trained=trained, training=training)
+    return Recovered(head_layout(model), model=model, params_trained=trained, training=training,
+                     unchanged=choice.unchanged)  # fmt: skip

@@ -34,8 +34,10 @@ def smallest_good_ratio(
             continue
         with attached(model, best.compensation):
             found[ratio] = best, pair_losses(model, pairs.valid, pairs.pad)
-    chosen = one_standard_error_rule({ratio: losses_N for ratio, (_, losses_N) in found.items()})
-    compared = [{"head_ratio": ratio, "valid_loss": best.fitted.valid_loss} for ratio, (best, _) in found.items()]
+    # A ratio that gave nothing is within the error of many a gain: it is taken where all of them gave nothing.
+    gaining = {ratio: losses_N for ratio, (best, losses_N) in found.items() if not best.choice.unchanged}
+    chosen = one_standard_error_rule(gaining or {ratio: losses_N for ratio, (_, losses_N) in found.items()})
+    compared = [{"head_ratio": ratio, "valid_loss": best.choice.valid_loss} for ratio, (best, _) in found.items()]
     return chosen, found[chosen][0], compared
 
 

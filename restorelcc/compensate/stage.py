@@ -52,7 +52,8 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
         initial = initial_compensation(network, chosen, components, config, pairs, learned)
         task = training_task(network, pairs, config, learned)
         title, stores = f"compensate {ratio:g}", states.part(f"ratio-{ratio:g}")
-        return fit_compensation(network, initial, pairs, config, title=title, stores=stores, task=task)
+        guess = config.start != "normal"
+        return fit_compensation(network, initial, pairs, config, title=title, stores=stores, task=task, guess=guess)
 
     ratio: float | None = None
     compared: list[dict] = []
@@ -82,9 +83,9 @@ def _loaded(folder: Path, model: ModelEntry) -> PreTrainedModel:
 
 
 def training_document(best: Best, pairs: Pairs) -> dict:
-    """training.json: the rate that won and its losses, every run, the heads, and how many pairs."""
+    """training.json: what won and the losses of all candidates, every run, the heads, and how many pairs."""
     chosen = best.compensation.heads.heads if best.compensation.heads is not None else []
-    return best.as_json() | {"heads": chosen} | pairs.as_json()
+    return best.choice.as_json() | {"heads": chosen} | pairs.as_json()
 
 
 def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> dict[str, str]:

@@ -79,13 +79,37 @@ def fit(
     the loss or its gradient is no longer a finite number, and when another of several processes is gone.
     """
     run = _Run(trained, task, config, learning_rate, title, store)
-    try:
+    with _together(run.accelerator, title):
         return run.finish()
+
+
+def validated(trained: nn.Module, task: Task, title: str) -> float:
+    """The validation loss with the parameters of `trained` as they are, the same number in every process."""
+    accelerator = _accelerator(trained)
+    with _together(accelerator, title):
+        return _validated(task, accelerator)
+
+
+def _accelerator(trained: nn.Module) -> Accelerator:
+    return Accelerator(cpu=next(trained.parameters()).device.type == "cpu")
+
+
+def _validated(task: Task, accelerator: Accelerator) -> float:
+    """The validation loss as the first process found it: all of them decide by the same number."""
+    loss = torch.tensor(task.validate(), dtype=torch.float64, device=accelerator.device)
+    return float(broadcast(loss))
+
+
+@contextmanager
+def _together(accelerator: Accelerator, title: str) -> Iterator[None]:
+    """Inside, what fails because another process is gone is said in one sentence."""
+    try:
+        yield
     except RuntimeError as error:
-        if run.accelerator.num_processes == 1 or not _from_the_network(error):
+        if accelerator.num_processes == 1 or not _from_the_network(error):
             raise
         raise StageFailed(
-            f"{title}: another of the {run.accelerator.num_processes} processes has ended, what it said above tells "
+            f"{title}: another of the {accelerator.num_processes} processes has ended, what it said above tells "
             "why; run the same command again, and training goes on from its last saved state"
         ) from error
 
@@ -100,7 +124,7 @@ class _Run:
         self, trained: nn.Module, task: Task, config: FitConfig, rate: float, title: str, store: Store | None
     ) -> None:
         self.task, self.config, self.title, self.store = task, config, title, store
-        self.accelerator = Accelerator(cpu=next(trained.parameters()).device.type == "cpu")
+        self.accelerator = _accelerator(trained)
         self.named = {name: part for name, part in trained.named_parameters() if part.requires_grad}
         self.optimizer = torch.optim.AdamW(self.named.values(), lr=rate, weight_decay=0.0)
         self.state = Fitted(rate)
@@ -114,7 +138,7 @@ class _Run:
         if resumed is not None:
             self._restore(*resumed)
         if math.isnan(self.state.initial_loss):
-            self.state.initial_loss = self.state.valid_loss = self._validated()
+            self.state.initial_loss = self.state.valid_loss = _validated(self.task, self.accelerator)
         bar = progress(range(self.total), self.title, "steps")
         bar.update(self.state.steps)
         for batch in self._remaining():
@@ -154,11 +178,6 @@ class _Run:
         for start in range(0, largest, size):
             rows = share[start : start + size]
             yield (rows, 1.0) if rows else (batch[:1], 0.0)
-
-    def _validated(self) -> float:
-        """The validation loss as the first process found it: all of them decide by the same number."""
-        loss = torch.tensor(self.task.validate(), dtype=torch.float64, device=self.accelerator.device)
-        return float(broadcast(loss))
 
     def _step(self, batch: list[int]) -> None:
         tokens = sum(self.task.tokens[number] for number in batch)
@@ -204,7 +223,7 @@ class _Run:
         state = self.state
         state.train_losses.append(state.epoch_loss / len(self.task.tokens))
         state.epoch_loss = 0.0
-        state.valid_losses.append(self._validated())
+        state.valid_losses.append(_validated(self.task, self.accelerator))
         if not math.isfinite(state.valid_losses[-1]):
             raise StageFailed(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
         patience = self.config.patience

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.core.attached import TrainableCompensation, attached
-from restorelcc.core.fit import Fitted, Stores, Task, checkpointed_blocks, loss_scale
-from restorelcc.core.fit_best import fit_best, training_json
+from restorelcc.core.fit import Stores, Task, checkpointed_blocks, loss_scale
+from restorelcc.core.fit_best import Choice, Start, fit_best
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.response_loss import mean_loss, response_batch, response_loss, response_tokens
 from restorelcc.core.text import EncodedPair
@@ -33,14 +33,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Best:
-    """The compensation of the best run, that run, and all runs."""
+    """The compensation that won, zero where that is no change, and what it won against."""
 
     compensation: TrainableCompensation
-    fitted: Fitted
-    runs: list[Fitted]
-
-    def as_json(self) -> dict:
-        return training_json(self.fitted, self.runs)
+    choice: Choice
 
 
 def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
@@ -66,12 +62,21 @@ def fit_compensation(
     title: str,
     stores: Stores | None = None,
     task: Task | None = None,
+    guess: bool = False,
 ) -> Best:
-    """Train a copy of `initial` with every learning rate; the least validation loss wins. The model stays as it is.
+    """Train a copy of `initial` with every learning rate; the least validation loss wins, and the model without any
+    compensation is among the candidates. The model stays as it is.
 
-    task: what is trained on, when it is not the pairs' own responses.
+    task: what is trained on, when it is not the pairs' own responses; guess: `initial` is a candidate too. Where
+    nothing beats the model as it is, the offsets of the heads are zero and there are no sites.
     """
     trained = copy.deepcopy(initial)
+    start: Start = "guess" if guess else "random"
+    if not any(bool(part.any()) for part in trained.parameters()):
+        start = "unchanged"
     with attached(model, trained), checkpointed_blocks(model, config.gradient_checkpointing):
-        best, runs = fit_best(trained, task or pairs_task(model, pairs), config, title=title, stores=stores)
-    return Best(trained, best, runs)
+        chosen = pairs_task(model, pairs) if task is None else task
+        choice = fit_best(trained, chosen, config, title=title, start=start, stores=stores)
+    if choice.unchanged:
+        trained.sites = None  # a bias of zero adds parameters to a checkpoint and nothing else
+    return Best(trained, choice)

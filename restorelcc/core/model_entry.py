@@ -12,6 +12,7 @@ from restorelcc.core.section import Section
 MICROWORLD = "microworld"
 HUB_NAMES = ("c4", "wikitext", "alpaca")  # datasets of the hub that have a name here
 HUB_PREFIX = "hub:"
+SEQUENCE_LENGTH = {"prune": "sequence_length", "evaluate": "perplexity_tokens"}  # what an entry's length stands for
 ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold")
 
 
@@ -149,6 +150,6 @@ class ModelEntry(Section):
 
     def section_changes(self, section: str) -> dict[str, Any]:
         """What this model puts over a section of params.yaml."""
-        length = {"prune": "sequence_length", "evaluate": "perplexity_tokens"}.get(section)
+        length = SEQUENCE_LENGTH.get(section)
         own = {length: self.sequence_length} if length and self.sequence_length else {}
         return own | self.settings.get(section, {})

@@ -23,7 +23,7 @@ def pruning_details(pruned: Path) -> dict[str, Any]:
 
 
 def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:
-    """Score and rank of every head, those chosen, the spectrum of what each layer lost, and the training curve."""
+    """Score and rank of every head, those chosen, the spectrum of what each layer lost, and how training went."""
     table = sorted(read_table(layout.heads(cell), HEADS), key=lambda row: (row["layer"], row["head"]))
     training = read_json(layout.training(cell))
     layers = 1 + max(row["layer"] for row in table)
@@ -36,6 +36,7 @@ def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:
         },
         "spectra": lost_energy(layout.components(cell)),
         "training": training.get("runs", []),
+        "no_change": training.get("chosen", {}).get("candidate") == "no change",
     }
 
 

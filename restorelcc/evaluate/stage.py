@@ -115,6 +115,7 @@ def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
     evaluation.measure(before)
     evaluation.compare_with(others)
     evaluation.metrics["params_trained"] = document["params_trained"]
+    evaluation.details["no_change"] = document.get("no_change", False)
     if document["kind"] == "adapter":
         evaluation.metrics["variants"] = {variant: merged(variant) for variant in MERGED}
     evaluation.write()

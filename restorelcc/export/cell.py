@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,10 +16,15 @@ _SECTIONS = ("corpus", "prune", "capture", "extract", "probe", "compensate")
 
 
 def cell_options(
-    cell: Cell, params: BaseModel, layout: Layout, *, base_model: str | None = None, licence: str | None = None
+    cell: Cell,
+    section: Callable[[str, str], BaseModel],
+    layout: Layout,
+    *,
+    base_model: str | None = None,
+    licence: str | None = None,
 ) -> ExportOptions:
-    """Names, settings, ancestors and card of a cell; params: the whole of params.yaml."""
-    config: dict[str, Any] = {name: getattr(params, name).model_dump(mode="json") for name in _SECTIONS}
+    """Names, settings, ancestors and card of a cell; section: by model and name, with what the model puts over it."""
+    config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in _SECTIONS}
     return ExportOptions(
         names={"model": cell.model, "pruning": cell.pruning, "head_ratio": float(cell.head_ratio or 0)},
         config=config,

@@ -209,7 +209,7 @@ def nothing_won(rows: list[Row], decimals: int) -> list[str]:
         f"{row['what']}: nothing was won back{' beyond doubt' if row['recovered'] > 0 else ''}: "
         f"{percent(row['recovered'], decimals)} % {_interval_in_words(row['ci95'], decimals)}."
         for row in rows
-        if row["recovered"] is not None and not won_back(row)
+        if row["recovered"] is not None and not won_back(row) and not is_unchanged(row)
     ]
 
 
@@ -217,6 +217,21 @@ def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
     if ci95 is None or None in ci95:
         return "(its interval is unbounded)"
     return interval_text(ci95, decimals)
+
+
+def unchanged(rows: list[Row]) -> list[str]:
+    """One sentence for every row whose training ended with no change to the pruned model."""
+    return [
+        f"{row['what']}: nothing was won back: no candidate beat the pruned model on the validation pairs, so that "
+        "this is the pruned model."
+        for row in rows
+        if is_unchanged(row)
+    ]
+
+
+def is_unchanged(row: Row) -> bool:
+    """Whether training ended with the pruned model as it was."""
+    return bool(row.get("details", {}).get("no_change"))
 
 
 # A constraint a user may have, and the methods that respect it.

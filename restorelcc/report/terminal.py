@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from restorelcc.io.documents import read_json
-from restorelcc.report.tables import not_averaged, nothing_won, summary, task_columns, verdict
+from restorelcc.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
 
 
 def print_results(folder: Path, console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ def print_results(folder: Path, console: Console | None = None) -> None:
         console.print(_table(f"{model}, {pruning}", summary(shown, decimals)))
         if shown[0]["tasks"]:
             console.print(_table("", [task_columns(row, decimals) for row in shown]))
-        plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), not_averaged(shown)]
+        plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *unchanged(shown), not_averaged(shown)]
         console.print("\n".join(filter(None, plainly)), "\n", highlight=False, soft_wrap=True)
     if results.get("missing"):
         console.print(f"Not evaluated: {', '.join(results['missing'])}\n", highlight=False, soft_wrap=True)

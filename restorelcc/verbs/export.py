@@ -66,7 +66,7 @@ def export(
     options = (
         ExportOptions(card=file_facts(pruned, **known))
         if model is None
-        else cell_options(named, checked, layout, **known)
+        else cell_options(named, checked.section, layout, **known)
     )
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
     record = export_checkpoint(pruned, compensation, out, options)

@@ -186,7 +186,7 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
     """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations."""
     tokens = work.longest * work.train_batch  # some batch holds the longest pair, and is padded to it
     logits = tokens * shapes.vocabulary * (2 * _FLOAT32 + size)
-    passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid)
+    passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid) + work.valid
     return Cost(
         memory=shapes.parameters * size + shapes.layers * shapes.kept(tokens, size) + logits,
         disk=shapes.layers * shapes.heads * shapes.head_dim * _FLOAT32 * 3,

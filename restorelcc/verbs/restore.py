@@ -83,7 +83,7 @@ def restore(
     from restorelcc.export.cell import cell_options
     from restorelcc.export.export import export_checkpoint
 
-    options = cell_options(done.cell, done.params, done.layout, base_model=base_model, licence=licence)
+    options = cell_options(done.cell, done.params.section, done.layout, base_model=base_model, licence=licence)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
     record = export_checkpoint(done.layout.pruned(done.cell), done.layout.compensation(done.cell), out, options)
     say_what_was_written(out, record)

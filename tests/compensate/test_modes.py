@@ -90,8 +90,8 @@ def test_sites_are_named_once_and_in_forward_order() -> None:
     [
         {"sites": SITES},
         {"sites": ("down", "v")},
-        {"start": "meanshift", "sites": ("o", "up")},
-        {"start": "ridge"},
+        {"start": "meanshift", "sites": ("o", "up"), "epochs": 4},
+        {"start": "ridge", "epochs": 4},
         {"distill": {"weight": 0.7, "top_k": 8}},
     ],
     ids=str,

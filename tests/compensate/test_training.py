@@ -166,7 +166,7 @@ def test_a_half_precision_model_is_compensated_in_float32(dtype: torch.dtype) ->
     before = {name: value.clone() for name, value in model.state_dict().items()}
     best = fit_compensation(model, trained, _pairs(), CONFIG, title="t")
     assert all(part.dtype == torch.float32 for part in best.compensation.parameters())
-    assert best.fitted.valid_loss < best.fitted.initial_loss
+    assert best.choice.valid_loss < best.choice.run.initial_loss
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(any(part.any() for part in (bias,)) for bias in best.compensation.parameters())
 
@@ -175,9 +175,9 @@ def test_the_least_validation_loss_chooses_the_rate() -> None:
     model = pico.pico()
     config = CONFIG.model_copy(update={"learning_rates": (1e-5, 0.03)})
     best = fit_compensation(model, _sites(model), _pairs(), config, title="t")
-    assert best.fitted.learning_rate == 0.03
-    assert [run.learning_rate for run in best.runs] == [1e-5, 0.03]
-    assert best.fitted.valid_loss == min(run.valid_loss for run in best.runs)
+    assert best.choice.learning_rate == 0.03
+    assert [run.learning_rate for run in best.choice.runs] == [1e-5, 0.03]
+    assert best.choice.valid_loss == min(run.valid_loss for run in best.choice.runs)
 
 
 def test_the_stage_changes_nothing_but_the_compensation_and_is_byte_identical(tmp_path: Path) -> None:

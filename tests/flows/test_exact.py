@@ -65,7 +65,7 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (lambda project: None, set()),
     "corpus": (param("corpus.seed", 7), cells(*ALL) | REPORT),
     "dense": (param("dense.pretrain.seed", 7), cells(*set(ALL) - {"inputs", "corpus"}) | REPORT),
-    "prune": (param("prune.samples", 9), cells("inputs", *PER_PRUNING, *PER_RATIO) | REPORT),
+    "prune": (param("prune.damping", 0.02), cells("inputs", *PER_PRUNING, *PER_RATIO) | REPORT),
     "capture": (
         param("capture.max_tokens", 9),
         cells("capture_dense", "capture_pruned", "extract", "probe", *PER_RATIO) | REPORT,
