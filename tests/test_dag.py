@@ -95,7 +95,7 @@ def test_paths_are_those_of_the_layout() -> None:
     model, pruned, restored = Cell(AXES["model"]), Cell(*list(AXES.values())[:2]), Cell(*list(AXES.values())[:3])
     recovered = Cell(*list(AXES.values())[:2], baseline=AXES["baseline"])
     expected = {
-        "corpus": [layout.corpus(model)],
+        "corpus": [layout.corpus(model), layout.sources(model)],
         "dense": [layout.dense(model)],
         "capture_dense": [layout.dense_activations(model)],
         "prune": [layout.pruned(pruned)],
