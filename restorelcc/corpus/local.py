@@ -149,7 +149,7 @@ def _distinct(names: list[str], path: Path) -> list[str]:
 
 
 def _txt(path: Path) -> Numbered:
-    return ((number, {"text": line}) for number, line in _lines(path) if line.strip())
+    return ((number, {"text": line.rstrip("\r\n")}) for number, line in _lines(path) if line.strip())
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {

@@ -14,7 +14,7 @@ from restorelcc.corpus.adapters import Example
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.corpus.fit import Fitting
 from restorelcc.corpus.sources import Found, calibration_texts, heldout_texts, pairs
-from restorelcc.io.tokenizers import source_text
+from restorelcc.io.tokenizers import source_config, source_tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Roles:
     @cached_property
     def fitting(self) -> Fitting:
         """How rows become the model's tokens. Raises BadInput where the model has no tokenizer or config."""
-        text, data = source_text(self.key, self.model.source, self.model.revision, self.root), self._data
-        limit = context_length(text.config, self.config.max_tokens)
-        return Fitting(text.tokenizer, limit, self.config.too_long, data.chat_template, self.key)
+        source = (self.key, self.model.source, self.model.revision, self.root)
+        limit = context_length(source_config(*source), self.config.max_tokens)
+        return Fitting(source_tokenizer(*source), limit, self.config.too_long, self._data.chat_template, self.key)
 
     @property
     def _data(self) -> DataFiles:

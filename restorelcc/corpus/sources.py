@@ -93,11 +93,9 @@ def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PR
     """The rows of a file or of a hub dataset, and which dataset it is."""
     key = f"models.<name>.data.{role}"
     dataset = hub_data(key, source, presets)
-    return (
-        (read_file(root / Path(source).expanduser(), source), None)
-        if dataset is None
-        else (open_rows(key, dataset), dataset)
-    )
+    if dataset is None:
+        return read_file(root / Path(source).expanduser(), source), None
+    return open_rows(key, dataset), dataset
 
 
 def _random(role: str, config: CorpusConfig) -> random.Random:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -12,27 +11,25 @@ from restorelcc.io.hub import Repository, fetch_beside, resolved_commit
 from restorelcc.io.references import local_source
 
 
-@dataclass(frozen=True)
-class SourceText:
-    """What turns a model's text into tokens, and the config that says how many it takes."""
-
-    tokenizer: PreTrainedTokenizerBase
-    config: PretrainedConfig
-
-
-def source_text(key: str, source: str, revision: str | None, root: Path) -> SourceText:
-    """Tokenizer and text config in a folder or of a hub id. Raises BadInput when there is none, StageFailed as the
-    hub does."""
-    folder = local_source(source, root)
-    if folder is None:
-        repository = Repository(key, source)
-        folder = fetch_beside(repository, resolved_commit(repository, revision))
+def source_tokenizer(key: str, source: str, revision: str | None, root: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or of a hub id. Raises BadInput when there is none, StageFailed as the hub does."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(_folder(key, source, revision, root))
     except (OSError, ValueError) as error:
         raise BadInput(f"{key}: no tokenizer can be loaded from {source}: {str(error).splitlines()[0]}") from error
+
+
+def source_config(key: str, source: str, revision: str | None, root: Path) -> PretrainedConfig:
+    """The config of the text model, found like its tokenizer."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(_folder(key, source, revision, root)).get_text_config()
     except (OSError, ValueError) as error:
         raise BadInput(f"{key}: no config can be loaded from {source}: {str(error).splitlines()[0]}") from error
-    return SourceText(tokenizer, config.get_text_config())
+
+
+def _folder(key: str, source: str, revision: str | None, root: Path) -> Path:
+    folder = local_source(source, root)
+    if folder is not None:
+        return folder
+    repository = Repository(key, source)
+    return fetch_beside(repository, resolved_commit(repository, revision))
