@@ -120,5 +120,6 @@ class Fitting:
         none is."""
         length = bisect_left(range(1, len(response)), True, key=lambda size: not takes(response[:size].rstrip()))
         cut = response[:length].rstrip()
-        whole_words = cut if response[length : length + 1].isspace() else cut.rpartition(" ")[0].rstrip()
+        at_end_of_word = any(map(str.isspace, response[max(0, length - 1) : length + 1]))
+        whole_words = cut if at_end_of_word else cut.rpartition(" ")[0].rstrip()
         return next((text for text in (whole_words, cut) if text and takes(text)), None)
