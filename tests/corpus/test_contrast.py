@@ -119,7 +119,10 @@ def test_the_table_says_what_measured_similarity(encoder: Path, tmp_path: Path) 
     layout, found = Layout(tmp_path), {}
     for setting, rows in ((None, pairs), (str(encoder), choices)):
         (tmp_path / "i.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        model = ModelEntry(source=text_model(tmp_path / "model"), data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"))
+        model = ModelEntry(
+            source=text_model(tmp_path / "model"),
+            data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"),
+        )
         run(Cell("own"), CorpusConfig(encoder=setting, valid=4), model, layout)
         table = layout.corpus(Cell("own")) / "contrast.parquet"
         found[setting] = read_metadata(table)["similarity"]
