@@ -175,7 +175,7 @@ def test_a_question_longer_than_the_models_own_context_is_cut_to_it(tmp_path: Pa
         ({"question": ""}, "contrast.parquet: question .* without a token"),
         (
             {"positive": "w5 " * 30},
-            "contrast.parquet: response .* fills all 20 tokens allowed .*: shorten the response or drop",
+            "contrast.parquet: response .* fills all 20 tokens .*: shorten the response",
         ),
         (None, "holds no contrast tuple"),
     ],
