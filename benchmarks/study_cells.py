@@ -67,7 +67,7 @@ class Subject:
             }
             shipped["corpus"] |= {"train": 2000, "valid": 100, "contrast": 200}
             shipped["prune"] |= {"samples": 128, "sequence_length": 512}
-            shipped["capture"]["max_tokens"] = 512
+            shipped["corpus"]["max_tokens"] = shipped["capture"]["max_tokens"] = 512
             shipped["evaluate"]["perplexity_tokens"] = 512
         return shipped
 

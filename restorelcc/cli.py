@@ -20,11 +20,11 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
 from restorelcc.core.grid import ratio_label
 from restorelcc.core.processes import is_first_process, process_count
-from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
-from restorelcc.params import Params, hidden_changes, load_params
+from restorelcc.params import Params, load_params
 from restorelcc.verbs import (
+    check,
     compare,
     compensation,
     doctor,
@@ -206,31 +206,6 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
         typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 
 
-@app.command("check", help="Check params.yaml, and whether the sources of its models moved. Writes nothing.")
-def check(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
-    checked = load_params(params, tuple(set_ or ()))
-    typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
-    for sentence in hidden_changes(checked):
-        typer.echo(f"restorelcc: note: {sentence}", err=True)
-    _compare_sources(checked, Layout(params.resolve().parent))
-
-
-def _compare_sources(params: Params, layout: Layout) -> None:
-    """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
-    models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
-    external = any(parse_pruning(pruning).external for pruning in prunings)
-    if not external and all(entry.is_microworld for entry in models.values()):
-        return
-    from restorelcc.io.revisions import compare_sources  # imports pyarrow, which others need not wait for
-
-    found = [each for alias, entry in models.items() for each in compare_sources(alias, entry, layout, prunings)]
-    for comparison in found:
-        if not comparison.stale:
-            typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
-    if stale := [comparison.sentence for comparison in found if comparison.stale]:
-        raise StageFailed("; ".join(stale))
-
-
 @app.command("table", help="Print the result table of the last report.")
 def table(params: ParamsOption = _PARAMS) -> None:
     from restorelcc.report.terminal import print_results
@@ -238,7 +213,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-_VERBS = (inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
+_VERBS = (check, inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
 for _verb_file in _VERBS:
     _verb_file.add(app)
 

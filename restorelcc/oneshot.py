@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,8 @@ MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
 CHAIN = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
 _SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "baseline", "evaluate", "report")
-_HUB_ROWS = 4_000  # of an instruction dataset; the stage takes what it needs from them
-_FORMAT = 1  # raise when a finished stage of before must not be taken for one of now
+_HELDOUT = 1_000  # texts at most, of the instructions: nothing is evaluated on them
+_FORMAT = 2  # raise when a finished stage of before must not be taken for one of now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class Request:
     pruning: str | None
     head_ratio: str
     instructions: str
-    calibration: str
+    calibration: str | None
     work: Path
     revision: str | None = None
     dtype: str = "auto"
@@ -65,7 +63,7 @@ def run_chain(request: Request) -> Restored:
     request.work.mkdir(parents=True, exist_ok=True)
     layout = Layout(request.work.resolve())
     params_file = layout.root / "params.yaml"
-    params_file.write_text(yaml.safe_dump(_project(request, layout), sort_keys=False), encoding="utf-8")
+    params_file.write_text(yaml.safe_dump(_project(request), sort_keys=False), encoding="utf-8")
     params = load_params(params_file, request.overrides)
     cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
     own = hashlib.sha256(f"{_FORMAT} {_inputs(request)}".encode()).hexdigest()
@@ -128,18 +126,18 @@ def _inputs(request: Request) -> str:
     return " ".join(found)
 
 
-def _project(request: Request, layout: Layout) -> dict[str, Any]:
+def _project(request: Request) -> dict[str, Any]:
     """params.yaml of the work folder."""
     dense = _source("--dense", request.dense)
     sections: dict[str, Any] = {name: {} for name in _SECTIONS}
+    sections["corpus"] = {"heldout": _HELDOUT}
     pruning = request.pruning
     if request.pruned is not None:
         pruning = f"external-{GIVEN}"
         sections["prune"] = {"external": {MODEL: {GIVEN: {"source": _source("--pruned", request.pruned)}}}}
         # The checkpoint is pruned already: what its pruning cost is measured on the little text that is at hand.
         sections["prune"]["sequence_length"] = 128
-    data = _data_files(request, layout)
-    entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": data}
+    entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
     grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)]}
     return {"grid": grid, "models": {MODEL: entry}, **sections}
@@ -162,51 +160,26 @@ def _source(option: str, text: str) -> str:
     return text
 
 
-def _data_files(request: Request, layout: Layout) -> dict[str, str]:
+def _data(request: Request) -> dict[str, str]:
+    """The model's data. Texts that were not given - for perplexity, and for an already pruned model also to calibrate
+    by - are questions and responses of the instructions, which the stage `corpus` reads as it reads all data."""
+    instructions = _data_source("--instructions", request.instructions, "alpaca")
+    calibration = (
+        instructions if request.calibration is None else _data_source("--calibration", request.calibration, "c4")
+    )
+    return {"instructions": instructions, "calibration": calibration, "heldout": instructions}
+
+
+def _data_source(option: str, source: str, preset: str) -> str:
+    """A file as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
     from restorelcc.corpus.hub import hub_data
 
-    origin = hub_data("--instructions", request.instructions)
-    instructions = Path(request.instructions).expanduser()
-    if origin is not None:
-        instructions = layout.root / "instructions.jsonl"
-        if not instructions.is_file():
-            _download(request.instructions, instructions)
-    elif not instructions.is_file():
+    if hub_data(option, source) is not None:
+        return source
+    path = Path(source).expanduser()
+    if not path.is_file():
         raise BadInput(
-            f"--instructions {request.instructions!r} is no file: give a .jsonl, .json, .csv or .parquet file of "
-            "instruction pairs, `alpaca`, or hub:<dataset>"
+            f"{option} {source!r} is no file: give a .jsonl, .json, .csv, .parquet or .txt file, `{preset}`, or "
+            "hub:<dataset>"
         )
-    texts = layout.root / "texts.jsonl"
-    _write_texts(instructions, texts)
-    calibration = request.calibration
-    if request.pruned is not None and not Path(calibration).expanduser().is_file():
-        calibration = str(texts)
-    elif hub_data("--calibration", calibration) is None:
-        if not Path(calibration).expanduser().is_file():
-            raise BadInput(f"--calibration {calibration!r} is no file: give a text file, `c4`, or hub:<dataset>")
-        calibration = str(Path(calibration).expanduser().resolve())
-    return {"instructions": str(instructions.resolve()), "calibration": calibration, "heldout": str(texts)}
-
-
-def _download(source: str, destination: Path) -> None:
-    """Rows of an instruction dataset of the hub, as many as are needed, into one file."""
-    from restorelcc.corpus.hub import hub_data, open_rows
-
-    origin = hub_data("--instructions", source)
-    assert origin is not None
-    scratch = destination.with_suffix(".part")
-    with scratch.open("w", encoding="utf-8") as file:
-        for row in islice(open_rows("--instructions", origin).rows, _HUB_ROWS):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    scratch.replace(destination)
-
-
-def _write_texts(instructions: Path, destination: Path) -> None:
-    """Questions and responses as plain texts, for the places where a text is wanted and none was given."""
-    from restorelcc.corpus.local import read_rows
-
-    lines = []
-    for row in read_rows(instructions)[:1_000]:
-        parts = (row.get(key) for key in ("question", "instruction", "input", "response", "output"))
-        lines.append(json.dumps({"text": "\n".join(str(part) for part in parts if part)}, ensure_ascii=False))
-    destination.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path.resolve())

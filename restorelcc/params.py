@@ -60,6 +60,7 @@ class Params(Section):
         """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
         if model not in self.models:
             raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))
+        _check_lengths(self, str(model))
         if pruning is not None:
             _check_external(self, str(model), pruning)
         if baseline is not None:
@@ -248,6 +249,20 @@ def _check_settings(params: Params, alias: str) -> None:
         params.section(alias, name)
 
 
+def _check_lengths(params: Params, alias: str) -> None:
+    """That no later stage allows rows fewer tokens than `corpus` fits them to. Raises BadInput naming both keys."""
+    if params.models[alias].is_microworld:  # its rows are a dozen words
+        return
+    fitted = params.section(alias, "corpus").max_tokens
+    for name in ("capture", "probe", "compensate", "baseline"):
+        allowed = params.section(alias, name).max_tokens
+        if allowed < fitted:
+            raise BadInput(
+                f"params.yaml: {name}.max_tokens is {allowed} for {alias}, below corpus.max_tokens {fitted}, to which "
+                f"rows are fitted: raise {name}.max_tokens, or lower corpus.max_tokens"
+            )
+
+
 def _check_grid(params: Params) -> None:
     """What pydantic cannot see: aliases, pruning names, ratios, and that joined names stay unique."""
     grid = params.grid
@@ -262,6 +277,7 @@ def _check_grid(params: Params) -> None:
     for alias in grid.model:
         if alias not in params.models:
             raise BadInput(_unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))
+        _check_lengths(params, alias)
     for pruning in grid.pruning:
         for alias in grid.model:
             _check_external(params, alias, pruning)

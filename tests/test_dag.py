@@ -144,7 +144,7 @@ def test_paths_are_those_of_the_layout() -> None:
     recovered = Cell(*list(AXES.values())[:2], baseline=AXES["baseline"])
     expected = {
         "inputs": [layout.inputs(model) / "settings"],
-        "corpus": [layout.corpus(model)],
+        "corpus": [layout.corpus(model), layout.sources(model)],
         "dense": [layout.dense(model)],
         "capture_dense": [layout.dense_activations(model)],
         "prune": [layout.pruned(pruned)],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from restorelcc.cli import app
+from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.io.checkpoints import save_checkpoint
 from restorelcc.verify.verify import subject, verify
 from tests import pico
 from tests.export.restored import pruned_model
+from tests.prune.project import words
 
 QUICK = ["--set", "probe.steps=5", "--set", "compensate.epochs=1", "--set", "compensate.learning_rates=[0.05]"]
 QUICK += ["--threads", "1", "--head-ratio", "0.25"]
@@ -91,6 +95,43 @@ def test_pruning_first(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "work" / "data/model/wanda-0.5/pruned/sparsity.json").is_file()
 
 
+def _spoken(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+SHAPES: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "alpaca": lambda question, answer: {"instruction": question, "input": "", "output": answer},
+    "completion": lambda question, answer: {"prompt": question, "completion": answer},
+    "choice": lambda question, answer: {"question": question, "choices": ["w3", answer], "answer": "B"},
+    "chat": _spoken,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_texts_that_are_not_given_are_questions_and_responses_of_every_format(
+    shape: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc import oneshot
+    from restorelcc.io.tables import read_texts
+
+    pairs = [(words(4, n), words(3, 50 + n)) for n in range(120)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(SHAPES[shape](*pair)) for pair in pairs))
+    tokenizer = pico.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    save_checkpoint(tmp_path / "dense", pico.pico("mistral"), tokenizer)
+    monkeypatch.setattr(oneshot, "CHAIN", ("corpus",))
+    request = oneshot.Request(
+        dense=str(tmp_path / "dense"), pruned=str(given / "pruned"), pruning=None, head_ratio="0.25",
+        instructions=str(file), calibration=None, work=tmp_path / "work", threads=1,
+    )  # fmt: skip
+    corpus = oneshot.run_chain(request).layout.corpus(Cell("model"))
+    expected = [f"{question}\n{answer}" for question, answer in pairs]
+    assert read_texts(corpus / "heldout.parquet") == expected
+    assert sorted(read_texts(corpus / "calibration.parquet")) == sorted(expected)
+    assert json.loads((corpus / "sources.json").read_text())["instructions"]["rows"]["used"] == 120
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -100,6 +141,7 @@ def test_pruning_first(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"--instructions": "none.jsonl"}, r"--instructions 'none.jsonl' is no file: .*alpaca"),
         ({"--pruned": None, "--pruning": "wanda-2of1"}, "N must be at least 1 and less than M"),
         ({"--pruned": None, "--pruning": "wanda-0.5", "--calibration": "x.txt"}, r"--calibration 'x.txt' is no file"),
+        ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is no file"),
         ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
         ({"--head-ratio": "1.5"}, "give a number above 0 and at most 1"),
         ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),

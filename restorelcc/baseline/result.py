@@ -46,7 +46,7 @@ class Inputs:
         return load_tokenizer(self.layout.pruned(self.cell))
 
     def pairs(self) -> Pairs:
-        return read_pairs(self.layout.corpus(self.cell), self.tokenizer(), self.config)
+        return read_pairs(self.layout.corpus(self.cell), self.layout.pruned(self.cell), self.config)
 
     def calibration(self) -> list[Tensor]:
         """Token ids [B, T] of the calibration texts, unpadded."""

@@ -18,7 +18,7 @@ from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.processes import is_first_process, weights_are_shared_out
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare
 from restorelcc.core.sharding import shared_out
-from restorelcc.io.checkpoints import load_entry, load_model, load_tokenizer
+from restorelcc.io.checkpoints import load_entry, load_model
 from restorelcc.io.compensations import write_compensation
 from restorelcc.io.digest import expect_digest, file_digest, model_digest
 from restorelcc.io.documents import write_json
@@ -36,7 +36,7 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     prepare(seed=config.seed, threads=model.threads)
     pruned = layout.pruned(cell)
     parents = _checked_parents(cell, layout, config)
-    pairs = read_pairs(layout.corpus(cell), load_tokenizer(pruned), config)
+    pairs = read_pairs(layout.corpus(cell), pruned, config)
     learned = Lessons()
     if needs_dense(config):
         dense = _loaded(layout.dense(cell), model)

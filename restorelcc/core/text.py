@@ -74,6 +74,8 @@ def encode_contrasts(
         excess = max(len(positive.ids), len(negative.ids)) - max_tokens
         # The same for both: a token that stands for the question's end and a response's beginning is in one of them.
         start = _same_start(positive, negative)
+        if start <= positive.lead:
+            raise BadInput(f"question {row['question'][:60]!r} has no token that is the same beside both responses")
         tuples.append(
             EncodedContrast(
                 _cut(replace(positive, start=start), excess, max_tokens, row["positive"]),
@@ -103,7 +105,10 @@ def _checked_splits(tokenizer: PreTrainedTokenizerBase, questions: list[str], re
 def _cut(split: SplitIds, excess: int, max_tokens: int, response: str) -> EncodedPair:
     """Take `excess` tokens (none when negative) from the left of the question's own."""
     if excess >= split.start - split.lead:
-        raise BadInput(f"response {response[:60]!r} fills all {max_tokens} tokens allowed: raise max_tokens")
+        raise BadInput(
+            f"response {response[:60]!r} fills all {max_tokens} tokens allowed and leaves its question none: shorten "
+            "the response or drop the row, as the stage corpus does by corpus.too_long and corpus.max_tokens"
+        )
     excess = max(0, excess)
     ids = split.ids[: split.lead] + split.ids[split.lead + excess :]
     return EncodedPair(ids, split.start - excess, truncated=excess > 0)

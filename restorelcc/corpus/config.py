@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from restorelcc.core.section import Section
@@ -46,6 +48,10 @@ class CorpusConfig(Section):
     train: int = Field(default=2000, ge=1)  # question/response pairs that compensation trains on
     valid: int = Field(default=200, ge=1)  # question/response pairs that choose the learning rate and the epoch
     contrast: int = Field(default=1000, ge=2)  # tuples (question, positive, negative), from the train pairs
+    # Question + response, or the model's context where that is shorter; no later stage may allow less. Longer questions
+    # lose tokens on the left; of a response that leaves them none, the end is cut off, or the row is dropped.
+    max_tokens: int = Field(default=1024, ge=4)
+    too_long: Literal["shorten", "drop"] = "shorten"
     # What finds the most similar other response: null (TF-IDF), a folder or hub id of a sentence-transformers model, or
     # auto: the paper's MiniLM where it is installed and downloaded already, else TF-IDF. The table says which.
     encoder: str | None = Field(default="auto", min_length=1)

@@ -6,14 +6,15 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.model_entry import HUB_PREFIX
+from restorelcc.corpus.account import Account
+from restorelcc.corpus.rows import Rows
 from restorelcc.io.hub import ATTEMPTS, Repository, cached_snapshot, is_offline, resolved_commit
 
-_PREFIX = "hub:"
 _PAGE_TITLE = re.compile(r" = [^=].* = \n")
 
 
@@ -27,15 +28,6 @@ class HubData:
 
     def __str__(self) -> str:
         return ":".join((self.dataset, self.config or "default", self.split))
-
-
-@dataclass(frozen=True)
-class HubRows:
-    """The rows of a dataset at a commit, and where they come from."""
-
-    origin: HubData
-    commit: str | None  # None for a dataset in a folder
-    rows: Iterator[dict[str, Any]]
 
 
 PRESETS = {
@@ -54,22 +46,24 @@ def hub_data(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> Hu
     """What `c4`, `wikitext`, `alpaca` or `hub:<id>[:<config>[:<split>]]` means; None for a path."""
     if source in presets:
         return presets[source]
-    if not source.startswith(_PREFIX):
+    if not source.startswith(HUB_PREFIX):
         return None
-    dataset, *rest = source.removeprefix(_PREFIX).split(":")
+    dataset, *rest = source.removeprefix(HUB_PREFIX).split(":")
     if not dataset or len(rest) > 2 or not all(rest):
         raise BadInput(f"{key} is {source!r}: write hub:<id>, hub:<id>:<config> or hub:<id>:<config>:<split>")
     config = rest[0] if rest and rest[0] != "default" else None
     return HubData(dataset, config, rest[1] if len(rest) > 1 else "train")
 
 
-def open_rows(key: str, origin: HubData) -> HubRows:
+def open_rows(key: str, origin: HubData) -> Rows:
     """The rows of a dataset, streamed. Reading them, and this, raises BadInput for a dataset that the hub does not
     give, and StageFailed when the connection to it breaks and does not come back."""
     commit = (
         None if Path(origin.dataset).is_dir() else resolved_commit(Repository(key, origin.dataset, "dataset"), None)
     )
-    return HubRows(origin, commit, _resumed(key, origin, lambda skip: _stream(origin, commit, skip)))
+    rows = _resumed(key, origin, lambda skip: _stream(origin, commit, skip))
+    recorded = {"source": f"{HUB_PREFIX}{origin}"} | ({"revision": commit} if commit else {})
+    return Rows(f"the dataset {origin} ({key})", enumerate(rows, 1), origin=recorded)
 
 
 def _stream(origin: HubData, commit: str | None, skip: int) -> Iterable[dict[str, Any]]:
@@ -116,39 +110,22 @@ def _explained(key: str, origin: HubData, error: Exception, broken: bool) -> Bad
     )
 
 
-def hub_texts(found: HubRows, key: str, template: str) -> Iterator[str]:
-    """The text of every row: column `text`, or instruction and output joined."""
-    return (_text(row, found.origin, key, template) for row in found.rows)
-
-
-def hub_rows(key: str, source: str, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a hub dataset of instruction pairs. Raises BadInput naming `key` when there is none."""
-    origin = hub_data(key, source)
-    assert origin is not None
-    rows = list(islice(open_rows(key, origin).rows, count))
-    if not rows:
-        raise BadInput(f"{key}: the dataset {origin} holds no row: give another one, or a local file")
-    return rows
-
-
-def joined(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """Texts in order, short ones joined by a blank line until they reach `characters`; a short rest is left out unless
-    it is all there is."""
-    waiting: list[str] = []
-    given = False
-    for text in filter(None, (text.strip() for text in texts)):
-        waiting.append(text)
-        if sum(map(len, waiting)) >= characters:
-            yield "\n\n".join(waiting)
-            waiting, given = [], True
-    if waiting and not given:
-        yield "\n\n".join(waiting)
-
-
-def stream_texts(key: str, origin: HubData, count: int, characters: int, template: str) -> tuple[list[str], str | None]:
-    """The first `count` texts of at least `characters` characters, and the dataset's commit."""
-    found = open_rows(key, origin)
-    return list(islice(joined(hub_texts(found, key, template), characters), count)), found.commit
+def joined(texts: Iterable[tuple[int, str]], characters: int, account: Account) -> Iterator[str]:
+    """Texts (with the numbers of their rows) in order, short ones joined by a blank line until they reach `characters`;
+    a short rest is left out unless it is all there is."""
+    waiting: list[tuple[int, str]] = []
+    for number, text in texts:
+        waiting.append((number, text))
+        if sum(len(text) for _, text in waiting) >= characters:
+            account.used += len(waiting)
+            yield "\n\n".join(text for _, text in waiting)
+            waiting = []
+    if waiting and not account.used:
+        account.used += len(waiting)
+        yield "\n\n".join(text for _, text in waiting)
+    else:
+        for number, _ in waiting:
+            account.skip("too short a rest", number)
 
 
 def pages(lines: Iterable[str]) -> Iterator[str]:
@@ -162,17 +139,3 @@ def pages(lines: Iterable[str]) -> Iterator[str]:
         page.append(line)
     if page:
         yield "\n\n".join(page)
-
-
-def _text(row: dict[str, Any], origin: HubData, key: str, template: str) -> str:
-    if row.get("text"):
-        return str(row["text"])
-    if "instruction" in row and "output" in row:
-        question = template.format(instruction=row["instruction"], input=row.get("input") or "").strip()
-        return f"{question}\n{row['output']}"
-    if "text" in row:
-        return ""
-    raise BadInput(
-        f"{key}: rows of the dataset {origin} have neither `text` nor `instruction` and `output`, but "
-        f"{', '.join(map(repr, row))}"
-    )

@@ -1,51 +1,135 @@
-"""Where the data of a user's model come from: local files or datasets of the hub, each with what is recorded of it."""
+"""What a user's data hold for each role, with an account of every row: read here, and nowhere else."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles
-from restorelcc.corpus.adapters import Example, examples
+from restorelcc.corpus.account import NOT_DRAWN, Account
+from restorelcc.corpus.adapters import Example, examples, raw_texts, texts
 from restorelcc.corpus.config import CorpusConfig
-from restorelcc.corpus.hub import HELDOUT, hub_data, hub_texts, open_rows, pages
-from restorelcc.corpus.local import read_rows, texts
+from restorelcc.corpus.hub import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
+from restorelcc.corpus.local import read_file
+from restorelcc.corpus.rows import Rows
 
-Origin = dict[str, str]  # source, and of a hub dataset its revision
-
-
-def pairs(data: DataFiles, count: int, rng: random.Random, root: Path) -> tuple[list[Example], Origin]:
-    """`count` examples in an order drawn from rng: a choice from a local file, or the first ones of a hub dataset."""
-    key = "models.<name>.data.instructions"
-    origin = hub_data(key, data.instructions)
-    if origin is None:
-        path = root / data.instructions
-        found = list(examples(read_rows(path), data, f"data file {path}"))
-        return rng.sample(found, min(count, len(found))), {"source": data.instructions}
-    opened = open_rows(key, origin)
-    found = list(islice(examples(opened.rows, data, f"{key}: the dataset {origin}"), count))
-    return rng.sample(found, len(found)), _recorded(str(origin), opened.commit)
+T = TypeVar("T")
+# Examples that a model can take in (see fit.py); the others are skipped in the account.
+Fit = Callable[[list[Example], Account], list[Example]]
 
 
-def heldout_texts(data: DataFiles, config: CorpusConfig, root: Path, rng: random.Random) -> tuple[list[str], Origin]:
-    """Texts for perplexity: those of a local file, or of a hub dataset; of WikiText its pages, as they stand."""
-    key = "models.<name>.data.heldout"
-    origin = hub_data(key, data.heldout, HELDOUT)
-    if origin is None:
-        found = texts(root / data.heldout, None, rng, data.columns.get("text", "text"))
-        return found[: config.heldout], {"source": data.heldout}
-    opened = open_rows(key, origin)
-    if origin.dataset.lower().endswith("wikitext"):
-        lines = pages(str(row["text"]) for row in opened.rows)
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a role is made of, where it comes from, and what became of every row."""
+
+    items: list[T]
+    rows: Rows
+    account: Account
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """As it stands in sources.json."""
+        return self.rows.origin | {"rows": self.account.record()}
+
+    def sentence(self) -> str:
+        """What became of the rows, in words."""
+        return f"{self.rows.name}: {self.account.sentence(self.rows.unit)}"
+
+
+def calibration_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
+    """Texts to prune by: a random choice from a local file, or the first ones of a hub dataset, short ones joined."""
+    rows, dataset = _opened("calibration", data.calibration, root)
+    account = Account()
+    found = texts(rows, data, account)
+    if dataset is None:
+        chosen = [text for _, text in _drawn(found, config.calibration, _random("calibration", config), account)]
     else:
-        lines = filter(None, (text.strip() for text in hub_texts(opened, key, data.template)))
-    found = list(islice(lines, config.heldout))
-    if not found:
-        raise BadInput(f"{key}: the dataset {origin} holds no text: name another")
-    return found, _recorded(str(origin), opened.commit)
+        chosen = list(islice(joined(found, config.hub_characters, account), config.calibration))
+    return _usable(Found(chosen, rows, account), "text")
 
 
-def _recorded(origin: str, commit: str | None) -> Origin:
-    return {"source": f"hub:{origin}"} | ({"revision": commit} if commit else {})
+def heldout_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
+    """Texts for perplexity, in order: those of a local file, or of a hub dataset; of WikiText its pages, as they
+    stand."""
+    rows, dataset = _opened("heldout", data.heldout, root, HELDOUT)
+    account = Account()
+    if dataset is not None and dataset.dataset.lower().endswith("wikitext"):
+        lines = _counted(raw_texts(rows, data, account), account)
+        return _usable(Found(list(islice(pages(lines), config.heldout)), rows, account), "text")
+    numbered = texts(rows, data, account)
+    chosen = list(_counted(islice(numbered, config.heldout), account))
+    if dataset is None:
+        _leave(numbered, account)
+    return _usable(Found(chosen, rows, account), "text")
+
+
+def pairs(data: DataFiles, config: CorpusConfig, root: Path, fit: Fit) -> Found[Example]:
+    """Examples to train, probe and validate with, in a random order: a choice from a local file, or the first ones of
+    a hub dataset. `fit` says which of them a model can take in."""
+    rows, dataset = _opened("instructions", data.instructions, root)
+    account, rng = Account(), _random("instructions", config)
+    usable = examples(rows, data, account)
+    if dataset is None:
+        everything = list(usable)
+        usable = iter(rng.sample(everything, len(everything)))
+    count = config.train + config.valid
+    kept: list[Example] = []
+    while batch := list(islice(usable, count - len(kept))):
+        kept += fit(batch, account)
+    if dataset is None:
+        _leave(((example.row, example) for example in usable), account)
+    else:
+        kept = rng.sample(kept, len(kept))
+    account.used = len(kept)
+    return Found(kept, rows, account)
+
+
+def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> tuple[Rows, HubData | None]:
+    """The rows of a file or of a hub dataset, and which dataset it is."""
+    key = f"models.<name>.data.{role}"
+    dataset = hub_data(key, source, presets)
+    if dataset is None:
+        return read_file(root / Path(source).expanduser(), source), None
+    return open_rows(key, dataset), dataset
+
+
+def _random(role: str, config: CorpusConfig) -> random.Random:
+    """A generator of each role's own, so that what is drawn for one does not depend on the rows of another."""
+    return random.Random(f"{config.seed} {role}")
+
+
+def _drawn(numbered: Iterable[tuple[int, T]], count: int, rng: random.Random, account: Account) -> list[tuple[int, T]]:
+    """`count` of them in random order; the others are counted as not drawn."""
+    found = list(numbered)
+    order = rng.sample(found, len(found))
+    _leave(order[count:], account)
+    account.used = min(count, len(found))
+    return order[:count]
+
+
+def _leave(numbered: Iterable[tuple[int, Any]], account: Account) -> None:
+    for number, _ in numbered:
+        account.skip(NOT_DRAWN, number)
+
+
+def _counted(numbered: Iterable[tuple[int, str]], account: Account) -> Iterator[str]:
+    """The texts, each counted as used when it is taken."""
+    for _, text in numbered:
+        account.used += 1
+        yield text
+
+
+def _usable(found: Found[str], what: str) -> Found[str]:
+    """Raises BadInput where nothing was found."""
+    if not found.items:
+        account, name = found.account, found.rows.name
+        if not account.read:
+            raise BadInput(f"{name} holds no row, and at least one row is needed: name another file or dataset")
+        told = account.sentence(found.rows.unit)
+        raise BadInput(f"{name} holds no {what} that can be used ({told}): correct it, or name another")
+    return found

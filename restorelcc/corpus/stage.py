@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,38 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import MICROWORLD, ModelEntry
 from restorelcc.core.progress import notice
+from restorelcc.corpus.account import Account
 from restorelcc.corpus.adapters import Example
-from restorelcc.corpus.calibration import calibration_texts, write_calibration
-from restorelcc.corpus.chat import rendered
+from restorelcc.corpus.calibration import write_calibration
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.corpus.contrast import negatives
 from restorelcc.corpus.encoder import find_encoder
 from restorelcc.corpus.licences import announce, with_licences
 from restorelcc.corpus.microworld import Item, generate
-from restorelcc.corpus.sources import heldout_texts, pairs
-from restorelcc.io.corpus_tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS
+from restorelcc.corpus.roles import Roles
+from restorelcc.io.corpus_tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
 from restorelcc.io.scratch import published
 from restorelcc.io.tables import write_table, write_texts
-from restorelcc.io.tokenizers import source_tokenizer
 
 
 def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> None:
     """Write corpus/<model>/: calibration, contrast, train, valid, heldout, tasks/ (what is evaluated) and world/ (what
-    the embedded model is pretrained on; for other models it names their source only)."""
+    the embedded model is pretrained on; for other models it names their source only). What became of every row of the
+    model's data is in sources.json, and for the report in metrics/<model>/sources.json too."""
     destination = layout.corpus(cell)
-    with published(layout, destination) as (folder,):
+    with published(layout, destination, layout.sources(cell)) as (folder, sources):
         folder.mkdir()
         write_json(folder / "world" / "source.json", {"source": model.source})
+        names, origins = [], dict[str, Any]()
         if model.is_microworld:
             names = _write_microworld(folder, config, destination.relative_to(layout.root))
         else:
-            names = []
             origins = with_licences(_write_local(folder, config, model, layout.root, f"models.{cell.model}"))
             announce(origins, layout)
             write_json(folder / "sources.json", origins)
+        write_json(sources, origins)
         write_json(folder / "tasks" / "tasks.json", {"embedded": names})
 
 
@@ -93,30 +93,38 @@ def _task(name: str, items: Path) -> dict[str, Any]:
 
 def _write_local(
     folder: Path, config: CorpusConfig, model: ModelEntry, root: Path, key: str
-) -> dict[str, dict[str, str]]:
-    """Returns where the data came from."""
-    assert model.data is not None
-    rng = random.Random(config.seed)
-    calibration, from_calibration = calibration_texts(model.data, config, root, rng)
-    write_calibration(folder / "calibration.parquet", calibration, from_calibration)
-    heldout, from_heldout = heldout_texts(model.data, config, root, rng)
-    write_texts(folder / "heldout.parquet", heldout)
-    found, from_instructions = pairs(model.data, config.train + config.valid, rng, root)
-    valid = min(config.valid, len(found) // 5)
-    if valid == 0 or len(found) - valid < 2:
-        raise BadInput(f"{key}.data.instructions has {len(found)} usable pairs: at least 5 are needed")
-    train, similarity = contrasted(found[valid:], config, root)
-    found = found[:valid] + train
-    origins = {"calibration": from_calibration, "instructions": from_instructions, "heldout": from_heldout}
-    if model.data.chat_template or any(example.messages for example in found):
+) -> dict[str, dict[str, Any]]:
+    """Returns where the data came from, and what became of every row."""
+    roles = Roles(config, model, root, key)
+    calibration, heldout, found = roles.calibration(), roles.heldout(), roles.instructions()
+    origins = {"calibration": calibration.origin, "instructions": found.origin, "heldout": heldout.origin}
+    for role, each in (("calibration", calibration), ("instructions", found), ("held-out", heldout)):
+        notice("corpus", f"{role}: {each.sentence()}")
+    write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin)
+    write_texts(folder / "heldout.parquet", heldout.items)
+    valid, fitting = roles.valid(len(found.items)), roles.fitting
+    train, similarity = contrasted(found.items[valid:], config, root)
+    account = Account()
+    tuples = fitting.contrasts(train[: config.contrast], account)
+    origins["contrast"] = {"source": found.origin["source"], "rows": account.record()}
+    if account.shortened or account.skipped:
+        notice("corpus", f"contrast tuples: {account.sentence(found.rows.unit)}")
+    if len(tuples) < 2:
+        raise BadInput(
+            f"{key}.data.instructions gives {len(tuples)} contrast tuples, and at least 2 are needed: "
+            f"{account.sentence(found.rows.unit)}"
+        )
+    if model.data is not None and (model.data.chat_template or any(example.messages for example in found.items)):
         origins[CHAT_TEMPLATE] = {"source": model.source}
-        found = rendered(source_tokenizer(key, model.source, model.revision, root), found, key)
-    write_table(folder / "valid.parquet", [_row(example) for example in found[:valid]], EXAMPLES)
-    write_table(folder / "train.parquet", [_row(example) for example in found[valid:]], EXAMPLES)
+    # Which tokenizer counted the tokens that decide what is shortened.
+    origins[TOKENIZER] = {"source": model.source, "max_tokens": fitting.max_tokens, "too_long": config.too_long}
+    for name, part in (("valid", found.items[:valid]), ("train", train)):
+        write_table(folder / f"{name}.parquet", [_row(fitting.written(example)) for example in part], EXAMPLES)
+    written = [fitting.written(example) for example in tuples]
     contrast = [
         {"sample_id": number, "task": example.task, "question": example.question, "positive": example.response}
         | {"negative": example.wrong[0]}
-        for number, example in enumerate(found[valid:][: config.contrast])
+        for number, example in enumerate(written)
     ]
     write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity})
     return origins

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.processes import process_count
 from restorelcc.core.runtime import pick_device, pick_dtype
+from restorelcc.core.text import context_length
 from restorelcc.io.digest import REFERENCE, check_unchanged
 from restorelcc.io.documents import read_json, write_json
 from restorelcc.io.hub import Repository, fetch_model
@@ -150,6 +151,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def context_of(folder: Path, max_tokens: int) -> int:
+    """How long a sequence the model may read: max_tokens, or its own context where that is shorter."""
+    return context_length(AutoConfig.from_pretrained(local_folder(folder)).get_text_config(), max_tokens)
 
 
 def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

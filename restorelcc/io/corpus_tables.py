@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 CHAT_TEMPLATE = "chat_template"  # in sources.json: whose chat template is in the texts
+TOKENIZER = "tokenizer"  # in sources.json: what counted the tokens of rows, and how many were allowed
 CONTRAST = pa.schema(
     [
         ("sample_id", pa.int64()),

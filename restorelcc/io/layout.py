@@ -86,6 +86,10 @@ class Layout:
         """Timings, texts and tables (JSON) beside the metrics, for the report."""
         return self.metrics(cell).with_suffix(".details.json")
 
+    def sources(self, cell: Cell) -> Path:
+        """What became of every row of a model's data (JSON), beside its metrics, for the report."""
+        return self.metrics(Cell(cell.model)).with_name("sources.json")
+
     def reference(self, cell: Cell) -> Path:
         """The dense model's predictions, which the other models of its name are held against."""
         return self.metrics(Cell(cell.model)).with_suffix(".reference.safetensors")

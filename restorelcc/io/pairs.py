@@ -11,31 +11,34 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.fit_compensation import Pairs
 from restorelcc.core.fit_config import FitConfig
 from restorelcc.core.text import EncodedPair, encode_pair
+from restorelcc.io.checkpoints import context_of, load_tokenizer
 from restorelcc.io.corpus_tables import EXAMPLES
 from restorelcc.io.tables import read_table
 
 TRAIN, VALID = "train.parquet", "valid.parquet"
 
 
-def read_pairs(corpus: Path, tokenizer: PreTrainedTokenizerBase, config: FitConfig) -> Pairs:
-    """The training pairs that the settings ask for, and the validation pairs of the same task.
+def read_pairs(corpus: Path, checkpoint: Path, config: FitConfig) -> Pairs:
+    """The training pairs that the settings ask for, and the validation pairs of the same task, as the checkpoint reads
+    them: in config.max_tokens, or its context where that is shorter.
 
-    A pair whose response has no token, or leaves none of max_tokens to its question, is left out and counted. Raises
-    BadInput when none is left, or no pair is of the task.
+    A pair whose response has no token, or leaves none to its question, is left out and counted. Raises BadInput when
+    none is left, or no pair is of the task.
     """
-    train, train_out = _encoded(corpus / TRAIN, tokenizer, config, config.examples)
-    valid, valid_out = _encoded(corpus / VALID, tokenizer, config, None)
+    tokenizer, longest = load_tokenizer(checkpoint), context_of(checkpoint, config.max_tokens)
+    train, train_out = _encoded(corpus / TRAIN, tokenizer, config, config.examples, longest)
+    valid, valid_out = _encoded(corpus / VALID, tokenizer, config, None, longest)
     return Pairs(train, valid, tokenizer.pad_token_id or 0, train_out + valid_out)
 
 
 def _encoded(
-    table: Path, tokenizer: PreTrainedTokenizerBase, config: FitConfig, count: int | None
+    table: Path, tokenizer: PreTrainedTokenizerBase, config: FitConfig, count: int | None, longest: int
 ) -> tuple[list[EncodedPair], int]:
     rows = _chosen(table, read_table(table, EXAMPLES), config, count)
     pairs, reason = [], "the table is empty"
     for row in rows:
         try:
-            pairs.append(encode_pair(tokenizer, row["question"], row["response"], config.max_tokens))
+            pairs.append(encode_pair(tokenizer, row["question"], row["response"], longest))
         except BadInput as error:
             reason = str(error)
     if not pairs:

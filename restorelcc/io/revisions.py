@@ -14,7 +14,7 @@ from typing import Any
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.model_entry import ModelEntry
-from restorelcc.io.corpus_tables import CHAT_TEMPLATE
+from restorelcc.io.corpus_tables import CHAT_TEMPLATE, TOKENIZER
 from restorelcc.io.digest import REFERENCE, cached_file_digest, changed_parts
 from restorelcc.io.documents import read_json
 from restorelcc.io.hub import Repository, is_offline, resolved_commit
@@ -99,8 +99,10 @@ def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     if not changed:
         return [Comparison(f"{moved}; the files in use are the same, so nothing is to be done", stale=False)]
     stages = f"dense@{alias}"
-    if CHAT_TEMPLATE in _origins(alias, layout) and any(is_of_the_tokenizer(Path(name)) for name in changed):
-        stages = f"corpus@{alias} {stages}"  # the old chat template is in the corpus
+    if {CHAT_TEMPLATE, TOKENIZER} & _origins(alias, layout).keys() and any(
+        is_of_the_tokenizer(Path(name)) for name in changed
+    ):
+        stages = f"corpus@{alias} {stages}"  # the old chat template is in the corpus, and rows fitted by the old tokens
     return [
         Comparison(
             f"{moved}, with other content in {', '.join(changed[:3])}: {_taken(stages)}; `revision: {old}` in "

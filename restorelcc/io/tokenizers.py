@@ -1,10 +1,10 @@
-"""The tokenizer of a model that params.yaml names, without the model's weights."""
+"""The tokenizer of a model that params.yaml names, and how long its context is, without the model's weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from restorelcc.core.errors import BadInput
 from restorelcc.io.hub import Repository, fetch_beside, resolved_commit
@@ -13,11 +13,23 @@ from restorelcc.io.references import local_source
 
 def source_tokenizer(key: str, source: str, revision: str | None, root: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or of a hub id. Raises BadInput when there is none, StageFailed as the hub does."""
-    folder = local_source(source, root)
-    if folder is None:
-        repository = Repository(key, source)
-        folder = fetch_beside(repository, resolved_commit(repository, revision))
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(_folder(key, source, revision, root))
     except (OSError, ValueError) as error:
         raise BadInput(f"{key}: no tokenizer can be loaded from {source}: {str(error).splitlines()[0]}") from error
+
+
+def source_config(key: str, source: str, revision: str | None, root: Path) -> PretrainedConfig:
+    """The config of the text model, found like its tokenizer."""
+    try:
+        return AutoConfig.from_pretrained(_folder(key, source, revision, root)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{key}: no config can be loaded from {source}: {str(error).splitlines()[0]}") from error
+
+
+def _folder(key: str, source: str, revision: str | None, root: Path) -> Path:
+    folder = local_source(source, root)
+    if folder is not None:
+        return folder
+    repository = Repository(key, source)
+    return fetch_beside(repository, resolved_commit(repository, revision))

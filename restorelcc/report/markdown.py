@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from restorelcc.report.config import ReportConfig
-from restorelcc.report.provenance import NOTES, artifacts, commands, packages
+from restorelcc.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.report.results import Group, Results
 from restorelcc.report.tables import (
     Table,
@@ -34,8 +34,8 @@ def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
         lines += _chapter(group, config.decimals)
     note = comparison_note(results.rows)
     lines += [*([note, ""] if note else []), "## Notes", "", *(f"- {note}" for note in NOTES), ""]
-    lines += ["## Provenance", "", *_table(task_facts(results.rows)), *_table(packages(results))]
-    lines += _table(artifacts(results)) + _table(stages)
+    lines += ["## Provenance", "", *_table(task_facts(results.rows)), *_table(data_rows(results))]
+    lines += _table(packages(results)) + _table(artifacts(results)) + _table(stages)
     return "\n".join([*lines, "```sh", *commands(results), "```", ""])
 
 

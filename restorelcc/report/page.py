@@ -14,7 +14,7 @@ from restorelcc.report import figures as draw
 from restorelcc.report import tables
 from restorelcc.report.config import ReportConfig
 from restorelcc.report.markdown import degenerate
-from restorelcc.report.provenance import NOTES, artifacts, commands, packages
+from restorelcc.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.report.results import Group, Results
 
 
@@ -84,6 +84,7 @@ def page(results: Results, figures: list[Figure], config: ReportConfig, stages: 
         note=tables.comparison_note(results.rows),
         notes=NOTES,
         facts=tables.task_facts(results.rows),
+        data=data_rows(results),
         packages=packages(results),
         artifacts=artifacts(results),
         stages=stages,

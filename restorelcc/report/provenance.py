@@ -31,6 +31,22 @@ def packages(results: Results) -> Table:
     return [{"package": name, "version": ", ".join(sorted(versions))} for name, versions in found.items()]
 
 
+def data_rows(results: Results) -> Table:
+    """What became of every row of the models' data."""
+    return [
+        {"data of": f"{model}, {role}", "source": str(origin["source"]), "read": f"{origin['rows']['read']:,}"}
+        | {name: f"{origin['rows'][name]:,}" for name in ("used", "shortened")}
+        | {"skipped (first row)": _skipped(origin["rows"]["skipped"])}
+        for model, roles in results.data.items()
+        for role, origin in roles.items()
+        if "rows" in origin
+    ]
+
+
+def _skipped(reasons: dict[str, dict[str, int]]) -> str:
+    return "; ".join(f"{each['count']:,} {reason} ({each['first']})" for reason, each in reasons.items()) or "-"
+
+
 def artifacts(results: Results) -> Table:
     """SHA-256 of what every row was measured on."""
     return [

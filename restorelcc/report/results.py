@@ -44,6 +44,8 @@ class Results:
 
     groups: list[Group] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # of the grid, by the path of their metrics
+    # Of each model: where its data came from, and what became of every row (docs/data.md); empty for the embedded one.
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -78,6 +80,7 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
         own_cells = [cell for cell in rows if cell.model == model]
         base = next((cell for cell in own_cells if cell.kind == "dense"), own_cells[0])
         check_measured_alike(base, own_cells, measured, layout)
+    results.data = {model: _read(layout.sources(Cell(model))) for model in dict.fromkeys(cell.model for cell in rows)}
     for model, pruning in dict.fromkeys((cell.model, cell.pruning) for cell in cells if cell.pruning is not None):
         own = [
             row for cell, row in rows.items() if cell == Cell(model) or (cell.model, cell.pruning) == (model, pruning)

@@ -25,7 +25,7 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
         for kind in ("svg", "png"):
             (folder / "figures" / kind).mkdir(parents=True)
         document = {"title": config.title, "decimals": config.decimals, "missing": results.missing}
-        write_json(folder / "results.json", document | {"stages": stages, "rows": results.rows})
+        write_json(folder / "results.json", document | {"stages": stages, "data": results.data, "rows": results.rows})
         (folder / "report.md").write_text(markdown(results, config, stages), encoding="utf-8")
         (folder / "report.html").write_text(page(results, figures, config, stages), encoding="utf-8")
         for figure in figures:

@@ -38,8 +38,11 @@ def restore(
         str, typer.Option("--instructions", help="instruction pairs: a file, alpaca, or hub:<dataset>")
     ] = "alpaca",
     calibration: Annotated[
-        str, typer.Option("--calibration", help="texts to prune by: a file, c4, or hub:<dataset>")
-    ] = "c4",
+        str | None,
+        typer.Option(
+            "--calibration", help="texts to prune by: a file, c4, or hub:<dataset>  [c4; --pruned: none needed]"
+        ),
+    ] = None,
     work: Annotated[
         Path | None, typer.Option("--work", help="where intermediate artifacts lie; a rerun goes on there [<out>.work]")
     ] = None,
@@ -71,7 +74,8 @@ def restore(
         pruning=pruning,
         head_ratio=head_ratio,
         instructions=instructions,
-        calibration=calibration,
+        # A pruned model is not pruned again: what its pruning cost is measured on the texts of the instructions.
+        calibration=calibration or (None if pruned else "c4"),
         work=work,
         revision=revision,
         dtype=dtype,

@@ -173,7 +173,10 @@ def test_a_question_longer_than_the_models_own_context_is_cut_to_it(tmp_path: Pa
         ({"positive": ""}, "contrast.parquet: question .* without a token"),
         ({"negative": " "}, "contrast.parquet: question .* without a token"),
         ({"question": ""}, "contrast.parquet: question .* without a token"),
-        ({"positive": "w5 " * 30}, "contrast.parquet: response .* fills all 20 tokens allowed: raise max_tokens"),
+        (
+            {"positive": "w5 " * 30},
+            "contrast.parquet: response .* fills all 20 tokens .*: shorten the response",
+        ),
         (None, "holds no contrast tuple"),
     ],
 )

@@ -47,7 +47,7 @@ def _config(**changes: object) -> CompensateConfig:
 
 
 def _initial(layout: Layout, config: CompensateConfig, ratio_heads: list[tuple[int, int]]) -> TrainableCompensation:
-    pairs = read_pairs(layout.corpus(CELL), pico.word_tokenizer(), CONFIG)
+    pairs = read_pairs(layout.corpus(CELL), layout.pruned(CELL), CONFIG)
     components = read_tensors(layout.components(CELL), ("directions", "loadings"))[0]
     learned = lessons(load_model(layout.dense(CELL), torch.float32, CPU), config, pairs)
     pruned = load_model(layout.pruned(CELL), torch.float32, CPU)
@@ -151,7 +151,7 @@ def test_the_ridge_start_moves_the_mean_output_towards_the_dense_one(layout: Lay
     start = _initial(layout, _config(start="ridge", ridge=1e-6), heads)
     assert start.heads is not None
     dense, pruned = (load_model(f, torch.float32, CPU) for f in (layout.dense(CELL), layout.pruned(CELL)))
-    pairs = read_pairs(layout.corpus(CELL), pico.word_tokenizer(), CONFIG)
+    pairs = read_pairs(layout.corpus(CELL), layout.pruned(CELL), CONFIG)
 
     def mean_output(model) -> torch.Tensor:
         seen: list[torch.Tensor] = []

@@ -188,6 +188,7 @@ def _command_project(root: Path) -> Layout:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["models"] = {CELL.model: ENTRY.model_dump(exclude_none=True)}
     params["grid"] |= {"model": [CELL.model], "head_ratio": [0.5]}
+    params["corpus"]["max_tokens"] = CONFIG.max_tokens
     params["compensate"] = CONFIG.model_dump(mode="json")
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     return layout

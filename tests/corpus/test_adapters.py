@@ -12,8 +12,10 @@ import pytest
 
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles
+from restorelcc.corpus.account import Account
 from restorelcc.corpus.adapters import Example, examples
-from restorelcc.corpus.local import read_rows
+from restorelcc.corpus.local import read_file
+from restorelcc.corpus.rows import Rows
 
 CHAT = (
     {"role": "user", "content": "Hi?"},
@@ -46,6 +48,10 @@ def _data(path: Path, **options: Any) -> DataFiles:
     return DataFiles(calibration="c", instructions=str(path), heldout="h", **options)
 
 
+def _read(path: Path, **options: Any) -> list[Example]:
+    return list(examples(read_file(path, "f"), _data(path, **options), Account()))
+
+
 def _written(folder: Path, kind: str, row: dict[str, Any]) -> Path:
     path = folder / f"rows.{kind}"
     if kind == "parquet":
@@ -62,7 +68,7 @@ def test_the_columns_tell_the_format(
 ) -> None:
     path = _written(tmp_path, kind, row)
     for given in ("auto", name):
-        assert list(examples(read_rows(path), _data(path, format=given), "file")) == [expected]
+        assert _read(path, format=given) == [expected]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -82,13 +88,13 @@ def test_own_names_of_columns_are_mapped(
     kind: str, columns: dict[str, str], row: dict[str, Any], expected: Example, tmp_path: Path
 ) -> None:
     path = _written(tmp_path, kind, row)
-    assert list(examples(read_rows(path), _data(path, columns=columns), "file")) == [expected]
+    assert _read(path, columns=columns) == [expected]
 
 
 def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:
     path = _written(tmp_path, "jsonl", ROWS[0][1])
     template = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-    (found,) = examples(read_rows(path), _data(path, template=template), "file")
+    (found,) = _read(path, template=template)
     assert found.question == "### Instruction:\nSay it.\n\n### Input:\nloud\n\n### Response:"
 
 
@@ -96,7 +102,7 @@ def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:
     ("row", "options", "message"),
     [
         ({"words": "x"}, {}, r"file has the columns 'words', of which no format is known: it needs .*columns"),
-        ({"ask": "x"}, {"columns": {"question": "ask"}, "format": "pairs"}, "a row without the column `response`"),
+        ({"ask": "x"}, {"columns": {"question": "ask"}, "format": "pairs"}, "row 1 of file .* the column `response`"),
         ({"messages": "no list"}, {}, r"whose messages are not a list of \{role, content\}"),
         ({"messages": [{"role": "user"}]}, {}, "which lacks role or content"),
         ({"question": "q", "choices": ["a"], "gold": 0}, {}, "no list of at least two texts"),
@@ -105,5 +111,5 @@ def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_rows_that_do_not_fit_are_one_sentence(row: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
-        list(examples([row], _data(Path("f"), **options), "file"))
+        list(examples(Rows("file", [(1, row)]), _data(Path("f"), **options), Account()))
     assert "\n" not in str(caught.value)

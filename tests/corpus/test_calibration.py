@@ -1,7 +1,6 @@
 """Calibration texts from files and from the hub (a folder stands in for it: datasets streams both alike)."""
 
 import json
-import random
 from itertools import count
 from pathlib import Path
 
@@ -10,18 +9,26 @@ import pytest
 from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles, ModelEntry
-from restorelcc.corpus.calibration import calibration_texts, write_calibration
+from restorelcc.corpus.account import Account
+from restorelcc.corpus.calibration import write_calibration
 from restorelcc.corpus.config import CorpusConfig
-from restorelcc.corpus.hub import PRESETS, HubData, hub_data, joined, stream_texts
+from restorelcc.corpus.hub import PRESETS, HubData, hub_data, joined
+from restorelcc.corpus.sources import Found, calibration_texts
 from restorelcc.corpus.stage import run
 from restorelcc.io.layout import Layout
 from restorelcc.io.tables import read_metadata, read_texts
+from tests.corpus.sources import text_model
 
 
 def _dataset(folder: Path, rows: list[dict]) -> str:
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
+
+
+def _calibration(source: str, count: int, characters: int = 0, **options: str) -> Found[str]:
+    data = DataFiles(calibration=source, instructions="i", heldout="h", **options)
+    return calibration_texts(data, CorpusConfig(calibration=count, hub_characters=characters), Path("/"))
 
 
 def test_sources_are_presets_hub_ids_or_paths() -> None:
@@ -42,33 +49,42 @@ def test_short_rows_are_joined_and_only_as_many_are_read_as_needed() -> None:
     def rows() -> object:
         for number in count():
             taken.append(number)
-            yield f"row {number}" if number % 2 else "  "
+            yield number, f"row {number}"
 
-    texts = joined(rows(), 12)  # type: ignore[arg-type]
+    odd = ((number, text) for number, text in rows() if number % 2)  # type: ignore[attr-defined]
+    account = Account()
+    texts = joined(odd, 12, account)
     assert [next(texts) for _ in range(2)] == ["row 1\n\nrow 3\n\nrow 5", "row 7\n\nrow 9\n\nrow 11"]
-    assert taken[-1] == 11
-    assert list(joined(["a", "b"], 0)) == ["a", "b"]
-    assert list(joined(["a", "b"], 100)) == ["a\n\nb"]
-    assert list(joined(["abc", "b"], 3)) == ["abc"]
+    assert taken[-1] == 11 and account.used == 6
+    for given, characters, expected, left in (("a b", 0, "a b", 0), ("a b", 100, "a\n\nb", 0), ("abc b", 3, "abc", 1)):
+        account = Account()
+        found = list(joined(enumerate(given.split(), 1), characters, account))
+        assert found == expected.split(" "), given
+        assert account.skipped == ({"too short a rest": 1} if left else {})
 
 
 def test_texts_and_instructions_stream_from_a_dataset(tmp_path: Path) -> None:
     texts = _dataset(tmp_path / "texts", [{"text": f"story {number}"} for number in range(5)])
-    assert stream_texts("k", HubData(texts), 3, 0, "") == (["story 0", "story 1", "story 2"], None)
+    found = _calibration(f"hub:{texts}", 3)
+    assert found.items == ["story 0", "story 1", "story 2"]
+    assert found.origin == {
+        "source": f"hub:{texts}:default:train",
+        "rows": {"read": 3, "used": 3, "shortened": 0, "skipped": {}},
+    }
     alpaca = _dataset(tmp_path / "alpaca", [{"instruction": "Add.", "input": "1 1", "output": "2"}])
-    assert stream_texts("k", HubData(alpaca), 3, 0, "{instruction} {input}")[0] == ["Add. 1 1\n2"]
+    assert _calibration(f"hub:{alpaca}", 3, template="{instruction} {input}").items == ["Add. 1 1\n2"]
     other = _dataset(tmp_path / "other", [{"label": 1}])
-    with pytest.raises(BadInput, match="neither `text` nor `instruction`"):
-        stream_texts("k", HubData(other), 3, 0, "")
+    with pytest.raises(BadInput, match="'label', of which no format is known"):
+        _calibration(f"hub:{other}", 3)
 
 
 def test_a_dataset_that_is_not_there_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     texts = _dataset(tmp_path / "texts", [{"text": "story"}])
-    for origin in (HubData("nobody/nothing"), HubData(texts, split="missing"), HubData(texts, config="missing")):
+    for origin in ("nobody/nothing", f"{texts}:default:missing", f"{texts}:missing"):
         with pytest.raises(BadInput, match=r"cannot be read|HF_HUB_OFFLINE is set") as caught:
-            stream_texts("k", origin, 1, 0, "")
+            _calibration(f"hub:{origin}", 1)
         assert "\n" not in str(caught.value)
 
 
@@ -80,8 +96,8 @@ def test_the_table_records_source_and_digest(tmp_path: Path) -> None:
     for source, expected in ((f"hub:{dataset}", f"hub:{dataset}:default:train"), ("mine.txt", "mine.txt")):
         data = DataFiles(calibration=source, instructions="i", heldout="h")
         for name in ("first", "second"):
-            texts, origin = calibration_texts(data, config, tmp_path, random.Random(0))
-            write_calibration(tmp_path / name, texts, origin)
+            found = calibration_texts(data, config, tmp_path)
+            write_calibration(tmp_path / name, found.items, found.origin)
         metadata = read_metadata(tmp_path / "first")
         assert metadata["source"] == expected
         assert len(metadata["digest"]) == 64
@@ -106,7 +122,7 @@ def test_the_stage_takes_calibration_from_files_and_the_hub(ending: str, tmp_pat
     dataset = _dataset(tmp_path / "set", [{"text": text} for text in texts])
     for alias, source in (("local", f"c.{ending}"), ("hub", f"hub:{dataset}")):
         data = DataFiles(calibration=source, instructions="pairs.jsonl", heldout=f"c.{ending}")
-        entry = ModelEntry(source="some/model", data=data)
+        entry = ModelEntry(source=text_model(tmp_path / "model"), data=data)
         run(Cell(alias), CorpusConfig(calibration=4, hub_characters=0), entry, layout)
         written = layout.corpus(Cell(alias)) / "calibration.parquet"
         assert len(read_texts(written)) == 4

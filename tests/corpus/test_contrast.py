@@ -24,6 +24,7 @@ from restorelcc.corpus.stage import run
 from restorelcc.io.corpus_tables import CONTRAST
 from restorelcc.io.layout import Layout
 from restorelcc.io.tables import read_metadata, read_table
+from tests.corpus.sources import text_model
 
 WORDS = ["[PAD]", "[UNK]", "the", "cat", "dog", "runs", "sleeps", "red", "hat", "yes", "no", *map(str, range(30))]
 
@@ -127,7 +128,10 @@ def test_the_table_says_what_measured_similarity(encoder: Path, tmp_path: Path) 
     layout, found = Layout(tmp_path), {}
     for setting, rows in ((None, pairs), (str(encoder), choices)):
         (tmp_path / "i.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        model = ModelEntry(source="x", data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"))
+        model = ModelEntry(
+            source=text_model(tmp_path / "model"),
+            data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"),
+        )
         run(Cell("own"), CorpusConfig(encoder=setting, valid=4), model, layout)
         table = layout.corpus(Cell("own")) / "contrast.parquet"
         found[setting] = read_metadata(table)["similarity"]

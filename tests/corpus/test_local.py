@@ -1,7 +1,6 @@
 """A user's own data: every accepted file, contrast tuples, and what is refused."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,14 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import DataFiles, ModelEntry
 from restorelcc.corpus.config import CorpusConfig
 from restorelcc.corpus.contrast import most_similar_other
-from restorelcc.corpus.local import read_rows, texts
-from restorelcc.corpus.sources import pairs
+from restorelcc.corpus.local import read_file
+from restorelcc.corpus.sources import calibration_texts, pairs
 from restorelcc.corpus.stage import run
 from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES
+from restorelcc.io.digest import file_digest
 from restorelcc.io.layout import Layout
 from restorelcc.io.tables import TEXTS, read_table, read_texts, write_table
+from tests.corpus.sources import text_model
 
 
 def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two\n\nthree\n")
     write_table(tmp_path / "a.parquet", rows, TEXTS)
     for kind in ("jsonl", "json", "csv", "txt", "parquet"):
-        assert read_rows(tmp_path / f"a.{kind}") == rows, kind
+        assert [row for _, row in read_file(tmp_path / f"a.{kind}", "a").numbered] == rows, kind
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, name: str, conten
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=message):
-        texts(tmp_path / name, 3, random.Random(0))
+        calibration_texts(DataFiles(calibration=name, instructions="i", heldout="h"), CorpusConfig(), tmp_path)
 
 
 def _instructions(path: Path, count: int = 20) -> DataFiles:
@@ -58,15 +59,19 @@ def _instructions(path: Path, count: int = 20) -> DataFiles:
 
 def test_alpaca_columns_become_distinct_pairs(tmp_path: Path) -> None:
     data = _instructions(tmp_path / "i.jsonl")
-    found, origin = pairs(data, 100, random.Random(0), tmp_path)
-    assert len(found) == 20
-    assert origin == {"source": str(tmp_path / "i.jsonl")}
-    assert {(example.question, example.response) for example in found} == {
+    found = pairs(data, CorpusConfig(train=80, valid=20), tmp_path, lambda batch, _: batch)
+    assert len(found.items) == 20
+    assert found.origin == {
+        "source": str(tmp_path / "i.jsonl"),
+        "sha256": file_digest(tmp_path / "i.jsonl"),
+        "rows": {"read": 20, "used": 20, "shortened": 0, "skipped": {}},
+    }
+    assert {(example.question, example.response) for example in found.items} == {
         (f"say {n}", f"the number is {n}") for n in range(20)
     }
     (tmp_path / "i.jsonl").write_text('{"prompt": "x"}')
     with pytest.raises(BadInput, match="`instruction` and `output`"):
-        pairs(data, 5, random.Random(0), tmp_path)
+        pairs(data, CorpusConfig(train=4, valid=1), tmp_path, lambda batch, _: batch)
 
 
 def test_the_contrast_is_the_most_similar_other_response_never_a_duplicate() -> None:
@@ -81,7 +86,7 @@ def test_a_corpus_of_ones_own_is_written_whole_and_split(tmp_path: Path) -> None
     _instructions(tmp_path / "i.jsonl")
     (tmp_path / "t.txt").write_text("\n".join(f"text number {n}" for n in range(30)))
     data = DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt")
-    model = ModelEntry(source="somewhere", data=data, tasks=("arc_easy",))
+    model = ModelEntry(source=text_model(tmp_path / "model"), data=data, tasks=("arc_easy",))
     layout, cell = Layout(tmp_path), Cell("own")
     run(cell, CorpusConfig(calibration=10, valid=4, contrast=8), model, layout)
     folder = layout.corpus(cell)
@@ -99,7 +104,8 @@ def test_a_corpus_of_ones_own_is_written_whole_and_split(tmp_path: Path) -> None
 def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     data = _instructions(tmp_path / "i.jsonl", count=3)
     (tmp_path / "i2.txt").write_text("a text\n")
-    model = ModelEntry(source="x", data=data.model_copy(update={"calibration": "i2.txt", "heldout": "i2.txt"}))
+    data = data.model_copy(update={"calibration": "i2.txt", "heldout": "i2.txt"})
+    model = ModelEntry(source=text_model(tmp_path / "model"), data=data)
     with pytest.raises(BadInput, match="3 usable pairs: at least 5"):
         run(Cell("own"), CorpusConfig(), model, Layout(tmp_path))
     assert not (tmp_path / "data").exists()

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 NAME = "karpathy/stories260K"
 PRUNINGS = ("wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2")
 STORIES_SETTINGS = {
-    "corpus": {"calibration": 128, "hub_characters": 0, "train": 600, "valid": 100, "contrast": 300},
+    "corpus": {"calibration": 128, "hub_characters": 0, "train": 600, "valid": 100, "contrast": 300, "max_tokens": 512},
     "prune": {"samples": 128},
     "capture": {"max_tokens": 512},
     "compensate": {"learning_rates": [0.01], "epochs": 2, "batch_size": 16, "max_tokens": 512},

@@ -53,6 +53,7 @@ def stock(hub: LoopbackHub) -> None:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
         stock(hub)
+        hub.add_model("me/pico", pico_files())
         point_at(hub, tmp_path / "home", monkeypatch)
         yield hub
 
@@ -80,6 +81,7 @@ def test_the_papers_data_come_by_name_and_their_licences_are_said_once(
     assert sources["calibration"] == {
         "source": "hub:allenai/c4:en:train",
         "revision": commits["allenai/c4"],
+        "rows": {"read": 8, "used": 8, "shortened": 0, "skipped": {}},
         "licence": "odc-by",
     }
     assert sources["instructions"]["revision"] == commits["tatsu-lab/alpaca"]
@@ -179,7 +181,7 @@ def test_conversations_take_the_chat_template_of_a_model_on_the_hub(
     tokenizer = byte_level(bos=False)
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    hub.add_model("me/chat", folder_files(tmp_path / "tokenizer"))
+    hub.add_model("me/chat", pico_files() | folder_files(tmp_path / "tokenizer"))
     hub.add_model("me/plain", pico_files())
     chats = [
         {"conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": f"it is {n}"}]}

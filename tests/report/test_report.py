@@ -302,3 +302,18 @@ def test_holm_by_hand() -> None:
 def test_numbers_as_text() -> None:
     assert [p_text(p) for p in (None, 0.0004, 0.0123)] == ["-", "< 0.001", "0.012"]
     assert [size_text(size) for size in (None, 999, 714_912, 13_476_000_000)] == ["-", "999 B", "714.9 kB", "13.48 GB"]
+
+
+def test_what_became_of_the_rows_of_a_models_data_is_a_table(layout: Layout) -> None:
+    assert "skipped" not in _made_with(layout, {})["report.md"]
+    rows = {"read": 1234, "used": 1200, "shortened": 2, "skipped": {"null response": {"count": 34, "first": 7}}}
+    texts = _made_with(layout, {"instructions": {"source": "p.jsonl", "rows": rows}, "tokenizer": {"source": "m"}})
+    line = "| a, instructions | p.jsonl | 1,234 | 1,200 | 2 | 34 null response (7) |"
+    assert line in texts["report.md"]
+    assert "34 null response (7)" in texts["report.html"] and '"null response"' in texts["results.json"]
+
+
+def _made_with(layout: Layout, sources: dict) -> dict[str, str]:
+    write_json(layout.sources(Cell("a")), sources)
+    run(CELLS, ReportConfig(), layout)
+    return _texts(layout)

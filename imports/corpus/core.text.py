@@ -1,0 +1,1 @@
+../../restorelcc/core/text.py
