@@ -42,9 +42,11 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     entry = named.entry
     found: Entries = {f"settings/{stage}.json": entry.settings_for(stage) for stage in USED_BY}
     for role in ("calibration", "instructions", "heldout"):
-        text = getattr(entry.data, role, None)
-        is_file = text is not None and not is_of_the_hub(text)
-        found[role] = named_file(f"models.{alias}.data.{role}", text, root) if is_file else {"source": text}
+        text: str | None = getattr(entry.data, role, None)
+        if text is None or is_of_the_hub(text):
+            found[role] = {"source": text}
+        else:
+            found[role] = named_file(f"models.{alias}.data.{role}", text, root).absolute()
     folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():

@@ -122,7 +122,7 @@ def _overlap(instructions: list[Example], heldout: list[str]) -> dict[str, Any]:
 
 def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
     """Items of the tasks in the model's own folders of task files; lm-eval's tasks would be downloads."""
-    folders = [str(layout.root / name) for name in params.models[alias].tasks if (layout.root / name).is_dir()]
+    folders = [str(layout.root / name) for name in params.models[alias].task_names if (layout.root / name).is_dir()]
     if not folders:
         return {}
     from restorelcc.evaluate.tasks import load_tasks
