@@ -38,7 +38,7 @@ class _Environment(type(os.environ)):  # type: ignore[misc]
         ):
             asked = asked.f_back
         own = str(asked.f_globals.get("__name__", "")).startswith(("restorelcc", "flows"))
-        environment["restorelcc" if own else "others"].add(key)
+        environment["restorelcc" if own else "others"].add(os.fsdecode(key))
         return super().__getitem__(key)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from restorelcc.core.errors import BadInput
 
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_READERS = (*_FORMATS.values(), "text", "arrow")  # what a task file calls the data set when it names files
 _SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
@@ -26,7 +27,9 @@ def local_data(datasets: Any, task: str, local: str | dict[str, str] | None, cac
         folder = local_copy(local, task, path, name)
         try:
             if folder is None:
-                return original(path=path, name=name, **arguments)
+                # Files of the user's are read anew each time: the library's cache knows them by name, size and time.
+                own = {"cache_dir": cache} if path in _READERS or Path(path).exists() else {}
+                return original(path=path, name=name, **own | arguments)
             kind, files = split_files(folder, name)
             loaded = original(path=kind, data_files=files, cache_dir=cache)
             # Tasks name a split for few-shot examples; zero-shot reads none of it, so a copy may do without (and

@@ -120,7 +120,7 @@ EDITS: list[tuple[str, Edit, set[str]]] = [
     ("a file that nothing includes", write("late.yaml", "output_type: multiple_choice\n"), NOTHING),
     ("a task that now includes it", write("tasks/three.yaml", TASK.replace("{name}", "late.yaml")), EVALUATIONS),
     ("and that file edited", append("late.yaml", "# an edit\n"), EVALUATIONS),
-    ("a task removed: all of it comes from the cache", remove("tasks/three.yaml"), NOTHING),
+    ("a task removed: results from the cache", remove("tasks/three.yaml"), {f"evaluate_dense@{MODEL}"}),
     ("a readme of the tasks", append("tasks/README.md"), NOTHING),
     ("a local copy of a task's data", append("copies/arc_easy/validation.jsonl", '{"question": "!"}\n'), EVALUATIONS),
     ("the dense weights", append("dense/model.safetensors", "x"), WEIGHTS),
