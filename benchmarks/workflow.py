@@ -26,6 +26,7 @@ import networkx
 from benchmarks.results import table, verdict, write_section
 from restorelcc.workflow.lockfile import merge
 from tests.flows.light import LightProject
+from tests.flows.user_files import MODEL, user_params, write_user_files
 
 SIZES = {"12 cells": (3, 4), "50 cells": (5, 10), "200 cells": (10, 20), "50 stages": (3, 5)}  # prunings x head ratios
 SMALL = (2, 3)
@@ -50,6 +51,7 @@ RUNNERS = {
     "flow, 1 at once": (*FLOW, "--parallel", "1"),
     f"flow, {PARALLEL} at once": (*FLOW, "--parallel", str(PARALLEL)),
 }
+OWN_BYTES, WEIGHT_BYTES = 100 * 2**20, 500 * 2**20
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "workflow.md"
 
 
@@ -111,6 +113,27 @@ def noop(folder: Path, prunings: int, ratios: int) -> str:
         "goal of dvc repro",
     ]
     return table(head, [row])
+
+
+def own_files(folder: Path) -> str:
+    """A run that has nothing to do, of the default grid with a model, tasks and data of a user's own."""
+    home = folder / "home"
+    write_user_files(home)
+    row = json.dumps({"text": "word " * 200}) + "\n"
+    for name in ("calibration.jsonl", "heldout.jsonl"):
+        (home / name).write_text(row * (OWN_BYTES // 2 // len(row)), encoding="utf-8")
+    with (home / "dense" / "model.safetensors").open("wb") as file:
+        file.truncate(WEIGHT_BYTES)
+    project = LightProject(folder / "project")
+    axes = project.params()["grid"]
+    project.write_params(user_params(project.params(), home) | {"grid": axes | {"model": [MODEL], "baseline": []}})
+    stages = len(project.repro())
+    project.sh("dvc", "repro", "--quiet")
+    idle = median(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))
+    looked = median(seconds(project, sys.executable, "-m", "restorelcc", "inputs") for _ in range(3))
+    sizes = [f"{size / 2**20:.0f}" for size in (OWN_BYTES, WEIGHT_BYTES)]
+    values = [str(stages), *sizes, f"{idle:.1f}", f"{looked:.1f}", verdict(idle, NOOP_SECONDS, at_least=False)]
+    return table(["stages", "data, MiB", "weights, MiB", "dvc repro, s", "restorelcc inputs, s", "goal"], [values])
 
 
 def bare_project(folder: Path, stages: int) -> LightProject:
@@ -180,6 +203,8 @@ DESCRIPTIONS = {
     "noop": "Everything is computed, nothing has changed; median of three runs. A cell is a pruning with a head ratio, "
     "of one model; a flow starts and ends a Prefect server of its own. Bare: as many stages with one file read, one "
     "parameter and one file written, in turns with ours: DVC's own floor.",
+    "own": "The default grid with a model, tasks and data of a user's own, outside the project: everything is "
+    "computed, nothing has changed; median of three runs. DVC knows the digests of files by size, time and inode.",
     "overhead": "One cell grows to six whose stages take no time; less a run that has nothing to do, by the stages "
     "that ran. The flow starts and ends a Prefect server of its own.",
     "speed": "One cell grows to six; stages that wait, and so leave the cores to the runners.",
@@ -189,6 +214,7 @@ PARTS = {
         f"noop-{size.replace(' ', '-')}": (f"Nothing to do, {size}", partial(noop, prunings=prunings, ratios=ratios))
         for size, (prunings, ratios) in SIZES.items()
     },
+    "own-files": ("Nothing to do, files of one's own", own_files),
     "overhead": ("Overhead per stage", overhead),
     "speed": ("Stages side by side", speed),
 }

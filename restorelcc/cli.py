@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from restorelcc.core.cell import Cell
-from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
+from restorelcc.core.errors import BadInput, StageFailed, first_line, is_disk_full
 from restorelcc.core.grid import ratio_label
 from restorelcc.core.processes import is_first_process, process_count
 from restorelcc.io.documents import write_json
@@ -231,7 +231,7 @@ def main() -> None:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         _end(f"failed: the disk is full ({first}): make room and run again; nothing half-written is left", 1)
 
 

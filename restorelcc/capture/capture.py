@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.core.architectures import head_layout
-from restorelcc.core.errors import StageFailed
+from restorelcc.core.errors import StageFailed, first_line
 from restorelcc.core.hooks import observed_heads
 from restorelcc.core.packing import LINE, PaddingSide, Row, alone, can_pack, lines_of, model_inputs, packed, padded
 from restorelcc.core.text import EncodedContrast, batches_by_length
@@ -156,7 +156,7 @@ def why_not_joint(model: PreTrainedModel, samples: Sequence[Sample], pad: int) -
     try:
         error = joint_pass_error(model, [by_length[0], by_length[-1]], pad)
     except (ValueError, TypeError, RuntimeError) as problem:
-        return f"this model cannot run them as one row ({str(problem).splitlines()[0]})"
+        return f"this model cannot run them as one row ({first_line(problem)})"
     if not error <= _TOLERANCE.get(model.dtype, 1e-3):
         return f"run as one row they give activations that differ by {error:.1e}"
     return None

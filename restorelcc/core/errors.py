@@ -11,6 +11,11 @@ class StageFailed(Exception):
     """The input was fine but the computation did not reach what it promised (exit code 1)."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error is that of a disk, or of a quota, that is full; libraries in other languages say it in words."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import snapshot_download
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 from restorelcc.io.weights import weights_of
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"  # the paper's
@@ -47,7 +47,7 @@ def find_encoder(setting: str | None, root: Path) -> tuple[Encode | None, str]:
             str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
         )
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"corpus.encoder: {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"corpus.encoder: {folder} cannot be loaded ({first_line(error)})") from error
 
     def encode(texts: list[str]) -> np.ndarray:
         return model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)

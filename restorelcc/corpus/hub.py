@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.core.errors import BadInput, StageFailed, first_line
 from restorelcc.core.model_entry import HUB_PREFIX
 from restorelcc.corpus.account import Account
 from restorelcc.corpus.rows import Rows
@@ -96,7 +96,7 @@ def _resumed(key: str, origin: HubData, stream: Callable[[int], Iterable[dict[st
 
 
 def _explained(key: str, origin: HubData, error: Exception, broken: bool) -> BadInput | StageFailed:
-    first = (str(error).splitlines() or ["no message"])[0]
+    first = first_line(error)
     if is_offline():
         return BadInput(
             f"{key}: HF_HUB_OFFLINE is set and the files of the dataset {origin} are not in the hub's cache: run the "

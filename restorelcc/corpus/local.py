@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 from restorelcc.corpus.rows import Row, Rows
 from restorelcc.io.digest import file_digest
 
@@ -127,7 +127,7 @@ def _parquet(path: Path) -> Numbered:
                     number += 1
                     yield number, row
     except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise BadInput(f"data file {path} cannot be read as Parquet ({first}): write it anew") from error
 
 

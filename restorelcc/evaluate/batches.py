@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from restorelcc.core.errors import StageFailed
+from restorelcc.core.errors import StageFailed, first_line
 
 T = TypeVar("T")
 _LOGITS = {"cpu": 2**28, "cuda": 2**31}  # entries of one batch of logits
@@ -37,7 +37,7 @@ def within_memory(run: Callable[[int], T], budget: int) -> T:
         except torch.OutOfMemoryError as error:
             if budget <= 1:
                 raise StageFailed(
-                    f"the model does not fit beside one sequence: {str(error).splitlines()[0]}; evaluate shorter "
+                    f"the model does not fit beside one sequence: {first_line(error)}; evaluate shorter "
                     "sequences (evaluate.perplexity_tokens) or on a device with more memory"
                 ) from error
             budget //= 2

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 _READERS = (*_FORMATS.values(), "text", "arrow")  # what a task file calls the data set when it names files
@@ -36,7 +36,7 @@ def local_data(datasets: Any, task: str, local: str | dict[str, str] | None, cac
             # `check_shots` refuses one that is asked for examples).
             return loaded if "train" in loaded else _with_empty_split(loaded, "train")
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise BadInput(
                 f"the data set {path}{f' ({name})' if name else ''} of task {task or path!r} cannot be loaded "
                 f"({reason}): give a local copy of it in evaluate.datasets, or access to the hub"

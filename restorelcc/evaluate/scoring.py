@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 from restorelcc.core.progress import notice
 from restorelcc.evaluate.statistics import MEAN, TOGETHER
 
@@ -104,7 +104,7 @@ def _guarded(task: str, metric: str, aggregate: Callable[[Sequence[Any]], Any]) 
         try:
             return aggregate(items)
         except (ArithmeticError, TypeError, ValueError) as error:
-            notice("evaluate", f"metric {metric} of task {task} has no value: {str(error).splitlines()[0]}")
+            notice("evaluate", f"metric {metric} of task {task} has no value: {first_line(error)}")
             return math.nan
 
     return guarded

@@ -23,6 +23,7 @@ from restorelcc.core.grid import AUTO
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.offload import all_at_hand
 from restorelcc.core.runtime import prepare
+from restorelcc.core.text import context_length
 from restorelcc.evaluate import cost, generation
 from restorelcc.evaluate.adapters import MERGED, with_adapter
 from restorelcc.evaluate.config import EvaluateConfig
@@ -216,7 +217,8 @@ class Evaluation:
 
     def _measure_perplexity(self) -> None:
         model, tokenizer, texts = self.network, self.tokenizer, self.texts
-        tokens, corpus = self.config.perplexity_tokens, {"corpus": "heldout"}
+        corpus = {"corpus": "heldout"}
+        tokens = context_length(model.config.get_text_config(), self.config.perplexity_tokens)
         window = min(tokens, longest(model))
         self.metrics["perplexity"] = corpus | document_perplexity(model, tokenizer, texts, tokens)
         self.metrics["token_perplexity"] = corpus | block_perplexity(model, tokenizer, texts, window)

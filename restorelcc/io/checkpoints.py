@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.processes import process_count
 from restorelcc.core.runtime import pick_device, pick_dtype
@@ -97,7 +97,7 @@ def load_model(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement
         )
     except (OSError, ValueError) as error:
-        raise BadInput(f"no model can be loaded from {source}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"no model can be loaded from {source}: {first_line(error)}") from error
     model, report = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
@@ -147,7 +147,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise BadInput(f"no tokenizer can be loaded from {source}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"no tokenizer can be loaded from {source}: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from restorelcc.core.errors import BadInput, StageFailed, is_disk_full
+from restorelcc.core.errors import BadInput, StageFailed, first_line, is_disk_full
 from restorelcc.io.documents import read_json
 from restorelcc.io.weights import chosen_weights
 
@@ -250,7 +250,7 @@ def _explained(repository: Repository, error: Exception, wanted: str) -> BadInpu
         )
     if status is not None:
         return StageFailed(f"{key}: {endpoint} answers {status} for the {what}: run again later")
-    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    first_line = first_line(error)
     return StageFailed(
         f"{key}: the connection to {endpoint} failed for the {what} ({type(error).__name__}: {first_line}): check "
         "the network and run again; files that are complete are kept"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from restorelcc.core.architectures import family_of, family_of_config, prunable_linears
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 from restorelcc.core.sparsity import rounded
 from restorelcc.io.tensor_files import StoredTensor
 from restorelcc.io.weights import weights_of
@@ -30,7 +30,7 @@ def read_config(source: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{source} holds no config.json of a known model: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{source} holds no config.json of a known model: {first_line(error)}") from error
     family_of_config(config)
     if getattr(config, "quantization_config", None):
         raise BadInput(f"{source} is a quantized checkpoint, whose weights cannot be pruned: give the original one")

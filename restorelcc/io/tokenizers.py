@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from restorelcc.core.errors import BadInput
+from restorelcc.core.errors import BadInput, first_line
 from restorelcc.io.hub import Repository, fetch_beside, resolved_commit
 from restorelcc.io.references import local_source
 
@@ -16,7 +16,7 @@ def source_tokenizer(key: str, source: str, revision: str | None, root: Path) ->
     try:
         return AutoTokenizer.from_pretrained(_folder(key, source, revision, root))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{key}: no tokenizer can be loaded from {source}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{key}: no tokenizer can be loaded from {source}: {first_line(error)}") from error
 
 
 def source_config(key: str, source: str, revision: str | None, root: Path) -> PretrainedConfig:
@@ -24,7 +24,7 @@ def source_config(key: str, source: str, revision: str | None, root: Path) -> Pr
     try:
         return AutoConfig.from_pretrained(_folder(key, source, revision, root)).get_text_config()
     except (OSError, ValueError) as error:
-        raise BadInput(f"{key}: no config can be loaded from {source}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{key}: no config can be loaded from {source}: {first_line(error)}") from error
 
 
 def _folder(key: str, source: str, revision: str | None, root: Path) -> Path:

@@ -15,7 +15,14 @@ from restorelcc.core.errors import BadInput
 from restorelcc.core.model_entry import ModelEntry
 from restorelcc.core.pruning import Pruning, parse_pruning
 from restorelcc.core.runtime import pick_device, pick_dtype, prepare, return_large_buffers
-from restorelcc.io.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint, write_reference
+from restorelcc.io.checkpoints import (
+    context_of,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    save_checkpoint,
+    write_reference,
+)
 from restorelcc.io.digest import file_digest, model_digest
 from restorelcc.io.documents import write_json
 from restorelcc.io.layout import Layout
@@ -49,6 +56,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
     prepare(seed=config.seed, threads=model.threads)
     return_large_buffers()
     calibration = layout.corpus(cell) / "calibration.parquet"
+    longest = context_of(layout.dense(cell), config.sequence_length)  # positions beyond it would mean nothing
+    config = config.model_copy(update={"sequence_length": longest})
     tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
     batches = calibration_batches(tokenizer, read_texts(calibration), config, device, short=model.is_microworld)
     pruning, dtype = parse_pruning(cell.pruning), pick_dtype(model.dtype, device)

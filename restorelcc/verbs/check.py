@@ -12,6 +12,7 @@ from restorelcc.core.errors import BadInput, StageFailed
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.layout import Layout
 from restorelcc.params import Params, hidden_changes, load_params
+from restorelcc.workflow.inputs import changed_since_the_last_run
 
 
 def add(app: typer.Typer) -> None:
@@ -78,5 +79,8 @@ def _compare_sources(params: Params, layout: Layout) -> None:
     for comparison in found:
         if not comparison.stale:
             typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
+    for alias in models:
+        for what in changed_since_the_last_run(layout, alias):
+            typer.echo(f"restorelcc: note: models.{alias}: {what} changed: `dvc repro` runs what reads it", err=True)
     if stale := [comparison.sentence for comparison in found if comparison.stale]:
         raise StageFailed("; ".join(stale))

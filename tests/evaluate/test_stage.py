@@ -270,6 +270,17 @@ def test_random_weights_trip_the_sanity_gate_and_nothing_is_written(layout: Layo
     assert layout.metrics(DENSE).stat().st_mtime_ns == before
 
 
+def test_texts_longer_than_the_models_context_are_cut_to_it(layout: Layout) -> None:
+    """OPT has an embedding for each of 64 positions, and none for a 65th."""
+    other = Cell("short", "wanda-0.5")
+    save_checkpoint(layout.pruned(other), pico.pico("opt"), pico.word_tokenizer())
+    write_json(layout.pruned(other) / "sparsity.json", {"layers": []})
+    write_texts(layout.corpus(other) / "heldout.parquet", [_words(200, n) for n in range(3)])
+    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
+    run_pruned(other, CONFIG, ENTRY, layout)
+    assert read_json(layout.metrics(other))["perplexity"]["tokens"] == 3 * 63
+
+
 def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
     stuck = pico.pico()
     stuck.lm_head.weight.zero_()

@@ -14,12 +14,12 @@ from restorelcc.core.cell import Cell
 from restorelcc.core.errors import BadInput
 from restorelcc.core.pruning import parse_pruning
 from restorelcc.io.checkpoints import load_model, load_tokenizer
-from restorelcc.io.tables import read_texts
+from restorelcc.io.tables import read_texts, write_texts
 from restorelcc.prune.calibration import calibration_batches
 from restorelcc.prune.config import PruneConfig
 from restorelcc.prune.prune import prune_model
 from tests import pico
-from tests.prune.project import CONFIG, project, prune
+from tests.prune.project import CONFIG, project, prune, words
 
 CPU = torch.device("cpu")
 
@@ -103,6 +103,14 @@ def test_a_longer_context_in_the_config_changes_nothing(tmp_path: Path) -> None:
     short = prune(project(tmp_path / "short", pico.pico()), "sparsegpt-0.5")
     long = prune(project(tmp_path / "long", pico.pico(max_position_embeddings=131072)), "sparsegpt-0.5")
     assert (short / "model.safetensors").read_bytes() == (long / "model.safetensors").read_bytes()
+
+
+def test_sequences_end_where_the_models_context_ends(tmp_path: Path) -> None:
+    """OPT has an embedding for each of 64 positions, and none for a 65th."""
+    layout, cell = project(tmp_path, pico.pico("opt")), Cell("pico")
+    write_texts(layout.corpus(cell) / "calibration.parquet", [words(200, number) for number in range(4)])
+    folder = prune(layout, "wanda-0.5", CONFIG.model_copy(update={"sequence_length": 2048}))
+    assert json.loads((folder / "sparsity.json").read_text())["calibration"]["tokens"] == 4 * 64
 
 
 @pytest.mark.parametrize("pruning", ["wanda-0.5", "sparsegpt-2of4", "slimgpt-0.3"])
