@@ -251,6 +251,6 @@ def _explained(repository: Repository, error: Exception, wanted: str) -> BadInpu
     if status is not None:
         return StageFailed(f"{key}: {endpoint} answers {status} for the {what}: run again later")
     return StageFailed(
-        f"{key}: the connection to {endpoint} failed for the {what} ({type(error).__name__}: {first_line(error)}): check "
-        "the network and run again; files that are complete are kept"
+        f"{key}: the connection to {endpoint} failed for the {what} ({type(error).__name__}: {first_line(error)}): "
+        "check the network and run again; files that are complete are kept"
     )
