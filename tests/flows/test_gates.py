@@ -22,7 +22,7 @@ from tests.flows.light import LightProject
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1], "baseline": ["bias"]}
 ON_GPU = {"capture_dense", "prune", "capture_pruned", "probe", "compensate", "baseline"}
 ON_GPU |= {"evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_baseline"}
-ON_CPU = {"corpus", "dense", "extract", "report"}  # the embedded model is pretrained on the CPU, wherever that is
+ON_CPU = {"inputs", "corpus", "dense", "extract", "report"}  # the embedded model is pretrained on the CPU, wherever that is
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.flows.light import LightProject
 from tests.flows.servers import Cutter, s3_server, ssh_server
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}
-STAGES = 12
+STAGES = 13
 
 
 @dataclass

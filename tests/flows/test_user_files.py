@@ -110,7 +110,7 @@ EDITS: list[tuple[str, Edit, set[str]]] = [
     ("instructions put back: all of it comes from the cache", put_pairs_back, NOTHING),
     ("one answer corrected", replace("pairs.jsonl", "it is 7", "it is 8"), PAIRS),
     ("held-out texts edited", append("heldout.jsonl", '{"text": "more"}\n'), EVALUATIONS | {CORPUS}),
-    (MOVED, move_heldout, {INPUTS, CORPUS}),
+    (MOVED, move_heldout, {INPUTS, CORPUS, "report"}),
     ("the metric of a task", replace("tasks/one.yaml", "metric: acc", "metric: acc_norm"), EVALUATIONS),
     ("what a task includes", append("shared.yaml", "# an edit\n"), EVALUATIONS),
     ("what a task calls", append("tasks/utils.py", "# an edit\n"), EVALUATIONS),
