@@ -55,7 +55,7 @@ OTHER = BaselineConfig(learning_rates=(0.01,), epochs=1, batch_size=8, max_token
 
 def _export(layout: Layout) -> None:
     params = load_params(ROOT / "params.yaml")
-    options = cell_options(RESTORED, params.section, layout)
+    options = cell_options(RESTORED, lambda alias, name: getattr(params, name), layout)
     export_checkpoint(layout.pruned(CELL), layout.compensation(RESTORED), layout.root / "exported", options)
 
 
