@@ -32,17 +32,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.results import Results, verdict
-from restorelcc.capture.capture import HeadReader, Sample, plan, read_batches
-from restorelcc.capture.config import CaptureConfig
-from restorelcc.capture.stage import LARGE_BUFFER, write_activations
-from restorelcc.core.architectures import head_layout, out_projections
-from restorelcc.core.packing import alone, model_inputs, padded
-from restorelcc.core.runtime import return_large_buffers
-from restorelcc.core.text import batches_by_length, encode_contrasts
-from restorelcc.io.checkpoints import load_model, load_tokenizer
-from restorelcc.io.corpus_tables import CONTRAST
-from restorelcc.io.parts import write_part
-from restorelcc.io.tables import read_table
+from restorelcc.activations.packing import alone, model_inputs, padded
+from restorelcc.base.corpus_tables import CONTRAST
+from restorelcc.base.tables import read_table
+from restorelcc.models.architectures import head_layout, out_projections
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.runtime import return_large_buffers
+from restorelcc.models.text import batches_by_length, encode_contrasts
+from restorelcc.stages.capture.capture import HeadReader, Sample, plan, read_batches
+from restorelcc.stages.capture.config import CaptureConfig
+from restorelcc.stages.capture.parts import write_part
+from restorelcc.stages.capture.stage import LARGE_BUFFER, write_activations
 
 STAGES = ("dense", "pruned")
 _BUDGETS = (512, 2048, 4096, 8192)  # tokens of a batch, of which the floor may take the best

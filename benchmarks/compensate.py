@@ -21,12 +21,12 @@ from torch import nn
 
 from benchmarks.random_llama import VOCABULARY, random_llama
 from benchmarks.results import Results, table, verdict
-from restorelcc.core.architectures import head_layout
-from restorelcc.core.attached import HeadCompensation, SiteBiases, TrainableCompensation, attached
-from restorelcc.core.response_loss import response_batch, response_loss
-from restorelcc.core.site_names import SITES
-from restorelcc.core.sites import site_linears
-from restorelcc.core.text import EncodedPair
+from restorelcc.base.site_names import SITES
+from restorelcc.models.architectures import head_layout
+from restorelcc.models.text import EncodedPair
+from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, attached
+from restorelcc.training.losses import response_batch, response_loss
+from restorelcc.training.sites import site_linears
 
 FLOOR_GOAL = 1.10
 RIVALS = {"heads 0.25": "LoRA r=8, o_proj", "all sites": "LoRA r=8, all"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import Results, table, verdict
-from restorelcc.extract.decompose import decompose
+from restorelcc.stages.extract.decompose import decompose
 
 
 def planted(samples: int, heads: int, head_dim: int) -> Tensor:

@@ -26,20 +26,20 @@ from torch import Tensor  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from benchmarks import straightforward  # noqa: E402
-from restorelcc.capture.capture import capture_heads, question_samples, response_samples  # noqa: E402
-from restorelcc.core.architectures import head_layout, prunable_linears  # noqa: E402
-from restorelcc.core.attached import HeadCompensation, TrainableCompensation, attached  # noqa: E402
-from restorelcc.core.components import main_component  # noqa: E402
-from restorelcc.core.fold import fold  # noqa: E402
-from restorelcc.core.heads import HeadLayout  # noqa: E402
-from restorelcc.core.pruning import parse_pruning  # noqa: E402
-from restorelcc.core.response_loss import response_batch, response_loss  # noqa: E402
-from restorelcc.core.text import EncodedContrast, EncodedPair  # noqa: E402
-from restorelcc.extract.decompose import decompose  # noqa: E402
-from restorelcc.probe.contrastive import heldout_mask, probe_heads  # noqa: E402
-from restorelcc.probe.ranking import rank_heads  # noqa: E402
-from restorelcc.prune.config import PruneConfig  # noqa: E402
-from restorelcc.prune.prune import prune_model  # noqa: E402
+from restorelcc.base.prunings import parse_pruning  # noqa: E402
+from restorelcc.compensation.components import main_component  # noqa: E402
+from restorelcc.compensation.fold import fold  # noqa: E402
+from restorelcc.models.architectures import head_layout, prunable_linears  # noqa: E402
+from restorelcc.models.heads import HeadLayout  # noqa: E402
+from restorelcc.models.text import EncodedContrast, EncodedPair  # noqa: E402
+from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples  # noqa: E402
+from restorelcc.stages.extract.decompose import decompose  # noqa: E402
+from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads  # noqa: E402
+from restorelcc.stages.probe.ranking import rank_heads  # noqa: E402
+from restorelcc.stages.prune.config import PruneConfig  # noqa: E402
+from restorelcc.stages.prune.prune import prune_model  # noqa: E402
+from restorelcc.training.attached import HeadCompensation, TrainableCompensation, attached  # noqa: E402
+from restorelcc.training.losses import response_batch, response_loss  # noqa: E402
 
 SIZES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -160,7 +160,7 @@ def train_batches(pairs: list[EncodedPair]) -> Iterator[list[EncodedPair]]:
 
 
 def train(model: LlamaForCausalLM, compensation: TrainableCompensation, batches: list[list[EncodedPair]]) -> None:
-    """The steps of restorelcc.core.fit: AdamW, linear decay, loss on response tokens."""
+    """The steps of restorelcc.training.loop: AdamW, linear decay, loss on response tokens."""
     optimizer = torch.optim.AdamW(compensation.parameters(), lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
     with attached(model, compensation):

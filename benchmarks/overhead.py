@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from restorelcc.core.compensation import Compensation
-from restorelcc.export.export import ExportOptions, export_checkpoint
-from restorelcc.io.checkpoints import save_checkpoint
-from restorelcc.io.compensations import write_compensation
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.compensation.file import write_compensation
+from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from tests.pico import word_tokenizer
 
 GOAL_RATIO, GOAL_ADDED = 1.02, 0.0005

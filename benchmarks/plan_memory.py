@@ -55,7 +55,7 @@ def embedded_project(folder: Path) -> str:
 def random_project(folder: Path, width: int = 1024, ffn: int = 2816, layers: int = 10) -> str:
     """A project with a random Llama, of about 120 M parameters unless told otherwise, and random words as data."""
     from benchmarks.random_llama import VOCABULARY, random_llama
-    from restorelcc.io.checkpoints import save_checkpoint
+    from restorelcc.models.checkpoints import save_checkpoint
     from tests.pico import word_tokenizer
 
     model = random_llama(width=width, ffn=ffn, layers=layers, heads=16)
@@ -116,7 +116,7 @@ def _environment() -> dict[str, str]:
 
 _MEASURED = """
 import sys
-from restorelcc.cli import main
+from restorelcc.cli.app import main
 try:
     main()
 finally:

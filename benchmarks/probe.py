@@ -22,17 +22,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.results import Results, verdict
-from restorelcc.core.components import main_component
-from restorelcc.core.text import encode_contrasts
-from restorelcc.io.activations import NEGATIVE, POSITIVE, QUESTION, read_layer, read_layout
-from restorelcc.io.checkpoints import load_model, load_tokenizer
-from restorelcc.io.corpus_tables import CONTRAST
-from restorelcc.io.tables import read_table
-from restorelcc.io.tensors import read_tensors
-from restorelcc.probe.attribution import causal_scores, gradient_scores, margin_batches
-from restorelcc.probe.contrastive import Solver, heldout_mask, probe_heads
-from restorelcc.probe.margins import evenly_spread
-from restorelcc.probe.stage import layer_groups
+from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, read_layer, read_layout
+from restorelcc.base.corpus_tables import CONTRAST
+from restorelcc.base.tables import read_table
+from restorelcc.compensation.components import main_component
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.tensors import read_tensors
+from restorelcc.models.text import encode_contrasts
+from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches
+from restorelcc.stages.probe.contrastive import Solver, heldout_mask, probe_heads
+from restorelcc.stages.probe.margins import evenly_spread
+from restorelcc.stages.probe.stage import layer_groups
 
 Triple = tuple[Tensor, Tensor, Tensor]
 

@@ -27,9 +27,9 @@ def _write_project(root: Path, layers: int) -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from restorelcc.core.cell import Cell
-    from restorelcc.io.layout import Layout
-    from restorelcc.io.tables import write_texts
+    from restorelcc.base.cell import Cell
+    from restorelcc.base.layout import Layout
+    from restorelcc.base.tables import write_texts
     from tests.pico import word_tokenizer
 
     torch.manual_seed(0)
@@ -47,13 +47,13 @@ def _prune(root: Path, pruning: str, threads: int) -> tuple[int, int, float]:
     """(peak before the stage, peak after, seconds)."""
     import torch
 
-    from restorelcc.core.cell import Cell
-    from restorelcc.core.model_entry import ModelEntry
-    from restorelcc.core.runtime import return_large_buffers
-    from restorelcc.io.layout import Layout
-    from restorelcc.io.streaming import empty_model
-    from restorelcc.prune.config import PruneConfig
-    from restorelcc.prune.stage import run
+    from restorelcc.base.cell import Cell
+    from restorelcc.base.layout import Layout
+    from restorelcc.base.model_entry import ModelEntry
+    from restorelcc.models.runtime import return_large_buffers
+    from restorelcc.sparsity.streaming import empty_model
+    from restorelcc.stages.prune.config import PruneConfig
+    from restorelcc.stages.prune.stage import run
 
     layout, cell = Layout(root), Cell("random", pruning)
     return_large_buffers()  # before any model, as in a process that runs the stage and nothing else
@@ -70,9 +70,9 @@ def _estimates(pruning: str, layers: int) -> tuple[int, int, int]:
     from accelerate import init_empty_weights
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from restorelcc.core.pruning import parse_pruning
-    from restorelcc.prune.budget import memory_budget
-    from restorelcc.prune.config import PruneConfig
+    from restorelcc.base.prunings import parse_pruning
+    from restorelcc.stages.prune.budget import memory_budget
+    from restorelcc.stages.prune.config import PruneConfig
 
     with init_empty_weights():
         small, whole = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers)), LlamaForCausalLM(LlamaConfig())

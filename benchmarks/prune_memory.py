@@ -47,10 +47,10 @@ class Peak:
 def _write_project(root: Path, layers: int) -> int:
     """A project with a random dense checkpoint, twice: they differ in the config only. Returns the bytes of weights."""
     from benchmarks.random_llama import VOCABULARY, random_llama
-    from restorelcc.core.cell import Cell
-    from restorelcc.io.checkpoints import save_checkpoint
-    from restorelcc.io.layout import Layout
-    from restorelcc.io.tables import write_texts
+    from restorelcc.base.cell import Cell
+    from restorelcc.base.layout import Layout
+    from restorelcc.base.tables import write_texts
+    from restorelcc.models.checkpoints import save_checkpoint
     from tests.pico import word_tokenizer
 
     layout, first, rng = Layout(root), Cell("random"), random.Random(0)
@@ -72,16 +72,16 @@ def _write_project(root: Path, layers: int) -> int:
 def _prune(root: Path, name: str, pruning: str) -> Peak:
     import torch
 
-    from restorelcc.core.cell import Cell
-    from restorelcc.core.model_entry import ModelEntry
-    from restorelcc.core.pruning import parse_pruning
-    from restorelcc.core.runtime import return_large_buffers
-    from restorelcc.io.digest import model_digest
-    from restorelcc.io.layout import Layout
-    from restorelcc.io.streaming import empty_model
-    from restorelcc.prune.budget import memory_budget
-    from restorelcc.prune.config import PruneConfig
-    from restorelcc.prune.stage import run
+    from restorelcc.base.cell import Cell
+    from restorelcc.base.digest import model_digest
+    from restorelcc.base.layout import Layout
+    from restorelcc.base.model_entry import ModelEntry
+    from restorelcc.base.prunings import parse_pruning
+    from restorelcc.models.runtime import return_large_buffers
+    from restorelcc.sparsity.streaming import empty_model
+    from restorelcc.stages.prune.budget import memory_budget
+    from restorelcc.stages.prune.config import PruneConfig
+    from restorelcc.stages.prune.stage import run
 
     layout, cell = Layout(root), Cell(name, pruning)
     return_large_buffers()  # before any model, as in a process that runs the stage and nothing else
@@ -137,7 +137,7 @@ def _markdown(peaks: list[Peak], size: int, activations: int) -> str:
         f"A random float32 Llama, {_mib(size)} of weights (width {WIDTH}, FFN {FFN}), {SEQUENCES} x {LENGTH} "
         f"calibration tokens. Bound: the weights and the activations of two blocks, {_mib(activations)}, together "
         f"{_mib(size + activations)}; a peak has Python and torch in it. Both models write the same bytes. `estimate` "
-        f"is what `restorelcc/prune/budget.py` says of the column before it.\n\n{measured_on(1)}\n\n"
+        f"is what `restorelcc/stages/prune/budget.py` says of the column before it.\n\n{measured_on(1)}\n\n"
         f"{table(columns, rows)}"
     )
 

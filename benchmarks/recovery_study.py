@@ -21,16 +21,16 @@ import yaml
 
 from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects
 from benchmarks.study_pages import recovered, write_pages
-from restorelcc.cli import STAGES, _imported
-from restorelcc.core.architectures import prunable_linears
-from restorelcc.core.cell import Cell
-from restorelcc.core.fold import fold
-from restorelcc.io.baseline_folder import DOCUMENT, MODEL
-from restorelcc.io.checkpoints import load_model
-from restorelcc.io.compensations import read_compensation
-from restorelcc.io.documents import read_json, write_json
-from restorelcc.io.layout import Layout
-from restorelcc.params import load_params
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.layout import Layout
+from restorelcc.cli.app import STAGES, _imported
+from restorelcc.compensation.baseline_folder import DOCUMENT, MODEL
+from restorelcc.compensation.file import read_compensation
+from restorelcc.compensation.fold import fold
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.checkpoints import load_model
+from restorelcc.pipeline.params import load_params
 
 ROOT = Path(__file__).parents[1]
 

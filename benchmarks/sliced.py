@@ -24,9 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.random_llama import random_batches, random_llama
 from benchmarks.results import measured_on, table, write_section
-from restorelcc.core.pruning import parse_pruning
-from restorelcc.core.slicing import sliced
-from restorelcc.prune.prune import prune_model
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.release.slicing import sliced
+from restorelcc.stages.prune.prune import prune_model
 
 WIDTH, FFN, LAYERS, HEADS = 512, 1376, 4, 8
 

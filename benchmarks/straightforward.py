@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from restorelcc.core.architectures import head_layout, out_projections
-from restorelcc.core.text import EncodedContrast, EncodedPair
+from restorelcc.models.architectures import head_layout, out_projections
+from restorelcc.models.text import EncodedContrast, EncodedPair
 
 
 @torch.no_grad()

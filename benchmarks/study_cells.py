@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from restorelcc.core.baselines import BASELINES, Ships
-from restorelcc.core.cell import Cell
+from restorelcc.base.baselines import BASELINES, Ships
+from restorelcc.base.cell import Cell
 
 SEEDS = (0, 1, 2)
 ALL_SITES = "[o, v, q, k, gate, up, down]"

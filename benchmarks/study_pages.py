@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.study_cells import PAPER, SEEDS, Method, StudyCell
-from restorelcc.io.documents import read_json
+from restorelcc.base.documents import read_json
 
 # Student's t at 97.5 % by degrees of freedom, for intervals over a few seeds.
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}

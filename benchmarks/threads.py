@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from restorelcc.dense.pretrain import build_model
-from restorelcc.params import load_params
+from restorelcc.pipeline.params import load_params
+from restorelcc.stages.dense.pretrain import build_model
 
 _ROUNDS, _STEPS = 7, 5
 _TOKENS = 18  # the longest document of a typical batch

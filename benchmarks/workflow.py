@@ -24,7 +24,7 @@ from statistics import median
 import networkx
 
 from benchmarks.results import table, verdict, write_section
-from restorelcc.workflow.lockfile import merge
+from restorelcc.pipeline.lockfile import merge
 from tests.flows.light import LightProject
 from tests.flows.user_files import MODEL, user_params, write_user_files
 

@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from restorelcc.io.layout import Layout
+from restorelcc.base.layout import Layout
 
 
 @dataclass(frozen=True)

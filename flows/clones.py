@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.base.errors import BadInput, StageFailed
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.gates import CPU, GPU, visible_gpus
-from restorelcc.core.errors import BadInput
-from restorelcc.core.model_entry import ModelEntry
-from restorelcc.io.layout import Layout
-from restorelcc.params import Params
-from restorelcc.workflow.lockfile import heal
-from restorelcc.workflow.stale import remove_stale_metrics
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.pipeline.lockfile import heal
+from restorelcc.pipeline.params import Params
+from restorelcc.pipeline.stale import remove_stale_metrics
 
 _MODEL = re.compile(r" --model (\S+)")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from restorelcc.core.errors import BadInput
+from restorelcc.base.errors import BadInput
 
 CPU, GPU = "cpu", "gpu"
 

@@ -27,10 +27,10 @@ from flows.gates import local_slots
 from flows.model_job import published_lock, subset
 from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
-from restorelcc.core.errors import BadInput, StageFailed
-from restorelcc.params import load_params
-from restorelcc.workflow.lockfile import merge
-from restorelcc.workflow.remotes import check_remote, dvc, remote_name
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.pipeline.lockfile import merge
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
 
 DEPLOYMENT = "model-job/machines"
 _POLL_SECONDS = 2.0

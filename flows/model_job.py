@@ -22,15 +22,15 @@ from flows.dag import Dag, read_dag
 from flows.gates import local_slots
 from flows.restore import run_stages
 from flows.tasks import in_words
-from restorelcc.core.errors import StageFailed
-from restorelcc.io.layout import Layout
-from restorelcc.params import load_params
-from restorelcc.verbs.share import restore_from_cache
-from restorelcc.workflow.inputs import lay_out_inputs
-from restorelcc.workflow.lockfile import read_lock
-from restorelcc.workflow.remotes import dvc
-from restorelcc.workflow.running import held_lock
-from restorelcc.workflow.versions import check_versions
+from restorelcc.base.errors import StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.cli.share import restore_from_cache
+from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.lockfile import read_lock
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.remotes import dvc
+from restorelcc.pipeline.running import held_lock
+from restorelcc.pipeline.versions import check_versions
 
 
 @flow(name="model-job", flow_run_name="{model}", validate_parameters=True)

@@ -28,11 +28,11 @@ from flows.gates import gate_folder, local_slots
 from flows.server import prefect_api
 from flows.stage_process import begin, end_all
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
-from restorelcc.core.errors import BadInput, StageFailed
-from restorelcc.io.layout import Layout
-from restorelcc.params import load_params
-from restorelcc.workflow.inputs import lay_out_inputs
-from restorelcc.workflow.versions import FOLDER, write_versions
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.versions import FOLDER, write_versions
 
 
 @flow(name="restore", task_runner=ThreadPoolTaskRunner(), validate_parameters=True)

@@ -18,8 +18,8 @@ from flows import ROOT
 from flows.restore import command_line, restore
 from flows.server import require_server
 from flows.sweep import sweep
-from restorelcc.core.errors import BadInput
-from restorelcc.params import load_params
+from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.params import load_params
 
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 

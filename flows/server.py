@@ -16,7 +16,7 @@ import httpx
 import prefect
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.base.errors import BadInput, StageFailed
 
 _TIED = Path(__file__).with_name("tied.py")
 _START_SECONDS = 120.0

@@ -27,9 +27,9 @@ from flows.clones import committed_revision, fresh_clone, git, share_cache, writ
 from flows.gates import local_slots
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
-from restorelcc.core.errors import BadInput, StageFailed
-from restorelcc.params import load_params
-from restorelcc.workflow.running import held_lock
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.running import held_lock
 
 LATE_STATE = "Skipped: late"
 

@@ -18,7 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 from flows.dag import Stage
 from flows.gates import gate
 from flows.stage_process import UNCHANGED, Command, StageError, run_stage
-from restorelcc.core.errors import BadInput, StageFailed
+from restorelcc.base.errors import BadInput, StageFailed
 
 P = ParamSpec("P")
 BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE = "Bad input", "Failed", "Skipped"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from restorelcc.core.environment import set_defaults
+from restorelcc.environment import set_defaults
 
 
 def main() -> None:
     """Entry point: sets what libraries read when they load, then loads them."""
     set_defaults()
-    from restorelcc.cli import main as command
+    from restorelcc.cli.app import main as command
 
     command()
 

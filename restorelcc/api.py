@@ -17,28 +17,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from restorelcc.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
-from restorelcc.compensate.config import CompensateConfig
-from restorelcc.core.architectures import head_layout
-from restorelcc.core.attached import HeadCompensation, TrainableCompensation
-from restorelcc.core.compensation import Compensation
-from restorelcc.core.components import main_component
-from restorelcc.core.errors import BadInput
-from restorelcc.core.fit_compensation import Pairs, fit_compensation
-from restorelcc.core.fold import check_class_carries
-from restorelcc.core.fold import fold as fold_in_place
-from restorelcc.core.heads import HeadLayout, chosen_count
-from restorelcc.core.hooks import compensated
-from restorelcc.core.pruning import parse_pruning
-from restorelcc.core.text import context_length, encode_contrasts, encode_pair
-from restorelcc.extract.decompose import decompose
-from restorelcc.io.compensations import read_compensation, write_compensation
-from restorelcc.probe.config import ProbeConfig
-from restorelcc.probe.contrastive import heldout_mask, probe_heads
-from restorelcc.probe.ranking import rank_heads
-from restorelcc.prune.calibration import calibration_batches
-from restorelcc.prune.config import PruneConfig
-from restorelcc.prune.prune import PrunedTensor, prune_model
+from restorelcc.base.errors import BadInput
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.compensation.components import main_component
+from restorelcc.compensation.file import read_compensation, write_compensation
+from restorelcc.compensation.fold import check_class_carries
+from restorelcc.compensation.fold import fold as fold_in_place
+from restorelcc.models.architectures import head_layout
+from restorelcc.models.heads import HeadLayout, chosen_count
+from restorelcc.models.hooks import compensated
+from restorelcc.models.text import context_length, encode_contrasts, encode_pair
+from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.extract.decompose import decompose
+from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads
+from restorelcc.stages.probe.ranking import rank_heads
+from restorelcc.stages.prune.calibration import calibration_batches
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune.prune import PrunedTensor, prune_model
+from restorelcc.training.attached import HeadCompensation, TrainableCompensation
+from restorelcc.training.compensation import Pairs, fit_compensation
 
 Texts = Sequence[str]
 Rows = Sequence[Mapping[str, str]]

@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from restorelcc.workflow.versions import FOLDER, installed, write_version
+from restorelcc.pipeline.versions import FOLDER, installed, write_version
 
 ROOT = Path(__file__).parents[1]
 

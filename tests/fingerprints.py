@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from restorelcc.core.fingerprint import Fingerprint, TaskPrint
+from restorelcc.base.fingerprint import Fingerprint, TaskPrint
 
 _WHOLE = {"lm_eval": "0.3.0", "limit": 7, "heldout": "other", "perplexity_tokens": 512, "tokenizer": "other"}
 _OF_TASK = {"metric": "acc_norm", "filter": "flexible", "averaged": False, "shots": 5, "fewshot_seed": 1} | {

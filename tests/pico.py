@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from restorelcc.core.architectures import out_projections, prunable_linears
+from restorelcc.models.architectures import out_projections, prunable_linears
 
 LAYERS, HEADS, HEAD_DIM, WIDTH, VOCABULARY = 3, 4, 6, 16, 64
 

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import torch
 
-from restorelcc.core.architectures import head_layout
-from restorelcc.core.cell import Cell
-from restorelcc.core.heads import HeadLayout
-from restorelcc.core.model_entry import DataFiles, ModelEntry
-from restorelcc.core.pruning import parse_pruning
-from restorelcc.evaluate.config import EvaluateConfig, GenerationConfig
-from restorelcc.evaluate.stage import run_dense
-from restorelcc.io.checkpoints import save_checkpoint
-from restorelcc.io.corpus_tables import EXAMPLES
-from restorelcc.io.digest import file_digest, model_digest
-from restorelcc.io.documents import write_json
-from restorelcc.io.head_table import HEADS
-from restorelcc.io.layout import Layout
-from restorelcc.io.tables import write_table, write_texts
-from restorelcc.io.tensors import write_tensors
-from restorelcc.prune.prune import prune_model
+from restorelcc.base.cell import Cell
+from restorelcc.base.corpus_tables import EXAMPLES
+from restorelcc.base.digest import file_digest, model_digest
+from restorelcc.base.documents import write_json
+from restorelcc.base.head_table import HEADS
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import DataFiles, ModelEntry
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.tables import write_table, write_texts
+from restorelcc.models.architectures import head_layout
+from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.models.heads import HeadLayout
+from restorelcc.models.tensors import write_tensors
+from restorelcc.stages.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.stages.evaluate.stage import run_dense
+from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 
 CELL = Cell("pico", "wanda-0.5")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import restorelcc
-from restorelcc.core.errors import BadInput
+from restorelcc.base.errors import BadInput
 from tests import pico
 from tests.dag import ROOT
 
@@ -81,11 +81,11 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_functions_are_packages_too_and_nothing_is_imported_before_it_is_used() -> None:
     code = (
-        "import sys, restorelcc, restorelcc.cli\n"
+        "import sys, restorelcc, restorelcc.cli.app\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
-        "import restorelcc.prune.config\n"
+        "import restorelcc.stages.prune.config\n"
         "assert 'torch' not in sys.modules\n"
-        "assert callable(restorelcc.prune) and callable(restorelcc.capture) and restorelcc.prune.config\n"
+        "assert callable(restorelcc.stages.prune) and callable(restorelcc.stages.capture) and restorelcc.stages.prune.config\n"
         "assert {'prune', 'fold', 'attach'} <= set(dir(restorelcc))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

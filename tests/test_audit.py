@@ -25,12 +25,12 @@ from typing import Any
 import pytest
 import yaml
 
-from restorelcc.io.checkpoints import save_checkpoint
+from restorelcc.models.checkpoints import save_checkpoint
 from tests import pico
 from tests.dag import HARMLESS, ROOT
-from tests.export.restored import pruned_model
 from tests.opened import Opened
-from tests.prune.project import words
+from tests.release.export.restored import pruned_model
+from tests.stages.prune.project import words
 
 MODEL, PRUNING, RATIO = "mine", "wanda-0.5", "0.25"
 CELL = {"model": MODEL, "pruning": PRUNING, "head_ratio": RATIO, "baseline": "bias"}
@@ -45,7 +45,7 @@ NO_INPUTS = {
     ".work": "scratch files, locks, and what a run that was stopped left, under a digest of all that it depends on",
     "data/logs": "how long stages took here; nothing is computed from it",
     "data/inputs": "the links themselves: what they lead to is a dependency of the stage that reads it",
-    "restorelcc/report/templates": "in the stage's own folder",
+    "restorelcc/stages/report/templates": "in the stage's own folder",
 }
 # Of the person's own folder.
 OF_THE_PERSON = {

@@ -14,37 +14,37 @@ import pytest
 import torch
 import yaml
 
-from restorelcc.baseline.config import BaselineConfig
-from restorelcc.baseline.stage import run as baseline
-from restorelcc.capture.stage import run_dense as capture_dense
-from restorelcc.capture.stage import run_pruned as capture_pruned
-from restorelcc.cli import main
-from restorelcc.compensate.config import CompensateConfig
-from restorelcc.compensate.stage import run as compensate
-from restorelcc.core.architectures import head_layout, prunable_linears
-from restorelcc.core.cell import Cell
-from restorelcc.core.compensation import Compensation
-from restorelcc.core.errors import BadInput
-from restorelcc.core.model_entry import DataFiles, ModelEntry
-from restorelcc.evaluate.stage import run_baseline, run_dense, run_pruned, run_restored
-from restorelcc.export.cell import cell_options
-from restorelcc.export.export import ExportOptions, export_checkpoint
-from restorelcc.io.checkpoints import save_checkpoint, write_reference
-from restorelcc.io.compensations import write_compensation
-from restorelcc.io.digest import file_digest, model_digest
-from restorelcc.io.documents import write_json
-from restorelcc.io.layout import Layout
-from restorelcc.io.references import pinned_source
-from restorelcc.io.revisions import compare_sources
-from restorelcc.io.weights import INDEX, WHOLE
-from restorelcc.params import load_params
-from restorelcc.prune.stage import run as prune
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import file_digest, model_digest
+from restorelcc.base.documents import write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import DataFiles, ModelEntry
+from restorelcc.base.weights import INDEX, WHOLE
+from restorelcc.cli.app import main
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.compensation.file import write_compensation
+from restorelcc.models.architectures import head_layout, prunable_linears
+from restorelcc.models.checkpoints import save_checkpoint, write_reference
+from restorelcc.models.references import pinned_source
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.sources import compare_sources
+from restorelcc.release.export.cell import cell_options
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline.stage import run as baseline
+from restorelcc.stages.capture.stage import run_dense as capture_dense
+from restorelcc.stages.capture.stage import run_pruned as capture_pruned
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate.stage import run as compensate
+from restorelcc.stages.evaluate.stage import run_baseline, run_dense, run_pruned, run_restored
+from restorelcc.stages.prune.stage import run as prune
 from tests import pico
-from tests.capture.project import CONFIG as CAPTURE
-from tests.capture.project import tuples, write_tuples
 from tests.dag import ROOT
-from tests.prune.project import CONFIG as PRUNE
 from tests.recovery_project import ENTRY, EVALUATE, recovery_project, write_components
+from tests.stages.capture.project import CONFIG as CAPTURE
+from tests.stages.capture.project import tuples, write_tuples
+from tests.stages.prune.project import CONFIG as PRUNE
 
 CELL = Cell("pico", "wanda-0.5")
 DENSE, RESTORED, BASELINE = Cell("pico"), replace(CELL, head_ratio="0.25"), replace(CELL, baseline="meanshift")

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from restorelcc.cli import STAGES, app
-from restorelcc.core.cell import Cell
-from restorelcc.core.model_entry import USED_BY, ModelEntry
-from restorelcc.inputs.named import Named
-from restorelcc.inputs.stage import lay_out
-from restorelcc.io.layout import Layout
-from restorelcc.params import Params
-from restorelcc.workflow.stale import grid_outs, stale_metrics
-from restorelcc.workflow.versions import installed, read_versions
+from restorelcc.base.cell import Cell
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import USED_BY, ModelEntry
+from restorelcc.cli.app import STAGES, app
+from restorelcc.pipeline.params import Params
+from restorelcc.pipeline.stale import grid_outs, stale_metrics
+from restorelcc.pipeline.versions import installed, read_versions
+from restorelcc.stages.inputs.named import Named
+from restorelcc.stages.inputs.stage import lay_out
 from tests.dag import ROOT, code_deps, existing_links, links, packages, rewrite
 
 DVC_FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())

@@ -11,12 +11,12 @@ import pandas
 import polars
 import pytest
 
-from restorelcc.core.cell import Cell
-from restorelcc.core.heads import HeadLayout
-from restorelcc.io.activations import layer_file, read_layer
+from restorelcc.activations.store import layer_file, read_layer
+from restorelcc.base.cell import Cell
+from restorelcc.models.heads import HeadLayout
 from tests import pico
-from tests.capture.project import CELL, capture, project
 from tests.dag import ROOT
+from tests.stages.capture.project import CELL, capture, project
 
 SHAPE = HeadLayout(pico.LAYERS, pico.HEADS, pico.HEAD_DIM)
 

@@ -144,9 +144,9 @@ def test_the_compensation_is_what_the_architecture_says(project: Project) -> Non
 
 
 def test_sparsity_is_the_same_before_and_after(project: Project) -> None:
-    from restorelcc.core.architectures import prunable_linears
-    from restorelcc.core.fold import fold
-    from restorelcc.io.checkpoints import load_model
+    from restorelcc.compensation.fold import fold
+    from restorelcc.models.architectures import prunable_linears
+    from restorelcc.models.checkpoints import load_model
 
     base = project.folder / "data/tiny/wanda-0.5"
     model = load_model(base / "pruned", torch.float32, torch.device("cpu"))

@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from restorelcc.core.architectures import out_projections
-from restorelcc.dense.pretrain import DevItem, choice_accuracy
-from restorelcc.io.checkpoints import load_model, load_tokenizer
-from restorelcc.io.corpus_tables import ITEMS
-from restorelcc.io.tables import read_table, read_texts
-from tests.prune.test_trained import CONFIG, pruned_by_each, share_in_order
+from restorelcc.base.corpus_tables import ITEMS
+from restorelcc.base.tables import read_table, read_texts
+from restorelcc.models.architectures import out_projections
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.stages.dense.pretrain import DevItem, choice_accuracy
+from tests.stages.prune.test_trained import CONFIG, pruned_by_each, share_in_order
 from tests.test_end_to_end import Project
 
 pytestmark = pytest.mark.slow

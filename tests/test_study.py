@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.study_cells import OPENING_WORDS, STORY_TOKENS, all_cells, all_subjects, write_story_pairs
 from benchmarks.study_pages import interval, recovered, write_pages
-from restorelcc.core.baselines import BASELINES
-from restorelcc.io.documents import write_json
-from restorelcc.params import load_params
+from restorelcc.base.baselines import BASELINES
+from restorelcc.base.documents import write_json
+from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 
 CELLS = list(all_cells(all_subjects(Path("/nowhere"))))

@@ -54,7 +54,7 @@ def main() -> None:
         if arguments:
             command()
         else:  # what the command line itself loads
-            importlib.import_module("restorelcc.cli")
+            importlib.import_module("restorelcc.cli.app")
     finally:
         seen_files, seen_folders = sorted(files), sorted(folders)
         modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}

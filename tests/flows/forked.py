@@ -29,9 +29,13 @@ def serve(path):
     """Import what stages import, then run every command in a fork, until this process is ended."""
     import importlib
 
-    from restorelcc.cli import STAGES
+    from restorelcc.cli.app import STAGES
 
-    for module in {verb.module for verb in STAGES.values()} | {"restorelcc.report.stage", "lm_eval", "sklearn.svm"}:
+    for module in {verb.module for verb in STAGES.values()} | {
+        "restorelcc.stages.report.stage",
+        "lm_eval",
+        "sklearn.svm",
+    }:
         importlib.import_module(module)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -55,7 +59,7 @@ def _reaped():
 
 def _answer(connection):
     """In the fork: become the caller's command."""
-    from restorelcc.cli import main
+    from restorelcc.cli.app import main
 
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
     arguments, environment = json.loads(connection.makefile("rb").readline())

@@ -72,7 +72,7 @@ def digest(paths, head):
     return total.hexdigest()
 
 
-# What of a user's files each table of a corpus is made of, as restorelcc/corpus makes it.
+# What of a user's files each table of a corpus is made of, as restorelcc/stages/corpus makes it.
 INSTRUCTIONS = ("instructions", "tokenizer")
 TABLES = {
     "calibration.parquet": ("calibration",),

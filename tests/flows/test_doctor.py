@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from restorelcc.workflow.versions import write_version
+from restorelcc.pipeline.versions import write_version
 from tests.flows.light import LightProject
 
 

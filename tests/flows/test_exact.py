@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from restorelcc.workflow.versions import read_versions, write_version
+from restorelcc.pipeline.versions import read_versions, write_version
 from tests.flows.light import LightProject
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1, 0.25]}
@@ -106,13 +106,13 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         cells("inputs", *PER_RATIO, models=("second",)) | REPORT,
     ),
     "an entry outside the grid": (param("models.third.threads", 2), set()),
-    "code of prune": (edit("restorelcc/prune/scores.py"), cells("prune")),
-    "code of report": (edit("restorelcc/report/tables.py"), REPORT),
+    "code of prune": (edit("restorelcc/stages/prune/scores.py"), cells("prune")),
+    "code of report": (edit("restorelcc/stages/report/tables.py"), REPORT),
     "code of a shared module": (
-        edit("restorelcc/core/hooks.py"),
+        edit("restorelcc/models/hooks.py"),
         cells("capture_dense", "capture_pruned"),
     ),
-    "code of the command line": (edit("restorelcc/cli.py"), set()),
+    "code of the command line": (edit("restorelcc/cli/app.py"), set()),
     "code of a flow": (edit("flows/__init__.py"), set()),
     "torch": (bump("torch"), cells(*TORCH)),
     "scikit-learn": (bump("scikit-learn"), cells("corpus")),

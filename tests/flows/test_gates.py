@@ -15,14 +15,20 @@ from flows.dag import Stage, read_dag
 from flows.gates import CPU, GPU, gate, gate_folder, local_slots
 from flows.stage_process import Command, _gpu
 from flows.tasks import command_of
-from restorelcc.core.errors import BadInput
-from restorelcc.params import load_params
+from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.params import load_params
 from tests.flows.light import LightProject
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1], "baseline": ["bias"]}
 ON_GPU = {"capture_dense", "prune", "capture_pruned", "probe", "compensate", "baseline"}
 ON_GPU |= {"evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_baseline"}
-ON_CPU = {"inputs", "corpus", "dense", "extract", "report"}  # the embedded model is pretrained on the CPU, wherever that is
+ON_CPU = {
+    "inputs",
+    "corpus",
+    "dense",
+    "extract",
+    "report",
+}  # the embedded model is pretrained on the CPU, wherever that is
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from restorelcc.core.errors import BadInput
-from restorelcc.workflow.lockfile import heal, merge, read_lock
-from restorelcc.workflow.running import held_lock, lock_owner
-from restorelcc.workflow.versions import (
+from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.lockfile import heal, merge, read_lock
+from restorelcc.pipeline.running import held_lock, lock_owner
+from restorelcc.pipeline.versions import (
     FOLDER,
     check_versions,
     differences,
@@ -29,9 +29,9 @@ from tests.flows.test_restore import alive
 HOLD = """
 import sys, time
 from pathlib import Path
-from restorelcc.core.cell import Cell
-from restorelcc.io.layout import Layout
-from restorelcc.workflow.running import stage_running
+from restorelcc.base.cell import Cell
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline.running import stage_running
 with stage_running(Layout(Path(sys.argv[1])), "prune", Cell("tiny", "wanda-0.5")):
     print("running", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -13,7 +13,7 @@ import pytest
 from flows.dag import Dag, Stage, read_dag
 from flows.gates import gate
 from flows.stage_process import StageError, _error
-from restorelcc.params import load_params
+from restorelcc.pipeline.params import load_params
 from tests.flows.light import LightProject
 from tests.flows.servers import wait_for
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from flows.sweep import check_sweep
-from restorelcc.core.errors import BadInput
+from restorelcc.base.errors import BadInput
 from tests.flows.light import LightProject
 from tests.flows.servers import prefect_server, process, wait_for
 from tests.flows.test_machines import deployed

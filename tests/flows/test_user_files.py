@@ -1,7 +1,7 @@
 """An edit of a file that the user named, and the exact set of stages that `dvc repro` then executes.
 
 The files, links, digests and the DAG are real, `inputs` too; the stages behind it are light. They are as exact as the
-true ones: tests/corpus asserts that a table of the corpus changes with the files that it is made of alone.
+true ones: tests/stages/corpus asserts that a table of the corpus changes with the files that it is made of alone.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from restorelcc.io.corpus_tables import CONTRAST, EXAMPLES
-from restorelcc.io.tables import read_metadata, read_table, read_texts
-from tests.core.test_response_mask import CHATML, byte_level
+from restorelcc.base.corpus_tables import CONTRAST, EXAMPLES
+from restorelcc.base.tables import read_metadata, read_table, read_texts
 from tests.hub.client import HubProject, go_offline, no_waiting, point_at
 from tests.hub.faults import Fault
 from tests.hub.fixtures import dataset_card, jsonl, parquet, pico_files
 from tests.hub.repositories import folder_files
 from tests.hub.server import LoopbackHub
+from tests.models.test_response_mask import CHATML, byte_level
 
 ALPACA = [{"instruction": f"Count to {n}.", "input": "", "output": f"Here is {n} : {n}."} for n in range(40)]
 WIKITEXT = [

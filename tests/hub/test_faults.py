@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from restorelcc.io.checkpoints import load_model, load_tokenizer
+from restorelcc.models.checkpoints import load_model, load_tokenizer
 from tests.hub.client import HubProject, go_offline, no_waiting, point_at
 from tests.hub.faults import Fault
 from tests.hub.fixtures import pico_files
@@ -227,7 +227,7 @@ def test_a_disk_that_is_full_where_artifacts_are_written(dense: Dense, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device", "model_ref.json")
 
     with monkeypatch.context() as patch:
-        patch.setattr("restorelcc.dense.stage.write_reference", full)
+        patch.setattr("restorelcc.stages.dense.stage.write_reference", full)
         dense.fails(1, "the disk is full", "model_ref.json", "make room")
     dense.succeeds()
 

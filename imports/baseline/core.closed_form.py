@@ -1,1 +1,0 @@
-../../restorelcc/core/closed_form.py

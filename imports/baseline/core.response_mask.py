@@ -1,1 +1,0 @@
-../../restorelcc/core/response_mask.py

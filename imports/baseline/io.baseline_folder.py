@@ -1,1 +1,0 @@
-../../restorelcc/io/baseline_folder.py

@@ -1,1 +1,0 @@
-../../restorelcc/io/training_state.py

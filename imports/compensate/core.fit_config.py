@@ -1,1 +1,0 @@
-../../restorelcc/core/fit_config.py

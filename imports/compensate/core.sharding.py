@@ -1,1 +1,0 @@
-../../restorelcc/core/sharding.py

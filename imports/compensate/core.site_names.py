@@ -1,1 +1,0 @@
-../../restorelcc/core/site_names.py

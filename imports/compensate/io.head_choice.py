@@ -1,1 +1,0 @@
-../../restorelcc/io/head_choice.py

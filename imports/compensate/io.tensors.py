@@ -1,1 +1,0 @@
-../../restorelcc/io/tensors.py

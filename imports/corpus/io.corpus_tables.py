@@ -1,1 +1,0 @@
-../../restorelcc/io/corpus_tables.py

@@ -1,1 +1,0 @@
-../../restorelcc/io/stock_files.py

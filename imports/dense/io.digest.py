@@ -1,1 +1,0 @@
-../../restorelcc/io/digest.py

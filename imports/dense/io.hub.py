@@ -1,1 +1,0 @@
-../../restorelcc/io/hub.py

@@ -1,1 +1,0 @@
-../../restorelcc/io/sample_table.py

@@ -1,1 +1,0 @@
-../../restorelcc/io/activations.py

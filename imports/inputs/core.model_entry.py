@@ -1,1 +1,0 @@
-../../restorelcc/core/model_entry.py

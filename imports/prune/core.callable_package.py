@@ -1,1 +1,0 @@
-../../restorelcc/core/callable_package.py

@@ -1,1 +1,0 @@
-../../restorelcc/core/processes.py

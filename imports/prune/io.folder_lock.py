@@ -1,1 +1,0 @@
-../../restorelcc/io/folder_lock.py

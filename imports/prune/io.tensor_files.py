@@ -1,1 +1,0 @@
-../../restorelcc/io/tensor_files.py

@@ -1,0 +1,1 @@
+"""Head outputs: how they are observed, packed into rows and kept."""

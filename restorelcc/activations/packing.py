@@ -1,0 +1,175 @@
+"""Two continuations of one text in one row: what they share is computed once, and neither sees the other.
+
+Letters: B batch, T tokens of a line, R rows.
+
+A row holds the first sequence and then what the second has beyond their common start. Attention is a tree: a token sees
+those before it in its own sequence, and position ids and windows count along that sequence, so that every token's
+activations are those of a pass over its sequence alone. Short rows may share a line of the batch, where none sees
+another: attention over many short lines costs more a token than over fewer longer ones, and less is padding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from restorelcc.models.architectures import family_of
+
+PaddingSide = Literal["right", "left"]
+_TRUNK, _FIRST, _SECOND, _SEQUENCES = 0, 1, 2, 3  # which sequence a token of a row belongs to; the trunk is both's
+_PADDING = -1
+LINE = 64  # tokens up to which rows share a line
+_LANES = (
+    16  # numbers of a CPU's vector: attention over a short line takes up to three times as long for what is left over
+)
+_ADDITIVE = ("sdpa", "eager")  # attention implementations that take any mask, added to the scores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One or two sequences as one row; `trunk` tokens at its start belong to both."""
+
+    ids: list[int]
+    first: int  # tokens of the first sequence
+    trunk: int
+
+    @property
+    def branches(self) -> bool:
+        """Whether a second sequence goes on from the trunk."""
+        return len(self.ids) > self.first
+
+    @property
+    def positions(self) -> list[int]:
+        """Each token's place in its own sequence."""
+        return [*range(self.first), *range(self.trunk, self.trunk + len(self.ids) - self.first)]
+
+    def branch(self, number: int) -> list[int]:
+        """Which sequence each token belongs to, when the row is this one of its line."""
+        counts = {_TRUNK: self.trunk, _FIRST: self.first - self.trunk, _SECOND: len(self.ids) - self.first}
+        return [_SEQUENCES * number + which for which, count in counts.items() for _ in range(count)]
+
+    def second(self, place: int) -> int:
+        """Where in the row the second sequence's token at `place` stands."""
+        return place if place < self.trunk else self.first + place - self.trunk
+
+
+def alone(ids: list[int]) -> Row:
+    """A row of one sequence."""
+    return Row(ids, len(ids), len(ids))
+
+
+def packed(first: list[int], second: list[int]) -> Row:
+    """A row of two sequences that share their longest common start."""
+    trunk = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        trunk += 1
+    return Row(first + second[trunk:], len(first), trunk)
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model's attention takes a mask of any shape; flash attention does not."""
+    return model.config._attn_implementation in _ADDITIVE
+
+
+def lines_of(lengths: Sequence[int], longest: int = LINE) -> list[list[int]]:
+    """Which rows, by their number, share a line: longest first, filled up with the shortest ones.
+
+    A line holds at most `longest` tokens; a row of more has one to itself.
+    """
+    left = deque(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+    lines = []
+    while left:
+        line = [left.popleft()]
+        room = longest - lengths[line[0]]
+        for take, candidate in ((left.popleft, 0), (left.pop, -1)):
+            while left and lengths[left[candidate]] <= room:
+                room -= lengths[left[candidate]]
+                line.append(take())
+        lines.append(line)
+    return lines
+
+
+@dataclass(frozen=True)
+class PaddedLines:
+    """Lines of rows as a batch. line_R, start_R: in which line each row is, and where in it it begins."""
+
+    tokens_BT: Tensor
+    positions_BT: Tensor
+    branch_BT: Tensor  # which sequence of which row a token belongs to: 3 * row + _TRUNK, _FIRST or _SECOND
+    line_R: Tensor
+    start_R: Tensor
+    causal_is_enough: bool  # no token would see padding or another sequence under a plain causal mask
+
+
+def padded(lines: Sequence[Sequence[Row]], pad: int, side: PaddingSide = "right") -> PaddedLines:
+    """Put lines into one batch, padded on either side."""
+    sizes = [sum(len(row.ids) for row in line) for line in lines]
+    width = max(sizes)
+    causal = all(len(line) == 1 and not line[0].branches for line in lines) and (side == "right" or min(sizes) == width)
+    if width < LINE and not causal:  # a model that is given no positions counts the padding's too, up to its limit
+        width = -(-width // _LANES) * _LANES
+    columns: tuple[list[list[int]], ...] = ([], [], [])
+    places = []
+    for number, (line, size) in enumerate(zip(lines, sizes, strict=True)):
+        before, after = (0, width - size) if side == "right" else (width - size, 0)
+        parts: tuple[list[int], ...] = ([pad] * before, [0] * before, [_PADDING] * before)
+        for place, row in enumerate(line):
+            places.append((number, len(parts[0])))
+            for part, values in zip(parts, (row.ids, row.positions, row.branch(place)), strict=True):
+                part.extend(values)
+        for column, part, neutral in zip(columns, parts, (pad, 0, _PADDING), strict=True):
+            column.append(part + [neutral] * after)
+    line_R, start_R = torch.tensor(places).unbind(1)
+    tokens_BT, positions_BT, branch_BT = (torch.tensor(column) for column in columns)
+    return PaddedLines(tokens_BT, positions_BT, branch_BT, line_R, start_R, causal)
+
+
+def model_inputs(model: PreTrainedModel, lines: PaddedLines) -> dict[str, Any]:
+    """Arguments of the model's forward for these lines. Raises ValueError when it cannot take the mask they need."""
+    tokens_BT = lines.tokens_BT.to(model.device)
+    if lines.causal_is_enough:
+        return {"input_ids": tokens_BT, "use_cache": False}
+    if not can_pack(model):
+        raise ValueError(f"{model.config._attn_implementation} attention takes no mask: pad on the right, one sequence")
+    seen_BTT = _seen(lines.branch_BT.to(model.device))
+    positions_BT = lines.positions_BT.to(model.device)
+    distance_BTT = positions_BT[:, :, None] - positions_BT[:, None, :]
+
+    def additive(window: int | None) -> Tensor:
+        allowed_BTT = seen_BTT if window is None else seen_BTT & (distance_BTT < window)
+        hidden = torch.finfo(model.dtype).min
+        return torch.zeros_like(allowed_BTT, dtype=model.dtype).masked_fill_(~allowed_BTT, hidden)[:, None]
+
+    window = getattr(model.config, "sliding_window", None)
+    windows = family_of(model).windows
+    mask: Tensor | dict[str, Tensor]
+    if windows == "listed":
+        kinds = set(model.config.layer_types)
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise ValueError(f"attention layers of the kinds {sorted(kinds)} are not all known")
+        mask = {kind: additive(None if kind == "full_attention" else window) for kind in sorted(kinds)}
+    else:
+        mask = additive(window if windows == "every" else None)
+    return {"input_ids": tokens_BT, "attention_mask": mask, "position_ids": positions_BT, "use_cache": False}
+
+
+def _seen(branch_BT: Tensor) -> Tensor:
+    """Which token (last axis) each token sees: earlier ones of its own sequence. Bool [B, T, T].
+
+    Padding sees padding before it and itself, since a softmax over nothing is not a number.
+    """
+    tokens = branch_BT.shape[1]
+    causal_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=branch_BT.device).tril()
+    row_BT = branch_BT.div(_SEQUENCES, rounding_mode="floor")
+    same_row_BTT = row_BT[:, :, None] == row_BT[:, None, :]
+    same_BTT = branch_BT[:, :, None] == branch_BT[:, None, :]
+    trunk_B1T = (branch_BT % _SEQUENCES == _TRUNK)[:, None, :]
+    return causal_TT & (same_BTT | (same_row_BTT & trunk_B1T))

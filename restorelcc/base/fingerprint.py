@@ -1,0 +1,117 @@
+"""How a model was measured, part by part: results are compared only where all of it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+
+from restorelcc.base.errors import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPrint:
+    """How one task was measured. items, prompts, config: digests of the documents with their answers, of what the
+    model was given to read, and of the task file with the code that it calls."""
+
+    metric: str
+    filter: str
+    averaged: bool  # whether it counts into the mean accuracy
+    shots: int
+    fewshot_seed: int
+    version: str
+    config: str
+    items: str
+    prompts: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """How one model was measured. tokenizer, heldout: digests of its vocabulary with how it cuts the held-out texts,
+    and of these texts."""
+
+    lm_eval: str
+    limit: int | None
+    heldout: str
+    perplexity_tokens: int
+    tokenizer: str
+    tasks: dict[str, TaskPrint]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.as_text().encode()).hexdigest()[:16]
+
+    def as_text(self) -> str:
+        """JSON, as the metadata of a table hold it."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str | None, where: object, again: str) -> Fingerprint:
+        """Raises BadInput, naming `where` and the command that measures `again`, when it is absent or not whole."""
+        try:
+            content = json.loads(text or "")
+            tasks = {name: TaskPrint(**task) for name, task in content.pop("tasks").items()}
+            return cls(tasks=tasks, **content)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadInput(
+                f"{where} does not say how it was measured, as results of an older version do not: run `{again}`"
+            ) from error
+
+
+# What the parts are called in a sentence; what says most about a difference comes first.
+_WHOLE = {
+    "lm_eval": "the version of lm-eval",
+    "limit": "evaluate.limit",
+    "heldout": "the held-out texts",
+    "perplexity_tokens": "evaluate.perplexity_tokens",
+    "tokenizer": "the tokenizer",
+}
+_OF_TASK = {
+    "metric": "the metric",
+    "filter": "the filter",
+    "shots": "the number of shots",
+    "fewshot_seed": "the seed of the shots",
+    "version": "the version",
+    "items": "the items",
+    "prompts": "the prompts",
+    "averaged": "the place in the mean",
+    "config": "the task file, or the code it calls,",
+}
+_DIGESTS = ("heldout", "tokenizer", "items", "prompts", "config")
+
+
+def difference(first: Fingerprint, second: Fingerprint) -> str | None:
+    """The first part that differs, in words: "the metric of task 'x' (acc against acc_norm)". None where none does."""
+    return next(_differences(first, second), None)
+
+
+def _differences(first: Fingerprint, second: Fingerprint) -> Iterator[str]:
+    for part, title in _WHOLE.items():
+        yield from _pair(part, title, getattr(first, part), getattr(second, part))
+    for name in sorted(first.tasks.keys() ^ second.tasks.keys()):
+        yield f"task {name!r}, on which only the {'first' if name in first.tasks else 'second'} was measured"
+    for name in sorted(first.tasks.keys() & second.tasks.keys()):
+        for part, title in _OF_TASK.items():
+            values = (getattr(fingerprint.tasks[name], part) for fingerprint in (first, second))
+            yield from _pair(part, f"{title} of task {name!r}", *values)
+
+
+def _pair(part: str, title: str, first: object, second: object) -> Iterator[str]:
+    if first != second:
+        yield title if part in _DIGESTS else f"{title} ({first} against {second})"
+
+
+def check_comparable(name: str, first: Fingerprint, other: str, second: Fingerprint, again: str) -> None:
+    """Raises BadInput, naming the part that differs, unless both were measured in the same way.
+
+    again: the command that measures them anew.
+    """
+    if found := difference(first, second):
+        raise BadInput(
+            f"{name} and {other} cannot be compared, they were measured differently in {found}: run `{again}`"
+        )
+
+
+assert {*_WHOLE, "tasks"} == {part.name for part in fields(Fingerprint)}, "a part without a name is not compared"
+assert set(_OF_TASK) == {part.name for part in fields(TaskPrint)}, "a part without a name is not compared"

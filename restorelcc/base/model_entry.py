@@ -1,0 +1,155 @@
+"""One entry of the `models` catalogue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from restorelcc.base.presets import PRESETS, over
+from restorelcc.base.section import Section
+
+MICROWORLD = "microworld"
+HUB_NAMES = ("c4", "wikitext", "alpaca")  # datasets of the hub that have a name here
+HUB_PREFIX = "hub:"
+SEQUENCE_LENGTH = {"prune": "sequence_length", "evaluate": "perplexity_tokens"}  # what an entry's length stands for
+ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold")
+
+
+_RUNS = ("dtype", "device", "device_map", "max_memory", "threads")
+# The fields of an entry that each stage uses. It is given no others, and they alone make it run again.
+USED_BY: dict[str, tuple[str, ...]] = {
+    "corpus": ("source", "revision", "data"),
+    "dense": ("source", "revision", "threads"),
+    "prune": ("source", "dtype", "device", "threads"),
+    "capture": _RUNS,
+    "extract": ("threads",),
+    "probe": _RUNS,
+    "compensate": _RUNS,
+    "baseline": _RUNS,
+    "evaluate": ("tasks", *_RUNS),
+}
+
+
+def is_of_the_hub(source: str) -> bool:
+    """Whether a source of data is a dataset of the hub, by name or by `hub:<id>`, and no file."""
+    return source in HUB_NAMES or source.startswith(HUB_PREFIX)
+
+
+class DataFiles(Section):
+    """Data of a model that is not the embedded one. Each source is a local file (.jsonl, .json, .csv, .parquet, .txt),
+    a dataset of the hub by name (c4, wikitext, alpaca) or by id (hub:<id>[:<config>[:<split>]])."""
+
+    calibration: str  # texts for pruning
+    instructions: str  # question/response pairs: training, probing and the choice of heads
+    heldout: str  # texts for perplexity
+    # What the rows of `instructions` are; auto: told by their columns. See docs/data.md.
+    format: Literal["auto", "pairs", "alpaca", "chat", "choice", "text"] = "auto"
+    columns: dict[str, str] = {}  # your own names for the columns, e.g. {question: prompt, response: completion}
+    template: str = "{instruction}\n{input}"  # how a question is made of instruction and input; blanks are stripped
+    chat_template: bool = False  # put every question through the chat template of the model's tokenizer
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_roles(cls, columns: dict[str, str]) -> dict[str, str]:
+        for role in columns:
+            if role not in ROLES:
+                raise ValueError(f"{role!r} is no role of a column; roles are {', '.join(ROLES)}")
+        return columns
+
+    @field_validator("template")
+    @classmethod
+    def _template_takes_its_values(cls, template: str) -> str:
+        try:
+            template.format(instruction="", input="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"the template may hold {{instruction}} and {{input}} only ({error!r})") from error
+        return template
+
+
+class TaskChoice(Section):
+    """A task, group, preset or folder of task files of `tasks`, with how it is measured."""
+
+    name: str = Field(min_length=1)
+    metric: str | None = Field(default=None, min_length=1)  # None: the task's own first one
+    # Examples before each question; None: none for tasks of lm-eval, what the task file says for one's own.
+    num_fewshot: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _paper_measures_acc(self) -> TaskChoice:
+        if self.name == "paper-7" and self.metric not in (None, "acc"):
+            raise ValueError("paper-7 is measured by acc, as in the paper: leave the metric out, or name its tasks")
+        return self
+
+
+BY_NAME, WITH_SETTINGS = "a name", "a task with settings"  # how pydantic tells the two forms of a task apart
+Task = Annotated[
+    Annotated[str, Tag(BY_NAME)] | Annotated[TaskChoice, Tag(WITH_SETTINGS)],
+    Discriminator(lambda given: WITH_SETTINGS if isinstance(given, dict | TaskChoice) else BY_NAME),
+]
+
+
+class ModelEntry(Section):
+    """Where a model comes from, how it runs, and what it is calibrated, restored and measured with."""
+
+    source: str = Field(min_length=1)  # "microworld" (pretrained here), a folder, or a hub id
+    revision: str | None = None  # hub ids only: branch, tag or commit; None is the main branch
+    preset: Literal["paper"] | None = None  # shared settings, see base/presets.py; keys given here go first
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
+    device: str = Field(default="auto", pattern=r"auto|cpu|cuda(:\d+)?")
+    # Spread the model over all GPUs, main memory and disk (accelerate's device_map); None: it is on `device` whole.
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    max_memory: dict[str, str] = {}  # per device at most, with device_map: {"0": 70GiB, cpu: 100GiB}; the rest on disk
+    threads: int = Field(default=0, ge=0, le=1024)  # CPU threads of torch; 0 is torch's own choice
+    # Tokens of a calibration and of a perplexity sequence; None: prune.sequence_length and evaluate.perplexity_tokens.
+    sequence_length: int | None = Field(default=None, ge=2)
+    data: DataFiles | None = None  # needed unless source is "microworld"
+    # lm-eval task names, presets (paper-7) or folders of task files; with settings: {name: rte, metric: acc}.
+    tasks: tuple[Task, ...] = ()
+    # Over the sections of params.yaml, for this model alone: {prune: {samples: 64}, compensate: {epochs: 1}}.
+    settings: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_preset(cls, given: Any) -> Any:
+        preset = PRESETS.get(given.get("preset") or "") if isinstance(given, dict) else None
+        return over(preset, {key: value for key, value in given.items() if value is not None}) if preset else given
+
+    @model_validator(mode="after")
+    def _memory_needs_a_map(self) -> ModelEntry:
+        if self.max_memory and self.device_map is None:
+            raise ValueError("max_memory limits what device_map spreads: add device_map: auto, or leave it out")
+        return self
+
+    @property
+    def is_microworld(self) -> bool:
+        return self.source == MICROWORLD
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Tasks, presets and folders or files of tasks, as they are named."""
+        return tuple(task if isinstance(task, str) else task.name for task in self.tasks)
+
+    def part_for(self, stage: str) -> ModelEntry:
+        """The entry with the fields alone that the stage uses: reading another one raises AttributeError."""
+        part = self.model_copy()
+        for name in set(type(self).model_fields) - set(USED_BY[stage]):
+            del part.__dict__[name]
+        return part
+
+    def settings_for(self, stage: str) -> dict[str, Any]:
+        """All that the entry says to a stage, as JSON: the fields that it uses, and what goes over its section."""
+        return {"model": self.model_dump(mode="json", include=set(USED_BY[stage]))} | {
+            "section": self.section_changes(stage)
+        }
+
+    @property
+    def tasks_document(self) -> list[str | dict[str, Any]]:
+        """`tasks` as JSON, in the form given."""
+        return [task if isinstance(task, str) else task.model_dump(exclude_none=True) for task in self.tasks]
+
+    def section_changes(self, section: str) -> dict[str, Any]:
+        """What this model puts over a section of params.yaml."""
+        length = SEQUENCE_LENGTH.get(section)
+        own = {length: self.sequence_length} if length and self.sequence_length else {}
+        return own | self.settings.get(section, {})

@@ -1,0 +1,49 @@
+"""Artifacts appear whole or not at all: written to a scratch place, then renamed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from restorelcc.base.folder_lock import locked
+from restorelcc.base.layout import Layout
+
+
+@contextmanager
+def published(layout: Layout, *destinations: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield one scratch path per destination; when the block ends well, rename each to its destination.
+
+    The block creates a file or a folder at every scratch path. When it raises, nothing under data/ has changed. What a
+    killed process has left in its scratch place is deleted by the next one that writes.
+    """
+    with _scratch_folder(layout.work) as scratch:
+        paths = tuple(scratch / f"{number}-{path.name}" for number, path in enumerate(destinations))
+        yield paths
+        for path, destination in zip(paths, destinations, strict=True):
+            _replace(path, destination, scratch)
+
+
+@contextmanager
+def _scratch_folder(work: Path) -> Iterator[Path]:
+    """A folder that is locked as long as its process lives, and deleted at the end; so are those that nobody locks."""
+    with ExitStack() as held:
+        with locked(work):  # nobody finds another one's folder between its making and its locking
+            for left in work.glob("write-*"):
+                with locked(left, wait=False) as free:
+                    if free:
+                        shutil.rmtree(left, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix="write-", dir=work))
+            held.enter_context(locked(scratch))
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        yield scratch
+
+
+def _replace(path: Path, destination: Path, scratch: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.is_dir() and not destination.is_symlink():
+        # A folder cannot be renamed over a folder that has files: the old one steps aside and goes with the scratch.
+        destination.replace(scratch / f"old-{destination.name}")
+    path.replace(destination)

@@ -1,0 +1,65 @@
+"""What may lie in a checkpoint folder: weights as safetensors, JSON, a tokenizer; no pickle, no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".dill")
+CODE = (".py", ".pyc", ".so", ".pyd", ".dll")
+# The first file of each line makes a tokenizer; the others belong to it.
+TOKENIZER_CORES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+TOKENIZER_FILES = (
+    *TOKENIZER_CORES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# All names that tokenizer classes and the library itself read, those of older formats too.
+_TOKENIZER_PATTERNS = (
+    *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
+    *("*.model", "*.tiktoken", "*.jinja"),
+)
+_CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What is in the folder (at any depth) and must not be: pickles, programs; relative paths, sorted."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in files if path.suffix.lower() in (*PICKLES, *CODE))
+
+
+def remote_code(folder: Path) -> str | None:
+    """The first config that names code of its own to be run on loading (auto_map); None when none does."""
+    for name in _CONFIGS:
+        if (folder / name).is_file() and read_json(folder / name).get("auto_map"):
+            return name
+    return None
+
+
+def is_of_the_tokenizer(name: Path) -> bool:
+    """Whether a file of a checkpoint, by its path in it, is one that text becomes tokens by: the tokenizer, what
+    belongs to it, a chat template."""
+    if name.parts[:-1] == ("additional_chat_templates",):
+        return True
+    return len(name.parts) == 1 and any(name.match(pattern) for pattern in _TOKENIZER_PATTERNS)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a file is there that makes a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_CORES)
+
+
+def check_stock(folder: Path) -> None:
+    """Raises BadInput when a checkpoint to be read needs code of its own."""
+    found = remote_code(folder)
+    if found is not None:
+        raise BadInput(
+            f"{folder / found} asks for code of its own (auto_map), which is never run here: give a checkpoint of a "
+            "class that transformers has, or take auto_map out when it is one"
+        )

@@ -1,0 +1,50 @@
+"""Parquet tables, written and read against a schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from restorelcc.base.errors import BadInput
+
+TEXTS = pa.schema([("text", pa.string())])
+
+
+def write_table(
+    path: Path, rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, str] | None = None
+) -> None:
+    """Write rows with exactly this schema; the same rows give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows of a table. Raises BadInput when the file is missing, unreadable or lacks a column."""
+    if not path.is_file():
+        raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
+    try:
+        return pq.read_table(path, columns=schema.names).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(
+            f"{path} is not the Parquet table expected here ({error}): delete it and run dvc repro"
+        ) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The schema metadata of a Parquet file, as text."""
+    raw = pq.read_schema(path).metadata or {}
+    return {key.decode(): value.decode() for key, value in raw.items()}
+
+
+def read_texts(path: Path) -> list[str]:
+    """The `text` column."""
+    return [row["text"] for row in read_table(path, TEXTS)]
+
+
+def write_texts(path: Path, texts: list[str], metadata: dict[str, str] | None = None) -> None:
+    """One row per text."""
+    write_table(path, [{"text": text} for text in texts], TEXTS, metadata)

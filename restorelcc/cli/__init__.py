@@ -1,0 +1,1 @@
+"""The command line: typer and printing, a file for each verb."""

@@ -1,0 +1,86 @@
+"""`restorelcc check`: params.yaml and the sources of its models, and with --model a model's data, read through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.pipeline.inputs import changed_since_the_last_run
+from restorelcc.pipeline.params import Params, hidden_changes, load_params
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command(
+        "check",
+        help="Check params.yaml, and whether the sources of its models moved; --model: read a model's data through. "
+        "Writes nothing.",
+    )(check)
+
+
+def check(
+    params: Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")] = Path(
+        "params.yaml"
+    ),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="read this model's data through: what is used, and what is not")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="with --model: JSON on stdout")] = False,
+) -> None:
+    """Say what is wrong before a long stage runs."""
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    if model is not None:
+        _read_through(checked, checked.cell(model, None, None).model, layout, as_json=as_json)
+        return
+    if as_json:
+        raise BadInput("check --json is what a model's data hold: add --model NAME")
+    from restorelcc.cli.app import grid_cells
+
+    typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+    for sentence in hidden_changes(checked):
+        typer.echo(f"restorelcc: note: {sentence}", err=True)
+    _compare_sources(checked, layout)
+
+
+def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:
+    """Print what the data of a model hold. Raises BadInput with the first problem where there is one."""
+    if params.models[alias].is_microworld:
+        typer.echo(f"{alias} is the embedded model, which brings its data itself: there is nothing to read", err=True)
+        return
+    from restorelcc.cli.read_through import print_reading, read_through
+
+    found = read_through(params, alias, layout)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_reading(found)
+    if problems := found["problems"]:
+        raise BadInput(problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)")
+
+
+def _compare_sources(params: Params, layout: Layout) -> None:
+    """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+    models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
+    external = any(parse_pruning(pruning).external for pruning in prunings)
+    if not external and all(entry.is_microworld for entry in models.values()):
+        return
+    from restorelcc.pipeline.sources import compare_sources  # imports pyarrow, which others need not wait for
+
+    found = [each for alias, entry in models.items() for each in compare_sources(alias, entry, layout, prunings)]
+    for comparison in found:
+        if not comparison.stale:
+            typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
+    for alias in models:
+        for what in changed_since_the_last_run(layout, alias):
+            typer.echo(f"restorelcc: note: models.{alias}: {what} changed: `dvc repro` runs what reads it", err=True)
+    if stale := [comparison.sentence for comparison in found if comparison.stale]:
+        raise StageFailed("; ".join(stale))

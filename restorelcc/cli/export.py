@@ -1,0 +1,82 @@
+"""`restorelcc export`: a restored model as a stock checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.cli.sizes import size_in_bytes
+from restorelcc.pipeline.params import load_params
+
+_PARAMS = Path("params.yaml")
+
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="the folder to write")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder when it has content")]
+ShardOption = Annotated[str, typer.Option("--max-shard-size", help="of one weight file, e.g. 5GB or 500MB")]
+SliceOption = Annotated[bool, typer.Option("--slice", help="cut removed heads and channels out (structured pruning)")]
+BaseOption = Annotated[str | None, typer.Option("--base-model", help="hub id of the base model, for the model card")]
+LicenceOption = Annotated[str | None, typer.Option("--licence", help="licence of the base model, for the model card")]
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("export", help="Write a restored model as a stock checkpoint: a cell of the grid, or two files.")(
+        export
+    )
+
+
+def export(
+    out: OutOption,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="key of `models` in params.yaml")] = None,
+    pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="as in grid.pruning")] = None,
+    head_ratio: Annotated[str | None, typer.Option("--head-ratio", "-r", help="as in grid.head_ratio")] = None,
+    pruned: Annotated[Path | None, typer.Option("--pruned", help="folder of a pruned checkpoint")] = None,
+    compensation: Annotated[Path | None, typer.Option("--compensation", help="compensation.safetensors")] = None,
+    max_shard_size: ShardOption = "5GB",
+    cut: SliceOption = False,
+    overwrite: OverwriteOption = False,
+    base_model: BaseOption = None,
+    licence: LicenceOption = None,
+    params: Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")] = _PARAMS,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file")] = None,
+) -> None:
+    """Fold the compensation in, write the checkpoint, say where it is."""
+    shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
+    cell, files = [model, pruning, head_ratio], [pruned, compensation]
+    if (None in cell and None in files) or (any(cell) and any(files)):
+        raise BadInput(
+            "export needs either --model, --pruning and --head-ratio (a cell of the grid), or --pruned and "
+            "--compensation (two files)"
+        )
+    if pruned is None or compensation is None:
+        checked = load_params(params, tuple(set_ or ()))
+        named = checked.cell(model, pruning, head_ratio)
+        layout = Layout(params.resolve().parent)
+        pruned, compensation = layout.pruned(named), layout.compensation(named)
+    from restorelcc.release.export.cell import cell_options
+    from restorelcc.release.export.export import ExportOptions, export_checkpoint
+    from restorelcc.release.export.facts import file_facts
+
+    known = {"base_model": base_model, "licence": licence}
+    options = (
+        ExportOptions(card=file_facts(pruned, **known))
+        if model is None
+        else cell_options(named, checked.section, layout, **known)
+    )
+    options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
+    record = export_checkpoint(pruned, compensation, out, options)
+    say_what_was_written(out, record)
+
+
+def say_what_was_written(out: Path, record: dict[str, Any]) -> None:
+    """Two lines on stdout."""
+    route = record["route"]
+    typer.echo(f"{out}: {route['model_type']}, {record['sparsity']['share']:.2%} of the targeted weights are zero")
+    typer.echo(
+        f"{len(route['folded'])} biases carry the compensation ({route['name']}); check with: restorelcc verify {out}"
+    )

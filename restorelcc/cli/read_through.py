@@ -1,0 +1,174 @@
+"""A model's data as the stages will take them: rows, formats, lengths in tokens, overlaps, items of own tasks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median_low
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.models.response_mask import split_pairs
+from restorelcc.pipeline.params import Params
+from restorelcc.stages.corpus.adapters import Example
+from restorelcc.stages.corpus.contrast import normal
+from restorelcc.stages.corpus.fit import Fitting
+from restorelcc.stages.corpus.roles import Roles
+from restorelcc.stages.corpus.sources import Found
+from restorelcc.stages.prune.calibration import calibration_batches
+
+T = TypeVar("T")
+
+
+def read_through(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
+    """{model, max_tokens, roles, calibration, overlap, tasks, notes, problems}; every problem is one sentence.
+
+    Raises StageFailed when a hub that has to be asked cannot be.
+    """
+    entry = params.models[alias]
+    roles = Roles(params.section(alias, "corpus"), entry, layout.root, f"models.{alias}")
+    problems: list[str] = []
+    notes: list[str] = []
+    fitting = _fitting(roles, problems, notes)
+    roles = replace(roles, fits=fitting is not None)
+    calibration = _tried(roles.calibration, problems)
+    instructions = _tried(roles.instructions, problems)
+    heldout = _tried(roles.heldout, problems)
+    found: dict[str, Any] = {"model": alias, "source": entry.source}
+    found["max_tokens"] = None if fitting is None else fitting.max_tokens
+    found["roles"] = {
+        "calibration": _described(calibration, fitting, _text_lengths),
+        "instructions": _described(instructions, fitting, _pair_lengths),
+        "heldout": _described(heldout, fitting, _text_lengths),
+    }
+    if calibration is not None and fitting is not None:
+        config = params.section(alias, "prune")
+        found["calibration"] = {"samples": config.samples, "sequence_length": config.sequence_length}
+        batches = _tried(
+            lambda: calibration_batches(fitting.tokenizer, calibration.items, config, torch.device("cpu")), problems
+        )
+        if batches is not None:
+            sequences, tokens = sum(map(len, batches)), sum(batch.numel() for batch in batches)
+            found["calibration"] |= {"sequences": sequences, "tokens": tokens}
+    if instructions is not None and heldout is not None:
+        found["overlap"] = _overlap(instructions.items, heldout.items)
+    found["tasks"] = _tried(lambda: _task_items(params, alias, layout), problems)
+    return found | {"notes": notes, "problems": problems}
+
+
+def _tried(read: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return read()
+    except BadInput as error:
+        problems.append(str(error))
+        return None
+
+
+def _fitting(roles: Roles, problems: list[str], notes: list[str]) -> Fitting | None:
+    """The model's tokenizer with its limits; without one lengths are not told."""
+    try:
+        return roles.fitting
+    except BadInput as error:
+        problems.append(str(error))
+    except StageFailed as error:
+        notes.append(f"lengths in tokens are not known, and nothing was shortened: {error}")
+    return None
+
+
+def _described(
+    found: Found[T] | None, fitting: Fitting | None, lengths: Callable[[list[T], Fitting], list[int]]
+) -> dict[str, Any] | None:
+    """What was found for a role; None where it could not be read."""
+    if found is None:
+        return None
+    account = found.account
+    described = found.origin | {"unit": found.rows.unit, "columns": list(account.columns), "format": account.format}
+    described["count"] = len(found.items)
+    if fitting is not None and found.items:
+        counted = sorted(lengths(found.items, fitting))
+        described["tokens"] = {"min": counted[0], "median": median_low(counted), "max": counted[-1]}
+        described["tokens"]["sum"] = sum(counted)
+    return described
+
+
+def _text_lengths(texts: list[str], fitting: Fitting) -> list[int]:
+    return list(map(len, fitting.tokenizer(texts)["input_ids"]))
+
+
+def _pair_lengths(found: list[Example], fitting: Fitting) -> list[int]:
+    """Of question and response, before a long question is cut."""
+    written = [fitting.written(example) for example in found]
+    splits = split_pairs(
+        fitting.tokenizer, [example.question for example in written], [example.response for example in written]
+    )
+    return [len(split.ids) for split in splits]
+
+
+def _overlap(instructions: list[Example], heldout: list[str]) -> dict[str, Any]:
+    """Held-out texts that are also a question, a response or both of a pair: perplexity is then of training data."""
+    trained: set[str] = set()
+    for example in instructions:
+        question, response = normal(example.question), normal(example.response)
+        trained |= {question, response, f"{question} {response}"}
+    shared = [text for text in heldout if normal(text) in trained]
+    return {"texts": len(shared), "of": len(heldout), "first": shared[0][:60] if shared else None}
+
+
+def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
+    """Items of the tasks in the model's own folders of task files; lm-eval's tasks would be downloads."""
+    folders = [str(layout.root / name) for name in params.models[alias].task_names if (layout.root / name).is_dir()]
+    if not folders:
+        return {}
+    from restorelcc.stages.evaluate.tasks import load_tasks
+
+    with tempfile.TemporaryDirectory() as cache:
+        loaded = load_tasks(list(folders), None, cache)
+        return {name: len(list(task.eval_docs)) for name, task in loaded["tasks"].items()}
+
+
+def print_reading(found: dict[str, Any], console: Console | None = None) -> None:
+    """One row per role, then what the roles mean together, and what is wrong."""
+    console = console or Console()
+    table = Table(title=f"{found['model']} ({found['source']})", title_justify="left")
+    for name in ("role", "source", "format", "columns", "read", "used", "shortened", "skipped (first)", "tokens"):
+        table.add_column(name, justify="right" if name in ("read", "used", "shortened") else "left")
+    for role, each in found["roles"].items():
+        if each is None:
+            table.add_row(role, *["-"] * 8)
+            continue
+        rows, tokens = each["rows"], each.get("tokens")
+        skipped = [f"{one['count']:,} {why} ({each['unit']} {one['first']})" for why, one in rows["skipped"].items()]
+        counts = [f"{rows[name]:,}" for name in ("read", "used", "shortened")]
+        lengths = f"{tokens['min']:,} to {tokens['max']:,}, median {tokens['median']:,}" if tokens else "-"
+        table.add_row(
+            role, each["source"], each["format"], ", ".join(each["columns"]), *counts, "\n".join(skipped), lengths
+        )
+    console.print(table)
+    for line in _sentences(found):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _sentences(found: dict[str, Any]) -> Iterator[str]:
+    if found["max_tokens"] is not None:
+        yield f"Rows are fitted to {found['max_tokens']:,} tokens (corpus.max_tokens, and the model's context)."
+    if "tokens" in (calibration := found.get("calibration") or {}):
+        wanted = calibration["samples"] * calibration["sequence_length"]
+        yield (
+            f"Calibration: {calibration['sequences']:,} sequences, {calibration['tokens']:,} tokens, of the "
+            f"{calibration['samples']:,} x {calibration['sequence_length']:,} = {wanted:,} that prune asks for at most."
+        )
+    if (overlap := found.get("overlap") or {}).get("texts"):
+        yield (
+            f"{overlap['texts']:,} of {overlap['of']:,} held-out texts are in the instructions too, the first is "
+            f"{overlap['first']!r}: perplexity is then measured on what is trained on."
+        )
+    for task, items in (found["tasks"] or {}).items():
+        yield f"Task {task}: {items:,} items."
+    yield from (f"note: {note}" for note in found["notes"])
+    yield from (f"problem: {problem}" for problem in found["problems"])

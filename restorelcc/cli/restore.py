@@ -1,0 +1,94 @@
+"""`restorelcc restore`: from a dense and a pruned model to a restored checkpoint, in one command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restorelcc.base.errors import BadInput
+from restorelcc.cli.export import (
+    BaseOption,
+    LicenceOption,
+    OutOption,
+    OverwriteOption,
+    ShardOption,
+    SliceOption,
+    say_what_was_written,
+)
+from restorelcc.cli.sizes import size_in_bytes
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("restore", help="Restore a pruned model, or prune and restore one, in one command and without DVC.")(
+        restore
+    )
+
+
+def restore(
+    dense: Annotated[str, typer.Option("--dense", help="the dense model: a folder, or a hub id")],
+    out: OutOption,
+    pruned: Annotated[str | None, typer.Option("--pruned", help="the pruned checkpoint: a folder, or a hub id")] = None,
+    pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="prune first, e.g. wanda-0.5")] = None,
+    head_ratio: Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate")] = "0.10",
+    instructions: Annotated[
+        str, typer.Option("--instructions", help="instruction pairs: a file, alpaca, or hub:<dataset>")
+    ] = "alpaca",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", help="texts to prune by: a file, c4, or hub:<dataset>  [c4; --pruned: none needed]"
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="where intermediate artifacts lie; a rerun goes on there [<out>.work]")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="of the dense hub id")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<number>")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", help="of the CPU; 0 is torch's own choice")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
+    max_shard_size: ShardOption = "5GB",
+    cut: SliceOption = False,
+    overwrite: OverwriteOption = False,
+    base_model: BaseOption = None,
+    licence: LicenceOption = None,
+) -> None:
+    """Capture ... compensate in a work folder, then the same checkpoint as `export` writes."""
+    if (pruned is None) == (pruning is None):
+        raise BadInput("restore needs either --pruned (a pruned checkpoint) or --pruning (how to prune the dense one)")
+    shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
+    from restorelcc.pipeline.oneshot import Request, run_chain
+    from restorelcc.release.folders import check_apart, check_output
+
+    work = work or out.with_name(f"{out.name}.work")
+    check_output(out, overwrite=overwrite)
+    given = [Path(text).expanduser() for text in (dense, pruned) if text and Path(text).expanduser().exists()]
+    check_apart(out, work, *given)
+    request = Request(
+        dense=dense,
+        pruned=pruned,
+        pruning=pruning,
+        head_ratio=head_ratio,
+        instructions=instructions,
+        # A pruned model is not pruned again: what its pruning cost is measured on the texts of the instructions.
+        calibration=calibration or (None if pruned else "c4"),
+        work=work,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        overrides=tuple(set_ or ()),
+    )
+    done = run_chain(request)
+    from restorelcc.release.export.cell import cell_options
+    from restorelcc.release.export.export import export_checkpoint
+
+    options = cell_options(done.cell, done.params.section, done.layout, base_model=base_model, licence=licence)
+    options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
+    record = export_checkpoint(done.layout.pruned(done.cell), done.layout.compensation(done.cell), out, options)
+    say_what_was_written(out, record)
+    typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")

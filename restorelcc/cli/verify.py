@@ -1,0 +1,32 @@
+"""`restorelcc verify`: prove that a restored checkpoint is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command(
+        "verify", help="Prove a restored checkpoint: zeros, N:M, keys, logits, digests. Exit 1 at the first fault."
+    )(verify)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="folder of a restored checkpoint")],
+    against: Annotated[Path | None, typer.Option("--against", help="folder of the pruned checkpoint")] = None,
+    compensation: Annotated[Path | None, typer.Option("--compensation", help="compensation.safetensors")] = None,
+    skip_logits: Annotated[
+        bool, typer.Option("--skip-logits", help="for models too large to run in float32 here")
+    ] = False,
+) -> None:
+    """Check after check, one line each."""
+    from restorelcc.release.verify.verify import subject
+    from restorelcc.release.verify.verify import verify as findings
+
+    for title, found in findings(subject(folder, against, compensation), logits=not skip_logits):
+        typer.echo(f"ok  {title:<14} {found}")
+    typer.echo(f"{folder} is verified")

@@ -1,0 +1,1 @@
+"""Constants added inside a frozen model: the value, its file, its fold into biases."""

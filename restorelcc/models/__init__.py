@@ -1,0 +1,1 @@
+"""What a transformer is: families, heads, tokens, checkpoints, the hub."""

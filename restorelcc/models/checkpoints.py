@@ -1,0 +1,164 @@
+"""Stock Hugging Face checkpoints: safetensors only, no remote code, saved and loaded in one way.
+
+A model folder holds either a checkpoint or `model_ref.json`, which points to one (a folder, or a hub id at a commit).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from restorelcc.base.digest import REFERENCE, check_unchanged
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.processes import process_count
+from restorelcc.base.weights import weights_of
+from restorelcc.models.hub import Repository, fetch_model
+from restorelcc.models.references import Pinned
+from restorelcc.models.runtime import pick_device, pick_dtype
+from restorelcc.models.text import context_length
+
+disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
+
+
+def write_reference(folder: Path, pinned: Pinned) -> None:
+    """Point to weights that stay where they are: a hub id at a commit, with the content ids of the files used, or a
+    folder whose content had these digests."""
+    folder.mkdir(parents=True)
+    write_json(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
+
+
+def local_folder(folder: Path, key: str | None = None) -> Path:
+    """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
+
+    Raises BadInput when the folder referred to has other content than it had, BadInput or StageFailed when the hub does
+    not give the files, naming `key`, or else the folder.
+    """
+    if (folder / REFERENCE).is_file():
+        reference = read_json(folder / REFERENCE)
+        source, commit = reference["source"], reference["revision"]
+        if reference.get("files") is None:
+            check_unchanged(folder)
+            return Path(source)
+        return fetch_model(Repository(key or str(folder), source), commit)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+    return folder
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a model is laid over devices: accelerate's device_map, the most that each may take, and where on disk the
+    rest goes (`offload`, a folder for scratch files; None: it is refused)."""
+
+    device_map: str
+    max_memory: dict[int | str, str]
+    offload: Path | None = None
+
+
+def spread_of(entry: ModelEntry, offload: Path | None = None) -> Spread | None:
+    """What an entry of `models` asks for; None for a model that is on one device whole."""
+    if entry.device_map is None:
+        return None
+    limits = {int(name) if name.isdecimal() else name: size for name, size in entry.max_memory.items()}
+    return Spread(entry.device_map, limits, offload)
+
+
+def load_entry(folder: Path, entry: ModelEntry, *, offload: Path | None = None) -> PreTrainedModel:
+    """`load_model` in the dtype and on the devices of an entry of `models`; of several processes each has one device.
+
+    offload: where weights that fit no device may lie; without it all have to fit.
+    """
+    device = pick_device(entry.device)
+    spread = spread_of(entry, offload) if process_count() == 1 else None
+    return load_model(folder, pick_dtype(entry.dtype, device), device, spread=spread)
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, spread: Spread | None = None
+) -> PreTrainedModel:
+    """The model in evaluation mode, all weights frozen, on `device` or spread over several.
+
+    Raises BadInput for a missing or incomplete checkpoint, and for a spread that does not hold the model.
+    """
+    source = local_folder(folder)
+    weights_of(source)  # a folder with two models in it is refused before either is read
+    placement, scratch = _placement(spread)
+    try:
+        # Typed by hand: with output_loading_info the method returns a pair, which its annotation does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no model can be loaded from {source}: {first_line(error)}") from error
+    model, report = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            raise BadInput(f"the checkpoint in {source} has {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    model = model.eval().requires_grad_(False)
+    if spread is None:
+        return model.to(device)
+    _check_spread(model, spread)
+    model._offload_scratch = scratch  # goes with the model
+    return model
+
+
+def _placement(spread: Spread | None) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
+    if spread is None:
+        return {}, None
+    placement: dict[str, Any] = {"device_map": spread.device_map}
+    if spread.max_memory:
+        placement["max_memory"] = spread.max_memory
+    scratch = None
+    if spread.offload is not None:
+        spread.offload.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix="offload-", dir=spread.offload)
+        placement["offload_folder"] = scratch.name
+    return placement, scratch
+
+
+def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
+    """Raises BadInput when weights are in main memory or on disk where they may not be, or the embeddings are (inputs
+    have to go to where they are)."""
+    absent = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    if absent and spread.offload is None:
+        raise BadInput(
+            f"the model does not fit into the devices that models.<name>.max_memory leaves it ({absent[0]} is left "
+            "over), and this stage needs all its weights at hand: raise max_memory, use more devices, or start several "
+            "processes that share the weights (docs/models.md)"
+        )
+    if model.get_input_embeddings().weight.device.type == "meta":
+        raise BadInput(
+            "models.<name>.max_memory leaves no room for the embeddings, the first thing to be placed: raise the first "
+            "device's share above their size"
+        )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; padding uses its end token where it has no padding token."""
+    source = local_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"no tokenizer can be loaded from {source}: {first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_of(folder: Path, max_tokens: int) -> int:
+    """How long a sequence the model may read: max_tokens, or its own context where that is shorter."""
+    return context_length(AutoConfig.from_pretrained(local_folder(folder)).get_text_config(), max_tokens)
+
+
+def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A stock checkpoint: sharded safetensors, config, generation config, tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,59 @@
+"""Head arithmetic; the only place where heads are counted, numbered, split and joined.
+
+Letters: L layers, H query heads, D head dim, X = H*D (input width of the out-projection), P chosen heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from restorelcc.base.errors import BadInput
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """L layers of H query heads, D numbers each. D is measured (X / H), never hidden size / heads."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        """X = H * D."""
+        return self.heads * self.head_dim
+
+    @property
+    def total(self) -> int:
+        """L * H."""
+        return self.layers * self.heads
+
+    def flat(self, layer: int, head: int) -> int:
+        """Flat number of (layer, head): layer * H + head."""
+        return layer * self.heads + head
+
+    def pair(self, flat: int) -> tuple[int, int]:
+        """(layer, head) of a flat number."""
+        return divmod(flat, self.heads)
+
+    def split(self, joined: Tensor) -> Tensor:
+        """[..., X] to [..., H, D]."""
+        return joined.unflatten(-1, (self.heads, self.head_dim))
+
+    def join(self, split: Tensor) -> Tensor:
+        """[..., H, D] to [..., X]."""
+        return split.flatten(-2)
+
+
+def chosen_count(ratio: float, layout: HeadLayout) -> int:
+    """P = ratio * L * H, rounded half up. Raises BadInput when no head would be chosen."""
+    count = math.floor(ratio * layout.total + 0.5)
+    if count < 1:
+        raise BadInput(
+            f"grid.head_ratio {ratio:g} of {layout.total} heads rounds to none: "
+            f"give at least {math.ceil(500 / layout.total) / 1000:g}"
+        )
+    return count

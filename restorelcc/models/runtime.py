@@ -1,0 +1,79 @@
+"""What must be set before any number is computed: seeds, threads, determinism, telemetry off."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from restorelcc.base.errors import BadInput
+
+T = TypeVar("T")
+R = TypeVar("R")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_M_MMAP_THRESHOLD = -3  # glibc, malloc.h
+
+
+def prepare(*, seed: int, threads: int) -> None:
+    """Seed torch, set its CPU threads (0 = torch's own choice) and refuse non-deterministic kernels on the CPU."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # With deterministic algorithms torch writes over every new buffer, also that of a model made without its weights:
+    # time, and memory that nobody uses, for values that nothing here reads.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def return_large_buffers(threshold: int = 2**20) -> None:
+    """Have glibc give every freed buffer of `threshold` bytes or more back to the system at once.
+
+    Left alone, it learns from the buffers it sees freed to keep all of up to 32 MiB in a heap, where they leave holes
+    that the next, larger ones do not fit: pruning a model of 1 GB then peaks at twice the memory that is in use.
+    Does nothing where the C library has no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, threshold)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one, else the CPU. Raises BadInput for a GPU that is not there."""
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # Under `accelerate launch` every process has a GPU of its own.
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"models.<name>.device is {name!r}, but this machine shows no GPU: write auto or cpu")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on the CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[name]
+
+
+def map_on_all_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """[function(item) for item in items], on as many threads as torch may use, each with one of its own.
+
+    For many small matrices: a factorization of one of them gains nothing from a second core, two at once do. torch
+    lets go of Python's lock while it computes. Results do not depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            torch.set_num_threads(1)
+            return list(pool.map(function, items))
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,153 @@
+"""From text to token ids, in one way for capture, training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from restorelcc.base.errors import BadInput
+from restorelcc.models.response_mask import SplitIds, split_pairs
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Token ids of question + response in one sequence; the first `question_tokens` belong to the question."""
+
+    ids: list[int]
+    question_tokens: int
+    truncated: bool
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, question: str, response: str, max_tokens: int) -> EncodedPair:
+    """Tokens of a question and its response, split where the response's characters begin.
+
+    Longer pairs lose tokens from the left of the question (counted by the caller through `truncated`), but none that
+    the tokenizer puts before every text. Raises BadInput when the question or the response has no token, or when the
+    response alone does not fit.
+    """
+    return encode_pairs(tokenizer, [question], [response], max_tokens)[0]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, questions: list[str], responses: list[str], max_tokens: int
+) -> list[EncodedPair]:
+    """`encode_pair` of many pairs, tokenized together."""
+    splits = _checked_splits(tokenizer, questions, responses)
+    return [
+        _cut(split, len(split.ids) - max_tokens, max_tokens, response)
+        for split, response in zip(splits, responses, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class EncodedContrast:
+    """A question with its positive and its negative response. A question too long for the longer of the two loses the
+    same tokens beside both, so that what is read of the question does not depend on the response."""
+
+    positive: EncodedPair
+    negative: EncodedPair
+
+    @property
+    def question(self) -> list[int]:
+        """The question's tokens, as they stand before the positive response."""
+        return self.positive.ids[: self.positive.question_tokens]
+
+    @property
+    def truncated(self) -> bool:
+        return self.positive.truncated
+
+
+def encode_contrasts(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, str]], max_tokens: int
+) -> list[EncodedContrast]:
+    """Tokens of contrast tuples (columns question, positive, negative). Raises BadInput like encode_pair."""
+    questions = [row["question"] for row in rows]
+    positives, negatives = ([row[side] for row in rows] for side in ("positive", "negative"))
+    right = _checked_splits(tokenizer, questions, positives)
+    wrong = _checked_splits(tokenizer, questions, negatives)
+    tuples = []
+    for row, positive, negative in zip(rows, right, wrong, strict=True):
+        excess = max(len(positive.ids), len(negative.ids)) - max_tokens
+        # The same for both: a token that stands for the question's end and a response's beginning is in one of them.
+        start = _same_start(positive, negative)
+        if start <= positive.lead:
+            raise BadInput(f"question {row['question'][:60]!r} has no token that is the same beside both responses")
+        tuples.append(
+            EncodedContrast(
+                _cut(replace(positive, start=start), excess, max_tokens, row["positive"]),
+                _cut(replace(negative, start=start), excess, max_tokens, row["negative"]),
+            )
+        )
+    return tuples
+
+
+def _same_start(one: SplitIds, other: SplitIds) -> int:
+    """How many of the question's tokens stand before both responses."""
+    both = list(zip(one.ids[: one.start], other.ids[: other.start], strict=False))
+    return next((number for number, (first, second) in enumerate(both) if first != second), len(both))
+
+
+def _checked_splits(tokenizer: PreTrainedTokenizerBase, questions: list[str], responses: list[str]) -> list[SplitIds]:
+    """`split_pairs`; neither side may be empty."""
+    splits = split_pairs(tokenizer, questions, responses)
+    for split, question, response in zip(splits, questions, responses, strict=True):
+        if not split.lead < split.start < len(split.ids):
+            raise BadInput(
+                f"question {question[:60]!r} with response {response[:60]!r} leaves one of them without a token"
+            )
+    return splits
+
+
+def _cut(split: SplitIds, excess: int, max_tokens: int, response: str) -> EncodedPair:
+    """Take `excess` tokens (none when negative) from the left of the question's own."""
+    if excess >= split.start - split.lead:
+        raise BadInput(
+            f"response {response[:60]!r} fills all {max_tokens} tokens allowed and leaves its question none: shorten "
+            "the response or drop the row, as the stage corpus does by corpus.too_long and corpus.max_tokens"
+        )
+    excess = max(0, excess)
+    ids = split.ids[: split.lead] + split.ids[split.lead + excess :]
+    return EncodedPair(ids, split.start - excess, truncated=excess > 0)
+
+
+def right_padded(sequences: list[list[int]], pad: int) -> Tensor:
+    """Token ids [B, T], padded on the right: under causal attention no real token sees the padding."""
+    tokens = max(map(len, sequences))
+    return torch.tensor([ids + [pad] * (tokens - len(ids)) for ids in sequences], dtype=torch.long)
+
+
+def batches_by_length(lengths: list[int], token_budget: int) -> list[list[int]]:
+    """Positions in batches of similar length, longest first; rows * longest <= token_budget, but at least one row."""
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    batches: list[list[int]] = []
+    for position in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+def batches_of_equal_length(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
+    """Like batches_by_length, but a batch holds one length only, so that nothing is padded."""
+    for length in sorted(set(lengths), reverse=True):
+        positions = [position for position, other in enumerate(lengths) if other == length]
+        rows = max(1, token_budget // length)
+        yield from (positions[start : start + rows] for start in range(0, len(positions), rows))
+
+
+def context_length(config: object, max_tokens: int) -> int:
+    """How long a sequence may be: max_tokens, or the model's own context where that is shorter."""
+    return min(max_tokens, getattr(config, "max_position_embeddings", None) or max_tokens)
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_tokens: int, minimum: int = 2
+) -> list[list[int]]:
+    """Token ids of each text, cut to max_tokens; texts under `minimum` tokens are left out."""
+    encoded = (tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"] for text in texts)
+    return [ids for ids in encoded if len(ids) >= minimum]

@@ -1,0 +1,61 @@
+"""The stage `inputs`, by DVC for one model and by everything that starts a run for all models of the grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline.params import Params
+from restorelcc.pipeline.running import held_lock, stage_lock
+from restorelcc.stages.inputs.stage import run
+
+STAGE = "inputs"
+
+
+def lay_out_inputs(params: Params, alias: str, layout: Layout) -> None:
+    """Show DVC the files that a model names. Raises BadInput for one that is missing."""
+    cell = Cell(alias)
+    with held_lock(stage_lock(layout, STAGE, cell)):
+        run(cell, params.named(alias), layout)
+
+
+def lay_out_what_is_here(params: Params, layout: Layout) -> list[str]:
+    """`lay_out_inputs` for every model of the grid whose files are on this machine; a sentence for each other one."""
+    absent = []
+    for alias in params.grid.model:
+        try:
+            lay_out_inputs(params, alias, layout)
+        except BadInput as error:
+            absent.append(f"{error}; what was computed from it can be read here, and not computed anew")
+    return absent
+
+
+def changed_since_the_last_run(layout: Layout, alias: str) -> list[str]:
+    """The task files, encoders and local data sets of a model that DVC finds other than when they were last read."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    folder, names = layout.inputs(Cell(alias)), ("tasks-1", "tasks-2", "beside", "encoder")
+    if not folder.is_dir() or not (layout.root / "dvc.lock").is_file():
+        return []
+    try:
+        with Repo(str(layout.root)) as repo:
+            deps = [dep for stage in repo.index.stages for dep in stage.deps]
+            watched = {dep.fs_path: dep for dep in deps if dep.hash_info}
+            return [_led_to(folder / name) for name in names if _changed(watched.get(str(folder / name)))]
+    except DvcException:
+        return []  # a stage is running, or dvc.yaml is being edited: DVC says so itself when it runs
+
+
+def _changed(dep: Any) -> bool:
+    return dep is not None and dep.exists and dep.changed_checksum()
+
+
+def _led_to(path: Path) -> str:
+    if path.is_symlink():
+        return str(path.readlink())
+    linked = [str(link.readlink()) for link in sorted(path.iterdir()) if link.is_symlink()]
+    return f"{', '.join(linked[:3])}{' and others' if len(linked) > 3 else ''}"

@@ -1,0 +1,67 @@
+"""dvc.lock: healed after a kill while it was written, and entries of other clones merged into it by stage name."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.base.errors import BadInput
+
+FILE = "dvc.lock"
+
+
+def read_lock(root: Path) -> dict[str, Any] | None:
+    """Stage name to entry; empty without dvc.lock, None where the file is broken."""
+    path = root / FILE
+    if not path.is_file():
+        return {}
+    return _entries(path.read_bytes())
+
+
+def _entries(content: bytes) -> dict[str, Any] | None:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(content)  # libyaml's is thirty times as fast
+    try:
+        document = loader.get_single_data()
+    except yaml.YAMLError:
+        return None
+    finally:
+        loader.dispose()
+    stages = document.get("stages") if isinstance(document, dict) else None
+    return stages if isinstance(stages, dict) else None
+
+
+def heal(root: Path) -> str | None:
+    """Mend a dvc.lock that is empty or cut off; what was done, or None where nothing had to be.
+
+    The broken file is kept in .work. The committed one takes its place, or none: every stage that had been computed
+    then comes back from the run-cache. The caller holds DVC's lock, so that nobody is writing the file.
+    """
+    if read_lock(root) is not None:
+        return None
+    broken = root / ".work" / "dvc.lock.broken"
+    broken.parent.mkdir(exist_ok=True)
+    (root / FILE).replace(broken)
+    committed = subprocess.run(["git", "show", f"HEAD:./{FILE}"], cwd=root, capture_output=True, check=False)
+    if committed.returncode == 0 and _entries(committed.stdout) is not None:
+        _write(root, committed.stdout)
+        return f"{FILE} was broken; the committed one is back, and results since then come from the run-cache"
+    return f"{FILE} was broken and is gone; results come back from the run-cache"
+
+
+def merge(root: Path, entries: dict[str, Any]) -> None:
+    """Put another clone's entries into dvc.lock, by stage name. Raises BadInput where our own file is broken."""
+    own = read_lock(root)
+    if own is None:
+        raise BadInput(f"{FILE} is broken: run `restorelcc doctor`")
+    document = {"schema": "2.0", "stages": own | entries}
+    _write(root, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
+
+
+def _write(root: Path, content: bytes) -> None:
+    scratch = root / ".work" / "dvc.lock.new"
+    scratch.parent.mkdir(exist_ok=True)
+    scratch.write_bytes(content)
+    scratch.replace(root / FILE)

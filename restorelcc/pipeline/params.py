@@ -1,0 +1,300 @@
+"""params.yaml as one typed object: every key checked, every message one sentence that names the key and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from restorelcc.base.baselines import check_baseline
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
+from restorelcc.base.grid import AUTO, check_alias, ratio_label
+from restorelcc.base.model_entry import BY_NAME, SEQUENCE_LENGTH, WITH_SETTINGS, ModelEntry, TaskChoice
+from restorelcc.base.presets import over
+from restorelcc.base.prunings import EXTERNAL, parse_pruning
+from restorelcc.base.section import Section
+from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.capture.config import CaptureConfig
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.dense.config import DenseConfig
+from restorelcc.stages.evaluate.config import EvaluateConfig
+from restorelcc.stages.extract.config import ExtractConfig
+from restorelcc.stages.inputs.named import Named
+from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.report.config import ReportConfig
+
+
+class Grid(Section):
+    """The axes that dvc.yaml multiplies out."""
+
+    model: tuple[str, ...] = Field(min_length=1)
+    pruning: tuple[str, ...] = Field(min_length=1)
+    head_ratio: tuple[int | float | Literal["auto"], ...] = Field(min_length=1)
+    baseline: tuple[str, ...] = ()
+
+
+class Params(Section):
+    """One section per stage folder, the models catalogue and the grid."""
+
+    grid: Grid
+    models: dict[str, ModelEntry] = Field(min_length=1)
+    corpus: CorpusConfig
+    dense: DenseConfig
+    prune: PruneConfig
+    capture: CaptureConfig
+    extract: ExtractConfig
+    probe: ProbeConfig
+    compensate: CompensateConfig
+    baseline: BaselineConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+
+    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, baseline: str | None = None) -> Cell:
+        """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
+        if model not in self.models:
+            raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))
+        _check_lengths(self, str(model))
+        if pruning is not None:
+            _check_external(self, str(model), pruning)
+        if baseline is not None:
+            return Cell(model, pruning, baseline=check_baseline("--baseline", baseline))
+        return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
+
+    def section(self, alias: str, name: str) -> Any:
+        """A section of params.yaml as it holds for one model: with what the model's entry puts over it.
+
+        Raises BadInput for a key or value of the entry that the section does not take.
+        """
+        section, changes = getattr(self, name), self.models[alias].section_changes(name)
+        if not changes:
+            return section
+        try:
+            return type(section).model_validate(over(section.model_dump(), changes))
+        except ValidationError as error:
+            raise BadInput(_sentence(error, type(section), ("models", alias, "settings", name))) from error
+
+    def named(self, alias: str) -> Named:
+        """What the file says of a model that names files: what the stage `inputs` lays out."""
+        own = self.section(alias, "prune").external.get(alias, {})
+        return Named(
+            entry=self.models[alias],
+            encoder=self.section(alias, "corpus").encoder,
+            datasets=self.section(alias, "evaluate").datasets,
+            prunings=self.grid.pruning,
+            external={f"{EXTERNAL}-{name}": checkpoint.source for name, checkpoint in own.items()},
+        )
+
+    def _ratio_label(self, text: str) -> str:
+        if text == AUTO:
+            return AUTO
+        try:
+            value = float(text)
+        except ValueError:
+            raise BadInput(
+                f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10"
+            ) from None
+        # The grid's own spelling (1 or 1.0) is what DVC puts into paths.
+        same = [ratio for ratio in self.grid.head_ratio if ratio != AUTO and float(ratio) == value]
+        return ratio_label(same[0] if same else value)
+
+
+def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
+    """Read, override (`section.key=value`) and check the whole file. Raises BadInput with one sentence."""
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist: run in the project's folder or give --params FILE")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} must hold the sections grid, models and one per stage; it holds {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(_sentence(error)) from error
+    _check_grid(params)
+    return params
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    *parents, last = key.split(".")
+    section: Any = raw
+    for parent in parents:
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+    if not sign or not isinstance(section, dict):
+        raise BadInput(f"--set {override!r} is not section.key=value: write for example --set prune.samples=64")
+    section[last] = yaml.safe_load(text)
+    models = raw.get("models")
+    for entry in models.values() if isinstance(models, dict) else ():
+        if isinstance(entry, dict):
+            _over_settings(entry, (*parents, last), section[last])
+
+
+def _over_settings(entry: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    """What is set for a section holds for a model too that has a value of its own for it."""
+    *parents, last = ("settings", *key)
+    inner: Any = entry
+    if len(key) == 2 and key[1] == SEQUENCE_LENGTH.get(key[0]) and entry.get("sequence_length"):
+        entry["settings"] = over({key[0]: {last: value}}, entry.get("settings") or {})
+    for parent in parents:
+        inner = inner.get(parent) if isinstance(inner, dict) else None
+    if isinstance(inner, dict) and last in inner:
+        inner[last] = value
+
+
+def hidden_changes(params: Params) -> list[str]:
+    """A sentence for every key of a section that is not at its default and does not count for a model of the grid,
+    since the model's entry has another value for it."""
+    sentences = []
+    for alias in params.grid.model:
+        for name in sorted(set(type(params).model_fields) - {"grid", "models", "report"}):
+            section = getattr(params, name)
+            changes = params.models[alias].section_changes(name)
+            own, default = params.section(alias, name).model_dump(mode="json"), type(section)().model_dump(mode="json")
+            for key, given in _leaves(section.model_dump(mode="json"), changes):
+                if given not in (_at(default, key), _at(own, key)):
+                    sentences.append(
+                        f"{'.'.join((name, *key))} is {given} and does not count for {alias}, whose entry in `models` "
+                        f"has {_at(own, key)}: change it there"
+                    )
+    return sentences
+
+
+def _leaves(values: Any, changes: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(key, value) of everything in `values` that `changes` has a value for."""
+    for name, change in changes.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if isinstance(change, dict) and isinstance(value, dict):
+            yield from _leaves(value, change, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _at(values: Any, key: tuple[str, ...]) -> Any:
+    for name in key:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _unknown(where: str, name: object, known: Any, otherwise: str) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(map(repr, known))}; {otherwise}"
+    return f"{where} {name!r} is unknown: {hint}"
+
+
+def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Names allowed beside the last part of a location below a section."""
+    for part in location[:-1]:
+        if isinstance(part, str) and hasattr(model, "model_fields"):
+            model = model.model_fields[part].annotation if part in model.model_fields else model
+        elif getattr(model, "__origin__", None) is dict:
+            model = model.__args__[1]  # the entry by this name
+        elif part == WITH_SETTINGS:
+            model = TaskChoice
+    if hasattr(model, "__args__"):  # Section | None
+        model = model.__args__[0]
+    fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
+    return list(fields)
+
+
+def _sentence(error: ValidationError, within: Any = Params, above: tuple[str, ...] = ()) -> str:
+    """One sentence for the first error in a section of type `within`, which stands at `above` in params.yaml."""
+    first = error.errors()[0]
+    location = (*above, *first["loc"])
+    key = ".".join(str(part) for part in location if part not in (BY_NAME, WITH_SETTINGS))
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        where = f"params.yaml: key {key!r} is unknown"
+        known = _fields_at(within, first["loc"])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        parent = key.rpartition(".")[0]
+        return (
+            f"{where}: did you mean {'.'.join(filter(None, (parent, near[0])))!r}?"
+            if near
+            else (f"{where}: remove it, or use one of {', '.join(known)}")
+        )
+    if first["type"] in ("missing", "missing_argument"):
+        return f"params.yaml: key {key!r} is missing: add it (the shipped params.yaml shows how)"
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list in brackets, [...]")
+    given = first["input"] if not isinstance(first["input"], dict | BaseModel) else "the section"
+    return f"params.yaml: {key} is {given!r}: {message[0].lower()}{message[1:].rstrip('.')}; correct the value"
+
+
+def _check_external(params: Params, model: str, pruning: str) -> None:
+    """A pruning's name, and that an external one is in the catalogue. Raises BadInput."""
+    name = parse_pruning(pruning).external
+    if name is not None and name not in params.prune.external.get(model, {}):
+        raise BadInput(
+            f"grid.pruning has {pruning!r}, but params.yaml has no prune.external.{model}.{name}: add it, with the "
+            "folder or hub id of the pruned checkpoint as its source"
+        )
+
+
+def _check_settings(params: Params, alias: str) -> None:
+    """Every section that a model's settings change, with the changes. Raises BadInput."""
+    known = set(type(params).model_fields) - {"grid", "models", "report"}
+    for name in params.models[alias].settings:
+        if name not in known:
+            raise BadInput(_unknown(f"params.yaml: models.{alias}.settings", name, sorted(known), "remove it"))
+    for name in sorted(known):
+        params.section(alias, name)
+
+
+def _check_lengths(params: Params, alias: str) -> None:
+    """That no later stage allows rows fewer tokens than `corpus` fits them to. Raises BadInput naming both keys."""
+    if params.models[alias].is_microworld:  # its rows are a dozen words
+        return
+    fitted = params.section(alias, "corpus").max_tokens
+    for name in ("capture", "probe", "compensate", "baseline"):
+        allowed = params.section(alias, name).max_tokens
+        if allowed < fitted:
+            raise BadInput(
+                f"params.yaml: {name}.max_tokens is {allowed} for {alias}, below corpus.max_tokens {fitted}, to which "
+                f"rows are fitted: raise {name}.max_tokens, or lower corpus.max_tokens"
+            )
+
+
+def _check_grid(params: Params) -> None:
+    """What pydantic cannot see: aliases, pruning names, ratios, and that joined names stay unique."""
+    grid = params.grid
+    for alias, entry in params.models.items():
+        check_alias(alias)
+        if not entry.is_microworld and entry.data is None:
+            raise BadInput(
+                f"params.yaml: models.{alias}.data is missing: a model that is not the embedded one needs the paths of "
+                "its calibration, instructions and heldout files, or `preset: paper`"
+            )
+        _check_settings(params, alias)
+    for alias in grid.model:
+        if alias not in params.models:
+            raise BadInput(_unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))
+        _check_lengths(params, alias)
+    for pruning in grid.pruning:
+        for alias in grid.model:
+            _check_external(params, alias, pruning)
+    for ratio in grid.head_ratio:
+        ratio_label(ratio)
+    for name in grid.baseline:
+        check_baseline("params.yaml: grid.baseline", name)
+    for axis in ("model", "pruning", "head_ratio", "baseline"):
+        values = getattr(grid, axis)
+        if twice := [value for position, value in enumerate(values) if value in values[:position]]:
+            raise BadInput(f"params.yaml: grid.{axis} has {twice[0]!r} twice: remove one")
+    pruned = [f"{model}-{pruning}" for model in grid.model for pruning in grid.pruning]
+    restored = [f"{name}-{ratio_label(ratio)}" for name in pruned for ratio in grid.head_ratio]
+    recovered = [f"{name}-{baseline}" for name in pruned for baseline in grid.baseline]
+    for names in (pruned, restored, recovered):
+        if twice := [name for position, name in enumerate(names) if name in names[:position]]:
+            raise BadInput(
+                f"params.yaml: two cells of the grid join to the same stage name, {twice[0]!r}: rename a model or an "
+                "external pruning so that <model>-<pruning>-<head ratio or baseline> is unique"
+            )

@@ -1,0 +1,212 @@
+"""What every stage takes in memory, disk and time, by arithmetic on a model's shapes; no weight is loaded.
+
+Memory is the peak of the process: what Python and the libraries take, the weights, and what is alive beside them at
+once. Time counts floating point operations against what this machine was measured to do a second.
+
+Letters: N samples, T tokens, L layers, H heads, D head dim, X = H*D, M model width, F FFN width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from restorelcc.base.prunings import Pruning
+from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
+from restorelcc.stages.evaluate.batches import first_budget
+from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.probe.stage import layer_groups
+from restorelcc.stages.prune.budget import memory_budget
+from restorelcc.stages.prune.config import PruneConfig
+
+MIB = 2**20
+_FLOAT32 = 4
+# Resident memory of Python with a stage's libraries, before it reads anything (torch 2.13 on Linux, CPU build).
+LIBRARIES = {
+    "corpus": 420 * MIB,
+    "dense": 430 * MIB,
+    "capture": 440 * MIB,
+    "prune": 430 * MIB,
+    "extract": 440 * MIB,
+    "probe": 440 * MIB,
+    "compensate": 450 * MIB,
+    "evaluate": 560 * MIB,
+}
+_PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
+EFFICIENCY = 0.5  # share of the measured matmul rate that a whole forward reaches
+MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be measured
+HELDOUT_TOKENS = 300_000  # the same of the held-out texts
+CHARACTERS = 4  # of a token, on average
+TASK_REQUESTS = {"paper-7": 60_000}  # choices scored, all items of a preset; of another task a guess
+OTHER_TASK_REQUESTS = 4_000
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a model, read from one without weights."""
+
+    parameters: int
+    block_parameters: int
+    layers: int
+    heads: int
+    head_dim: int
+    width: int
+    ffn: int
+    vocabulary: int
+
+    @property
+    def joined(self) -> int:
+        """X."""
+        return self.heads * self.head_dim
+
+    def forward_flops(self, tokens: float, length: float, *, head: bool) -> float:
+        """Of `tokens` tokens in sequences of `length`: two for every weight, and attention's scores and values."""
+        weights = self.layers * self.block_parameters + (self.width * self.vocabulary if head else 0)
+        return tokens * (2 * weights + 4 * self.layers * self.joined * length / 2)
+
+    def live(self, tokens: int, size: int) -> int:
+        """Bytes alive at once inside a block while `tokens` tokens pass through it, nothing kept for a gradient."""
+        return tokens * (6 * self.width + 3 * self.ffn + 4 * self.joined) * size
+
+    def kept(self, tokens: int, size: int) -> int:
+        """Bytes that one block keeps of `tokens` tokens for the backward pass."""
+        return tokens * (6 * self.width + 4 * self.ffn + 4 * self.joined) * size
+
+
+def shapes_of(model: PreTrainedModel) -> Shapes:
+    """Sizes of a model; it may be on the meta device."""
+    heads, block = head_layout(model), blocks_of(model)[0]
+    return Shapes(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        block_parameters=sum(parameter.numel() for parameter in block.parameters()),
+        layers=heads.layers,
+        heads=heads.heads,
+        head_dim=heads.head_dim,
+        width=model.config.hidden_size,
+        ffn=linear_of(block, family_of(model).ffn_out).in_features,
+        vocabulary=model.config.vocab_size,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One stage of one cell: bytes of memory beside the libraries, of disk, and seconds."""
+
+    memory: int
+    disk: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """How much each stage does: counts from params.yaml, or from the corpus where it is there."""
+
+    samples: int  # contrast tuples
+    train: int
+    valid: int
+    tokens: int  # of a question with its response, on average
+    heldout_tokens: int
+    requests: int  # choices that the evaluation scores
+    token_budget: int
+    train_batch: int
+    runs: int  # trainings: learning rates
+    epochs: int
+    evaluate_batch: int | None  # requests of one batch; None: as many as the token budget holds
+    sequence_length: int  # of perplexity
+    longest: int  # tokens of the longest pair that training sees
+
+
+def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool) -> Cost:
+    """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients."""
+    if not pretrained_here:
+        return Cost(memory=0, disk=shapes.parameters * stored, seconds=0.0)
+    memory = _PRETRAINING + 5 * shapes.parameters * _FLOAT32
+    return Cost(memory=memory, disk=shapes.parameters * _FLOAT32, seconds=0.0)
+
+
+def prune_cost(
+    model: PreTrainedModel, shapes: Shapes, pruning: Pruning, config: PruneConfig, dtype: torch.dtype, stored: int
+) -> Cost:
+    """Two forwards of the calibration tokens through every block, and the Hessians where the pruner has them."""
+    tokens = config.samples * config.sequence_length
+    flops = 2 * shapes.forward_flops(tokens, config.sequence_length, head=False)
+    if pruning.pruner in ("sparsegpt", "slimgpt"):
+        inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
+        flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)
+    budget = memory_budget(model, pruning, config, dtype).total
+    return Cost(memory=budget, disk=shapes.parameters * stored, seconds=flops)
+
+
+def capture_cost(shapes: Shapes, work: Workload, size: int, *, responses: bool) -> Cost:
+    """One forward over question and response(s); what is read goes to disk batch by batch."""
+    length = work.tokens * (1.5 if responses else 0.5)
+    values = work.samples * shapes.joined * (3 if responses else 1) * _FLOAT32
+    batch = max(work.token_budget, work.tokens)
+    read = max(1, batch // work.tokens) * shapes.layers * shapes.joined * 3 * _FLOAT32
+    return Cost(
+        memory=shapes.parameters * size + shapes.live(batch, size) + read + 2 * values,
+        disk=values * shapes.layers,
+        seconds=shapes.forward_flops(work.samples * length, length, head=False),
+    )
+
+
+def extract_cost(shapes: Shapes, work: Workload) -> Cost:
+    """A layer's samples twice, their difference, and the factors of all its heads."""
+    layer = work.samples * shapes.joined * _FLOAT32
+    directions = shapes.layers * shapes.heads * shapes.head_dim**2 * _FLOAT32
+    flops = shapes.layers * shapes.heads * 6 * work.samples * shapes.head_dim**2
+    return Cost(memory=5 * layer + 2 * directions, disk=directions, seconds=flops)
+
+
+def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
+    """The samples of a group of layers in four roles, put together twice, read in every step; for the scores that need
+    the pruned model its weights, and what a backward pass through all blocks keeps of a batch with all its logits."""
+    layer = work.samples * shapes.joined * _FLOAT32
+    at_once = len(layer_groups(shapes.layers, shapes.joined)[0])
+    memory, flops = 10 * at_once * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
+    samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
+    forward = shapes.forward_flops(samples * length, length, head=True)
+    if needs_model(config):
+        batch = int(min(samples * length, max(config.token_budget, length)))
+        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.scores else shapes.live(batch, size)
+        memory = max(memory, shapes.parameters * size + kept + 2 * batch * shapes.vocabulary * size)
+    flops += 2 * forward * ("gradient" in config.scores)
+    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.scores)
+    return Cost(memory=memory, disk=64 * shapes.layers * shapes.heads, seconds=flops)
+
+
+def needs_model(config: ProbeConfig) -> bool:
+    """Whether the probe loads the pruned model, beside the activations."""
+    return bool({"gradient", "causal"} & set(config.scores))
+
+
+def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
+    """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations."""
+    tokens = work.longest * work.train_batch  # some batch holds the longest pair, and is padded to it
+    logits = tokens * shapes.vocabulary * (2 * _FLOAT32 + size)
+    passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid) + work.valid
+    return Cost(
+        memory=shapes.parameters * size + shapes.layers * shapes.kept(tokens, size) + logits,
+        disk=shapes.layers * shapes.heads * shapes.head_dim * _FLOAT32 * 3,
+        seconds=shapes.forward_flops(passes * work.tokens, work.tokens, head=True),
+    )
+
+
+def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
+    """Perplexity and lm-eval's requests in batches of as many tokens as the budget holds or as there are; the logits of
+    one stand there as they are, and as log probabilities in float32."""
+    budget = first_budget(device, shapes.vocabulary)
+    if work.evaluate_batch is None:
+        asked = min(budget, work.requests * work.tokens)
+    else:
+        asked = min(work.requests, work.evaluate_batch) * work.tokens
+    batch = max(asked, min(budget, work.heldout_tokens))
+    logits = batch * shapes.vocabulary * (size + _FLOAT32 + (0 if size == _FLOAT32 else _FLOAT32))
+    tokens = work.requests * min(100, work.tokens) + work.heldout_tokens
+    return Cost(
+        memory=shapes.parameters * size + shapes.live(batch, size) + logits,
+        disk=work.requests * 64,
+        seconds=shapes.forward_flops(tokens, work.tokens, head=True),
+    )

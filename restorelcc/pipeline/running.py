@@ -1,0 +1,91 @@
+"""One stage, one process: a second start of the same stage waits, and a stage ends with whoever started it.
+
+`kill -9` of dvc leaves the stage behind, and a rerun would then write beside it. So the kernel ends a stage whose
+parent is gone, and until it has ended its lock makes the next one wait.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.base.processes import is_first_process
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def stage_running(layout: Layout, stage: str, cell: Cell | None = None) -> Iterator[None]:
+    """Hold the stage's lock, and end as `Ctrl-C` does when told to end or when the parent process dies.
+
+    Of several processes that work on the stage together the first holds the lock for all.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    _end_with_the_parent()
+    with held_lock(stage_lock(layout, stage, cell)) if is_first_process() else nullcontext():
+        yield
+
+
+def stage_lock(layout: Layout, stage: str, cell: Cell | None = None) -> Path:
+    """The lock file of a stage, by the name that DVC gives it: prune@tiny-wanda-0.5."""
+    name = stage if cell is None else f"{stage}@{str(cell).replace(' ', '-')}"
+    return layout.work / "locks" / name
+
+
+@contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """An exclusive lock on a file that holds the owner's process number; says so when it has to wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if not _taken(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            print(f"restorelcc: {path.name} is running as process {lock_owner(path)}: waiting", file=sys.stderr)
+            _taken(file.fileno(), fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _taken(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_owner(path: Path) -> str | None:
+    """The process that holds a lock file; None when nobody does."""
+    with path.open() as file:
+        if _taken(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return None
+        return file.read() or "unknown"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def started_by_dvc() -> bool:
+    """Whether this process is a stage that DVC runs."""
+    return "DVC_STAGE" in os.environ
+
+
+def _end_with_the_parent() -> None:
+    """Started by DVC: have the kernel send SIGTERM when DVC dies (Linux; elsewhere the lock alone protects)."""
+    if sys.platform != "linux" or not started_by_dvc():
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died in between
+        raise StageFailed("the process that started the stage is gone")

@@ -1,5 +1,0 @@
-"""Stage `probe`; `restorelcc.probe(...)` runs its method on models in memory (restorelcc/api.py)."""
-
-from restorelcc.core.callable_package import make_callable
-
-make_callable(__name__)

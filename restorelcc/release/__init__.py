@@ -1,0 +1,1 @@
+"""What becomes of a result: exported, verified, inspected, cut smaller, explained to engines."""

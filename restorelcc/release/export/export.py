@@ -1,0 +1,138 @@
+"""Write a restored checkpoint: the pruned one with its compensation folded in, a stock folder with its provenance."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.digest import file_digest
+from restorelcc.base.documents import write_json
+from restorelcc.compensation.file import read_compensation
+from restorelcc.models.shards import DEFAULT_SHARD_BYTES
+from restorelcc.release.export.card import CardFacts, model_card
+from restorelcc.release.export.folding import added_names, added_parameters, folded_names
+from restorelcc.release.export.source import Source, open_source
+from restorelcc.release.export.writing import Entries, cut_out, write_companions, write_weights
+from restorelcc.release.folders import check_apart, check_output, copy_other_files, published_folder
+from restorelcc.release.original import keep_original, replaced_biases
+from restorelcc.release.provenance import (
+    COMPENSATION,
+    FORMAT,
+    OWN_FOLDER,
+    RECORD,
+    common_patterns,
+    parents_of,
+    versions,
+)
+from restorelcc.release.routes import Route, plan_route
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is written; `names` and `config` are put into the record as they are."""
+
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    cut: bool = False  # cut removed heads and channels out
+    verbatim: bool = False  # keep the source's other files as they are, and write no card
+    overwrite: bool = False
+    names: dict[str, Any] = field(default_factory=dict)  # model, pruning, head_ratio
+    config: dict[str, Any] = field(default_factory=dict)
+    ancestors: dict[str, Path] = field(default_factory=dict)  # see provenance.parents_of
+    card: CardFacts = field(default_factory=CardFacts)
+
+
+def export_checkpoint(pruned: Path, compensation: Path, out: Path, options: ExportOptions) -> dict[str, Any]:
+    """Write `out`: a stock checkpoint with model card, restorelcc.json and restorelcc/. Returns the record.
+
+    Raises BadInput when the two do not belong together, when something is in the way, or when no stock checkpoint can
+    carry the compensation exactly.
+    """
+    check_output(out, overwrite=options.overwrite)
+    check_apart(out, pruned, compensation)
+    values, metadata = read_compensation(compensation)
+    parents = parents_of(pruned, compensation, metadata, options.ancestors)
+    with published_folder(out, overwrite=options.overwrite) as folder, _scratch(folder) as scratch:
+        source = open_source(pruned, scratch)
+        route = plan_route(source.config, values, source.layout)
+        if options.verbatim:
+            copy_other_files(source.folder, folder)
+        entries, made = _write(folder, scratch, source, route, options)
+        keep_compensation(folder, compensation)
+        if not (options.cut or source.converted):
+            changed = replaced_biases(source.stored, folded_names(source, route))
+            keep_original(folder, source.folder, changed)
+        record = {
+            "format": FORMAT,
+            **options.names,
+            "route": _described(source, route, options),
+            "parents": {name: parent.described(out) for name, parent in parents.items()},
+            "sparsity": _sparsity(entries),
+            "config": options.config,
+            "versions": versions(),
+            "made": sorted({*made, RECORD} if options.verbatim else {*made, RECORD, "README.md"}),
+        }
+        if not options.verbatim:
+            (folder / "README.md").write_text(model_card(record, source.config, options.card), encoding="utf-8")
+        record |= {"tensors": entries, "files": _digests(folder)}
+        write_json(folder / RECORD, record)
+    return record
+
+
+def _write(
+    folder: Path, scratch: Path, source: Source, route: Route, options: ExportOptions
+) -> tuple[Entries, list[str]]:
+    if not options.cut:
+        entries = write_weights(folder, source, route, options.max_shard_bytes)
+        return entries, write_companions(folder, source)
+    whole = scratch / "whole"
+    whole.mkdir()
+    write_weights(whole, source, route, options.max_shard_bytes)
+    write_companions(whole, source)
+    entries = cut_out(whole, folder, options.max_shard_bytes)
+    return entries, write_companions(folder, source)
+
+
+def keep_compensation(folder: Path, compensation: Path) -> None:
+    """Copy the compensation file beside the weights, where no loader takes it for weights."""
+    (folder / OWN_FOLDER).mkdir(exist_ok=True)
+    shutil.copyfile(compensation, folder / OWN_FOLDER / COMPENSATION)
+
+
+def _described(source: Source, route: Route, options: ExportOptions) -> dict[str, Any]:
+    return {
+        "name": route.name,
+        "model_type": route.config.model_type,
+        "relabelled_from": route.relabelled_from,
+        "folded": folded_names(source, route),
+        "added": added_names(source, route),
+        "added_parameters": added_parameters(source, route),
+        "cut": options.cut,
+    }
+
+
+def _sparsity(entries: Entries) -> dict[str, Any]:
+    targeted = {name: entry for name, entry in entries.items() if "zeros" in entry}
+    total = sum(entry["shape"][0] * entry["shape"][1] for entry in targeted.values())
+    zeros = sum(entry["zeros"] for entry in targeted.values())
+    return {
+        "targeted": total,
+        "zeros": zeros,
+        "share": zeros / total,
+        "patterns": common_patterns(list(targeted.values())),
+    }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_digest(path) for path in paths}
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="export-", dir=folder.parent) as scratch:
+        yield Path(scratch)

@@ -1,0 +1,91 @@
+"""What the model card says about the base model and the measurements, as far as it can be found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import REFERENCE
+from restorelcc.base.documents import read_json
+from restorelcc.base.layout import Layout
+from restorelcc.base.metrics import check_measured_alike, read_metrics
+from restorelcc.release.export.card import CardFacts
+
+
+def file_facts(*folders: Path, base_model: str | None = None, licence: str | None = None) -> CardFacts:
+    """Base model and licence: as given, or else as the first of the folders knows them."""
+    found = [_of_folder(folder) for folder in folders if folder.is_dir()]
+    return CardFacts(
+        base_model=base_model or next((base for base, _ in found if base), None),
+        licence=licence or next((text for _, text in found if text), None),
+    )
+
+
+def cell_facts(cell: Cell, layout: Layout, *, base_model: str | None = None, licence: str | None = None) -> CardFacts:
+    """As file_facts, with the metrics of the dense, pruned and restored model where they have been measured.
+
+    Raises BadInput, naming what differs, where they were measured in different ways.
+    """
+    base = file_facts(layout.dense(cell), layout.pruned(cell), base_model=base_model, licence=licence)
+    cells = {"dense": Cell(cell.model), "pruned": Cell(cell.model, cell.pruning), "restored": cell}
+    found = {name: read_metrics(layout.metrics(each)) for name, each in cells.items() if layout.metrics(each).is_file()}
+    measured = {cells[name]: str(metrics["measured"]) for name, metrics in found.items()}
+    if measured:
+        first, *others = measured
+        check_measured_alike(first, others, measured, layout)
+    return CardFacts(
+        base_model=base.base_model,
+        licence=base.licence,
+        dense=found.get("dense"),
+        pruned=found.get("pruned"),
+        restored=found.get("restored"),
+    )
+
+
+def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
+    """Where the artifacts lie that a cell's compensation and pruned model name as their parents."""
+    return {
+        "compensation.components": layout.components(cell),
+        "compensation.ranking": layout.heads(cell),
+        "pruned.dense": layout.dense(cell),
+        "pruned.calibration": layout.corpus(cell) / "calibration.parquet",
+    }
+
+
+def _of_folder(folder: Path) -> tuple[str | None, str | None]:
+    """(base model, licence) from the folder's model card, or from the hub's when the folder refers to a hub id."""
+    if (folder / REFERENCE).is_file():
+        reference = read_json(folder / REFERENCE)
+        source = reference["source"]
+        return _of_folder(Path(source)) if Path(source).is_dir() else (source, _hub_licence(source))
+    card = _front_matter(folder / "README.md")
+    base = card.get("base_model")
+    return base if isinstance(base, str) else None, card.get("license") or None
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    parts = path.read_text(encoding="utf-8").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        found = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}  # a card that cannot be read says nothing
+    return found if isinstance(found, dict) else {}
+
+
+def _hub_licence(model: str) -> str | None:
+    """The licence that the hub's card names; None when the hub cannot be asked, since a card can do without."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        card = HfApi().model_info(model).card_data
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+        return None
+    return card.get("license") if card is not None else None

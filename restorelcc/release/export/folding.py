@@ -1,0 +1,73 @@
+"""The tensors of the restored checkpoint, each made from the pruned one's when its turn comes.
+
+Letters: O output features of a linear, X = H*D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from restorelcc.compensation.compensation import Site
+from restorelcc.compensation.fold import addition, with_addition
+from restorelcc.models.shards import PlannedTensor
+from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.release.export.source import Source
+from restorelcc.release.routes import Route
+
+
+def planned_tensors(source: Source, route: Route) -> list[PlannedTensor]:
+    """Everything that is written, in the order in which it lies in the source: its tensors as they are, but for the
+    biases that take something up, and the biases that the written class has and the source has not."""
+    folds = dict(_folds(source, route))
+    planned = []
+    for name, stored in sorted(source.stored.items(), key=lambda item: (item[1].file.name, item[1].start)):
+        planned.append(PlannedTensor(name, stored.dtype, stored.shape, folds.pop(name, stored.read)))
+    for name, content in folds.items():
+        weight = source.stored[_weight_of(name)]
+        planned.append(PlannedTensor(name, weight.dtype, weight.shape[:1], content))
+    return planned
+
+
+def folded_names(source: Source, route: Route) -> list[str]:
+    """Names of the biases that take something up."""
+    return [name for name, site in _biases(source, route) if route.compensation.reaches(site, route.family)]
+
+
+def added_names(source: Source, route: Route) -> list[str]:
+    """Names of the biases that the source does not have."""
+    return [name for name, _ in _biases(source, route) if name not in source.stored]
+
+
+def added_parameters(source: Source, route: Route) -> int:
+    """Numbers that the checkpoint holds more than the pruned one."""
+    return sum(source.stored[_weight_of(name)].shape[0] for name in added_names(source, route))
+
+
+def _weight_of(bias_name: str) -> str:
+    return f"{bias_name.removesuffix('bias')}weight"
+
+
+def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site]]:
+    for layer in range(source.layout.layers):
+        for path in route.biased:
+            yield f"{source.family.blocks}.{layer}.{path}.bias", Site(layer, path)
+
+
+def _folds(source: Source, route: Route) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """(name, content) of the biases that are not simply those of the source."""
+    for name, site in _biases(source, route):
+        weight, bias = source.stored[_weight_of(name)], source.stored.get(name)
+        if route.compensation.reaches(site, route.family):
+            yield name, partial(_folded, source, route, site, weight, bias)
+        elif bias is None:
+            yield name, partial(torch.zeros, weight.shape[:1], dtype=weight.dtype)
+
+
+def _folded(source: Source, route: Route, site: Site, weight: StoredTensor, bias: StoredTensor | None) -> Tensor:
+    offset_X = route.compensation.head_offset(site, route.family, source.layout)
+    taken_O = addition(weight.read(), offset_X, site, route.compensation.sites.get(site))
+    return with_addition(None if bias is None else bias.read(), taken_O, (bias or weight).dtype)

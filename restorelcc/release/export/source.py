@@ -1,0 +1,87 @@
+"""The pruned checkpoint that is written again with its compensation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.stock_files import check_stock
+from restorelcc.models.architectures import Family, family_of_config, head_layout, prunable_linears
+from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.heads import HeadLayout
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.sparsity.streaming import empty_model
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint whose blocks' linears go by the names its class gives them.
+
+    given: the folder the user named; folder: where the files are. `converted` when the files are a conversion of an
+    older layout, made in a scratch folder.
+    """
+
+    given: Path
+    folder: Path
+    network: PreTrainedModel  # without weights
+    stored: dict[str, StoredTensor]
+    converted: bool
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.network.config
+
+    @property
+    def family(self) -> Family:
+        return family_of_config(self.config)
+
+    @property
+    def layout(self) -> HeadLayout:
+        return head_layout(self.network)
+
+
+def open_source(given: Path, scratch: Path) -> Source:
+    """Read headers and config of a checkpoint folder (or one with model_ref.json).
+
+    Raises BadInput for a checkpoint that is incomplete, damaged, a pickle, in need of its own code, or of no known
+    family.
+    """
+    folder = local_folder(given)
+    check_stock(folder)
+    network, stored = empty_model(folder, torch.float32), stored_tensors(folder)
+    if linears_by_name(network, stored):
+        return Source(given, folder, network, stored, converted=False)
+    model = load_model(folder, _main_dtype(stored), torch.device("cpu"))
+    converted = scratch / "converted"
+    save_checkpoint(converted, model, load_tokenizer(given))
+    return Source(given, converted, empty_model(converted, torch.float32), stored_tensors(converted), converted=True)
+
+
+def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -> bool:
+    """Whether the linears of all blocks are stored under the names that the class gives them.
+
+    Raises BadInput when one of them has another shape than the config says.
+    """
+    for _, name, linear in prunable_linears(network):
+        for leaf, parameter in linear.named_parameters():
+            tensor = stored.get(f"{name}.{leaf}")
+            if tensor is None:
+                return False
+            if tensor.shape != tuple(parameter.shape):
+                raise BadInput(
+                    f"{tensor.file} holds {name}.{leaf} with shape {tensor.shape}, its config.json says "
+                    f"{tuple(parameter.shape)}: the checkpoint is damaged"
+                )
+    return True
+
+
+def _main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
+    bytes_of: Counter[torch.dtype] = Counter()
+    for tensor in stored.values():
+        bytes_of[tensor.dtype] += tensor.end - tensor.start
+    return max(bytes_of, key=lambda dtype: bytes_of[dtype])

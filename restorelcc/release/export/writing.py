@@ -1,0 +1,152 @@
+"""The files of a restored checkpoint: weights, config, generation config, tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.progress import notice, progress
+from restorelcc.base.stock_files import TOKENIZER_FILES, has_tokenizer
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.shards import write_shards
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export.folding import planned_tensors
+from restorelcc.release.export.source import Source
+from restorelcc.release.provenance import tensor_entry
+from restorelcc.release.routes import Route
+from restorelcc.release.slicing import sliced
+from restorelcc.sparsity.streaming import empty_model
+
+Entries = dict[str, dict[str, Any]]
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def write_weights(folder: Path, source: Source, route: Route, max_shard_bytes: int) -> Entries:
+    """Write config.json and the safetensors files; returns what every tensor is.
+
+    Raises StageFailed when the class of the config does not have exactly the biases that were written.
+    """
+    write_json(folder / "config.json", _config_document(source, route))
+    targeted = targeted_weights(source)
+    planned = planned_tensors(source, route)
+    written = write_shards(folder, planned, max_shard_bytes)
+    entries = {
+        tensor.name: tensor_entry(value, targeted=tensor.name in targeted)
+        for tensor, value in progress(written, "export", "tensors", total=len(planned))
+    }
+    _check_class_has(folder)
+    return {name: entries[name] for name in sorted(entries)}
+
+
+def targeted_weights(source: Source) -> set[str]:
+    """Names of the weights that pruning targets."""
+    return {f"{name}.weight" for _, name, _ in prunable_linears(source.network)}
+
+
+def _check_class_has(folder: Path) -> None:
+    """Raises StageFailed unless the written config's class has exactly the biases on its blocks that were written."""
+    network, stored = empty_model(folder, torch.float32), stored_tensors(folder)
+    for _, name, linear in prunable_linears(network):
+        if (linear.bias is not None) != (f"{name}.bias" in stored):
+            raise StageFailed(
+                f"{type(network).__name__} and the written checkpoint disagree about {name}.bias: this is an error of "
+                "the program, nothing was written"
+            )
+
+
+def _config_document(source: Source, route: Route) -> dict[str, Any]:
+    """config.json: the source's own, with what the route changes.
+
+    The rope base stands in it under its present and its former key, because engines that know only the former one take
+    10,000 where it is missing, without a word.
+    """
+    own = read_json(source.folder / "config.json")
+    written = route.config.to_dict()
+    if route.relabelled_from is not None:
+        own = written | {"model_type": route.config.model_type, "dtype": own.get("dtype", own.get("torch_dtype"))}
+    else:
+        flags = route.family.bias_flags
+        own |= {flag: getattr(route.config, flag) for flag in flags if getattr(source.config, flag) is False}
+        own.setdefault("architectures", [type(source.network).__name__])
+    own.pop("transformers_weights", None)  # how the source names its files
+    return own | _former_rope_keys(written)
+
+
+def _former_rope_keys(config: dict[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:  # none, or one for each kind of layer
+        return {}
+    keys: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if rope.get("rope_type", "default") != "default":
+        keys["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return keys
+
+
+def write_companions(folder: Path, source: Source) -> list[str]:
+    """Tokenizer, generation config and licence files; returns the names of those made here rather than copied.
+
+    Raises BadInput when the source has no tokenizer.
+    """
+    made = []
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    for pattern in _LICENCES:
+        for path in sorted(source.folder.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+    if not has_tokenizer(folder):
+        raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files beside its weights")
+    _keep_tokens(folder, source)
+    if not (folder / "generation_config.json").is_file():
+        GenerationConfig.from_model_config(source.config).save_pretrained(folder)
+        made.append("generation_config.json")
+    return made
+
+
+def _keep_tokens(folder: Path, source: Source) -> None:
+    """Text must become the same tokens as before: some tokenizer classes are chosen by the model's class, which a
+    relabelled checkpoint changes. Its tokenizer.json is then loaded as it stands; if that does not help, it is said."""
+    before = load_tokenizer(source.folder)
+    if _same_tokens(before, load_tokenizer(folder)):
+        return
+    config = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if not _same_tokens(before, load_tokenizer(folder)):
+        shutil.copyfile(source.folder / "tokenizer_config.json", folder / "tokenizer_config.json")
+        notice(
+            "export", f"loaded from the written folder the tokenizer splits text differently than from {source.given}"
+        )
+
+
+def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    known = one.decode(list(range(min(64, len(one)))))
+    texts = [known, "The capital of France is Paris, isn't it?", "1,234.5\n\tdef f(x): return x", "naïve café 漢字"]
+    return all(one(text)["input_ids"] == other(text)["input_ids"] for text in texts)
+
+
+def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
+    """Write the checkpoint in `whole` without its removed heads and channels; returns what every tensor is.
+
+    Raises BadInput when nothing can be cut out, or when the class cannot express the result.
+    """
+    model = load_model(whole, _dtype_of(whole), torch.device("cpu"))
+    smaller = sliced(model)
+    smaller.save_pretrained(folder, max_shard_size=max_shard_bytes)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | _former_rope_keys(config))
+    targeted = {f"{name}.weight" for _, name, _ in prunable_linears(smaller)}
+    return {
+        name: tensor_entry(stored.read(), targeted=name in targeted)
+        for name, stored in sorted(stored_tensors(folder).items())
+    }
+
+
+def _dtype_of(folder: Path) -> torch.dtype:
+    return next(tensor.dtype for tensor in stored_tensors(folder).values() if tensor.dtype.is_floating_point)

@@ -1,0 +1,66 @@
+"""Folders that a user names: refused when something is in the way, written beside their place, renamed when whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.stock_files import CODE, PICKLES
+from restorelcc.base.weights import weights_of
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raises BadInput when `out` is a file, or a folder with content and overwrite is not asked for."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is a file: give a folder that does not exist or is empty")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise BadInput(f"{out} is not empty: give another folder, or --overwrite to replace all that is in it")
+
+
+def check_apart(out: Path, *sources: Path) -> None:
+    """Raises BadInput when writing `out` would replace, or write into, one of the sources."""
+    target = out.resolve()
+    for source in sources:
+        resolved = source.resolve()
+        if target == resolved or target in resolved.parents or resolved in target.parents:
+            raise BadInput(f"{out} and {source} lie within one another: give an output folder apart from what is read")
+
+
+@contextmanager
+def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder beside `out`; when the block ends well it takes the place of `out`.
+
+    When the block raises, `out` is as it was. Raises BadInput as check_output does.
+    """
+    check_output(out, overwrite=overwrite)
+    out = out.absolute()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror}") from error
+    try:
+        folder = scratch / out.name
+        folder.mkdir()
+        yield folder
+        check_output(out, overwrite=overwrite)
+        if out.is_dir():
+            out.replace(scratch / "replaced")
+        folder.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
+    """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
+    skipped = {"config.json", *weights_of(source).names, *without}
+    skipped |= {path.name for path in source.glob("*.safetensors*")}  # those that the library does not read too
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_file() and name.parts[0] not in skipped and path.suffix.lower() not in (*PICKLES, *CODE):
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, destination / name)

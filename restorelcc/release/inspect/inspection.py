@@ -1,0 +1,154 @@
+"""What a checkpoint on disk holds: zeros, patterns, removed heads and channels, dtype and size. Reads safetensors only.
+
+Letters: O output features, I input features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.weights import weight_files
+from restorelcc.models.architectures import Family, family_of_config
+from restorelcc.models.checkpoints import local_folder
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.sparsity.patterns import densest_group
+from restorelcc.sparsity.streaming import read_config
+from restorelcc.sparsity.structure import removed_parts
+
+# N:M patterns are looked for with these M, the ones hardware and papers use.
+GROUP_SIZES = (4, 8)
+
+
+@dataclass(frozen=True)
+class InspectedTensor:
+    """One targeted weight; `patterns` are the N:M that every group of every row holds, none where N would be M."""
+
+    name: str
+    layer: int
+    shape: tuple[int, ...]
+    dtype: str
+    zeros: int
+    total: int
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One block: its targeted weights together, and what is missing of it as a whole."""
+
+    layer: int
+    zeros: int
+    total: int
+    patterns: tuple[str, ...]
+    heads: int
+    heads_removed: int
+    channels: int
+    channels_removed: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.total
+
+
+def inspect_checkpoint(folder: Path) -> dict[str, Any]:
+    """Everything as one JSON-ready dict. Raises BadInput for a folder that holds no checkpoint of a known family."""
+    source = local_folder(folder)
+    config = read_config(source)
+    family, stored = family_of_config(config), stored_tensors(source)
+    tensors, layers = [], []
+    for layer in range(config.num_hidden_layers):
+        own, structure = _inspect_layer(layer, family, config, stored)
+        tensors += own
+        layers.append(_layer(layer, own, structure))
+    zeros, total = sum(layer.zeros for layer in layers), sum(layer.total for layer in layers)
+    dtypes: Counter[str] = Counter()
+    for tensor in stored.values():
+        dtypes[_short(tensor.dtype)] += tensor.end - tensor.start
+    return {
+        "folder": str(folder),
+        "source": str(source),
+        "model_type": config.model_type,
+        "dtype": max(dtypes, key=lambda name: dtypes[name]),
+        "bytes": sum(path.stat().st_size for path in weight_files(source)),
+        "parameters": sum(_count(tensor) for tensor in stored.values()),
+        "targeted": total,
+        "zeros": zeros,
+        "sparsity": zeros / total,
+        "patterns": list(_common([layer.patterns for layer in layers])),
+        "heads_removed": sum(layer.heads_removed for layer in layers),
+        "channels_removed": sum(layer.channels_removed for layer in layers),
+        "layers": [asdict(layer) | {"sparsity": layer.sparsity} for layer in layers],
+        "tensors": [asdict(tensor) | {"sparsity": tensor.zeros / tensor.total} for tensor in tensors],
+    }
+
+
+def _inspect_layer(
+    layer: int, family: Family, config: PretrainedConfig, stored: dict[str, StoredTensor]
+) -> tuple[list[InspectedTensor], tuple[int, int, int, int]]:
+    """The block's targeted weights, and (heads, removed heads, channels, removed channels)."""
+    tensors: list[InspectedTensor] = []
+    heads = heads_removed = channels = channels_removed = 0
+    for path in family.linears:
+        name = f"{family.blocks}.{layer}.{path}.weight"
+        found = _find(name, stored)
+        weight_OI = found.read()
+        tensors.append(_inspected(name, layer, found, weight_OI))
+        if path == family.out_proj:
+            heads = config.num_attention_heads
+            columns_HD = torch.arange(weight_OI.shape[1]).reshape(heads, -1)
+            heads_removed = int(removed_parts(weight_OI, columns_HD).sum())
+        if path == family.ffn_out:
+            channels = weight_OI.shape[1]
+            channels_removed = int((weight_OI == 0).all(dim=0).sum())
+    return tensors, (heads, heads_removed, channels, channels_removed)
+
+
+def _find(name: str, stored: dict[str, StoredTensor]) -> StoredTensor:
+    # Checkpoints saved from the bare model leave its prefix out.
+    found = stored.get(name) or stored.get(name.partition(".")[2])
+    if found is None:
+        raise BadInput(f"the checkpoint has no tensor {name}, which its config.json implies: it is incomplete")
+    if len(found.shape) != 2:
+        raise BadInput(f"{name} has shape {found.shape}, not that of a Linear layer: such a model is not supported")
+    return found
+
+
+def _inspected(name: str, layer: int, stored: StoredTensor, weight_OI: Tensor) -> InspectedTensor:
+    patterns = []
+    for group in GROUP_SIZES:
+        keep = densest_group(weight_OI, group)
+        if keep is not None and keep < group:
+            patterns.append(f"{keep}:{group}")
+    zeros = int((weight_OI == 0).sum())
+    return InspectedTensor(name, layer, stored.shape, _short(stored.dtype), zeros, weight_OI.numel(), tuple(patterns))
+
+
+def _layer(layer: int, tensors: list[InspectedTensor], structure: tuple[int, int, int, int]) -> InspectedLayer:
+    zeros, total = sum(tensor.zeros for tensor in tensors), sum(tensor.total for tensor in tensors)
+    return InspectedLayer(layer, zeros, total, _common([tensor.patterns for tensor in tensors]), *structure)
+
+
+def _common(patterns: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """Per group size, the loosest pattern of all, and none where one holds none: what the whole can promise."""
+    common = []
+    for group in GROUP_SIZES:
+        kept = [int(text.split(":")[0]) for held in patterns for text in held if text.endswith(f":{group}")]
+        if len(kept) == len(patterns):
+            common.append(f"{max(kept)}:{group}")
+    return tuple(common)
+
+
+def _count(tensor: StoredTensor) -> int:
+    return (tensor.end - tensor.start) // tensor.dtype.itemsize
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,119 @@
+"""What it takes to get the pruned checkpoint back, bit for bit: kept in a folder beside the restored weights."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restorelcc.base.digest import file_digest
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.weights import weights_of
+from restorelcc.models.shards import raw_bytes
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.models.tensors import read_all_tensors, write_tensors
+from restorelcc.release.provenance import OWN_FOLDER
+
+_DOCUMENT, _BIASES = "original.json", "original.safetensors"
+
+
+def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> None:
+    """Write restorelcc/original.json: the source's config, index and file headers; and the biases that were changed."""
+    own = folder / OWN_FOLDER
+    own.mkdir(exist_ok=True)
+    weights = weights_of(source)
+    files = {
+        name: {
+            "header": base64.b64encode(_header_bytes(source / name)).decode(),
+            "sha256": file_digest(source / name),
+        }
+        for name in weights.files
+    }
+    texts = {
+        name: (source / name).read_text(encoding="utf-8") for name in ("config.json", weights.index) if name is not None
+    }
+    write_json(own / _DOCUMENT, {"texts": texts, "files": files})
+    if replaced:
+        write_tensors(own / _BIASES, replaced, {})
+
+
+def can_be_taken_out(folder: Path) -> bool:
+    """Whether the folder holds what it takes to get the pruned checkpoint back."""
+    return (folder / OWN_FOLDER / _DOCUMENT).is_file()
+
+
+def original_config(folder: Path) -> dict[str, Any]:
+    """The pruned checkpoint's config.json."""
+    return json.loads(_document(folder)["texts"]["config.json"])
+
+
+def original_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the pruned checkpoint, from the restored one's tensors and the biases kept, one at a time."""
+    stored, kept = stored_tensors(folder), _kept_biases(folder)
+    for entry in _document(folder)["files"].values():
+        for name in _names(base64.b64decode(entry["header"])):
+            yield name, kept[name] if name in kept else _found(stored, name, folder).read()
+
+
+def write_original(folder: Path, out: Path) -> None:
+    """Write the pruned checkpoint's weights, index and config as they were, byte for byte.
+
+    Raises StageFailed when a file does not come out with the digest it had.
+    """
+    document, stored, kept = _document(folder), stored_tensors(folder), _kept_biases(folder)
+    for name, entry in document["files"].items():
+        header = base64.b64decode(entry["header"])
+        with (out / name).open("wb") as file:
+            file.write(header)
+            for tensor in _names(header):
+                file.write(raw_bytes(kept[tensor] if tensor in kept else _found(stored, tensor, folder).read()))
+        if file_digest(out / name) != entry["sha256"]:
+            raise StageFailed(f"{name} does not come out as it was before: weights in {folder} have been changed since")
+    for name, text in document["texts"].items():
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    if not can_be_taken_out(folder):
+        raise BadInput(
+            f"{folder} does not hold what it takes to get the pruned checkpoint back ({OWN_FOLDER}/{_DOCUMENT}): it "
+            "was not written by `restorelcc export` or `compensation apply`, or heads were cut out of it; use the "
+            "pruned checkpoint itself"
+        )
+    return read_json(folder / OWN_FOLDER / _DOCUMENT)
+
+
+def _kept_biases(folder: Path) -> dict[str, Tensor]:
+    path = folder / OWN_FOLDER / _BIASES
+    return read_all_tensors(path)[0] if path.is_file() else {}
+
+
+def _found(stored: dict[str, StoredTensor], name: str, folder: Path) -> StoredTensor:
+    if name not in stored:
+        raise BadInput(f"{folder} has no tensor {name}: it is incomplete")
+    return stored[name]
+
+
+def _header_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(8)
+        return start + file.read(struct.unpack("<Q", start)[0])
+
+
+def _names(header: bytes) -> list[str]:
+    """Names of the tensors in the order in which they lie in the file."""
+    entries = json.loads(header[8:])
+    entries.pop("__metadata__", None)
+    return sorted(entries, key=lambda name: entries[name]["data_offsets"])
+
+
+def replaced_biases(stored: dict[str, StoredTensor], names: list[str]) -> dict[str, torch.Tensor]:
+    """The source's own values of the biases that take something up; nothing for those that it does not have."""
+    return {name: stored[name].read() for name in names if name in stored}

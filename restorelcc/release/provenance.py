@@ -1,0 +1,104 @@
+"""`restorelcc.json`: what a restored checkpoint was made of, and what every tensor in it is.
+
+Letters: O output features, I input features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from restorelcc.base.digest import expect_digest, file_digest, model_digest
+from restorelcc.base.documents import read_json
+from restorelcc.models.shards import raw_bytes
+from restorelcc.sparsity.patterns import densest_group
+
+RECORD = "restorelcc.json"
+FORMAT = 1
+OWN_FOLDER = "restorelcc"  # beside the weights: the compensation, and what is needed to take it out again
+COMPENSATION = "compensation.safetensors"
+GROUP_SIZES = (4, 8)  # N:M patterns are looked for with these M
+_DIGEST = re.compile("[0-9a-f]{64}")
+_PACKAGES = ("restorelcc", "torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Something the checkpoint was made of: where it was, and the digest that it had."""
+
+    path: Path | None  # None: nobody knows where it lies
+    digest: str
+
+    def described(self, out: Path) -> dict[str, str | None]:
+        """As it stands in the record; the path counts from the exported folder."""
+        path = None if self.path is None else os.path.relpath(self.path.absolute(), out.absolute())
+        return {"path": path, "digest": self.digest}
+
+
+def tensor_entry(value: Tensor, *, targeted: bool) -> dict[str, Any]:
+    """Digest, shape and dtype; for the weights that pruning targets also zeros and the N:M that they hold."""
+    entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    entry["sha256"] = hashlib.sha256(raw_bytes(value)).hexdigest()
+    if targeted:
+        entry["zeros"] = int((value == 0).sum())
+        entry["patterns"] = held_patterns(value)
+    return entry
+
+
+def held_patterns(weight_OI: Tensor) -> list[str]:
+    """The N:M with N < M that every group of every row holds."""
+    densest = {group: densest_group(weight_OI, group) for group in GROUP_SIZES}
+    return [f"{keep}:{group}" for group, keep in densest.items() if keep is not None and keep < group]
+
+
+def common_patterns(entries: list[dict[str, Any]]) -> list[str]:
+    """Per M, the loosest N:M of all targeted weights; none where one weight holds none."""
+    common = []
+    for group in GROUP_SIZES:
+        kept = [int(text.split(":")[0]) for e in entries for text in e["patterns"] if text.endswith(f":{group}")]
+        if kept and len(kept) == len(entries):
+            common.append(f"{max(kept)}:{group}")
+    return common
+
+
+def parents_of(
+    pruned: Path, compensation: Path, metadata: dict[str, str], ancestors: dict[str, Path]
+) -> dict[str, Parent]:
+    """The two parents, and those before them whose digests they carry; ancestors: where these lie, as far as known.
+
+    Raises BadInput when an ancestor that is there has another digest than was recorded.
+    """
+    parents = {
+        "pruned": Parent(pruned, model_digest(pruned)),
+        "compensation": Parent(compensation, file_digest(compensation)),
+    }
+    recorded = {f"compensation.{key}": value for key, value in metadata.items() if _DIGEST.fullmatch(value)}
+    sparsity = pruned / "sparsity.json"
+    if sparsity.is_file():
+        recorded |= {f"pruned.{key}": value for key, value in read_json(sparsity).get("parents", {}).items()}
+    if "compensation.pruned" in recorded:
+        what = "the compensation was trained for another pruned model"
+        expect_digest(what, recorded.pop("compensation.pruned"), parents["pruned"].digest)
+    for name, digest in recorded.items():
+        path = ancestors.get(name)
+        if path is not None and path.exists():
+            expect_digest(f"{path} is not what was recorded as {name}", digest, path_digest(path))
+        parents[name] = Parent(path, digest)
+    return parents
+
+
+def path_digest(path: Path) -> str:
+    """Digest of a file, or of a model folder."""
+    return model_digest(path) if path.is_dir() else file_digest(path)
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}

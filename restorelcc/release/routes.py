@@ -1,0 +1,167 @@
+"""How a stock checkpoint takes a compensation up: which class it is written as, and which of its biases carry what.
+
+Letters: L layers, H heads, G key/value heads, D head dim, X = H*D.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import LlamaConfig, PretrainedConfig
+
+from restorelcc.base.errors import BadInput
+from restorelcc.compensation.compensation import Compensation, Site, checked
+from restorelcc.models.architectures import FAMILIES, Family, family_of_config
+from restorelcc.models.heads import HeadLayout
+
+# Families whose blocks compute what Llama's do, but whose class has no bias on the out-projection.
+LLAMA_EQUIVALENTS = ("mistral", "qwen2")
+_ALTERNATIVE = (
+    "keep the pruned checkpoint and its compensation file, and load them with restorelcc.attach(model, file), which "
+    "gives the same logits in memory"
+)
+
+
+@dataclass(frozen=True)
+class Route:
+    """What is written: a config, and the compensation as that class takes it up.
+
+    `biased`: paths of the linears that have a bias in every block of the written checkpoint; those that nothing is
+    folded into keep the bias they have, or get zeros.
+    """
+
+    name: str
+    config: PretrainedConfig
+    compensation: Compensation
+    biased: tuple[str, ...]
+    relabelled_from: str | None = None
+
+    @property
+    def family(self) -> Family:
+        return family_of_config(self.config)
+
+
+def plan_route(config: PretrainedConfig, compensation: Compensation | Tensor, layout: HeadLayout) -> Route:
+    """The first exact route: the class's own biases, the equivalent Llama class, or the bias of v_proj.
+
+    Raises BadInput, with the reason and the alternative, when there is none.
+    """
+    family = family_of_config(config)
+    compensation = checked(compensation, family, layout)
+    if all(family.bias_route(path) != "none" for path in compensation.linears(family)):
+        return _own_biases(config, compensation)
+    reasons = []
+    if config.model_type in LLAMA_EQUIVALENTS:
+        reason = _why_not_llama(config)
+        if reason is None:
+            return _as_llama(config, compensation, layout)
+        reasons.append(reason)
+    moved = _on_values(config, compensation, layout)
+    if isinstance(moved, Compensation):
+        route = _own_biases(config, moved)
+        return Route("v_proj.bias", route.config, route.compensation, route.biased)
+    raise BadInput(_refusal(config, compensation, [*reasons, moved]))
+
+
+def _own_biases(config: PretrainedConfig, compensation: Compensation) -> Route:
+    family = family_of_config(config)
+    touched = compensation.linears(family)
+    flags = {family.bias_flag(path) for path in touched if family.bias_flag(path) is not None}
+    written = copy.deepcopy(config)
+    turned_on = sorted(flag for flag in flags if flag and not getattr(config, flag))
+    for flag in turned_on:
+        setattr(written, flag, True)
+    name = f"own biases, with {', '.join(turned_on)} turned on" if turned_on else "own biases"
+    return Route(name, written, compensation, biased_linears(written))
+
+
+def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
+    """Paths of the linears of a block that the config's class gives a bias."""
+    family = family_of_config(config)
+
+    def has_bias(path: str) -> bool:
+        flag = family.bias_flag(path)
+        return bool(getattr(config, flag)) if flag else path in family.native_biases
+
+    return tuple(path for path in family.linears if has_bias(path))
+
+
+def _why_not_llama(config: PretrainedConfig) -> str | None:
+    """Why a Mistral or Qwen2 model is not exactly a Llama model; None when it is."""
+    kind, window = config.model_type, getattr(config, "sliding_window", None)
+    kinds_of_layer = set(getattr(config, "layer_types", None) or ())
+    windowed = kind == "mistral" or "sliding_attention" in kinds_of_layer
+    if window is not None and windowed and window < config.max_position_embeddings:
+        return (
+            f"its attention has a sliding window of {window} tokens (config.sliding_window), which the Llama class "
+            "does not have"
+        )
+    try:
+        llama_config(config)
+    except Exception as error:  # whatever the class refuses its config with
+        return f"the Llama class refuses its shape ({' '.join(str(error).split())[:200]})"
+    return None
+
+
+def _as_llama(config: PretrainedConfig, compensation: Compensation, layout: HeadLayout) -> Route:
+    written = llama_config(config)
+    family, own = FAMILIES["llama"], biased_linears(config)
+    needed = {*compensation.linears(family), *own}
+    for flag, paths in family.bias_flags.items():
+        setattr(written, flag, any(path in needed for path in paths))
+    fitted = checked(compensation, family, layout)
+    return Route(f"{config.model_type} written as llama", written, fitted, biased_linears(written), config.model_type)
+
+
+def llama_config(config: PretrainedConfig) -> LlamaConfig:
+    """The Llama config that computes what a Mistral or Qwen2 config without sliding window does."""
+    known = LlamaConfig().to_dict()
+    values = {key: value for key, value in config.to_dict().items() if key in known and key != "model_type"}
+    heads = config.num_attention_heads
+    values["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // heads
+    values["num_key_value_heads"] = getattr(config, "num_key_value_heads", None) or heads
+    values |= {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False}
+    written: Any = LlamaConfig(**values)
+    written.validate()
+    return written
+
+
+def _on_values(config: PretrainedConfig, compensation: Compensation, layout: HeadLayout) -> Compensation | str:
+    """The head offsets moved to v_proj's bias, or why that cannot be.
+
+    The weights of attention sum to 1, so a constant on the values of a key/value head appears unchanged in the output
+    of every query head that reads it: exact when these heads have one offset in common.
+    """
+    family = family_of_config(config)
+    rest = {site.linear for site in compensation.sites if family.bias_route(site.linear) == "none"}
+    if rest:
+        return f"its class has no bias on {', '.join(sorted(rest))}"
+    values = family.qkv[-1]
+    if len(family.qkv) != 3 or family.bias_route(values) == "none":
+        return f"its class has no bias on {values} either"
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    offset_LGHD = compensation.offset_LHD.unflatten(1, (groups, layout.heads // groups))
+    shared_LGD = offset_LGHD[:, :, 0]
+    if not bool((offset_LGHD == shared_LGD[:, :, None]).all()):
+        return (
+            f"the bias of {values} can carry a compensation only when all query heads that share a key/value head "
+            "have the same offset, which these have not"
+        )
+    sites = dict(compensation.sites)
+    for layer in compensation.head_layers():
+        site = Site(layer, values)
+        own_X = shared_LGD[layer].flatten().float()
+        sites[site] = own_X + sites[site].float() if site in sites else own_X
+    return Compensation(compensation.offset_LHD.new_zeros(compensation.offset_LHD.shape), sites)
+
+
+def _refusal(config: PretrainedConfig, compensation: Compensation, reasons: list[str]) -> str:
+    family = family_of_config(config)
+    missing = [path for path in compensation.linears(family) if family.bias_route(path) == "none"]
+    return (
+        f"no stock {config.model_type!r} checkpoint can carry this compensation exactly: its class has no bias on "
+        f"{', '.join(missing)}; {'; '.join(reasons)}. Instead, {_ALTERNATIVE}"
+    )

@@ -1,0 +1,70 @@
+"""Checks of a checkpoint folder that need no weights: what lies in it, and whether it is what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.digest import file_digest
+from restorelcc.base.errors import BadInput
+from restorelcc.base.stock_files import CODE, foreign_files, has_tokenizer, remote_code
+from restorelcc.models.checkpoints import load_tokenizer
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.release.provenance import path_digest
+from restorelcc.release.verify.violation import Violation
+
+
+def check_stock_only(folder: Path) -> str:
+    """No pickle, no program, no config that asks for code of its own."""
+    foreign = foreign_files(folder)
+    if foreign:
+        kind = "a program" if Path(foreign[0]).suffix in CODE else "a pickle"
+        raise Violation(f"{folder / foreign[0]} is {kind}: a stock checkpoint holds none, and none is ever loaded here")
+    asking = remote_code(folder)
+    if asking is not None:
+        raise Violation(f"{folder / asking} asks for code of its own (auto_map): a stock checkpoint needs none")
+    return "safetensors, JSON and tokenizer only"
+
+
+def check_tokenizer(folder: Path) -> str:
+    """The tokenizer is there and loads."""
+    if not has_tokenizer(folder):
+        raise Violation(f"{folder} has no tokenizer")
+    try:
+        return f"{type(load_tokenizer(folder)).__name__} loads"
+    except BadInput as error:
+        raise Violation(str(error)) from error
+
+
+def check_shards(folder: Path) -> dict[str, StoredTensor]:
+    """Every shard is there, whole and readable."""
+    try:
+        return stored_tensors(folder)
+    except BadInput as error:
+        raise Violation(str(error)) from error
+
+
+def check_own_digests(folder: Path, record: dict[str, Any]) -> str:
+    """Every file has the digest it was written with."""
+    for name, digest in record["files"].items():
+        if not (folder / name).is_file():
+            raise Violation(f"{folder / name} is missing: it was written with the checkpoint")
+        if file_digest(folder / name) != digest:
+            raise Violation(f"{folder / name} has been changed since it was written (its digest differs)")
+    return f"{len(record['files'])} files as they were written"
+
+
+def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path | None) -> str:
+    """The parent that is given, or still lies where it was, has the digest that was recorded."""
+    if given is None and recorded["path"] is None:
+        return f"{name} {recorded['digest'][:12]} (not known where it lies: not checked)"
+    path = given or (folder.resolve() / recorded["path"])
+    if not path.exists():
+        return f"{name} {recorded['digest'][:12]} (not at {recorded['path']}: not checked)"
+    found = path_digest(path)
+    if found != recorded["digest"]:
+        raise Violation(
+            f"{path} is not the {name} that the checkpoint was made of: it has the digest {found[:12]}, recorded is "
+            f"{recorded['digest'][:12]}"
+        )
+    return f"{name} {found[:12]}"

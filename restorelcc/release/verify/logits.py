@@ -1,0 +1,124 @@
+"""The checkpoint as a fresh process loads it, against the pruned model with its compensation hooked in.
+
+Letters: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import StageFailed
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.models.hooks import compensated
+from restorelcc.models.tensors import read_tensors
+from restorelcc.release.original import original_config, original_tensors
+from restorelcc.release.verify.violation import Violation
+
+FLOAT32_TOLERANCE = 1e-5  # of the largest logit, or of 1 where all are smaller
+_SEQUENCES, _TOKENS = 4, 32
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What plain from_pretrained made of a checkpoint: class, dtype, keys, and logits [B, T, V]."""
+
+    report: dict[str, Any]
+    own_BTV: Tensor
+    float32_BTV: Tensor
+
+
+def probe_tokens(config: PretrainedConfig, seed: int = 0) -> list[list[int]]:
+    """Random token ids, [B, T]."""
+    text = config.get_text_config()
+    length = min(_TOKENS, getattr(text, "max_position_embeddings", None) or _TOKENS)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, text.vocab_size, (_SEQUENCES, length), generator=generator).tolist()
+
+
+def load_fresh(requests: list[tuple[Path, list[list[int]]]]) -> list[Loaded]:
+    """Load each folder by plain AutoModelForCausalLM.from_pretrained in one fresh process and run it on the tokens.
+
+    Raises Violation with the process's last words when it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="restorelcc-fresh-") as scratch:
+        places = [(Path(scratch) / f"{n}.safetensors", Path(scratch) / f"{n}.json") for n in range(len(requests))]
+        asked = [
+            {"folder": str(folder.absolute()), "tokens": tokens, "logits": str(logits), "report": str(report)}
+            for (folder, tokens), (logits, report) in zip(requests, places, strict=True)
+        ]
+        request = Path(scratch) / "request.json"
+        request.write_text(json.dumps(asked), encoding="utf-8")
+        # -P: the script's own folder is not searched for modules.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("fresh.py")), str(request)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise Violation(f"{requests[0][0]} does not load in a fresh process: {last}")
+        found = []
+        for logits, report in places:
+            tensors, _ = read_tensors(logits, ("own", "float32"))
+            found.append(Loaded(read_json(report), tensors["own"], tensors["float32"]))
+        return found
+
+
+def check_keys(folder: Path, loaded: Loaded) -> str:
+    """No missing, unexpected or mismatched keys."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded.report[kind]:
+            raise Violation(f"loading {folder} reports {kind.replace('_', ' ')}: {', '.join(loaded.report[kind][:3])}")
+    return f"{loaded.report['class']} in {loaded.report['dtype']}, no missing or unexpected keys"
+
+
+def check_logits(loaded: Loaded, hooked_BTV: Tensor) -> str:
+    """Logits equal to the hooked model's, both computed in float32 from the numbers stored.
+
+    Tolerance: float32 checkpoints 1e-5 of the largest logit; others the model's own rounding, which is the largest
+    difference that computing in the checkpoint's dtype makes to its logits.
+    """
+    difference = float((loaded.float32_BTV - hooked_BTV).abs().max())
+    dtype = loaded.report["dtype"]
+    if dtype == "float32":
+        tolerance = FLOAT32_TOLERANCE * max(1.0, float(hooked_BTV.abs().max()))
+        reason = "1e-5 of the largest logit, at least of 1"
+    else:
+        tolerance = float((loaded.own_BTV - loaded.float32_BTV).abs().max())
+        reason = f"the model's own rounding in {dtype}"
+    told = f"max |difference| {difference:.2e}, tolerance {tolerance:.2e} ({reason})"
+    if not difference <= tolerance:
+        raise Violation(f"logits differ from the pruned model with the compensation hooked in: {told}")
+    return told
+
+
+@torch.no_grad()
+def hooked_logits(model: PreTrainedModel, compensation: Compensation, tokens: list[list[int]]) -> Tensor:
+    """Logits [B, T, V] of the pruned model in float32 with its compensation hooked in."""
+    with compensated(model, compensation):
+        return model(input_ids=torch.tensor(tokens), use_cache=False).logits.float()
+
+
+def pruned_from_restored(folder: Path) -> PreTrainedModel:
+    """The pruned model in float32, made of the restored checkpoint's own files: its weights, and the biases it kept."""
+    content = original_config(folder)
+    config = AutoConfig.for_model(**content)
+    # Typed by hand: its annotation does not know the pair that is returned.
+    with init_empty_weights():
+        kind: Any = type(AutoModelForCausalLM.from_config(config))
+    loaded = kind.from_pretrained(
+        None, config=config, state_dict=dict(original_tensors(folder)), dtype=torch.float32, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise StageFailed(f"the pruned model cannot be made of {folder}: it lacks {sorted(report['missing_keys'])[0]}")
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,134 @@
+"""Checks of every tensor, one at a time: zeros, N:M, bits, and the biases that were folded.
+
+Letters: O output features, I input features, X = H*D.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restorelcc.base.progress import progress
+from restorelcc.compensation.compensation import Site
+from restorelcc.compensation.fold import addition, with_addition
+from restorelcc.models.architectures import Family
+from restorelcc.models.heads import HeadLayout
+from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.release.provenance import held_patterns, tensor_entry
+from restorelcc.release.routes import Route
+from restorelcc.release.verify.violation import Violation
+
+Stored = dict[str, StoredTensor]
+
+
+def check_recorded(stored: Stored, record: dict[str, Any]) -> str:
+    """Every tensor is what the record says: zeros and N:M first, then shape, dtype and bits."""
+    entries = record["tensors"]
+    _check_names(set(stored), set(entries))
+    for name, tensor in progress(sorted(stored.items()), "verify record", "tensors"):
+        value, entry = tensor.read(), entries[name]
+        if "zeros" in entry:
+            _check_zeros(name, value, entry)
+        found = tensor_entry(value, targeted=False)
+        for key in ("dtype", "shape", "sha256"):
+            if found[key] != entry[key]:
+                what = "content" if key == "sha256" else key
+                raise Violation(f"{name} has another {what} than restorelcc.json records")
+    zeros = sum(entry.get("zeros", 0) for entry in entries.values())
+    return f"{len(stored)} tensors, {zeros:,} zeros, {', '.join(record['sparsity']['patterns']) or 'no N:M'}"
+
+
+def _check_zeros(name: str, value: Tensor, entry: dict[str, Any]) -> None:
+    zeros = int((value == 0).sum())
+    if zeros != entry["zeros"]:
+        raise Violation(f"{name} has {zeros:,} zeros, {entry['zeros']:,} when it was written: a zero was changed")
+    held = held_patterns(value)
+    for pattern in entry["patterns"]:
+        if not any(_at_least(other, pattern) for other in held):
+            raise Violation(f"{name} does not hold {pattern} any more")
+
+
+def _at_least(held: str, wanted: str) -> bool:
+    (keep, group), (most, size) = (tuple(map(int, text.split(":"))) for text in (held, wanted))
+    return group == size and keep <= most
+
+
+def _check_names(found: set[str], expected: set[str]) -> None:
+    if missing := sorted(expected - found):
+        raise Violation(f"the checkpoint lacks {missing[0]} ({len(missing)} tensors missing)")
+    if strange := sorted(found - expected):
+        raise Violation(f"the checkpoint holds {strange[0]}, which nobody put there ({len(strange)} such tensors)")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The pruned checkpoint, and how its compensation is taken up."""
+
+    stored: Stored
+    family: Family
+    layout: HeadLayout
+    route: Route
+
+    def site_of(self, bias: str) -> Site | None:
+        """The site whose bias goes by this name."""
+        found = re.fullmatch(rf"{re.escape(self.family.blocks)}\.(\d+)\.(.+)\.bias", bias)
+        if found is None or found[2] not in self.route.biased:
+            return None
+        return Site(int(found[1]), found[2])
+
+    def folded(self, bias: str) -> Tensor | None:
+        """What the bias must be when its linear takes something up; None when it takes up nothing."""
+        site, compensation = self.site_of(bias), self.route.compensation
+        if site is None or not compensation.reaches(site, self.route.family):
+            return None
+        offset_X = compensation.head_offset(site, self.route.family, self.layout)
+        weight, own = self.stored[f"{bias.removesuffix('bias')}weight"], self.stored.get(bias)
+        taken_O = addition(weight.read(), offset_X, site, compensation.sites.get(site))
+        return with_addition(None if own is None else own.read(), taken_O, torch.float32)
+
+
+def check_against(stored: Stored, reference: Reference) -> str:
+    """Every tensor is the pruned checkpoint's, bit for bit, but for the biases, which are those of the compensation."""
+    expected = set(reference.stored) | {
+        f"{reference.family.blocks}.{layer}.{path}.bias"
+        for layer in range(reference.layout.layers)
+        for path in reference.route.biased
+    }
+    _check_names(set(stored), expected)
+    folded = 0
+    for name, tensor in progress(sorted(stored.items()), "verify against", "tensors"):
+        own = reference.stored.get(name)
+        wanted_O = reference.folded(name)
+        if wanted_O is not None:
+            _check_folded(name, tensor.read(), wanted_O)
+            folded += 1
+        elif own is not None:
+            _check_same(name, tensor.read(), own.read())
+        elif bool(tensor.read().any()):
+            raise Violation(
+                f"{name} must be zero: nothing is folded into it, and the pruned checkpoint has no such bias"
+            )
+    return f"{len(reference.stored)} tensors of the pruned checkpoint unchanged, {folded} biases folded"
+
+
+def _check_same(name: str, value: Tensor, own: Tensor) -> None:
+    if value.shape != own.shape or value.dtype != own.dtype:
+        raise Violation(f"{name} is {tuple(value.shape)} {value.dtype}, in the pruned checkpoint {tuple(own.shape)}")
+    changed = (value == 0) != (own == 0)
+    if bool(changed.any()):
+        at = tuple(torch.nonzero(changed)[0].tolist())
+        raise Violation(f"{name} has another zero pattern than the pruned checkpoint, first at {list(at)}")
+    if not torch.equal(value.flatten().view(torch.uint8), own.flatten().view(torch.uint8)):
+        raise Violation(f"{name} differs from the pruned checkpoint, though its zeros are the same")
+
+
+def _check_folded(name: str, value_O: Tensor, wanted_O: Tensor) -> None:
+    # Sums of products are rounded differently on different processors; beyond that, only the cast to the dtype stored.
+    rounding = torch.finfo(value_O.dtype).eps
+    bound = 1e-5 * float(wanted_O.abs().max()) + rounding * wanted_O.abs()
+    if value_O.shape != wanted_O.shape or bool(((value_O.float() - wanted_O).abs() > bound).any()):
+        raise Violation(f"{name} is not what the compensation folds into it")

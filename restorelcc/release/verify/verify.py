@@ -1,0 +1,134 @@
+"""Prove that a restored checkpoint is what it says: a stock folder, every zero kept, the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.compensation.file import read_compensation
+from restorelcc.models.architectures import family_of_config, head_layout
+from restorelcc.models.checkpoints import load_model, local_folder
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.original import can_be_taken_out
+from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD
+from restorelcc.release.routes import plan_route
+from restorelcc.release.verify.files import (
+    check_own_digests,
+    check_parent,
+    check_shards,
+    check_stock_only,
+    check_tokenizer,
+)
+from restorelcc.release.verify.logits import (
+    check_keys,
+    check_logits,
+    hooked_logits,
+    load_fresh,
+    probe_tokens,
+    pruned_from_restored,
+)
+from restorelcc.release.verify.tensors import Reference, check_against, check_recorded
+from restorelcc.release.verify.violation import Violation
+from restorelcc.sparsity.streaming import empty_model, read_config
+
+Finding = tuple[str, str]  # what was checked, and what was found
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified, and what it is compared with; `against` and `compensation` as the user gave them."""
+
+    folder: Path
+    record: dict[str, Any] | None
+    against: Path | None
+    compensation: Path | None
+
+    @property
+    def cut(self) -> bool:
+        return self.record is not None and self.record["route"]["cut"]
+
+    def values(self) -> Compensation:
+        kept = self.folder / OWN_FOLDER / COMPENSATION
+        return read_compensation(self.compensation or kept)[0]
+
+
+def subject(folder: Path, against: Path | None, compensation: Path | None) -> Subject:
+    """Raises BadInput when there is nothing to verify, or nothing to verify it by."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder: give the folder of a restored checkpoint")
+    if against is not None:
+        local_folder(against)
+    has_record = (folder / RECORD).is_file()
+    if not has_record and (against is None or compensation is None):
+        raise BadInput(
+            f"{folder} has no {RECORD}: only folders written by `restorelcc export` can be verified alone; give "
+            "--against PRUNED and --compensation FILE"
+        )
+    record = read_json(folder / RECORD) if has_record else None
+    if record is not None and not {"tensors", "files", "route", "parents"} <= set(record):
+        raise BadInput(f"{folder / RECORD} is not a record of `restorelcc export`: it lacks its tensors or parents")
+    return Subject(folder, record, against, compensation)
+
+
+def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
+    """Every check in turn, with what it found. Raises Violation at the first thing that is not as it should be."""
+    folder, record = subject.folder, subject.record
+    yield "stock files", check_stock_only(folder)
+    yield "tokenizer", check_tokenizer(folder)
+    stored = check_shards(folder)
+    yield "shards", f"{len(stored)} tensors in whole files"
+    if record is not None:
+        yield "tensors", check_recorded(stored, record)
+        yield "digests", check_own_digests(folder, record)
+        given = {"pruned": subject.against, "compensation": subject.compensation}
+        for name, recorded in record["parents"].items():
+            yield "parents", check_parent(name, folder, recorded, given.get(name))
+    if subject.against is not None and not subject.cut:
+        yield "against", check_against(stored, _reference(subject))
+    tokens = probe_tokens(_config_of(folder))
+    (loaded,) = load_fresh([(folder, tokens)])
+    yield "fresh process", check_keys(folder, loaded)
+    if not logits:
+        yield "logits", "not compared (--skip-logits)"
+        return
+    model = _pruned(subject)
+    if model is None:
+        yield "logits", "not compared: heads were cut out and the pruned checkpoint is gone, give --against"
+        return
+    yield "logits", check_logits(loaded, hooked_logits(model, subject.values(), tokens))
+
+
+def _config_of(folder: Path) -> PretrainedConfig:
+    try:
+        return read_config(folder)
+    except BadInput as error:
+        raise Violation(str(error)) from error
+
+
+def _reference(subject: Subject) -> Reference:
+    assert subject.against is not None
+    pruned = local_folder(subject.against)
+    network = empty_model(pruned, torch.float32)
+    layout = head_layout(network)
+    route = plan_route(network.config, subject.values(), layout)
+    return Reference(stored_tensors(pruned), family_of_config(network.config), layout, route)
+
+
+def _pruned(subject: Subject) -> PreTrainedModel | None:
+    """The pruned model in float32: the one given, the one made of the folder's own files, or the recorded parent."""
+    cpu = torch.device("cpu")
+    if subject.against is not None:
+        return load_model(subject.against, torch.float32, cpu)
+    if can_be_taken_out(subject.folder):
+        return pruned_from_restored(subject.folder)
+    assert subject.record is not None
+    parent = subject.folder.resolve() / subject.record["parents"]["pruned"]["path"]
+    return load_model(parent, torch.float32, cpu) if parent.is_dir() else None

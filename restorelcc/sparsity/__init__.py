@@ -1,0 +1,1 @@
+"""What zeros are: patterns, removable parts, and the walk through a model block by block."""

@@ -1,0 +1,128 @@
+"""A model whose blocks are in memory one at a time: read from the checkpoint's files, and written back if changed.
+
+Letters: O output features, I input features.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.weights import weights_of
+from restorelcc.models.architectures import family_of, family_of_config, prunable_linears
+from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.sparsity.patterns import rounded
+
+
+def read_config(source: Path) -> PretrainedConfig:
+    """The checkpoint's config. Raises BadInput when it is missing, of a family not in the table, or quantized."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{source} holds no config.json of a known model: {first_line(error)}") from error
+    family_of_config(config)
+    if getattr(config, "quantization_config", None):
+        raise BadInput(f"{source} is a quantized checkpoint, whose weights cannot be pruned: give the original one")
+    return config
+
+
+def empty_model(source: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a checkpoint without its weights (all on the meta device), in evaluation mode."""
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def can_stream(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> bool:
+    """Whether the checkpoint's tensors go by the names the model gives them; older layouts are loaded whole instead.
+
+    Raises BadInput when a tensor has another shape than the config says.
+    """
+    output = model.get_output_embeddings()
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        if name in stored:
+            if stored[name].shape != tuple(parameter.shape):
+                raise BadInput(
+                    f"{stored[name].file} holds {name} with shape {stored[name].shape}, its config.json says "
+                    f"{tuple(parameter.shape)}: the checkpoint is damaged"
+                )
+        elif not (model.config.tie_word_embeddings and output is not None and parameter is output.weight):
+            return False
+    return True
+
+
+def copy_checkpoint(source: Path, destination: Path) -> None:
+    """Copy weights, index, config and generation config as they are; pruned weights are then written over."""
+    destination.mkdir(parents=True, exist_ok=True)
+    companions = ("config.json", "generation_config.json")
+    for name in (*weights_of(source).names, *(name for name in companions if (source / name).is_file())):
+        shutil.copyfile(source / name, destination / name)
+
+
+class StreamedWeights:
+    """Weights of a model made by `empty_model`: what is outside the blocks now, each block while it is worked on."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stored: dict[str, StoredTensor],
+        device: torch.device,
+        written: dict[str, StoredTensor] | None = None,
+    ) -> None:
+        """written: the tensors of a copy of the checkpoint that the targeted linears of each block are written to."""
+        self._stored, self._written, self._device = stored, written, device
+        self._dtype = next(model.parameters()).dtype
+        self._blocks = family_of(model).blocks
+        self._targets: dict[int, dict[str, nn.Linear]] = {}
+        for layer, name, linear in prunable_linears(model):
+            self._targets.setdefault(layer, {})[f"{name}.weight"] = linear
+        self._load(model, {name for name in stored if not name.startswith(f"{self._blocks}.")})
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
+
+    @contextmanager
+    def resident(self, layer: int, block: nn.Module) -> Iterator[None]:
+        """The block's weights are in memory inside the `with`. When it ends well its targeted linears are written."""
+        names = [name for name, _ in block.named_parameters()]
+        self._load(block, set(names), prefix=f"{self._blocks}.{layer}.")
+        yield
+        if self._written is not None:
+            for name, linear in self._targets[layer].items():
+                self._written[name].overwrite(linear.weight)
+        for name in names:
+            _put(block, name, block.get_parameter(name).to("meta"))
+        _return_freed_memory()
+
+    def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
+        """The weight rounded to the dtype of the checkpoint."""
+        return rounded(weight_OI, self._stored[f"{name}.weight"].dtype)
+
+    def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
+        for name, _ in list(module.named_parameters()):
+            if name in names:
+                _put(module, name, self._stored[prefix + name].read().to(self._device, self._dtype))
+
+
+def _return_freed_memory() -> None:
+    """What adds up over many blocks: tensors in reference cycles, which wait for a collection, and holes in a heap."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module.get_submodule(path)._parameters[leaf] = nn.Parameter(value, requires_grad=False)

@@ -1,0 +1,1 @@
+"""The stages of the pipeline, one folder each; they meet on disk and never import one another."""

@@ -1,0 +1,100 @@
+"""Baselines that add low-rank adapters beside the pruned weights: LoRA and DoRA (peft), and EoRA in closed form.
+
+Merged into the weights they fill every zero; evaluation reports them unmerged, merged, and merged with the mask put
+back. Letters: N tokens, O output features, I input features, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from restorelcc.base.site_names import SiteName
+from restorelcc.models.architectures import family_of, head_layout
+from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.training.best import fit_best
+from restorelcc.training.compensation import pairs_task
+from restorelcc.training.loop import checkpointed_blocks
+from restorelcc.training.means import input_grams
+from restorelcc.training.sites import site_linears, site_paths
+
+
+def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int, *, dora: bool = False) -> PeftModel:
+    """The model with untrained adapters of this rank on the linears of the sites; alpha = rank, no dropout."""
+    names = [path.rpartition(".")[2] for path in site_paths(family_of(model), sites)]
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, use_dora=dora)
+    config.base_model_name_or_path = None
+    adapted: Any = get_peft_model(model, config)
+    return adapted
+
+
+def lora(inputs: Inputs) -> Recovered:
+    """LoRA, arXiv 2106.09685."""
+    return _trained(inputs, dora=False)
+
+
+def dora(inputs: Inputs) -> Recovered:
+    """DoRA, arXiv 2402.09353."""
+    return _trained(inputs, dora=True)
+
+
+def _trained(inputs: Inputs, *, dora: bool) -> Recovered:
+    config, model = inputs.config, inputs.pruned()
+    heads, pairs = head_layout(model), inputs.pairs()
+    adapted = with_adapters(model, config.lora_sites, config.rank, dora=dora)
+    task = pairs_task(adapted, pairs)  # type: ignore[arg-type]
+    with checkpointed_blocks(model, config.gradient_checkpointing):
+        title = f"baseline {inputs.cell.baseline}"
+        choice = fit_best(adapted, task, config, title=title, stores=inputs.states)
+    training = choice.as_json() | pairs.as_json()
+    return Recovered(heads, adapter=adapted, training=training, unchanged=choice.unchanged)
+
+
+def eigenspace_factors(lost_OI: Tensor, gram_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """argmin over rank R of |(lost - B A) X|: B [O, R], A [R, I]. EoRA, arXiv 2410.21271, section 3.
+
+    With X X^T = Q L Q^T the error is |(lost - B A) Q L^1/2|, so that the best is a truncated SVD of lost Q L^1/2, taken
+    back by L^-1/2 Q^T. Directions that no input has are left out. float64.
+    """
+    values_I, vectors_II = torch.linalg.eigh(gram_II.double())
+    root_I = values_I.clamp_min(0).sqrt()
+    inverse_I = torch.where(root_I > 1e-6 * root_I.max(), 1 / root_I.clamp_min(1e-300), torch.zeros_like(root_I))
+    left_OR, singular_R, right_RI = torch.linalg.svd(lost_OI.double() @ vectors_II * root_I, full_matrices=False)
+    up_OR = left_OR[:, :rank] * singular_R[:rank]
+    return up_OR, (right_RI[:rank] * inverse_I) @ vectors_II.T
+
+
+def eora(inputs: Inputs) -> Recovered:
+    """Low-rank factors of what pruning removed, in the eigenspace of the calibration inputs; nothing is trained."""
+    config, dense = inputs.config, inputs.dense()
+    linears = site_linears(dense, config.lora_sites)
+    grams = input_grams(dense, linears, inputs.calibration(), "input grams")
+    weights = {name: linear.weight.detach().cpu() for name, linear in linears.items()}
+    del dense, linears
+    model = inputs.pruned()
+    heads, pruned = head_layout(model), site_linears(model, config.lora_sites)
+    factors = {
+        name: eigenspace_factors(weights[name].double() - linear.weight.cpu().double(), grams[name].cpu(), config.rank)
+        for name, linear in pruned.items()
+    }
+    adapted = with_adapters(model, config.lora_sites, config.rank)
+    for name, module in site_modules(adapted, config.lora_sites).items():
+        up_OR, down_RI = factors[name]
+        rank = up_OR.shape[1]  # less than asked for in a linear that is smaller than the rank
+        with torch.no_grad():
+            module.lora_A["default"].weight.zero_()[:rank].copy_(down_RI)
+            module.lora_B["default"].weight.zero_()[:, :rank].copy_(up_OR)
+    return Recovered(heads, adapter=adapted)
+
+
+def site_modules(adapted: PeftModel, sites: tuple[SiteName, ...]) -> dict[str, Any]:
+    """The adapted linears of the sites, `<layer>.<path>` to peft's module."""
+    base: Any = adapted.get_base_model()
+    family = family_of(base)
+    blocks: nn.ModuleList = base.get_submodule(family.blocks)
+    paths = site_paths(family, sites)
+    return {f"{layer}.{path}": block.get_submodule(path) for layer, block in enumerate(blocks) for path in paths}

@@ -1,0 +1,94 @@
+"""Baselines that end in biases: random heads, free biases, and the mean shift of the removed weights.
+
+Letters: P chosen heads, D head dim, O output features, I input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from restorelcc.base.site_names import SITES, SiteName
+from restorelcc.models.architectures import head_layout
+from restorelcc.models.heads import HeadLayout, chosen_count
+from restorelcc.models.tensors import read_tensors
+from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation
+from restorelcc.training.closed_form import removed_bias
+from restorelcc.training.compensation import fit_compensation
+from restorelcc.training.means import mean_inputs
+from restorelcc.training.sites import site_linears
+
+
+def random_heads(heads: HeadLayout, ratio: float, seed: int) -> list[tuple[int, int]]:
+    """As many heads as the ratio chooses, drawn without replacement."""
+    order = torch.randperm(heads.total, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [heads.pair(flat) for flat in order[: chosen_count(ratio, heads)]]
+
+
+def random(inputs: Inputs) -> Recovered:
+    """RestoreLCC eq. 8 on heads drawn at random."""
+    config, model = inputs.config, inputs.pruned()
+    heads = head_layout(model)
+    chosen = random_heads(heads, config.head_ratio, config.seed)
+    directions_LHDD = read_tensors(inputs.layout.components(inputs.cell), ("directions",))[0]["directions"]
+    directions_PDD = torch.stack([directions_LHDD[layer, head] for layer, head in chosen])
+    initial = HeadCompensation(directions_PDD, chosen, initial_std=config.initial_std, seed=config.seed)
+    return trained_compensation(inputs, model, TrainableCompensation(initial))
+
+
+def free_biases(sites: tuple[SiteName, ...]) -> Callable[[Inputs], Recovered]:
+    """A method: a bias of its own, from zero, on every linear of the sites."""
+
+    def method(inputs: Inputs) -> Recovered:
+        model = inputs.pruned()
+        return trained_compensation(inputs, model, TrainableCompensation(None, SiteBiases(site_linears(model, sites))))
+
+    return method
+
+
+def trained_compensation(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensation) -> Recovered:
+    """Train a compensation of the model on the pairs."""
+    initial = initial.to(model.device)
+    title = f"baseline {inputs.cell.baseline}"
+    pairs = inputs.pairs()
+    best = fit_compensation(model, initial, pairs, inputs.config, title=title, stores=inputs.states)
+    training = best.choice.as_json() | pairs.as_json()
+    return Recovered.by(model, best.compensation, training, unchanged=best.choice.unchanged)
+
+
+def meanshift(inputs: Inputs) -> Recovered:
+    """What the removed weights gave on average, as a bias on the out-projection and the FFN output, as FLAP does.
+
+    Over the dense model's inputs on the calibration tokens; nothing is trained.
+    """
+    sites: tuple[SiteName, ...] = ("o", "down")
+    dense = inputs.dense()
+    linears = site_linears(dense, sites)
+    means_I = mean_inputs(dense, linears, inputs.calibration(), "mean inputs")
+    outputs_O: dict[str, Tensor] = {name: linears[name].weight.double() @ mean for name, mean in means_I.items()}
+    del dense, linears
+    model = inputs.pruned()
+    pruned = site_linears(model, sites)
+    start = {name: removed_bias(outputs_O[name], pruned[name].weight, mean_I) for name, mean_I in means_I.items()}
+    return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))
+
+
+def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recovered]:
+    """A method that first recovers by changing weights, then trains a bias on every linear of the result."""
+
+    def both(inputs: Inputs) -> Recovered:
+        first = method(inputs.part("weights"))
+        assert first.model is not None
+        sites = TrainableCompensation(None, SiteBiases(site_linears(first.model, SITES)))
+        second = trained_compensation(inputs, first.model, sites)
+        training = {"weights": first.training, "compensation": second.training}
+        trained = first.params_trained + second.params_trained
+        unchanged = first.unchanged and second.unchanged
+        return Recovered(first.heads, second.compensation, first.model, params_trained=trained, training=training,
+                         unchanged=unchanged)  # fmt: skip
+
+    return both

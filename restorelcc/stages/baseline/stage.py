@@ -1,0 +1,95 @@
+"""Stage `baseline`: recover a pruned model in another way than by its best-ranked heads, for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from restorelcc.base.baselines import BASELINES, check_baseline
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import expect_digest, file_digest, model_digest
+from restorelcc.base.documents import write_json
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.processes import is_first_process
+from restorelcc.base.publish import published
+from restorelcc.compensation.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_adapter
+from restorelcc.compensation.file import write_compensation
+from restorelcc.models.checkpoints import load_tokenizer, save_checkpoint
+from restorelcc.models.runtime import prepare
+from restorelcc.models.tensors import read_tensors
+from restorelcc.stages.baseline.adapters import dora, eora, lora
+from restorelcc.stages.baseline.biases import compensated, free_biases, meanshift, random
+from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline.lofit import lofit
+from restorelcc.stages.baseline.reconstruct import reconstruct
+from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.stages.baseline.weights import masked, masked_lora
+from restorelcc.training.pairs import TRAIN, VALID
+from restorelcc.training.state import TrainingStates
+
+METHODS: dict[str, Callable[[Inputs], Recovered]] = {
+    "random": random,
+    "bias": free_biases(("o",)),
+    "ffn": free_biases(("down",)),
+    "meanshift": meanshift,
+    "lofit": lofit,
+    "lora": lora,
+    "dora": dora,
+    "eora": eora,
+    "masked": masked,
+    "masked-lora": masked_lora,
+    "reconstruct": reconstruct,
+    "masked-compensated": compensated(masked),
+    "reconstruct-compensated": compensated(reconstruct),
+}
+
+
+def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write <model>/<pruning>/baseline-<name>/: baseline.json, and compensation.safetensors, a checkpoint
+    (model/), both (the compensation is then that checkpoint's), or an adapter (adapter/)."""
+    name = check_baseline("--baseline", cell.baseline)
+    prepare(seed=config.seed, threads=model.threads)
+    parents = _checked_parents(cell, layout)
+    settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
+    states = TrainingStates(layout, "baseline", cell, parents | settings)
+    result = METHODS[name](Inputs(cell, config, model, layout, states))
+    if not is_first_process():
+        return
+    document = {"baseline": name, "what": BASELINES[name].does, "parents": parents}
+    with published(layout, layout.baseline(cell)) as (folder,):
+        folder.mkdir()
+        document |= _write(folder, result, cell, layout, parents)
+        write_json(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
+    states.clear()
+
+
+def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents: dict[str, str]) -> dict:
+    """Write the result; returns its kind and how many numbers were trained."""
+    if result.adapter is not None:
+        trained = sum(part.numel() for part in result.adapter.parameters() if part.requires_grad)
+        write_adapter(folder / ADAPTER, result.adapter)
+        return {"kind": "adapter", "params_trained": trained}
+    of = parents["pruned"]
+    if result.model is not None:
+        save_checkpoint(folder / MODEL, result.model, load_tokenizer(layout.pruned(cell)))
+        of = model_digest(folder / MODEL)
+    if result.compensation is not None:
+        heads = result.heads
+        metadata = parents | {"pruned": of, "model": cell.model, "baseline": str(cell.baseline)}
+        metadata |= {name: str(getattr(heads, name)) for name in ("layers", "heads", "head_dim")}
+        frozen, parts = result.compensation.frozen(heads), result.compensation.trained(heads)
+        write_compensation(folder / COMPENSATION, frozen, metadata, parts)
+    kind = "compensation" if result.model is None else "checkpoint"
+    return {"kind": kind, "params_trained": result.params_trained}
+
+
+def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:
+    """Digests of all inputs; refused unless the components are those of the pruned model."""
+    components, pruned = layout.components(cell), model_digest(layout.pruned(cell))
+    recorded = read_tensors(components, ())[1]
+    expect_digest("components were extracted for another pruned model", recorded.get("pruned"), pruned)
+    corpus = layout.corpus(cell)
+    tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID, "calibration.parquet")}
+    parents = {"pruned": pruned, "dense": model_digest(layout.dense(cell)), "components": file_digest(components)}
+    return parents | tables

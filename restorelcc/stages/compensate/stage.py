@@ -1,0 +1,110 @@
+"""Stage `compensate`: train the compensation of the best-ranked heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import expect_digest, file_digest, model_digest
+from restorelcc.base.documents import write_json
+from restorelcc.base.grid import AUTO
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.processes import is_first_process, weights_are_shared_out
+from restorelcc.base.publish import published
+from restorelcc.base.tables import read_metadata
+from restorelcc.compensation.file import write_compensation
+from restorelcc.models.architectures import head_layout
+from restorelcc.models.checkpoints import load_entry, load_model
+from restorelcc.models.runtime import pick_device, pick_dtype, prepare
+from restorelcc.models.tensors import read_tensors
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate.head_choice import best_heads
+from restorelcc.stages.compensate.ratio import smallest_good_ratio
+from restorelcc.stages.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
+from restorelcc.training.compensation import Best, Pairs, fit_compensation
+from restorelcc.training.pairs import TRAIN, VALID, read_pairs
+from restorelcc.training.sharding import shared_out
+from restorelcc.training.state import TrainingStates
+
+
+def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write <model>/<pruning>/heads-<ratio>/: compensation.safetensors and training.json."""
+    prepare(seed=config.seed, threads=model.threads)
+    pruned = layout.pruned(cell)
+    parents = _checked_parents(cell, layout, config)
+    pairs = read_pairs(layout.corpus(cell), pruned, config)
+    learned = Lessons()
+    if needs_dense(config):
+        dense = _loaded(layout.dense(cell), model)
+        learned = lessons(dense, config, pairs)
+        del dense
+    network = _loaded(pruned, model)
+    heads = head_layout(network)
+    components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]
+    states = TrainingStates(layout, "compensate", cell, _fingerprint(config, model, layout, cell, parents))
+
+    def trained(ratio: float) -> Best:
+        chosen = best_heads(layout.heads(cell), heads, ratio)
+        initial = initial_compensation(network, chosen, components, config, pairs, learned)
+        task = training_task(network, pairs, config, learned)
+        title, stores = f"compensate {ratio:g}", states.part(f"ratio-{ratio:g}")
+        guess = config.start != "normal"
+        return fit_compensation(network, initial, pairs, config, title=title, stores=stores, task=task, guess=guess)
+
+    ratio: float | None = None
+    compared: list[dict] = []
+    if cell.head_ratio == AUTO:
+        ratio, best, compared = smallest_good_ratio(network, pairs, config.auto_ratios, trained)
+    else:
+        best = trained(float(cell.head_ratio or 0))
+    if not is_first_process():
+        return
+    metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
+    metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
+    document = training_document(best, pairs) | ({"head_ratio": ratio, "ratios": compared} if compared else {})
+    with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
+        frozen, how = best.compensation.frozen(heads), best.compensation.trained(heads)
+        write_compensation(tensors_path, frozen, metadata, how)
+        write_json(training_path, document)
+    states.clear()
+
+
+def _loaded(folder: Path, model: ModelEntry) -> PreTrainedModel:
+    """A model where it trains: on its devices, or spread over several processes."""
+    if not weights_are_shared_out():
+        return load_entry(folder, model)
+    device = pick_device(model.device)
+    network = load_model(folder, pick_dtype(model.dtype, device), torch.device("cpu"))
+    return shared_out(network, device)
+
+
+def training_document(best: Best, pairs: Pairs) -> dict:
+    """training.json: what won and the losses of all candidates, every run, the heads, and how many pairs."""
+    chosen = best.compensation.heads.heads if best.compensation.heads is not None else []
+    return best.choice.as_json() | {"heads": chosen} | pairs.as_json()
+
+
+def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> dict[str, str]:
+    """Digests of the inputs; refused unless heads, components and the pruned model belong together."""
+    components = layout.components(cell)
+    pruned = model_digest(layout.pruned(cell))
+    recorded = read_tensors(components, ())[1]
+    expect_digest("components were extracted for another pruned model", recorded.get("pruned"), pruned)
+    of_heads = read_metadata(layout.heads(cell))
+    expect_digest("heads were ranked with other components", of_heads.get("components"), file_digest(components))
+    found = {"pruned": pruned, "components": file_digest(components), "ranking": file_digest(layout.heads(cell))}
+    return found | ({"dense": model_digest(layout.dense(cell))} if needs_dense(config) else {})
+
+
+def _fingerprint(
+    config: CompensateConfig, model: ModelEntry, layout: Layout, cell: Cell, parents: dict[str, str]
+) -> dict[str, str]:
+    """All that decides what training gives, so that only the very same run goes on from a saved state."""
+    corpus = layout.corpus(cell)
+    tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID)}
+    settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
+    return parents | tables | settings

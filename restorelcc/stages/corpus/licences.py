@@ -1,0 +1,42 @@
+"""Licences of the datasets that a corpus is made of: recorded with it, and said once in a project."""
+
+from __future__ import annotations
+
+import sys
+
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.layout import Layout
+from restorelcc.models.hub import Repository, licence_of
+from restorelcc.stages.corpus.hub import hub_data
+
+# What the datasets by name are under where their card cannot be asked.
+_KNOWN = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "allenai/c4": "odc-by", "Salesforce/wikitext": "cc-by-sa-3.0, gfdl"}
+_NOTES = {"nc": "no commercial use", "nd": "no derivatives"}
+
+
+def with_licences(origins: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same records, those of hub datasets with the licence that the dataset's card declares."""
+    found = {}
+    for role, origin in origins.items():
+        dataset = hub_data(role, origin["source"])
+        if dataset is not None and "revision" in origin:
+            declared = licence_of(Repository(f"data.{role}", dataset.dataset, "dataset"), origin["revision"])
+            found[role] = origin | {"licence": declared or _KNOWN.get(dataset.dataset, "not declared")}
+        else:
+            found[role] = origin
+    return found
+
+
+def announce(origins: dict[str, dict[str, str]], layout: Layout) -> None:
+    """Say the licence of every dataset that was not said before in this project."""
+    said_file = layout.work / "licences.json"
+    said = read_json(said_file) if said_file.is_file() else {}
+    for origin in origins.values():
+        licence = origin.get("licence")
+        if licence is None or said.get(origin["source"]) == licence:
+            continue
+        notes = [note for mark, note in _NOTES.items() if mark in licence.lower().split("-")]
+        mark = f" ({', '.join(notes)})" if notes else ""
+        print(f"data licence: {origin['source'].removeprefix('hub:')} is under {licence}{mark}", file=sys.stderr)
+        said[origin["source"]] = licence
+        write_json(said_file, said)

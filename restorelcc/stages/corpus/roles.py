@@ -1,0 +1,64 @@
+"""A model's data, role by role: what the stage `corpus` writes, and what `restorelcc check --model` reads through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.model_entry import DataFiles, ModelEntry
+from restorelcc.models.text import context_length
+from restorelcc.models.tokenizers import source_config, source_tokenizer
+from restorelcc.stages.corpus.account import Account
+from restorelcc.stages.corpus.adapters import Example
+from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.corpus.fit import Fitting
+from restorelcc.stages.corpus.sources import Found, calibration_texts, heldout_texts, pairs
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a model's data hold, role by role, and how its rows fit the model. Each is read when it is asked for."""
+
+    config: CorpusConfig
+    model: ModelEntry
+    root: Path
+    key: str
+    fits: bool = True  # whether pairs are fitted to the model; without its tokenizer they cannot be
+
+    @cached_property
+    def fitting(self) -> Fitting:
+        """How rows become the model's tokens. Raises BadInput where the model has no tokenizer or config."""
+        source = (self.key, self.model.source, self.model.revision, self.root)
+        limit = context_length(source_config(*source), self.config.max_tokens)
+        return Fitting(source_tokenizer(*source), limit, self.config.too_long, self._data.chat_template, self.key)
+
+    @property
+    def _data(self) -> DataFiles:
+        assert self.model.data is not None
+        return self.model.data
+
+    def calibration(self) -> Found[str]:
+        return calibration_texts(self._data, self.config, self.root)
+
+    def heldout(self) -> Found[str]:
+        return heldout_texts(self._data, self.config, self.root)
+
+    def instructions(self) -> Found[Example]:
+        """Pairs that fit the model. Raises BadInput where they are too few to train, validate and probe with."""
+        found = pairs(self._data, self.config, self.root, self._fitted)
+        valid = self.valid(len(found.items))
+        if valid == 0 or len(found.items) - valid < 2:
+            raise BadInput(
+                f"{self.key}.data.instructions has {len(found.items)} usable pairs: at least 5 are needed "
+                f"({found.sentence()})"
+            )
+        return found
+
+    def _fitted(self, batch: list[Example], account: Account) -> list[Example]:
+        return self.fitting.examples(batch, account) if self.fits else batch
+
+    def valid(self, count: int) -> int:
+        """How many of `count` pairs validate: a fifth at most."""
+        return min(self.config.valid, count // 5)

@@ -1,0 +1,135 @@
+"""What a user's data hold for each role, with an account of every row: read here, and nowhere else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.model_entry import DataFiles
+from restorelcc.stages.corpus.account import NOT_DRAWN, Account
+from restorelcc.stages.corpus.adapters import Example, examples, raw_texts, texts
+from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.corpus.hub import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
+from restorelcc.stages.corpus.local import read_file
+from restorelcc.stages.corpus.rows import Rows
+
+T = TypeVar("T")
+# Examples that a model can take in (see fit.py); the others are skipped in the account.
+Fit = Callable[[list[Example], Account], list[Example]]
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a role is made of, where it comes from, and what became of every row."""
+
+    items: list[T]
+    rows: Rows
+    account: Account
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """As it stands in sources.json."""
+        return self.rows.origin | {"rows": self.account.record()}
+
+    def sentence(self) -> str:
+        """What became of the rows, in words."""
+        return f"{self.rows.name}: {self.account.sentence(self.rows.unit)}"
+
+
+def calibration_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
+    """Texts to prune by: a random choice from a local file, or the first ones of a hub dataset, short ones joined."""
+    rows, dataset = _opened("calibration", data.calibration, root)
+    account = Account()
+    found = texts(rows, data, account)
+    if dataset is None:
+        chosen = [text for _, text in _drawn(found, config.calibration, _random("calibration", config), account)]
+    else:
+        chosen = list(islice(joined(found, config.hub_characters, account), config.calibration))
+    return _usable(Found(chosen, rows, account), "text")
+
+
+def heldout_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
+    """Texts for perplexity, in order: those of a local file, or of a hub dataset; of WikiText its pages, as they
+    stand."""
+    rows, dataset = _opened("heldout", data.heldout, root, HELDOUT)
+    account = Account()
+    if dataset is not None and dataset.dataset.lower().endswith("wikitext"):
+        lines = _counted(raw_texts(rows, data, account), account)
+        return _usable(Found(list(islice(pages(lines), config.heldout)), rows, account), "text")
+    numbered = texts(rows, data, account)
+    chosen = list(_counted(islice(numbered, config.heldout), account))
+    if dataset is None:
+        _leave(numbered, account)
+    return _usable(Found(chosen, rows, account), "text")
+
+
+def pairs(data: DataFiles, config: CorpusConfig, root: Path, fit: Fit) -> Found[Example]:
+    """Examples to train, probe and validate with, in a random order: a choice from a local file, or the first ones of
+    a hub dataset. `fit` says which of them a model can take in."""
+    rows, dataset = _opened("instructions", data.instructions, root)
+    account, rng = Account(), _random("instructions", config)
+    usable = examples(rows, data, account)
+    if dataset is None:
+        everything = list(usable)
+        usable = iter(rng.sample(everything, len(everything)))
+    count = config.train + config.valid
+    kept: list[Example] = []
+    while batch := list(islice(usable, count - len(kept))):
+        kept += fit(batch, account)
+    if dataset is None:
+        _leave(((example.row, example) for example in usable), account)
+    else:
+        kept = rng.sample(kept, len(kept))
+    account.used = len(kept)
+    return Found(kept, rows, account)
+
+
+def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> tuple[Rows, HubData | None]:
+    """The rows of a file or of a hub dataset, and which dataset it is."""
+    key = f"models.<name>.data.{role}"
+    dataset = hub_data(key, source, presets)
+    if dataset is None:
+        return read_file(root / Path(source).expanduser(), source), None
+    return open_rows(key, dataset), dataset
+
+
+def _random(role: str, config: CorpusConfig) -> random.Random:
+    """A generator of each role's own, so that what is drawn for one does not depend on the rows of another."""
+    return random.Random(f"{config.seed} {role}")
+
+
+def _drawn(numbered: Iterable[tuple[int, T]], count: int, rng: random.Random, account: Account) -> list[tuple[int, T]]:
+    """`count` of them in random order; the others are counted as not drawn."""
+    found = list(numbered)
+    order = rng.sample(found, len(found))
+    _leave(order[count:], account)
+    account.used = min(count, len(found))
+    return order[:count]
+
+
+def _leave(numbered: Iterable[tuple[int, Any]], account: Account) -> None:
+    for number, _ in numbered:
+        account.skip(NOT_DRAWN, number)
+
+
+def _counted(numbered: Iterable[tuple[int, str]], account: Account) -> Iterator[str]:
+    """The texts, each counted as used when it is taken."""
+    for _, text in numbered:
+        account.used += 1
+        yield text
+
+
+def _usable(found: Found[str], what: str) -> Found[str]:
+    """Raises BadInput where nothing was found."""
+    if not found.items:
+        account, name = found.account, found.rows.name
+        if not account.read:
+            raise BadInput(f"{name} holds no row, and at least one row is needed: name another file or dataset")
+        told = account.sentence(found.rows.unit)
+        raise BadInput(f"{name} holds no {what} that can be used ({told}): correct it, or name another")
+    return found

@@ -1,0 +1,151 @@
+"""Stage `corpus`: everything that later stages read as text, written once per model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.corpus_tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER
+from restorelcc.base.documents import write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import MICROWORLD, ModelEntry
+from restorelcc.base.progress import notice
+from restorelcc.base.publish import published
+from restorelcc.base.tables import write_table, write_texts
+from restorelcc.stages.corpus.account import Account
+from restorelcc.stages.corpus.adapters import Example
+from restorelcc.stages.corpus.calibration import write_calibration
+from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.corpus.contrast import negatives
+from restorelcc.stages.corpus.encoder import find_encoder
+from restorelcc.stages.corpus.licences import announce, with_licences
+from restorelcc.stages.corpus.microworld import Item, generate
+from restorelcc.stages.corpus.roles import Roles
+
+
+def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write corpus/<model>/: calibration, contrast, train, valid, heldout, tasks/ (what is evaluated) and world/ (what
+    the embedded model is pretrained on; for other models it names their source only). What became of every row of the
+    model's data is in sources.json, and for the report in metrics/<model>/sources.json too."""
+    destination = layout.corpus(cell)
+    with published(layout, destination, layout.sources(cell)) as (folder, sources):
+        folder.mkdir()
+        write_json(folder / "world" / "source.json", {"source": model.source})
+        names, origins = [], dict[str, Any]()
+        if model.is_microworld:
+            names = _write_microworld(folder, config, destination.relative_to(layout.root))
+        else:
+            origins = with_licences(_write_local(folder, config, model, layout.root, f"models.{cell.model}"))
+            announce(origins, layout)
+            write_json(folder / "sources.json", origins)
+        write_json(sources, origins)
+        write_json(folder / "tasks" / "tasks.json", {"embedded": names})
+
+
+def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) -> list[str]:
+    """Returns the names of the evaluation tasks."""
+    world = generate(config.microworld)
+    write_json(folder / "world" / "vocabulary.json", {"words": world.vocabulary})
+    write_texts(folder / "world" / "pretrain.parquet", world.pretrain)
+    write_calibration(folder / "calibration.parquet", world.calibration, {"source": MICROWORLD})
+    write_texts(folder / "heldout.parquet", world.heldout)
+    write_table(folder / "train.parquet", [asdict(row) for row in world.train], EXAMPLES)
+    write_table(folder / "valid.parquet", [asdict(row) for row in world.valid], EXAMPLES)
+    contrast = [{"sample_id": number, **asdict(row)} for number, row in enumerate(world.contrast)]
+    write_table(folder / "contrast.parquet", contrast, CONTRAST)
+    for task in world.test:
+        write_table(folder / "world" / "dev" / f"{task}.parquet", _item_rows(world.dev[task]), ITEMS)
+        write_table(folder / "tasks" / f"{task}.parquet", _item_rows(world.test[task]), ITEMS)
+        (folder / "tasks" / f"{task}.yaml").write_text(
+            yaml.safe_dump(_task(task, published_as / "tasks" / f"{task}.parquet"), sort_keys=False)
+        )
+    return list(world.test)
+
+
+def _item_rows(items: list[Item]) -> list[dict[str, Any]]:
+    return [
+        {"item_id": number, "question": item.question, "choices": list(item.choices), "gold": item.gold}
+        for number, item in enumerate(items)
+    ]
+
+
+def _task(name: str, items: Path) -> dict[str, Any]:
+    """A stock lm-eval task over a local Parquet file; also usable with `lm_eval --include_path`."""
+    return {
+        "task": name,
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": str(items)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        # Columns by name: lm-eval compiles a template anew for every document, which took over half of its time.
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _write_local(
+    folder: Path, config: CorpusConfig, model: ModelEntry, root: Path, key: str
+) -> dict[str, dict[str, Any]]:
+    """Returns where the data came from, and what became of every row."""
+    roles = Roles(config, model, root, key)
+    calibration, heldout, found = roles.calibration(), roles.heldout(), roles.instructions()
+    origins = {"calibration": calibration.origin, "instructions": found.origin, "heldout": heldout.origin}
+    for role, each in (("calibration", calibration), ("instructions", found), ("held-out", heldout)):
+        notice("corpus", f"{role}: {each.sentence()}")
+    write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin)
+    write_texts(folder / "heldout.parquet", heldout.items)
+    valid, fitting = roles.valid(len(found.items)), roles.fitting
+    train, similarity = contrasted(found.items[valid:], config, root)
+    account = Account()
+    tuples = fitting.contrasts(train[: config.contrast], account)
+    origins["contrast"] = {"source": found.origin["source"], "rows": account.record()}
+    if account.shortened or account.skipped:
+        notice("corpus", f"contrast tuples: {account.sentence(found.rows.unit)}")
+    if len(tuples) < 2:
+        raise BadInput(
+            f"{key}.data.instructions gives {len(tuples)} contrast tuples, and at least 2 are needed: "
+            f"{account.sentence(found.rows.unit)}"
+        )
+    if model.data is not None and (model.data.chat_template or any(example.messages for example in found.items)):
+        origins[CHAT_TEMPLATE] = {"source": model.source}
+    # Which tokenizer counted the tokens that decide what is shortened.
+    origins[TOKENIZER] = {"source": model.source, "max_tokens": fitting.max_tokens, "too_long": config.too_long}
+    for name, part in (("valid", found.items[:valid]), ("train", train)):
+        write_table(folder / f"{name}.parquet", [_row(fitting.written(example)) for example in part], EXAMPLES)
+    written = [fitting.written(example) for example in tuples]
+    contrast = [
+        {"sample_id": number, "task": example.task, "question": example.question, "positive": example.response}
+        | {"negative": example.wrong[0]}
+        for number, example in enumerate(written)
+    ]
+    write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity})
+    return origins
+
+
+def _row(example: Example) -> dict[str, str]:
+    return {"task": example.task, "question": example.question, "response": example.response}
+
+
+def contrasted(train: list[Example], config: CorpusConfig, root: Path) -> tuple[list[Example], str]:
+    """The same examples, the first `config.contrast` with the one wrong response that each is contrasted with; and
+    what measured similarity."""
+    encode, reason = find_encoder(config.encoder, root)
+    if encode is None and config.encoder is not None:
+        notice("corpus", f"contrast tuples by TF-IDF: {reason}")
+    rows = [
+        {"question": example.question, "response": example.response}
+        | ({"choices": [example.response, *example.wrong]} if example.wrong else {})
+        for example in train
+    ]
+    others = negatives(rows, config.contrast, encode)
+    first = [replace(example, wrong=(other,)) for example, other in zip(train, others, strict=False)]
+    similarity = f"tfidf ({reason})" if encode is None else f"sentence-transformers {reason}"
+    return first + train[len(first) :], similarity

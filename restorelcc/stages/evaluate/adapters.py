@@ -1,0 +1,32 @@
+"""An adapter beside the pruned weights, merged into them, or merged with the zeros put back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from restorelcc.compensation.baseline_folder import read_adapter
+from restorelcc.models.architectures import prunable_linears
+
+REMASKED = "merged, zeros put back"
+MERGED = ("merged", REMASKED)
+
+
+def with_adapter(network: PreTrainedModel, adapter: Path, variant: str | None) -> tuple[PreTrainedModel, int]:
+    """The model with the adapter, and how many numbers stay beside the weights: all of its own, none when merged.
+
+    Merging fills zeros; REMASKED puts those of the pruned linears back afterwards.
+    """
+    kept = [linear.weight != 0 for _, _, linear in prunable_linears(network)]
+    adapted: Any = read_adapter(adapter, network)
+    if variant is None:
+        return network, sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    if variant == REMASKED:
+        with torch.no_grad():
+            for (_, _, linear), mask_OI in zip(prunable_linears(merged), kept, strict=True):
+                linear.weight.mul_(mask_OI)
+    return merged, 0

@@ -1,0 +1,59 @@
+"""How much goes into one forward pass: a budget of tokens, halved when memory runs out.
+
+A result does not depend on it, up to the rounding of sums taken in another order (about 1e-6 of a log-likelihood).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from restorelcc.base.errors import StageFailed, first_line
+
+T = TypeVar("T")
+_LOGITS = {"cpu": 2**28, "cuda": 2**31}  # entries of one batch of logits
+_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+def token_budget(model: PreTrainedModel) -> int:
+    """Tokens of one batch to begin with."""
+    return first_budget(model.device.type, model.config.vocab_size)
+
+
+def first_budget(device: str, vocabulary: int) -> int:
+    """Tokens, bounded by the logits, which for a large vocabulary outweigh the rest."""
+    kind = "cuda" if device == "cuda" else "cpu"
+    return max(1, min(_TOKENS[kind], _LOGITS[kind] // vocabulary))
+
+
+def within_memory(run: Callable[[int], T], budget: int) -> T:
+    """run(budget), with half the budget each time the device is out of memory. Raises StageFailed at the last."""
+    while True:
+        try:
+            return run(budget)
+        except torch.OutOfMemoryError as error:
+            if budget <= 1:
+                raise StageFailed(
+                    f"the model does not fit beside one sequence: {first_line(error)}; evaluate shorter "
+                    "sequences (evaluate.perplexity_tokens) or on a device with more memory"
+                ) from error
+            budget //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def budgeted_lm(base: type, budget: int, **arguments: Any) -> Any:
+    """lm-eval's model class `base` whose automatic batch holds `budget` tokens; nothing is tried out beforehand."""
+
+    class Budgeted(base):
+        def _batch_scheduler(self, pos: int, n_reordered_requests: list[tuple[Any, list[int], list[int]]]) -> int:
+            _, context, continuation = n_reordered_requests[pos]
+            return max(1, budget // min(len(context) + len(continuation), self.max_length))
+
+        def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+            return max(1, budget // self.max_length)
+
+    return Budgeted(batch_size="auto", **arguments)

@@ -1,0 +1,52 @@
+"""What the report shows beside the numbers, copied from the artifacts of a cell, so that it cannot be another cell's.
+
+Letters: L layers, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json
+from restorelcc.base.head_table import HEADS
+from restorelcc.base.layout import Layout
+from restorelcc.base.tables import read_metadata, read_table
+from restorelcc.models.tensors import read_tensors
+
+
+def pruning_details(pruned: Path) -> dict[str, Any]:
+    """Sparsity and reconstruction error of every layer, and what the pruning was calibrated on."""
+    sparsity = read_json(pruned / "sparsity.json")
+    return {"layers": sparsity["layers"], "calibration": sparsity.get("calibration")}
+
+
+def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:
+    """Score and rank of every head, those chosen, the spectrum of what each layer lost, and how training went."""
+    table = sorted(read_table(layout.heads(cell), HEADS), key=lambda row: (row["layer"], row["head"]))
+    training = read_json(layout.training(cell))
+    layers = 1 + max(row["layer"] for row in table)
+    return {
+        "heads": {
+            "score": read_metadata(layout.heads(cell)).get("score"),
+            "scores": _by_layer(table, "score", layers),
+            "ranks": _by_layer(table, "rank", layers),
+            "chosen": training.get("heads", []),
+        },
+        "spectra": lost_energy(layout.components(cell)),
+        "training": training.get("runs", []),
+        "no_change": training.get("chosen", {}).get("candidate") == "no change",
+    }
+
+
+def _by_layer(table: list[dict[str, Any]], column: str, layers: int) -> list[list[Any]]:
+    return [[row[column] for row in table if row["layer"] == layer] for layer in range(layers)]
+
+
+def lost_energy(components: Path) -> list[list[float]]:
+    """Per layer, the share of its lost energy in each component: mean over heads of sigma_i^2 / sum_j sigma_j^2."""
+    values_LHD = read_tensors(components, ("singular_values",))[0]["singular_values"].double().square()
+    total_LH1 = values_LHD.sum(-1, keepdim=True)
+    shares_LHD = values_LHD / total_LH1.clamp_min(1e-300)
+    return [[float(share) for share in layer_D] for layer_D in shares_LHD.mean(dim=1)]

@@ -1,0 +1,70 @@
+"""What a result is compared by: see base/fingerprint.py."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from restorelcc.base.fingerprint import Fingerprint, TaskPrint
+from restorelcc.stages.evaluate.scoring import Scoring
+from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
+
+
+def fingerprint(
+    results: dict[str, Any],
+    averaged: dict[str, bool],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    limit: int | None,
+    perplexity_tokens: int,
+) -> Fingerprint:
+    """Of results of `run_harness` and of perplexity on the held-out texts."""
+    return Fingerprint(
+        lm_eval=version("lm_eval"),
+        limit=limit,
+        heldout=_digest(texts),
+        perplexity_tokens=perplexity_tokens,
+        tokenizer=tokenizer_digest(tokenizer, texts),
+        tasks={task: _of_task(results, task, averaged[task]) for task in sorted(results["samples"])},
+    )
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> str:
+    """Of the vocabulary, the special tokens and the token ids of the texts.
+
+    Not of the files: a tokenizer that is loaded and saved again is the same one in other bytes.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    ids = tokenizer(texts)["input_ids"] if texts else []
+    return _digest(map(repr, (vocabulary, special, ids)))
+
+
+def _of_task(results: dict[str, Any], task: str, averaged: bool) -> TaskPrint:
+    chosen: Scoring = results["scoring"][task]
+    samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    return TaskPrint(
+        metric=chosen.metric,
+        filter=chosen.filter,
+        averaged=averaged,
+        shots=chosen.shots,
+        fewshot_seed=FEWSHOT_SEED,
+        version=str(results["versions"].get(task)),
+        config=chosen.config,
+        items=_digest(f"{s['doc_id']} {s['doc_hash']} {s['target_hash']}" for s in samples),
+        prompts=_digest(repr(sample["arguments"]) for sample in samples),
+    )
+
+
+def _digest(parts: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        content = part.encode()
+        total.update(f"{len(content)} ".encode() + content)
+    return total.hexdigest()[:16]

@@ -1,0 +1,193 @@
+"""Stock lm-eval on a model in memory; every item's result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from restorelcc.base.errors import BadInput
+from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
+from restorelcc.stages.evaluate.scoring import Scoring, number, standard_error
+from restorelcc.stages.evaluate.statistics import MEAN
+from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
+
+_LONGEST = 2048  # tokens of one request
+
+
+def run_harness(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loaded: dict[str, Any],
+    *,
+    batch_size: int | str,
+    limit: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """lm_eval.evaluate on tasks from `load_tasks`, with their `scoring`; without tasks the result is empty.
+
+    batch_size: requests, or "auto" for as many as the token budget holds.
+    """
+    if not loaded:
+        return {"samples": {}, "results": {}, "versions": {}, "scoring": {}}
+    import random
+
+    import numpy as np
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    def run(budget: int) -> dict[str, Any]:
+        random.seed(seed)
+        np.random.seed(seed)
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)  # a second try draws the examples of the first
+        arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
+        if batch_size == "auto":
+            lm = budgeted_lm(HFLM, budget, **arguments)
+        else:
+            lm = HFLM(batch_size=batch_size, **arguments)
+        # No standard errors from lm-eval: it cannot bootstrap with few draws, and 100,000 take hours.
+        results = evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        assert results is not None
+        return dict(results) | {"scoring": loaded["scoring"]}
+
+    if batch_size == "auto":
+        return within_memory(run, token_budget(model))
+    return run(0)
+
+
+def longest(model: PreTrainedModel) -> int:
+    """Tokens of the longest sequence: the model's context, at most 2,048."""
+    return min(_LONGEST, getattr(model.config, "max_position_embeddings", _LONGEST))
+
+
+def task_metrics(
+    results: dict[str, Any], averaged: dict[str, bool] | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Of every leaf task the metric that stands for it, its value, standard error, number of items and version, and
+    every metric that it has, of its first filter and, where there are several, of each.
+
+    averaged: which of them count into the mean; None: those that `accuracies` finds.
+    """
+    averaged = accuracies(results) if averaged is None else averaged
+    found = {}
+    for task in sorted(results["samples"]):
+        chosen = _scoring(results, task)
+        by_filter = _every_metric(results, task, seed)
+        metrics = by_filter[chosen.filter]
+        found[task] = {
+            "metric": chosen.metric,
+            **metrics[chosen.metric],
+            "n": sum(sample["filter"] == chosen.filter for sample in results["samples"][task]),
+            "version": results["versions"].get(task),
+            "averaged": averaged.get(task, False),
+            "aggregation": chosen.way,
+            "higher_is_better": chosen.higher_is_better,
+            "shots": chosen.shots,
+            "metrics": metrics,
+        }
+        if len(by_filter) > 1:
+            found[task] |= {"filter": chosen.filter, "filters": by_filter}
+    return found
+
+
+def _every_metric(results: dict[str, Any], task: str, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{filter: {metric: {value, stderr}}}."""
+    items: dict[str, dict[str, list[Any]]] = {}
+    for sample in results["samples"][task]:
+        for metric in sample["metrics"]:
+            items.setdefault(sample["filter"], {}).setdefault(metric, []).append(sample[metric])
+    values, aggregations = results["results"][task], results["scoring"][task].aggregations
+    return {
+        filtered: {
+            metric: {
+                "value": number(values[f"{metric},{filtered}"]),
+                "stderr": standard_error(aggregations.get(metric), of_items, seed),
+            }
+            for metric, of_items in by_metric.items()
+        }
+        for filtered, by_metric in items.items()
+    }
+
+
+def _scoring(results: dict[str, Any], task: str) -> Scoring:
+    """Raises BadInput for a metric that the items turn out not to have, or not all of them."""
+    chosen: Scoring = results["scoring"][task]
+    for sample in results["samples"][task]:
+        if chosen.metric not in sample["metrics"]:
+            found = ", ".join(sample["metrics"]) or "none"
+            raise BadInput(
+                f"evaluation task {task!r} gives no {chosen.metric} for item {sample['doc_id']} (it has {found}): "
+                "choose another metric, as {name: ..., metric: ...} in models.<name>.tasks"
+            )
+    return chosen
+
+
+def accuracies(results: dict[str, Any]) -> dict[str, bool]:
+    """Which tasks are measured by an accuracy: a mean over items that all lie in [0, 1], where more is better."""
+    found = {}
+    for task, samples in results["samples"].items():
+        chosen = _scoring(results, task)
+        scores = [chosen.per_item(sample[chosen.metric]) for sample in samples if sample["filter"] == chosen.filter]
+        of_items = chosen.way == MEAN and chosen.higher_is_better
+        found[task] = of_items and all(score is not None and 0 <= score[0] <= 1 for score in scores)
+    return found
+
+
+def item_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per item: task, item_id, digest of what was asked, gold, prediction, score, weight, log-likelihood of
+    choices."""
+    rows = []
+    for task in sorted(results["samples"]):
+        chosen = _scoring(results, task)
+        samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
+        for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+            likelihoods = _likelihoods(sample["filtered_resps"])
+            prediction = max(range(len(likelihoods)), key=likelihoods.__getitem__) if likelihoods else None
+            score, weight = chosen.per_item(sample[chosen.metric]) or (None, None)
+            right = score is not None and chosen.way == MEAN and score >= 0.5
+            rows.append(
+                {
+                    "task": task,
+                    "item_id": sample["doc_id"],
+                    "digest": _digest(sample),
+                    "gold": _gold(sample["target"], len(likelihoods), prediction, score),
+                    "prediction": prediction,
+                    "correct": right if chosen.way == MEAN else None,
+                    "score": score,
+                    "weight": weight,
+                    "log_likelihoods": likelihoods,
+                }
+            )
+    return rows
+
+
+def _likelihoods(responses: list[Any]) -> list[float]:
+    """Of a multiple-choice item; generated text has none."""
+    return [float(response[0]) for response in responses if isinstance(response, tuple | list)]
+
+
+def _digest(sample: dict[str, Any]) -> str:
+    """Identity of an item: its document, its choices with their contexts, and its answer."""
+    asked = "\x00".join([sample["doc_hash"], sample["target_hash"], repr(sample["arguments"])])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _gold(target: Any, choices: int, prediction: int | None, score: float | None) -> int | None:
+    """Number of the right choice. Tasks that put it into the text give none: a right prediction, or the only other
+    choice, tells it."""
+    try:
+        return int(target)
+    except (TypeError, ValueError):
+        if prediction is None or score is None:
+            return None
+        return prediction if score == 1 else (1 - prediction if choices == 2 else None)
+
+
+def scratch_cache(work: Path) -> tempfile.TemporaryDirectory[str]:
+    """A place for the datasets library to convert local files in; gone after the run."""
+    work.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="datasets-", dir=work)

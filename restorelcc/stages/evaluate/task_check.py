@@ -1,0 +1,134 @@
+"""Is a task what its file says? Its first items are rendered before any weight is read: what is wrong with a task file
+ends here in one sentence, not hours later in a traceback of lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.errors import BadInput
+
+_STOCK, _OWN = 3, 100  # items rendered of a task of lm-eval, and of one's own
+_NEEDS = (
+    "a task file is a .yaml with at least task, dataset_path, a test_split or validation_split, doc_to_text and "
+    "doc_to_target (docs/evaluation.md)"
+)
+_COLUMNS = ("doc_to_text", "doc_to_choice", "doc_to_target")
+
+
+def check_folder(folder: str, found: Sequence[str]) -> None:
+    """Raises BadInput for a folder without a task, and for a file in it that cannot be read as YAML."""
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(Path(folder).rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            raise BadInput(
+                f"the task file {path} of models.<name>.tasks cannot be read ({' '.join(str(error).split())}): "
+                "correct it or take it away"
+            ) from error
+    if not found:
+        raise BadInput(f"the folder {folder!r} of models.<name>.tasks holds no task: {_NEEDS}")
+
+
+def unusable(name: str, file: str | None, error: Exception) -> BadInput:
+    """What lm-eval could not make of a task, as a sentence. file: of the user's own task."""
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"its data have no split or column {error.args[0]!r}"
+    elif isinstance(error, IndexError):
+        reason = "an item has no choices, its answer is beyond them, or there is no item at all"
+    if file is None:
+        return BadInput(
+            f"evaluation task {name!r} cannot be set up ({reason}): give a copy of its data laid out as on the hub, "
+            "with all its splits and columns, or choose another task"
+        )
+    return BadInput(f"evaluation task {name!r} in {file} cannot be set up ({reason}): correct the file or its data")
+
+
+def check_shots(task: Any, name: str, shots: int) -> None:
+    """Raises BadInput where examples are asked for that are not there, or that are the very items asked."""
+    sampler, config = getattr(task, "sampler", None), task.config
+    if shots == 0 or sampler is None:
+        return
+    examples, evaluated = config.fewshot_config, config.test_split or config.validation_split
+    source = examples.split or config.training_split or config.validation_split or config.test_split
+    left_out = examples.split == config.test_split  # where lm-eval keeps an item from being its own example
+    if len(sampler.df) < shots + left_out:
+        raise BadInput(
+            f"evaluation task {name!r} has num_fewshot {shots}, and there are {len(sampler.df)} examples in its split "
+            f"{source!r}: give its data with that split, or set num_fewshot to 0"
+        )
+    if examples.samples is None and source == evaluated and not left_out:
+        raise BadInput(
+            f"evaluation task {name!r} has num_fewshot {shots} and takes its examples from {evaluated!r}, the split "
+            "that it is evaluated on, so that an item could be its own example: name a training_split or a "
+            "fewshot_split, or set num_fewshot to 0"
+        )
+
+
+def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str, ...] | None:
+    """Render the first items; returns the metrics that they will have, None where only the run can tell.
+
+    Raises BadInput, with the number of the item, for one that cannot be rendered or has nothing to choose from.
+    """
+    for flag, reason in (("UNSAFE_CODE", "runs code that a model wrote"), ("MULTIMODAL", "needs images or sound")):
+        if getattr(task, flag, False):
+            raise BadInput(f"evaluation task {name!r} {reason}, which is not done here: choose another task")
+    if file is not None:
+        _check_columns(task, name, file)
+    metrics: tuple[str, ...] | None = None
+    for number, document in enumerate(islice(task.eval_docs, _STOCK if file is None else _OWN), start=1):
+        try:
+            context = task.fewshot_context(doc=document, num_fewshot=shots)
+            requests = task.construct_requests(doc=document, ctx=context, metadata=(name, number, 1))
+            choices = task.doc_to_choice(document) if _has_choices(task) else None
+        except Exception as error:
+            raise unusable(f"{name} (item {number})", file, error) from error
+        if choices is not None and len(choices) == 0:
+            raise unusable(f"{name} (item {number})", file, ValueError("it has no choices"))
+        if number == 1:
+            metrics = _metrics(task, document, requests if isinstance(requests, list) else [requests])
+    return metrics
+
+
+def _has_choices(task: Any) -> bool:
+    return getattr(task.config, "doc_to_choice", None) is not None
+
+
+def _check_columns(task: Any, name: str, file: str) -> None:
+    """Raises BadInput for a single word in place of a template that is no column, which lm-eval takes for the text
+    itself, and for any item without choices or with an answer beyond them."""
+    columns = list(getattr(task, "features", ()))
+    for key in _COLUMNS:
+        value = getattr(task.config, key, None)
+        if isinstance(value, str) and value.isidentifier() and value not in columns:
+            raise BadInput(
+                f"evaluation task {name!r} in {file} has {key}: {value}, which is no column of its data "
+                f"({', '.join(columns)}): name one of them, or write a template with {{{{...}}}}"
+            )
+    named, answers = task.config.doc_to_choice, task.config.doc_to_target
+    if not isinstance(named, str) or named not in columns:
+        return
+    for number, document in enumerate(task.eval_docs, start=1):
+        choices = document[named]
+        answer = document.get(answers) if isinstance(answers, str) and answers in columns else None
+        if not isinstance(choices, list) or not choices:
+            raise unusable(f"{name} (item {number})", file, ValueError(f"its column {named!r} holds no choices"))
+        if isinstance(answer, int) and not 0 <= answer < len(choices):
+            reason = f"its answer is {answer}, and there are {len(choices)} choices, counted from 0"
+            raise unusable(f"{name} (item {number})", file, ValueError(reason))
+
+
+def _metrics(task: Any, document: Any, requests: list[Any]) -> tuple[str, ...] | None:
+    """What the task makes of made-up answers of a model."""
+    answers = {"loglikelihood": (-1.0, False), "loglikelihood_rolling": -1.0, "generate_until": ""}
+    try:
+        return tuple(task.process_results(document, [answers[request.request_type] for request in requests]))
+    except Exception:  # code of the task that cannot take an empty answer: the run will tell
+        return None

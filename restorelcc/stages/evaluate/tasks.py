@@ -1,0 +1,186 @@
+"""Which lm-eval tasks are run, and how each of them is scored."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.stages.evaluate.local_data import local_data
+from restorelcc.stages.evaluate.scoring import scoring
+from restorelcc.stages.evaluate.task_check import check_folder, check_items, check_shots, unusable
+
+PRESETS = {
+    "paper-7": ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
+}
+_PRESET_METRICS = {"paper-7": "acc"}
+EMBEDDED = "embedded"
+FEWSHOT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One task, group or folder of task files, or the config of a task; None: the task's own metric, shots as usual."""
+
+    task: str | dict[str, Any]
+    metric: str | None = None
+    shots: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.task if isinstance(self.task, str) else str(self.task["task"])
+
+
+def selected_tasks(folder: Path, tasks: Sequence[str | dict[str, Any]], root: Path, cache: str) -> list[Asked]:
+    """What `tasks` of a model's entry asks for: the corpus's own task files, which are always measured, as configs, and
+    names and folders (counted from `root`) for lm-eval to find.
+
+    Presets are spelled out: `paper-7` is seven names, `embedded` the tasks that the corpus itself brings.
+    Raises BadInput for a task that is asked for twice in different ways.
+    """
+    listed = read_json(folder / "tasks.json")
+    asked = [_asked(task) for task in tasks]
+    own = Asked(EMBEDDED)
+    spelled_out: dict[str, Asked] = {}
+    for each in asked:
+        if each.name == EMBEDDED:
+            own = each
+            continue
+        metric = each.metric or _PRESET_METRICS.get(each.name)
+        for name in PRESETS.get(each.name, (_found(each.name, root),)):
+            spelled_out[name] = _merged(replace(each, task=name, metric=metric), spelled_out.get(name))
+    if own in asked and not listed["embedded"]:
+        raise BadInput("models.<name>.tasks has 'embedded', the tasks of the microworld: this model has another source")
+    files = [replace(own, task=_own_task(folder / f"{name}.yaml", cache)) for name in listed["embedded"]]
+    return files + list(spelled_out.values())
+
+
+def _found(name: str, root: Path) -> str:
+    """A folder or file of tasks where it lies; any other name as it is."""
+    path = root / Path(name).expanduser()
+    return str(path) if path.exists() else name
+
+
+def _asked(task: str | dict[str, Any] | Asked) -> Asked:
+    """A task of tasks.json: a name, or a name with settings; or the config of one."""
+    if isinstance(task, Asked):
+        return task
+    if isinstance(task, dict) and "name" in task:
+        return Asked(task["name"], task.get("metric"), task.get("num_fewshot"))
+    return Asked(task)
+
+
+def _merged(asked: Asked, before: Asked | None) -> Asked:
+    if before is None:
+        return asked
+    for key, one, other in (("metric", asked.metric, before.metric), ("num_fewshot", asked.shots, before.shots)):
+        if one != other and one is not None and other is not None:
+            raise BadInput(
+                f"models.<name>.tasks asks for {asked.name!r} twice, with {key} {other} and with {one}: keep one"
+            )
+    shots = before.shots if asked.shots is None else asked.shots
+    return replace(asked, metric=asked.metric or before.metric, shots=shots)
+
+
+def _own_task(path: Path, cache: str) -> dict[str, Any]:
+    task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # The file's data path counts from the project's folder; here the data lie beside the file.
+    task["dataset_kwargs"] = {"data_files": {"test": str(path.with_suffix(".parquet"))}, "cache_dir": cache}
+    return task
+
+
+def load_tasks(
+    tasks: Sequence[str | dict[str, Any] | Asked],
+    local: str | dict[str, str] | None = None,
+    cache: str | None = None,
+) -> dict[str, Any]:
+    """lm-eval's task objects with their data, what `lm_eval.evaluate` takes, and their `scoring`. Empty without tasks.
+
+    A task is a config, a name, or a folder of task files (all of its tasks). Tasks of lm-eval are zero-shot unless
+    asked otherwise; those of a folder have the shots that their files say. local: where copies of data sets lie.
+    Raises BadInput for a task that lm-eval does not know, naming the nearest, for data that cannot be had, for a metric
+    that the task does not have, and for a task whose first items cannot be rendered.
+    """
+    if not tasks:
+        return {}
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}}
+    asked_for: dict[str, Asked] = {}
+    for asked, file, manager in _resolved([_asked(task) for task in tasks]):
+        with local_data(datasets, asked.name, local, cache):
+            try:
+                found = manager.load([asked.task])
+            except (BadInput, StageFailed):
+                raise
+            except Exception as error:  # whatever a task file, its functions or its data make lm-eval say
+                raise unusable(asked.name, file, error) from error
+        for kind, content in found.items():
+            loaded[kind].update(content)
+        for name, task in found["tasks"].items():
+            asked_for[name] = _merged(replace(asked, task=name), asked_for.get(name))
+            loaded["scoring"][name] = _prepared(task, name, asked_for[name], file)
+    return loaded
+
+
+def _prepared(task: Any, name: str, asked: Asked, file: str | None) -> Any:
+    """Set the shots of a task, render its first items, and say how it is scored."""
+    shots = asked.shots if asked.shots is not None else (task.get_config("num_fewshot") or 0) if file else 0
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    check_shots(task, name, shots)
+    return scoring(task, name, asked.metric, shots, check_items(task, name, file, shots))
+
+
+def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
+    """Every task with the file that says what it is, where it is the user's own, and lm-eval's index that knows it."""
+    from lm_eval.tasks import TaskManager
+
+    folders = tuple(each.name for each in tasks if isinstance(each.task, str) and Path(each.task).is_dir())
+    names = any(isinstance(each.task, str) and each.name not in folders for each in tasks)
+    everywhere = _manager(folders, names)
+    for each in tasks:
+        if each.name in folders:
+            manager = TaskManager(include_path=each.name, include_defaults=False)
+            check_folder(each.name, manager.all_subtasks)
+            for name in manager.all_subtasks:
+                yield replace(each, task=name), str(manager.task_index[name].yaml_path), manager
+        elif isinstance(each.task, dict):
+            yield each, None, everywhere
+        elif each.name in everywhere.all_tasks:
+            path = everywhere.task_index[each.name].yaml_path
+            mine = path is not None and any(Path(path).is_relative_to(Path(folder)) for folder in folders)
+            yield each, str(path) if mine else None, everywhere
+        elif Path(each.name).is_file():
+            yield each, each.name, everywhere
+        else:
+            raise BadInput(_unknown(each.name, everywhere.all_tasks))
+
+
+@lru_cache(maxsize=2)
+def _manager(folders: tuple[str, ...], defaults: bool) -> Any:
+    """lm-eval's index of task files; that of its own thousands takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, [*known, *PRESETS, EMBEDDED], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them all"
+    return (
+        f"models.<name>.tasks has {name!r}, which is neither a task known to lm-eval, nor a preset "
+        f"({', '.join([*PRESETS, EMBEDDED])}), nor a folder of task files: {hint}"
+    )

@@ -1,0 +1,127 @@
+"""Which files and folders of a user are read for a setting of params.yaml.
+
+Only names and task files are read here, never a weight or a row: this runs before every `make repro`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.base.errors import BadInput
+
+_SKIPPED = {"__pycache__", ".git", ".ipynb_checkpoints"}
+_NOT_READ = (".md", ".pyc")
+_FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
+
+
+def named_file(key: str, text: str, root: Path) -> Path:
+    """A data file by its path, counted from the project's folder. Raises BadInput where there is none."""
+    path = absolute(root, text)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise BadInput(f"data file {path} {what}: correct its path under {key}")
+    return path
+
+
+def absolute(root: Path, text: str) -> Path:
+    """Where a path of params.yaml lies."""
+    return root / Path(text).expanduser()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file in a folder and below, without hidden ones, caches and readmes."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        hidden = any(part in _SKIPPED or part.startswith(".") for part in parts)
+        if not hidden and path.suffix not in _NOT_READ and path.is_file():
+            found.append(path)
+    return found
+
+
+def task_paths(tasks: Iterable[str], root: Path) -> list[Path]:
+    """Those of the tasks that are a path: a folder of task files, or one of them."""
+    paths = (absolute(root, name) for name in tasks)
+    return [path for path in paths if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml"))]
+
+
+def referred_files(paths: list[Path], root: Path) -> list[Path]:
+    """What task files, or those in folders of tasks, refer to outside these folders, and what that refers to."""
+    inside = {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
+    known, found = set(inside), []
+    todo = [path for path in inside.values() if path.suffix in (".yaml", ".yml")]
+    while todo:
+        for path in _referred(todo.pop(), root):
+            if path.resolve() in known or not path.is_file():
+                continue
+            known.add(path.resolve())
+            found.append(path)
+            if path.suffix in (".yaml", ".yml"):
+                todo.append(path)
+    return sorted(found)
+
+
+def _referred(task_file: Path, root: Path) -> Iterator[Path]:
+    """Files that a task file includes (beside itself), calls as `!function` (beside itself) or reads data from
+    (counted from the project's folder). What cannot be parsed refers to nothing; the evaluation says what is wrong."""
+    try:
+        text = task_file.read_text(encoding="utf-8")
+        content = _Untagged(text).get_single_data()
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    for module in _FUNCTION.findall(text):
+        yield task_file.parent / f"{module.replace('.', '/')}.py"
+    for value in _values_of(content, "include"):
+        yield from (task_file.parent / name for name in _texts(value))
+    for key in ("data_files", "data_dir", "dataset_path"):
+        for value in _values_of(content, key):
+            for name in _texts(value):
+                yield from _data_at(root, name)
+
+
+def _data_at(root: Path, name: str) -> Iterator[Path]:
+    if any(mark in name for mark in "*?["):
+        base = Path(name).anchor or root
+        yield from sorted(Path(base).glob(name.removeprefix(Path(name).anchor)))
+        return
+    path = absolute(root, name)
+    if path.is_dir():
+        yield from files_below(path)
+    else:
+        yield path
+
+
+def _values_of(content: Any, key: str) -> Iterator[Any]:
+    """Every value that stands under a key, at any depth."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if name == key:
+                yield value
+            yield from _values_of(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _values_of(value, key)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+class _Untagged(yaml.SafeLoader):
+    """Reads `!function module.name` as text: nothing is imported to find out what is read."""
+
+
+def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> str | None:
+    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
+
+
+_Untagged.add_multi_constructor("!", _plain)

@@ -1,0 +1,108 @@
+"""Stage `inputs`: everything of a model's entry that later stages depend on, laid out where DVC sees it change.
+
+DVC watches files of the project. So data/inputs/<model>/ holds a link to every file and folder of the user's, which
+the stages that read it depend on: DVC digests what a link leads to. What of a folder counts stands in .dvcignore.
+Beside the links lies what the entry itself says, for each stage the part that it uses, so that a change runs exactly
+the stages that it concerns.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import json_text
+from restorelcc.base.layout import TASK_FOLDERS, Layout
+from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.stages.inputs.files import absolute, files_below, named_file, referred_files, task_paths
+from restorelcc.stages.inputs.named import Named
+
+Entries = dict[str, Path | dict[str, Any]]  # name below data/inputs/<model>: what a link leads to, or a document
+
+
+def run(cell: Cell, named: Named, layout: Layout) -> None:
+    """Write data/inputs/<model>/; what is right already is left alone, and files that links lead to always are.
+
+    Raises BadInput for a file that is not there, naming the key and the path.
+    """
+    entries, folder = lay_out(cell.model, named, layout.root), layout.inputs(cell)
+    for name, content in entries.items():
+        if not _is(folder / name, content):
+            _put(folder / name, content)
+    for path in _below(folder):
+        if str(path.relative_to(folder)) not in entries:
+            path.unlink()
+
+
+def lay_out(alias: str, named: Named, root: Path) -> Entries:
+    """What data/inputs/<alias>/ has to hold now: of what is not a file here, a document says what it is."""
+    entry = named.entry
+    found: Entries = {f"settings/{stage}.json": entry.settings_for(stage) for stage in USED_BY}
+    for role in ("calibration", "instructions", "heldout"):
+        text: str | None = getattr(entry.data, role, None)
+        if text is None or is_of_the_hub(text):
+            found[role] = {"source": text}
+        else:
+            found[role] = named_file(f"models.{alias}.data.{role}", text, root).absolute()
+    folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
+    folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
+    for name, source in folders.items():
+        path = absolute(root, source) if source else None
+        found[name] = path.absolute() if path is not None and path.is_dir() else {"source": source}
+    return found | _tasks(named, root)
+
+
+def _tasks(named: Named, root: Path) -> Entries:
+    """Folders of tasks; and file by file what they refer to outside them, further folders, and local copies of data."""
+    paths = task_paths(named.entry.task_names, root)
+    folders = [path for path in paths if path.is_dir()]
+    found: Entries = {
+        f"tasks-{number + 1}": folders[number].absolute() if number < len(folders) else {"source": None}
+        for number in range(TASK_FOLDERS)
+    }
+    files = [path for path in paths if path.is_file()]
+    for folder in [*folders[TASK_FOLDERS:], *_copies(named.datasets, root)]:
+        files += files_below(folder)
+    files = [path.absolute() for path in dict.fromkeys([*files, *referred_files(paths, root)])]
+    found["beside/files.json"] = {"files": len(files)}
+    return found | {f"beside/{number:04d}-{path.name}": path for number, path in enumerate(files)}
+
+
+def _copies(datasets: str | dict[str, str] | None, root: Path) -> list[Path]:
+    """The folders of evaluate.datasets."""
+    named = [datasets] if isinstance(datasets, str) else list((datasets or {}).values())
+    return [path for path in (absolute(root, text) for text in named) if path.is_dir()]
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every link and document in a folder and below; no link is followed."""
+    return [
+        Path(at) / name for at, folders, files in os.walk(folder) for name in (*folders, *files) if _is_leaf(at, name)
+    ]
+
+
+def _is_leaf(at: str, name: str) -> bool:
+    path = Path(at) / name
+    return path.is_symlink() or not path.is_dir()
+
+
+def _is(path: Path, content: Path | dict[str, Any]) -> bool:
+    if isinstance(content, Path):
+        return path.is_symlink() and path.readlink() == content
+    return path.is_file() and not path.is_symlink() and path.read_text(encoding="utf-8") == json_text(content)
+
+
+def _put(path: Path, content: Path | dict[str, Any]) -> None:
+    """A link or a document, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    if isinstance(content, Path):
+        scratch.symlink_to(content)
+    else:
+        scratch.write_text(json_text(content), encoding="utf-8")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    scratch.replace(path)

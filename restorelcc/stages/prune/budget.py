@@ -1,0 +1,67 @@
+"""How much memory pruning a model takes, from its shapes alone.
+
+Letters: N tokens of a batch, K sampled tokens, M model width, O output features, I input features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import PreTrainedModel
+
+from restorelcc.base.prunings import Pruning
+from restorelcc.models.architectures import blocks_of, family_of, linear_of
+from restorelcc.stages.prune.config import PruneConfig
+
+_FLOAT32 = 4  # bytes
+_LIBRARIES = 64 * 2**20  # bytes that the libraries' kernels take when they first run; about half of it was measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBudget:
+    """Bytes that are needed at once, beside what Python, torch and the model's code take before anything runs."""
+
+    outside_blocks: int  # embeddings, last norm, output head
+    block: int  # one block's weights
+    hidden_states: int  # calibration activations at one block
+    forward: int  # what one batch makes inside a block
+    samples: int  # inputs that reconstruction errors are measured on
+    gram: int  # Gram matrices of one block
+    surgeon: int  # factors and copies while one weight is pruned
+    libraries: int = _LIBRARIES
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig, dtype: torch.dtype) -> MemoryBudget:
+    """Bytes for pruning a model block by block in `dtype`; the model may be without weights (on the meta device).
+
+    An upper estimate: all calibration sequences are taken to be `sequence_length` long, and linears to share their
+    inputs no further than query, key and value, or those that feed the FFN.
+    """
+    family, block, size = family_of(model), blocks_of(model)[0], dtype.itemsize
+    in_block = sum(parameter.numel() for parameter in block.parameters())
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    tokens = config.samples * config.sequence_length
+    sharing = (family.qkv, (family.out_proj,), family.ffn_in, (family.ffn_out,))
+    shapes = [  # (O, I) of linears that share their input, as one
+        (sum(linear_of(block, path).out_features for path in paths), linear_of(block, paths[0]).in_features)
+        for paths in sharing
+    ]
+    batch_N = min(tokens, max(config.token_budget, config.sequence_length))
+    sampled_K = min(tokens, 2 * config.error_tokens)
+    hessians = {"sparsegpt": shapes, "slimgpt": [shapes[1], shapes[3]]}.get(pruning.pruner, [])
+    # Beside the Gram matrix: the damped Hessian, its factor, the inverse and one copy; the weight in four versions.
+    steps = [4 * inputs**2 + 4 * outputs * inputs for outputs, inputs in hessians] or [4 * o * i for o, i in shapes]
+    return MemoryBudget(
+        outside_blocks=(everything - in_block * len(blocks_of(model))) * size,
+        block=in_block * size,
+        hidden_states=tokens * model.config.hidden_size * size,
+        forward=batch_N * (2 * sum(i for _, i in shapes) + shapes[0][0] + shapes[2][0]) * _FLOAT32,
+        samples=sampled_K * sum(inputs for _, inputs in shapes) * size,
+        gram=sum(inputs**2 for _, inputs in hessians) * _FLOAT32,
+        surgeon=max(steps) * _FLOAT32,
+    )

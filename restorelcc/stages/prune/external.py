@@ -1,0 +1,74 @@
+"""A checkpoint that another tool pruned: does it fit the dense model, and what did its pruning cost?
+
+Letters: B batch, T tokens, O output features, I input features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.progress import progress
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.sparsity.walk import Weights, walk_blocks
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune.inputs import observed_inputs
+from restorelcc.stages.prune.prune import PrunedTensor, check_finite, linears_by_layer, output_error, sampling_stride
+
+
+def check_fits(what: str, model: PreTrainedModel, dense: PreTrainedModel) -> None:
+    """Raises BadInput unless the external model has the family and the shapes of the dense one."""
+    kind, wanted = model.config.model_type, dense.config.model_type
+    if kind != wanted:
+        raise BadInput(f"{what} is of the family {kind!r}, the dense model of {wanted!r}: give a pruned copy of it")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, tensor in dense.state_dict().items():
+        if shapes.get(name) != tuple(tensor.shape):
+            raise BadInput(
+                f"{what} does not fit the dense model: {name} has shape {shapes.get(name)}, not "
+                f"{tuple(tensor.shape)}; models whose heads or channels were cut out cannot be restored against it"
+            )
+
+
+@torch.no_grad()
+def measure_external(
+    model: PreTrainedModel,
+    weights: Weights,
+    dense: dict[str, StoredTensor],
+    batches_BT: list[Tensor],
+    config: PruneConfig,
+) -> list[PrunedTensor]:
+    """Zeros and output error of every targeted weight, on the inputs that the external model itself produces.
+
+    `model` is walked with the external weights; dense weights are read one at a time. Raises BadInput for weights that
+    are not finite.
+    """
+    by_layer = linears_by_layer(model)
+    stride = sampling_stride(batches_BT, config)
+    results = []
+    steps = walk_blocks(model, batches_BT, weights)
+    for step in progress(steps, "measure external", "blocks", total=len(by_layer)):
+        linears = by_layer[step.layer]
+        for name, linear in linears.items():
+            check_finite(name, linear.weight)
+        with observed_inputs(linears, stride=stride) as inputs:
+            step.forward()
+        for name, linear in linears.items():
+            dense_OI = dense[f"{name}.weight"].read().to(linear.weight)
+            error = output_error(dense_OI, linear.weight, inputs.sampled_KI(name))
+            zeros = int((linear.weight == 0).sum())
+            results.append(PrunedTensor(f"{name}.weight", step.layer, zeros, linear.weight.numel(), error))
+    return results
+
+
+def counted(model: PreTrainedModel) -> list[PrunedTensor]:
+    """Zeros of every targeted weight of a model in memory, without errors."""
+    results = []
+    for layer, name, linear in prunable_linears(model):
+        check_finite(name, linear.weight)
+        zeros = int((linear.weight == 0).sum())
+        results.append(PrunedTensor(f"{name}.weight", layer, zeros, linear.weight.numel(), None))
+    return results

@@ -1,0 +1,172 @@
+"""Prune a model in place, block by block.
+
+Letters: B batch, T tokens, O output features, I input features, K sampled tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.progress import progress
+from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded
+from restorelcc.sparsity.walk import BlockStep, InMemory, Weights, walk_blocks
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune.inputs import InputStatistics, observed_inputs
+from restorelcc.stages.prune.scores import magnitude_score, wanda_score
+from restorelcc.stages.prune.sparsegpt import sparsegpt
+from restorelcc.stages.prune.structured import StructuredPruner
+
+Linears = dict[str, nn.Linear]
+
+
+@dataclass(frozen=True)
+class PrunedTensor:
+    """One weight after pruning; `error` is ||(W - W') X|| / ||W X|| (Frobenius) on the sampled calibration inputs."""
+
+    name: str
+    layer: int
+    zeros: int
+    total: int
+    error: float | None
+
+
+@torch.no_grad()
+def prune_model(
+    model: PreTrainedModel,
+    pruning: Pruning,
+    batches_BT: list[Tensor],
+    config: PruneConfig | None = None,
+    weights: Weights | None = None,
+) -> list[PrunedTensor]:
+    """Set the weights that the pruner finds least important to zero; batches_BT: calibration token ids, no padding.
+
+    Every pruner sees a block's inputs as the already pruned blocks before it produce them. Raises BadInput for weights
+    that are not finite or a pattern that does not fit, StageFailed when a weight ends with other than the zeros asked
+    for.
+    """
+    config, weights = config or PruneConfig(), weights or InMemory()
+    by_layer = linears_by_layer(model)
+    pruner = _pruner(model, pruning, config)
+    stride = sampling_stride(batches_BT, config)
+    results: list[PrunedTensor] = []
+    steps = walk_blocks(model, batches_BT, weights)
+    for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(by_layer)):
+        results += _prune_block(step, by_layer[step.layer], pruning, pruner, weights, stride)
+    return results
+
+
+def _prune_block(
+    step: BlockStep,
+    linears: Linears,
+    pruning: Pruning,
+    pruner: UnstructuredPruner | StructuredPruner,
+    weights: Weights,
+    stride: int,
+) -> list[PrunedTensor]:
+    """Prune one block in place. A function of its own, so that its statistics are freed when it returns."""
+    for name, linear in linears.items():
+        check_finite(name, linear.weight)
+    squares, gram_of = pruning.pruner == "wanda", pruner.gram_of(linears)
+    with observed_inputs(linears, squares=squares, gram_of=gram_of, stride=stride) as inputs:
+        step.forward()
+    for name in linears:
+        check_finite(f"the input of {name}", inputs.sampled_KI(name))
+    results = []
+    for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
+        dense_OI = linears[name].weight
+        stored_OI = rounded(weights.as_stored(name, pruned_OI), dense_OI.dtype)
+        results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, inputs))
+        dense_OI.copy_(stored_OI)
+    return results
+
+
+def linears_by_layer(model: PreTrainedModel) -> dict[int, Linears]:
+    """The targeted linears of every block, by full name."""
+    linears: dict[int, Linears] = {}
+    for layer, name, linear in prunable_linears(model):
+        linears.setdefault(layer, {})[name] = linear
+    return linears
+
+
+def sampling_stride(batches_BT: list[Tensor], config: PruneConfig) -> int:
+    """Every how many tokens one is kept to measure reconstruction errors on."""
+    return max(1, sum(batch.numel() for batch in batches_BT) // config.error_tokens)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises BadInput naming a tensor that holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
+
+
+def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor) -> float:
+    """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0."""
+    dense_OI = dense_OI.float()
+    whole = torch.linalg.vector_norm(sampled_KI @ dense_OI.T)
+    lost = torch.linalg.vector_norm(sampled_KI @ (dense_OI - pruned_OI.float()).T)
+    return float(lost / whole) if whole else 0.0
+
+
+class UnstructuredPruner:
+    """Magnitude, Wanda and SparseGPT: every row loses the same number of its weights."""
+
+    def __init__(self, pruning: Pruning, config: PruneConfig) -> None:
+        self._pruning, self._config = pruning, config
+
+    def gram_of(self, linears: Linears) -> list[str]:
+        return list(linears) if self._pruning.pruner == "sparsegpt" else []
+
+    def prune(self, layer: int, linears: Linears, inputs: InputStatistics) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, pruned weight, zeros wanted) of every linear of a block."""
+        sparsity = self._pruning.sparsity
+        for names in inputs.groups(linears):
+            weights = [linears[name].weight for name in names]
+            # Rows are pruned independently of one another, so linears that share their input go as one.
+            pruned_OI = self._pruned(torch.cat(weights), names[0], inputs)
+            parts = pruned_OI.split([len(weight) for weight in weights])
+            for name, part_OI in zip(names, parts, strict=True):
+                yield name, part_OI, pruned_count(part_OI.shape[1], sparsity) * len(part_OI)
+            inputs.forget(names[0])
+
+    def _pruned(self, weight_OI: Tensor, name: str, inputs: InputStatistics) -> Tensor:
+        sparsity, config = self._pruning.sparsity, self._config
+        match self._pruning.pruner:
+            case "magnitude":
+                return weight_OI.masked_fill(removal_mask(magnitude_score(weight_OI), sparsity), 0)
+            case "wanda":
+                score_OI = wanda_score(weight_OI, inputs.squares_I(name))
+                return weight_OI.masked_fill(removal_mask(score_OI, sparsity), 0)
+            case _:
+                gram_II, damping = inputs.gram_II(name), config.damping
+                return sparsegpt(weight_OI, gram_II, sparsity, damping=damping, block_columns=config.block_columns)
+
+
+def _pruner(model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> UnstructuredPruner | StructuredPruner:
+    if pruning.pruner in STRUCTURED_PRUNERS:
+        return StructuredPruner(model, pruning, config)
+    return UnstructuredPruner(pruning, config)
+
+
+def _checked(
+    name: str,
+    layer: int,
+    dense_OI: Tensor,
+    pruned_OI: Tensor,
+    wanted: int,
+    pruning: Pruning,
+    inputs: InputStatistics,
+) -> PrunedTensor:
+    found, spare = int((pruned_OI == 0).sum()), int((dense_OI == 0).sum())
+    # Weights that were zero before may stay beside those that were removed.
+    if not wanted <= found <= wanted + spare:
+        raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
+    error = output_error(dense_OI, pruned_OI, inputs.sampled_KI(name))
+    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error)

@@ -1,0 +1,143 @@
+"""Stage `prune`: the dense checkpoint with its least important weights set to zero, or one pruned elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import file_digest, model_digest
+from restorelcc.base.documents import write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.prunings import Pruning, parse_pruning
+from restorelcc.base.publish import published
+from restorelcc.base.tables import read_metadata, read_texts
+from restorelcc.models.checkpoints import (
+    context_of,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    save_checkpoint,
+    write_reference,
+)
+from restorelcc.models.references import pinned_source
+from restorelcc.models.runtime import pick_device, pick_dtype, prepare, return_large_buffers
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.sparsity.streaming import StreamedWeights, can_stream, copy_checkpoint, empty_model
+from restorelcc.stages.prune.calibration import calibration_batches
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune.external import check_fits, counted, measure_external
+from restorelcc.stages.prune.prune import PrunedTensor, prune_model
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both ways of filling the folder need: pruning the dense checkpoint, or referring to one pruned elsewhere."""
+
+    cell: Cell
+    pruning: Pruning
+    config: PruneConfig
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    batches_BT: list[Tensor]
+
+
+def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write <model>/<pruning>/pruned/: a stock sparse checkpoint, or model_ref.json, and sparsity.json."""
+    prepare(seed=config.seed, threads=model.threads)
+    return_large_buffers()
+    calibration = layout.corpus(cell) / "calibration.parquet"
+    longest = context_of(layout.dense(cell), config.sequence_length)  # positions beyond it would mean nothing
+    config = config.model_copy(update={"sequence_length": longest})
+    tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
+    batches = calibration_batches(tokenizer, read_texts(calibration), config, device, short=model.is_microworld)
+    pruning, dtype = parse_pruning(cell.pruning), pick_dtype(model.dtype, device)
+    job = Job(cell, pruning, config, layout, device, dtype, tokenizer, batches)
+    with published(layout, layout.pruned(cell)) as (folder,):
+        results = _prune(job, folder) if pruning.external is None else _refer(job, folder)
+        report = sparsity_report(pruning, results)
+        report["calibration"] = {
+            "source": read_metadata(calibration).get("source"),
+            "sequences": sum(len(batch) for batch in batches),
+            "tokens": sum(batch.numel() for batch in batches),
+        }
+        report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
+        write_json(folder / "sparsity.json", report)
+
+
+def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
+    """Prune the dense checkpoint into the folder, block by block where its tensors allow it."""
+    dense = job.layout.dense(job.cell)
+    source = local_folder(dense)
+    network, stored = empty_model(source, job.dtype), stored_tensors(source)
+    if can_stream(network, stored):
+        copy_checkpoint(source, folder)
+        weights = StreamedWeights(network, stored, job.device, written=stored_tensors(folder))
+        results = prune_model(network, job.pruning, job.batches_BT, job.config, weights)
+        job.tokenizer.save_pretrained(folder)
+        return results
+    network = load_model(dense, job.dtype, job.device)
+    results = prune_model(network, job.pruning, job.batches_BT, job.config)
+    save_checkpoint(folder, network, job.tokenizer)
+    return results
+
+
+def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
+    """Refer to a checkpoint pruned elsewhere, where it is; nothing of it is copied."""
+    name = job.pruning.external or ""
+    entry = job.config.external.get(job.cell.model, {}).get(name)
+    key = f"prune.external.{job.cell.model}.{name}"
+    if entry is None:
+        raise BadInput(f"params.yaml: {key} is missing: give the folder or hub id of {job.pruning.name} as its source")
+    write_reference(folder, pinned_source(key, entry.source, entry.revision, job.layout.root))
+    source, dense = local_folder(folder), local_folder(job.layout.dense(job.cell))
+    network, stored = empty_model(source, job.dtype), stored_tensors(source)
+    dense_network, dense_stored = empty_model(dense, job.dtype), stored_tensors(dense)
+    check_fits(f"{key} ({entry.source})", network, dense_network)
+    load_tokenizer(folder)
+    if can_stream(network, stored) and can_stream(dense_network, dense_stored):
+        weights = StreamedWeights(network, stored, job.device)
+        return measure_external(network, weights, dense_stored, job.batches_BT, job.config)
+    return counted(load_model(folder, job.dtype, job.device))
+
+
+def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, Any]:
+    """Requested and achieved sparsity, in total, per layer and for every targeted tensor; errors as PrunedTensor's.
+
+    A layer's error is the mean over its linears.
+    """
+    layers = []
+    for layer in sorted({result.layer for result in results}):
+        own = [result for result in results if result.layer == layer]
+        errors = [result.error for result in own if result.error is not None]
+        error = sum(errors) / len(errors) if errors else None
+        layers.append({"layer": layer, "sparsity": _share(own), "error": error})
+    return {
+        "pruning": pruning.name,
+        "requested": pruning.sparsity.fraction if pruning.external is None else None,
+        "pattern": str(pruning.sparsity) if pruning.sparsity.is_pattern else None,
+        "achieved": _share(results),
+        "layers": layers,
+        "tensors": {
+            result.name: {
+                "zeros": result.zeros,
+                "total": result.total,
+                "sparsity": result.zeros / result.total,
+                "error": result.error,
+            }
+            for result in results
+        },
+    }
+
+
+def _share(results: list[PrunedTensor]) -> float:
+    return sum(result.zeros for result in results) / sum(result.total for result in results)

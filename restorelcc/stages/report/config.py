@@ -1,0 +1,14 @@
+"""Typed `report` section of params.yaml."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from restorelcc.base.section import Section
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    title: str = Field(default="RestoreLCC results", min_length=1)
+    decimals: int = Field(default=1, ge=0, le=6)  # of accuracies and shares, in percent

@@ -1,0 +1,126 @@
+"""The report as one self-contained page: a Jinja template, tables as text, figures as SVG elements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from restorelcc.stages.report import figures as draw
+from restorelcc.stages.report import tables
+from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report.markdown import degenerate
+from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
+from restorelcc.stages.report.results import Group, Results
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One drawing with its caption; `kind` says which section of its group it belongs to."""
+
+    group: str
+    kind: str
+    name: str
+    caption: str
+    draw: draw.Draw
+
+    def svg(self) -> Markup:
+        return Markup(draw.page_svg(self.draw, self.name, escape(self.caption, quote=True)))
+
+    def files(self) -> dict[str, bytes]:
+        return draw.static_files(self.draw, self.name)
+
+
+def drawings(results: Results) -> list[Figure]:
+    """Every figure that the results allow, in the order of the page."""
+    return [figure for group in results.groups for figure in _of_group(group)]
+
+
+# What `_of_group` draws, where there is something to draw.
+KINDS = ("recovered", "tasks", "heads", "spectra", "layers")
+
+
+def _of_group(group: Group) -> Iterator[Figure]:
+    def figure(kind: str, caption: str, drawing: draw.Draw | None, suffix: str = "") -> Iterator[Figure]:
+        if drawing is not None:
+            yield Figure(slug(group), kind, f"{slug(group)}-{kind}{suffix}", caption, drawing)
+
+    yield from figure(
+        "recovered", "Share of the lost accuracy that is back, by share of heads", draw.recovered_figure(group)
+    )
+    yield from figure("tasks", "Share of right answers; whiskers are 95 % intervals", draw.tasks_figure(group))
+    for row in group.of_kind("restored"):
+        caption = f"Heads by rank, the stronger the colour the better; rings: chosen at {row['head_ratio']:g}"
+        yield from figure("heads", caption, draw.heads_figure(group, row), f"-{row['head_ratio']:g}")
+    yield from figure("spectra", "What each layer lost, by component", draw.spectra_figure(group))
+    yield from figure(
+        "layers", "Zeros in each layer, and the error they leave in its outputs", draw.layers_figure(group)
+    )
+
+
+def slug(group: Group) -> str:
+    """A name for links and files: letters, digits, dots and dashes."""
+    return f"{group.model}-{group.pruning}"
+
+
+def page(results: Results, figures: list[Figure], config: ReportConfig, stages: tables.Table) -> str:
+    """The whole page. stages: seconds of each stage, as far as they are known."""
+    environment = Environment(
+        loader=PackageLoader("restorelcc.stages.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    groups = [_context(group, figures, config.decimals) for group in results.groups]
+    return environment.get_template("report.html.j2").render(
+        title=config.title,
+        groups=groups,
+        missing=results.missing,
+        note=tables.comparison_note(results.rows),
+        notes=NOTES,
+        facts=tables.task_facts(results.rows),
+        data=data_rows(results),
+        packages=packages(results),
+        artifacts=artifacts(results),
+        stages=stages,
+        commands=commands(results),
+        palette=draw.LIGHT,
+    )
+
+
+def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, Any]:
+    rows = group.rows
+    best = max(
+        (row for row in group.recovering if tables.won_back(row)),
+        key=lambda row: row["recovered"],
+        default=None,
+    )
+    own = [figure for figure in figures if figure.group == slug(group)]
+    by_kind = {kind: [figure for figure in own if figure.kind == kind] for kind in KINDS}
+    return {
+        "name": f"{group.model}, {group.pruning}",
+        "slug": slug(group),
+        "verdict": tables.verdict(rows, decimals),
+        "plainly": [*tables.nothing_won(rows, decimals), *filter(None, [tables.not_averaged(rows)])],
+        "best": best
+        and {"share": tables.percent(best["recovered"], decimals), "what": best["what"]}
+        | {"interval": tables.interval_text(best["ci95"], decimals)},
+        "summary": tables.summary(rows, decimals),
+        "picks": tables.picks(rows, decimals),
+        "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
+        "unchanged": tables.unchanged(rows),
+        "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
+        "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],
+        "perplexity": [tables.perplexity_columns(row) for row in rows],
+        "text": [tables.text_columns(row) for row in rows],
+        "continuations": [(row["what"], row["details"].get("continuations") or []) for row in rows],
+        "cost": [tables.cost_columns(row) for row in rows],
+        "layers": tables.layer_table(group),
+        "score": (group.detail("heads") or {}).get("score"),
+        "figures": by_kind,
+    }

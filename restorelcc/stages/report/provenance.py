@@ -1,0 +1,84 @@
+"""Where the numbers come from, and how to get them again."""
+
+from __future__ import annotations
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json
+from restorelcc.base.layout import Layout
+from restorelcc.stages.report.results import Results
+from restorelcc.stages.report.tables import Table
+
+_ORDER = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate", "baseline")
+NOTES = (
+    "Accuracy by lm-eval, zero-shot unless the tasks below have shots, in percent; error bars and intervals are of "
+    "95 %.",
+    "All rows of a model were measured in the same way: same items, prompts, metrics, shots, lm-eval and tokenizer.",
+    "Recovered = (restored - pruned) / (dense - pruned) of mean accuracy, with a paired bootstrap interval over the "
+    "test items, drawn within each task.",
+    "McNemar's test (mid-p) is over the items that only one of two models answered; intervals and p are of the test "
+    "items and say nothing of other training seeds.",
+    "Latency is the median of forward passes of one batch; restored / pruned is measured in turn in one process, on "
+    "the same weights with and without the biases that restoring adds.",
+)
+
+
+def packages(results: Results) -> Table:
+    """Versions that the numbers were measured with; several where cells differ."""
+    found: dict[str, set[str]] = {}
+    for row in results.rows:
+        for name, version in (row["versions"] or {}).items():
+            found.setdefault(name, set()).add(version)
+    return [{"package": name, "version": ", ".join(sorted(versions))} for name, versions in found.items()]
+
+
+def data_rows(results: Results) -> Table:
+    """What became of every row of the models' data."""
+    return [
+        {"data of": f"{model}, {role}", "source": str(origin["source"]), "read": f"{origin['rows']['read']:,}"}
+        | {name: f"{origin['rows'][name]:,}" for name in ("used", "shortened")}
+        | {"skipped (first row)": _skipped(origin["rows"]["skipped"])}
+        for model, roles in results.data.items()
+        for role, origin in roles.items()
+        if "rows" in origin
+    ]
+
+
+def _skipped(reasons: dict[str, dict[str, int]]) -> str:
+    return "; ".join(f"{each['count']:,} {reason} ({each['first']})" for reason, each in reasons.items()) or "-"
+
+
+def artifacts(results: Results) -> Table:
+    """SHA-256 of what every row was measured on."""
+    return [
+        {"of": row["cell"], "artifact": name, "SHA-256": digest[:16]}
+        for row in results.rows
+        for name, digest in (row["details"].get("digests") or {}).items()
+    ]
+
+
+def stage_seconds(cells: list[Cell], layout: Layout) -> Table:
+    """Seconds of each stage for each cell, where this machine ran it."""
+    logs = [read_json(path) for path in sorted(layout.logs.glob("*.json"))] if layout.logs.is_dir() else []
+    names = {str(cell) for cell in cells}
+    stages = list(dict.fromkeys(_ORDER + tuple(sorted(log["stage"] for log in logs))))
+    rows = []
+    for stage in stages:
+        own = [log["seconds"] for log in logs if log["stage"] == stage and log["cell"] in names]
+        if own:
+            rows.append(
+                {"stage": stage, "cells": str(len(own)), "seconds each": f"{sum(own) / len(own):.1f}"}
+                | {"seconds in all": f"{sum(own):.1f}"}
+            )
+    return rows
+
+
+def commands(results: Results) -> list[str]:
+    """Shell lines: the whole grid, one cell again, and a comparison of two."""
+    lines = ["make repro", "restorelcc table"]
+    for group in results.groups[:1]:
+        for row in group.of_kind("restored")[:1]:
+            cell = f"--model {group.model} --pruning {group.pruning} --head-ratio {row['head_ratio']:g}"
+            base = f"data/metrics/{group.model}/{group.pruning}"
+            lines += [f"restorelcc evaluate_restored {cell}"]
+            lines += [f"restorelcc compare {base}/pruned.json {base}/heads-{row['head_ratio']:g}.json"]
+    return lines

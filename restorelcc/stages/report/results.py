@@ -1,0 +1,145 @@
+"""What the report is made of: rows of every grid cell that was evaluated, in groups, and the cells that were not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.metrics import check_measured_alike, read_metrics
+from restorelcc.stages.report.multiple import holm
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Group:
+    """One model and one pruning: rows of dense, pruned, every head ratio and every baseline, as far as they exist."""
+
+    model: str
+    pruning: str
+    rows: list[Row]
+
+    @property
+    def recovering(self) -> list[Row]:
+        """Rows of models that something was done to after pruning."""
+        return [row for row in self.rows if row["kind"] in ("restored", "baseline")]
+
+    def of_kind(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def detail(self, name: str) -> Any:
+        """The first of the group's rows that has this detail: the same for all of them (head scores, spectra)."""
+        found = [row["details"][name] for row in self.rows if row["details"].get(name)]
+        return found[0] if found else None
+
+
+@dataclass
+class Results:
+    """Everything that the report shows."""
+
+    groups: list[Group] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # of the grid, by the path of their metrics
+    # Of each model: where its data came from, and what became of every row (docs/data.md); empty for the embedded one.
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every row once; the dense one is part of each of its model's groups."""
+        seen: dict[str, Row] = {}
+        for group in self.groups:
+            for row in group.rows:
+                seen.setdefault(row["cell"], row)
+        return list(seen.values())
+
+
+def read_results(cells: list[Cell], layout: Layout) -> Results:
+    """Rows of exactly these cells, and no others that may lie about.
+
+    Raises BadInput when none was evaluated, and, naming what differs, for cells of one model that were measured in
+    different ways: side by side they would be compared.
+    """
+    results, rows, measured = Results(), {}, {}
+    for cell in cells:
+        if layout.metrics(cell).is_file():
+            metrics = read_metrics(layout.metrics(cell))
+            measured[cell] = metrics["measured"]
+            rows[cell] = result_row(cell, metrics, _read(layout.details(cell)))
+            rows[cell]["recovery_seconds"] = _recovery_seconds(cell, layout)
+        else:
+            results.missing.append(str(layout.metrics(cell).relative_to(layout.root)))
+    if not rows:
+        raise BadInput(
+            f"none of the {len(cells)} grid cells has been evaluated ({results.missing[0]} and so on): run dvc repro"
+        )
+    for model in dict.fromkeys(cell.model for cell in rows):
+        own_cells = [cell for cell in rows if cell.model == model]
+        base = next((cell for cell in own_cells if cell.kind == "dense"), own_cells[0])
+        check_measured_alike(base, own_cells, measured, layout)
+    results.data = {model: _read(layout.sources(Cell(model))) for model in dict.fromkeys(cell.model for cell in rows)}
+    for model, pruning in dict.fromkeys((cell.model, cell.pruning) for cell in cells if cell.pruning is not None):
+        own = [
+            row for cell, row in rows.items() if cell == Cell(model) or (cell.model, cell.pruning) == (model, pruning)
+        ]
+        if own:
+            results.groups.append(Group(model, pruning, own))
+    tested = [row for row in results.rows if row["p"] is not None and row["kind"] in ("restored", "baseline")]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = adjusted
+    return results
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
+    """What the stage that recovers took, where this machine ran it."""
+    stage = "baseline" if cell.baseline is not None else "compensate"
+    return _read(layout.log(stage, cell)).get("seconds")
+
+
+def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> Row:
+    """One row of the report: names, accuracy, recovered share with interval, perplexities, text, cost."""
+    kind, label = _kind(metrics)
+    recovered, versus = metrics.get("recovered") or {}, (metrics.get("versus") or {}).get("pruned") or {}
+    names = ("model", "pruning", "head_ratio", "mean", "params_added", "params_total", "sparsity")
+    optional = ("params_nonzero", "params_trained", "file_bytes", "bits_per_byte", "generation", "seconds", "versions")
+    return {
+        "cell": str(cell),
+        "kind": kind,
+        "what": label,
+        **{name: metrics[name] for name in names},
+        **{name: metrics.get(name) for name in optional},
+        "baseline": metrics.get("baseline"),
+        "variants": metrics.get("variants"),
+        "tasks": metrics["tasks"],
+        "items": sum(task["n"] for task in metrics["tasks"].values()),
+        "recovered": recovered.get("mean"),
+        "ci95": recovered.get("ci95"),
+        "seeds": recovered.get("seeds"),
+        "reason": recovered.get("reason"),
+        "difference": versus.get("difference"),
+        "difference_ci95": versus.get("ci95"),
+        "p": versus.get("p"),
+        "p_holm": None,
+        "perplexity": metrics["perplexity"]["value"],
+        "token_perplexity": metrics.get("token_perplexity"),
+        "word_perplexity": metrics.get("word_perplexity"),
+        "details": details,
+    }
+
+
+def _kind(metrics: dict[str, Any]) -> tuple[str, str]:
+    if metrics["pruning"] is None:
+        return "dense", "dense"
+    if metrics.get("baseline") is not None:
+        return "baseline", str(metrics["baseline"])
+    if metrics["head_ratio"] is None:
+        return "pruned", "pruned"
+    chosen = f"{metrics['head_ratio']:g}"
+    return "restored", f"heads auto ({chosen})" if metrics.get("head_ratio_auto") else f"heads {chosen}"

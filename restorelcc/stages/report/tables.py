@@ -1,0 +1,282 @@
+"""Tables of the report as text: the same for the page, Markdown and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from restorelcc.base.baselines import BASELINES, Baseline
+from restorelcc.stages.report.results import Group, Row
+
+_HEADS = Baseline("the heads that the probe ranks first")
+Table = list[dict[str, str]]  # rows; every row has the same columns, title to text
+
+
+def percent(value: float | None, decimals: int) -> str:
+    """0.5 to "50.0"; None to a dash."""
+    return "-" if value is None else f"{100 * value:.{decimals}f}"
+
+
+def interval_text(ci95: list[float | None] | None, decimals: int) -> str:
+    """ "[12.0, 34.5]"; a dash without interval, "unbounded" where the loss is not clear of zero."""
+    if ci95 is None:
+        return "-"
+    return "unbounded" if None in ci95 else f"[{', '.join(percent(bound, decimals) for bound in ci95)}]"
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """Thousands parted by commas; a dash for None."""
+    return "-" if value is None else f"{value:,.{decimals}f}"
+
+
+def p_text(p: float | None) -> str:
+    """Two figures, "< 0.001" below that."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def size_text(size: float | None) -> str:
+    """Bytes in the unit that leaves one to three figures before the point."""
+    if size is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def summary(rows: list[Row], decimals: int) -> Table:
+    """Every row as a person reads it, and below an adapter what is left of it once it is merged."""
+    table = []
+    for row in rows:
+        table.append(_summary_columns(row, decimals))
+        for variant, merged in (row.get("variants") or {}).items():
+            share = merged.get("recovered") or {}
+            own = {"what": f"{row['what']}, {variant}", "mean": merged["mean"], "sparsity": merged["sparsity"]}
+            own |= {"recovered": share.get("mean"), "ci95": share.get("ci95"), "reason": share.get("reason")}
+            own |= {"perplexity": merged["perplexity"]["value"], "params_added": 0, "generation": None}
+            table.append(_summary_columns(row | own, decimals))
+    return table
+
+
+def _summary_columns(row: Row, decimals: int) -> dict[str, str]:
+    flagged = (row["generation"] or {}).get("degenerate")
+    return {
+        "": row["what"] + (" (degenerate)" if flagged else ""),
+        "mean %": percent(row["mean"], decimals),
+        "recovered %": row["reason"] or percent(row["recovered"], decimals),
+        "95 % interval": interval_text(row["ci95"], decimals),
+        "perplexity": number(row["perplexity"]),
+        "params +": f"{row['params_added']:,}",
+        "sparsity %": percent(row["sparsity"], 2),
+    }
+
+
+def task_columns(row: Row, decimals: int) -> dict[str, str]:
+    """The row's value in every task, column title to text: accuracies in percent, other metrics as they are."""
+    return {"acc %": row["what"]} | {
+        (name if task["averaged"] else f"{name}, {task['metric']}"): task_value(task, decimals)
+        for name, task in row["tasks"].items()
+    }
+
+
+def task_value(task: dict[str, Any], decimals: int) -> str:
+    """An accuracy in percent; another metric in its own unit."""
+    return percent(task["value"], decimals) if task["averaged"] else number(task["value"], max(2, decimals))
+
+
+def task_facts(rows: list[Row]) -> Table:
+    """Of every task the metric, whether it counts into the mean, lm-eval's version of it, shots and items."""
+    tasks = {name: task for row in rows for name, task in row["tasks"].items()}
+    return [
+        {"task": name, "metric": task["metric"], "in the mean": "yes" if task["averaged"] else "no"}
+        | {"version": str(task.get("version", "-")), "shots": str(task["shots"]), "items": f"{task['n']:,}"}
+        for name, task in tasks.items()
+    ]
+
+
+def not_averaged(rows: list[Row]) -> str | None:
+    """Which tasks the mean leaves out, and why; None where it has them all."""
+    tasks = {name: task["metric"] for row in rows for name, task in row["tasks"].items() if not task["averaged"]}
+    if not tasks:
+        return None
+    named = ", ".join(f"{name} ({metric})" for name, metric in tasks.items())
+    return f"Not in the mean, nor in what was recovered, because its metric is no accuracy: {named}."
+
+
+def tests_columns(row: Row, decimals: int) -> dict[str, str]:
+    """The difference from the pruned model on the same items, with its interval and p before and after Holm."""
+    return {
+        "against pruned": row["what"],
+        "difference, points": percent(row["difference"], decimals),
+        "95 % interval": interval_text(row["difference_ci95"], decimals),
+        "McNemar p": p_text(row["p"]),
+        "p after Holm": p_text(row["p_holm"]),
+    }
+
+
+def perplexity_columns(row: Row) -> dict[str, str]:
+    """Perplexity in its three ways, and bits per byte."""
+    blocks, words = row["token_perplexity"] or {}, row["word_perplexity"] or {}
+    return {
+        "perplexity": row["what"],
+        "of documents, per token": number(row["perplexity"]),
+        f"of blocks of {blocks.get('sequence_length', '-')}, per token": number(blocks.get("value")),
+        "rolling, per word": number(words.get("value")),
+        "bits per byte": number(row["bits_per_byte"], 3),
+    }
+
+
+def text_columns(row: Row) -> dict[str, str]:
+    """What the generation check measured."""
+    found = row["generation"] or {}
+    greedy, sampled = found.get("greedy") or {}, found.get("sampled") or {}
+    return {
+        "text": row["what"],
+        "flag": "-" if not found else "degenerate" if found["degenerate"] else "none",
+        "KL to dense": number(found.get("kl_to_dense"), 3),
+        "same top token %": percent(found.get("top_token_agreement"), 1),
+        "greedy repeats %": percent(greedy.get("repetition"), 1),
+        "sampled repeats %": percent(sampled.get("repetition"), 1),
+        "distinct-2 %": percent(greedy.get("distinct_2"), 1),
+    }
+
+
+def cost_columns(row: Row) -> dict[str, str]:
+    """Parameters, size, memory and time."""
+    latency = row["details"].get("latency") or {}
+    seconds = latency.get("seconds")
+    return {
+        "cost": row["what"],
+        "parameters": f"{row['params_total']:,}",
+        "not zero": "-" if row["params_nonzero"] is None else f"{row['params_nonzero']:,}",
+        "added": f"{row['params_added']:,}",
+        "file": size_text(row["file_bytes"]),
+        "peak memory": size_text(row["details"].get("peak_memory_bytes")),
+        "forward ms": "-" if seconds is None else f"{1000 * seconds:.2f}",
+        "restored / pruned": number(latency.get("ratio"), 3),
+        "evaluated in s": number(row["seconds"], 1),
+    }
+
+
+def layer_table(group: Group) -> Table:
+    """Sparsity and reconstruction error of every layer."""
+    layers: list[dict[str, Any]] = group.detail("layers") or []
+    return [
+        {
+            "layer": str(layer["layer"]),
+            "sparsity %": percent(layer["sparsity"], 2),
+            "output error %": percent(layer["error"], 2),
+        }
+        for layer in layers
+    ]
+
+
+def verdict(rows: list[Row], decimals: int) -> str:
+    """One honest sentence about the best restored row of a pruning."""
+    restored = [row for row in rows if row["recovered"] is not None and row.get("kind", "restored") == "restored"]
+    if not restored:
+        return (
+            "No share of the lost accuracy can be given: pruning lost nothing on these items, there are none, or they "
+            "are not measured by an accuracy."
+        )
+    best = max(restored, key=lambda row: row["recovered"])
+    share = f"{percent(best['recovered'], decimals)} % {_interval_in_words(best['ci95'], decimals)}"
+    if won_back(best):
+        caution = (
+            "" if len(restored) == 1 else f" (best of {len(restored)} ratios on the same items: a little optimistic)"
+        )
+        return f"Best head ratio {best['head_ratio']:g}: {share} of the lost accuracy is back{caution}."
+    if best["recovered"] <= 0:
+        return f"No head ratio restores any accuracy: the best, {best['head_ratio']:g}, is at {share} of what was lost."
+    return (
+        f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
+        f"gives back {share} of what was lost."
+    )
+
+
+def won_back(row: Row) -> bool:
+    """Whether a share of the lost accuracy is back beyond doubt: above zero with all of its interval."""
+    low = (row["ci95"] or [None])[0]
+    return row["recovered"] is not None and row["recovered"] > 0 and low is not None and low > 0
+
+
+def nothing_won(rows: list[Row], decimals: int) -> list[str]:
+    """A plain sentence for every row that won nothing back, or nothing beyond doubt."""
+    return [
+        f"{row['what']}: nothing was won back{' beyond doubt' if row['recovered'] > 0 else ''}: "
+        f"{percent(row['recovered'], decimals)} % {_interval_in_words(row['ci95'], decimals)}."
+        for row in rows
+        if row["recovered"] is not None and not won_back(row) and not is_unchanged(row)
+    ]
+
+
+def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
+    if ci95 is None or None in ci95:
+        return "(its interval is unbounded)"
+    return interval_text(ci95, decimals)
+
+
+def unchanged(rows: list[Row]) -> list[str]:
+    """One sentence for every row whose training ended with no change to the pruned model."""
+    return [
+        f"{row['what']}: nothing was won back: no candidate beat the pruned model on the validation pairs, so that "
+        "this is the pruned model."
+        for row in rows
+        if is_unchanged(row)
+    ]
+
+
+def is_unchanged(row: Row) -> bool:
+    """Whether training ended with the pruned model as it was."""
+    return bool(row.get("details", {}).get("no_change"))
+
+
+# A constraint a user may have, and the methods that respect it.
+_BUDGETS: dict[str, Callable[[Baseline], bool]] = {
+    "only biases may change": lambda method: method.ships == "biases",
+    "weights may change, zeros stay": lambda method: method.ships != "adapter",
+    "only an adapter may be added": lambda method: method.ships == "adapter",
+    "no responses to learn from": lambda method: not method.labels,
+}
+
+
+def picks(rows: list[Row], decimals: int) -> Table:
+    """What to pick, as the numbers show it: for every constraint the measured method that recovers most under it.
+
+    Empty where no baseline was measured: there is nothing to choose from but head ratios.
+    """
+    known = [row for row in rows if row["kind"] in ("restored", "baseline") and row["recovered"] is not None]
+    if not any(row["kind"] == "baseline" for row in known):
+        return []
+    table = []
+    for budget, respected in _BUDGETS.items():
+        fitting = [row for row in known if respected(BASELINES.get(row["baseline"], _HEADS))]
+        if fitting:
+            best = max(fitting, key=lambda row: row["recovered"])
+            table.append(
+                {
+                    "where": budget,
+                    "pick": best["what"],
+                    "recovered %": percent(best["recovered"], decimals),
+                    "95 % interval": interval_text(best["ci95"], decimals),
+                    "of": f"{len(fitting)} measured",
+                    "trained": "-" if best["params_trained"] is None else f"{best['params_trained']:,}",
+                    "params +": f"{best['params_added']:,}",
+                    "seconds": number(best["recovery_seconds"], 1),
+                }
+            )
+    return table
+
+
+def comparison_note(rows: list[Row]) -> str | None:
+    """How p was adjusted, where there is more than one comparison to adjust for."""
+    count = sum(row["p_holm"] is not None for row in rows)
+    if count < 2:
+        return None
+    return (
+        f"{count} models are compared with their pruned model. p after Holm is adjusted for that many comparisons: "
+        "with no real difference anywhere, a value below 0.05 would turn up in 5 % of such grids."
+    )

@@ -1,0 +1,69 @@
+"""The state of a training run on disk: safetensors and JSON in one file, replaced as a whole, gone when the run ended.
+
+It lies in .work/<stage>-<cell>-<fingerprint of settings and inputs>/: another setting or input never reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.models.tensors import read_all_tensors, write_tensors
+
+
+class TrainingState:
+    """One run's file. `core.fit.Store`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def load(self) -> tuple[dict[str, Tensor], dict] | None:
+        """The saved tensors and progress; None when nothing was saved. Raises BadInput for a damaged file."""
+        if not self.path.is_file():
+            return None
+        try:
+            tensors, metadata = read_all_tensors(self.path)
+            return tensors, json.loads(metadata["progress"])
+        except (BadInput, KeyError, json.JSONDecodeError) as error:
+            raise BadInput(f"{self.path} is a damaged training state: delete it to train from the start") from error
+
+    def save(self, tensors: dict[str, Tensor], progress: dict) -> None:
+        """Replace the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_name(self.path.name + ".new")
+        write_tensors(scratch, tensors, {"progress": json.dumps(progress)})
+        scratch.replace(self.path)
+
+
+class TrainingStates:
+    """The states of a stage's runs, one per learning rate or part."""
+
+    def __init__(self, layout: Layout, stage: str, cell: Cell, fingerprint: dict[str, str]) -> None:
+        """fingerprint: everything that decides what the training gives, as text."""
+        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = layout.work / f"{stage}-{str(cell).replace(' ', '-')}-{digest}"
+
+    def part(self, name: str) -> TrainingStates:
+        """The states of a part of the stage that has runs of its own."""
+        states = copy.copy(self)
+        states.folder = self.folder / name
+        return states
+
+    def of(self, run: str) -> TrainingState:
+        """The state of one run."""
+        return TrainingState(self.folder / f"{run}.safetensors")
+
+    def clear(self) -> None:
+        """Forget all: the result is in place."""
+        shutil.rmtree(self.folder, ignore_errors=True)

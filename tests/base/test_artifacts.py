@@ -1,0 +1,120 @@
+"""Artifacts: byte-identical for equal content, whole or not at all, refused when they do not belong together."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from restorelcc.activations.store import layer_file, read_layer, read_layout, write_layer
+from restorelcc.base.digest import expect_digest, file_digest, model_digest
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.publish import published
+from restorelcc.base.tables import read_texts, write_texts
+from restorelcc.models.heads import HeadLayout
+from restorelcc.models.tensors import read_tensors, write_tensors
+
+METADATA = {name: name * 2 for name in ("model", "layers", "heads", "dense", "pruned", "text", "zeta", "alpha")}
+
+
+def test_tensor_files_keep_their_content_and_sort_their_header(tmp_path: Path) -> None:
+    tensors = {"b": torch.randn(3, 4), "a": torch.arange(5, dtype=torch.int32)}
+    write_tensors(tmp_path / "one.safetensors", tensors, METADATA)
+    write_tensors(tmp_path / "two.safetensors", tensors, dict(reversed(METADATA.items())))
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    with safe_open(tmp_path / "one.safetensors", framework="pt") as file:  # as any other reader sees it
+        assert file.metadata() == METADATA
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
+    found, metadata = read_tensors(tmp_path / "one.safetensors", ("a",))
+    assert torch.equal(found["a"], tensors["a"])
+    assert metadata == METADATA
+
+
+def test_a_missing_or_damaged_tensor_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is missing"):
+        read_tensors(tmp_path / "none.safetensors", ())
+    write_tensors(tmp_path / "some.safetensors", {"a": torch.zeros(9)}, {})
+    with pytest.raises(BadInput, match="has no tensor b"):
+        read_tensors(tmp_path / "some.safetensors", ("b",))
+    (tmp_path / "some.safetensors").write_bytes((tmp_path / "some.safetensors").read_bytes()[:-8])
+    with pytest.raises(BadInput, match="not a readable safetensors"):
+        read_tensors(tmp_path / "some.safetensors", ("a",))
+
+
+def test_activations_are_fixed_size_lists_that_come_back_by_role(tmp_path: Path) -> None:
+    layout = HeadLayout(layers=3, heads=4, head_dim=6)
+    roles = {role: torch.randn(5, layout.width) for role in ("question", "positive", "negative")}
+    for layer in range(3):
+        write_layer(tmp_path, layer, [3, 1, 4, 1, 5], roles, layout, {"model": "m", "text": "t", "checkpoint": "c"})
+    assert torch.equal(read_layer(tmp_path, 1, "negative", layout), roles["negative"].reshape(5, 4, 6))
+    schema = pq.read_schema(layer_file(tmp_path, 2))
+    assert str(schema.field("question").type) == "fixed_size_list<element: float>[24]"
+    assert schema.names == ["sample_id", "question", "positive", "negative"]
+    assert {k.decode(): v.decode() for k, v in schema.metadata.items()} == {
+        **{"layer": "2", "layers": "3", "heads": "4", "head_dim": "6"},
+        **{"model": "m", "text": "t", "checkpoint": "c"},
+    }
+    assert read_layout(tmp_path)[0] == layout
+    with pytest.raises(BadInput, match="is missing"):
+        read_layer(tmp_path, 7, "question", layout)
+
+
+def test_outputs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    folder, file = layout.data / "some/folder", layout.data / "some/file.json"
+    with published(layout, folder, file) as (scratch_folder, scratch_file):
+        scratch_folder.mkdir()
+        write_texts(scratch_folder / "texts.parquet", ["old"])
+        write_json(scratch_file, {"old": 1})
+        assert not layout.data.exists()
+    with pytest.raises(KeyboardInterrupt), published(layout, folder, file) as (scratch_folder, scratch_file):
+        scratch_folder.mkdir()
+        write_json(scratch_file, {"new": 1})
+        raise KeyboardInterrupt
+    assert read_texts(folder / "texts.parquet") == ["old"]
+    assert read_json(file) == {"old": 1}
+    with published(layout, folder) as (scratch_folder,):
+        scratch_folder.mkdir()
+    assert list(folder.iterdir()) == []
+    assert list(layout.work.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    left = layout.work / "write-killed"
+    (left / "0-model").mkdir(parents=True)
+    with published(layout, layout.data / "one.json") as (one,):
+        assert not left.exists()
+        with published(layout, layout.data / "two.json") as (two,):
+            assert one.parent.is_dir(), "this process is alive"
+            write_json(two, {})
+        write_json(one, {})
+    assert sorted(path.name for path in layout.data.iterdir()) == ["one.json", "two.json"]
+    assert not list(layout.work.glob("write-*"))
+
+
+def test_digests_see_content_and_refuse_strangers(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "config.json", {"x": 1})
+    write_tensors(tmp_path / "a" / "model.safetensors", {"w": torch.zeros(2)}, {})
+    before = model_digest(tmp_path / "a")
+    write_json(tmp_path / "a" / "sparsity.json", {"not": "part of the model"})
+    assert model_digest(tmp_path / "a") == before
+    write_tensors(tmp_path / "a" / "model.safetensors", {"w": torch.ones(2)}, {})
+    after = model_digest(tmp_path / "a")
+    assert after != before
+    expect_digest("same", after, model_digest(tmp_path / "a"))
+    with pytest.raises(BadInput, match=r"trained for another pruned model .*do not belong together"):
+        expect_digest("trained for another pruned model", before, after)
+    with pytest.raises(BadInput, match="is missing"):
+        file_digest(tmp_path / "nowhere")
+
+
+def test_json_never_holds_nan_and_damage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"value": float("nan")})
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(BadInput, match="not valid JSON"):
+        read_json(tmp_path / "broken.json")

@@ -1,0 +1,135 @@
+"""`restorelcc check --model`: a user's data read through before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from restorelcc.cli.app import main
+from tests import pico
+from tests.dag import ROOT
+from tests.stages.prune.project import words
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one model `mine` and its own data."""
+    pico.pico("opt", max_position_embeddings=64).save_pretrained(tmp_path / "model")
+    pico.word_tokenizer().save_pretrained(tmp_path / "model")
+    rows: list[dict[str, Any]] = [{"prompt": words(5, n), "completion": words(3, 100 + n)} for n in range(30)]
+    rows += [{"prompt": words(4, 200), "completion": words(90, 201)}, {"prompt": "", "completion": "x"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "texts.txt").write_text("\n".join(words(20, n) for n in range(9)))
+    (tmp_path / "heldout.txt").write_text(f"{words(30, 300)}\n{rows[0]['prompt']} {rows[0]['completion']}\n")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = {"calibration": "texts.txt", "instructions": "pairs.jsonl", "heldout": "heldout.txt"}
+    content["models"] |= {"mine": {"source": "model", "data": data}}
+    content["prune"] |= {"samples": 8, "sequence_length": 64}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["restorelcc", "check", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_data_of_a_model_are_read_through_and_nothing_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    assert _check(monkeypatch, "--model", "mine", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(folder.rglob("*")) == before
+    assert found["max_tokens"] == 64 and found["problems"] == found["notes"] == []
+    pairs = found["roles"]["instructions"]
+    assert (pairs["format"], pairs["columns"], pairs["count"]) == ("pairs", ["prompt", "completion"], 31)
+    rows = {"read": 32, "used": 31, "shortened": 1, "skipped": {"empty question": {"count": 1, "first": 32}}}
+    assert pairs["rows"] == rows
+    assert pairs["tokens"] == {"min": 8, "median": 8, "max": 64, "sum": 30 * 8 + 64}
+    assert found["roles"]["calibration"]["tokens"] == {"min": 20, "median": 20, "max": 20, "sum": 180}
+    assert found["calibration"] == {"samples": 8, "sequence_length": 64, "sequences": 8, "tokens": 160}
+    assert (found["overlap"]["texts"], found["overlap"]["of"]) == (1, 2)
+    assert _check(monkeypatch, "--model", "mine") == 0
+    said = capsys.readouterr().out
+    assert "8 sequences, 160 tokens, of the 8 x 64 = 512" in said and "1 of 2 held-out texts" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pairs.jsonl", b'{"prompt": "w5", "completion": "w6"}\n{"prompt": "w\xe9"}', "line 2 of .*pairs.jsonl"),
+        ("pairs.jsonl", b'{"prompt": "w5", "completion": ["w6"]}', "column 'completion' is a list"),
+        ("pairs.jsonl", b'{"prompt": "w5", "completion": "w6"}', "has 1 usable pairs: at least 5 are needed"),
+        ("texts.txt", b"w5 w6\n", "the calibration texts hold 2 tokens, less than one sequence"),
+    ],
+)
+def test_a_problem_is_one_sentence_and_exit_code_2_and_the_rest_is_read_all_the_same(
+    folder: Path,
+    name: str,
+    content: bytes,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / name).write_bytes(content)
+    assert _check(monkeypatch, "--model", "mine", "--json") == 2
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert len(found["problems"]) == 1
+    assert found["roles"]["heldout"]["count"] == 2
+    error = told.err.splitlines()[-1]
+    assert error == f"restorelcc: error: {found['problems'][0]}"
+    import re
+
+    assert re.search(message, error)
+    assert _check(monkeypatch, "--model", "mine") == 2
+
+
+def test_items_of_own_tasks_are_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tasks").mkdir()
+    items = [{"question": "w5", "choices": ["w6", "w7"], "gold": 0}] * 3
+    (folder / "tasks" / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    task = {"task": "mine_items", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(folder / "tasks" / "items.jsonl")}}}
+    task |= {"doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    (folder / "tasks" / "mine_items.yaml").write_text(yaml.safe_dump(task))
+    assert _check(monkeypatch, "--model", "mine", "--json", "--set", "models.mine.tasks=[tasks, arc_easy]") == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == {"mine_items": 3}
+
+
+def test_without_a_model_check_is_what_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _check(monkeypatch) == 0
+    assert "params.yaml is good: 4 models to evaluate" in capsys.readouterr().err
+    assert _check(monkeypatch, "--model", "tiny") == 0
+    assert "brings its data itself" in capsys.readouterr().err
+    assert _check(monkeypatch, "--model", "mien") == 2
+    assert "did you mean 'mine'" in capsys.readouterr().err
+    assert _check(monkeypatch, "--json") == 2
+
+
+@pytest.mark.parametrize("section", ["capture", "probe", "compensate", "baseline"])
+def test_no_later_stage_may_allow_less_than_rows_are_fitted_to(
+    section: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--set", f"{section}.max_tokens=512"]
+    assert _check(monkeypatch, *short) == 0, "the embedded model alone is in the grid"
+    assert _check(monkeypatch, *short, "--set", "grid.model=[mine]") == 2
+    told = capsys.readouterr().err
+    assert f"{section}.max_tokens is 512 for mine, below corpus.max_tokens 1024" in told
+    assert _check(monkeypatch, *short, "--model", "mine") == 2
+    assert _check(monkeypatch, *short, "--set", "corpus.max_tokens=512", "--model", "mine") == 0

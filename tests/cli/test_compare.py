@@ -1,0 +1,144 @@
+"""`restorelcc compare`: two results, item by item."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.fingerprint import Fingerprint
+from restorelcc.base.sample_table import MEASURED, SAMPLES
+from restorelcc.base.tables import read_metadata, read_table, write_table
+from restorelcc.cli.app import app
+from restorelcc.cli.compare import comparison, sentence
+from tests.fingerprints import SWAPS, swapped
+from tests.stages.report.cells import CELLS, FINGERPRINT, metrics
+
+
+def _result(
+    folder: Path, name: str, scores: list[int], digest: str = "d", number: int = 1, how: Fingerprint | None = None
+) -> Path:
+    path = folder / f"{name}.json"
+    content = metrics(CELLS[number], sum(scores) / len(scores))
+    task = FINGERPRINT.tasks["world_arc"]
+    measured = replace(FINGERPRINT, tasks={"t0": task, "t1": task})
+    content["tasks"] = dict.fromkeys(measured.tasks, content["tasks"]["world_arc"])
+    content["measured"] = (how or measured).digest
+    write_json(path, content)
+    rows = [
+        {"task": f"t{n % 2}", "item_id": n, "digest": f"{digest}{n}", "gold": 0, "prediction": 0}
+        | {"correct": bool(score), "score": float(score), "weight": 1.0, "log_likelihoods": []}
+        for n, score in enumerate(scores)
+    ]
+    write_table(path.with_suffix(".parquet"), rows, SAMPLES, {MEASURED: (how or measured).as_text()})
+    return path
+
+
+def test_a_planted_difference_is_printed_and_a_null_one_is_called_that(tmp_path: Path) -> None:
+    worse = _result(tmp_path, "a", [1, 0] * 50)
+    better = _result(tmp_path, "b", [1] * 90 + [0] * 10, number=3)
+    printed = CliRunner().invoke(app, ["compare", str(worse), str(better)])
+    assert printed.exit_code == 0
+    assert "B is 40.0 points better than A on 100 items, beyond chance" in printed.stdout
+    assert "a wanda-0.5 heads 0.25" in printed.stdout
+    same = comparison([worse], [worse], samples=200, seed=0)
+    assert sentence(same).startswith("No difference beyond chance: B - A is 0.0 points")
+    assert same["pooled"]["p"] == 1.0
+
+
+def test_json_holds_both_sides_and_every_task(tmp_path: Path) -> None:
+    first, second = _result(tmp_path, "a", [1, 0] * 20), _result(tmp_path, "b", [1, 1] * 20)
+    found = json.loads(CliRunner().invoke(app, ["compare", str(first), str(second), "--json"]).stdout)
+    assert (found["a"]["mean"], found["b"]["mean"]) == (0.5, 1.0)
+    assert found["tasks"]["t1"]["difference"] == 1.0
+    assert found["tasks"]["t0"]["difference"] == 0.0
+    assert found["pooled"]["won"] == 20
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    base = _result(tmp_path, "a", [0] * 40)
+    seeds = [_result(tmp_path, f"b{n}", [1] * (10 * n) + [0] * (40 - 10 * n)) for n in (1, 2, 3)]
+    found = comparison([base], seeds, samples=500, seed=0)
+    assert found["pooled"]["difference"] == pytest.approx(0.5)
+    assert found["b"]["seeds"] == 3
+    assert found["b"]["mean"] == pytest.approx(0.5)
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    first = _result(tmp_path, "a", [1, 0, 1, 0])
+    with pytest.raises(BadInput, match="answered different items of task 't0'"):
+        comparison([first], [_result(tmp_path, "b", [1, 0, 1, 0], digest="e")], samples=200, seed=0)
+    old = read_json(first) | {"schema": 1}
+    write_json(tmp_path / "old.json", old)
+    with pytest.raises(BadInput, match=r"old\.json was written by an older version \(metrics schema 1"):
+        comparison([first], [tmp_path / "old.json"], samples=200, seed=0)
+    write_json(tmp_path / "alone.json", read_json(first))
+    with pytest.raises(BadInput, match=r"alone\.parquet is missing"):
+        comparison([first], [tmp_path / "alone.json"], samples=200, seed=0)
+    write_json(tmp_path / "other.json", {"a": 1})
+    with pytest.raises(BadInput, match="holds no metrics"):
+        comparison([first], [tmp_path / "other.json"], samples=200, seed=0)
+
+
+@pytest.mark.parametrize("part", SWAPS)
+def test_results_measured_in_different_ways_are_never_compared(tmp_path: Path, part: str) -> None:
+    task = FINGERPRINT.tasks["world_arc"]
+    how = swapped(replace(FINGERPRINT, tasks={"t0": task, "t1": task}), part)
+    first, second = _result(tmp_path, "a", [1, 0] * 5), _result(tmp_path, "b", [1, 1] * 5, number=3, how=how)
+    printed = CliRunner().invoke(app, ["compare", str(first), str(second)])
+    assert isinstance(printed.exception, BadInput)
+    assert "cannot be compared, they were measured differently in" in (sentence := str(printed.exception))
+    assert SWAPS[part] in sentence
+    rerun = "evaluate_pruned@a-wanda-0.5 evaluate_restored@a-wanda-0.5-0.25"
+    assert sentence.endswith(f"run `dvc repro --force --single-item {rerun}`")
+    with pytest.raises(BadInput, match="measured differently"):
+        comparison([first], [first, second], samples=200, seed=0)
+
+
+def test_samples_of_another_run_or_without_a_fingerprint_are_refused(tmp_path: Path) -> None:
+    first, second = _result(tmp_path, "a", [1, 0] * 5), _result(tmp_path, "b", [1, 1] * 5)
+    content = read_json(second)
+    write_json(second, content | {"measured": "0" * 16})
+    with pytest.raises(BadInput, match=r"b\.parquet is of another run than the metrics beside it: run `dvc repro"):
+        comparison([first], [second], samples=200, seed=0)
+    write_json(second, content)
+    write_table(second.with_suffix(".parquet"), read_table(second.with_suffix(".parquet"), SAMPLES), SAMPLES)
+    with pytest.raises(BadInput, match=r"b\.parquet does not say how it was measured, as results of an older version"):
+        comparison([first], [second], samples=200, seed=0)
+
+
+def test_a_task_that_is_no_accuracy_is_compared_but_not_pooled(tmp_path: Path) -> None:
+    paths = []
+    for name, offset in (("a", 0.0), ("b", 0.5)):
+        path = _result(tmp_path, name, [1, 0] * 20)
+        content, rows = read_json(path), read_table(path.with_suffix(".parquet"), SAMPLES)
+        other = {"metric": "perplexity", "averaged": False, "aggregation": "perplexity", "higher_is_better": False}
+        content["tasks"]["t1"] |= other
+        for row in rows:
+            if row["task"] == "t1":
+                row["score"] = offset - 1.0 - 0.01 * row["item_id"]
+        how = Fingerprint.from_text(read_metadata(path.with_suffix(".parquet"))[MEASURED], path, "")
+        how = replace(how, tasks=how.tasks | {"t1": replace(how.tasks["t1"], metric="perplexity", averaged=False)})
+        write_json(path, content | {"measured": how.digest})
+        write_table(path.with_suffix(".parquet"), rows, SAMPLES, {MEASURED: how.as_text()})
+        paths.append(path)
+    found = comparison([paths[0]], [paths[1]], samples=500, seed=0)
+    assert found["pooled"]["n"] == 20, "of t0 alone"
+    low, high = found["tasks"]["t1"]["ci95"]
+    assert low < found["tasks"]["t1"]["difference"] < high < 0, "less perplexity is a negative difference"
+    printed = CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
+    assert "Not in the mean, for its metric is no accuracy: t1 (perplexity)." in printed
+    assert "t1, perplexity" in printed
+
+
+def test_a_perplexity_beyond_all_bounds_and_no_mean_are_printed(tmp_path: Path) -> None:
+    path = _result(tmp_path, "a", [1, 0] * 5)
+    content = read_json(path)
+    content["perplexity"]["value"] = None
+    write_json(path, content | {"mean": None})
+    printed = CliRunner().invoke(app, ["compare", str(path), str(path)])
+    assert printed.exit_code == 0, printed.exception
+    assert "mean - %, perplexity -" in printed.stdout

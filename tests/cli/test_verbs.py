@@ -1,0 +1,87 @@
+"""The verbs as the command line runs them: exit codes, one sentence on bad input, what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from restorelcc.base.errors import BadInput
+from restorelcc.cli.app import app
+from restorelcc.cli.sizes import size_in_bytes
+from tests.dag import ROOT
+from tests.release.export.restored import Pair, pair_of
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair_of(tmp_path_factory.mktemp("pair"))
+
+
+def _run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_export_show_engines_and_remove(pair: Pair, tmp_path: Path) -> None:
+    files = ["--pruned", pair.pruned, "--compensation", pair.compensation]
+    output = _run("export", *files, "--out", tmp_path / "out", "--max-shard-size", "20KB", "--licence", "mit")
+    assert "2 biases carry the compensation" in output
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    assert "2 of 12 heads are compensated" in _run("compensation", "show", tmp_path / "out")
+    assert json.loads(_run("compensation", "show", "--json", pair.compensation))["heads"][0]["head"] == 3
+    assert "SGLang (not installed here)" in _run("engines", tmp_path / "out")
+    assert len(json.loads(_run("engines", "--json", tmp_path / "out"))["engines"]) == 4
+    _run("compensation", "remove", tmp_path / "out", "--out", tmp_path / "back")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (pair.pruned / name).read_bytes()
+    _run("compensation", "apply", tmp_path / "back", pair.compensation, "--out", tmp_path / "again")
+    assert not (tmp_path / "again" / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model", "tiny"],
+        ["--model", "tiny", "--pruning", "wanda-0.5", "--head-ratio", "0.25", "--pruned", "x"],
+        ["--pruned", "x"],
+        [],
+    ],
+)
+def test_export_needs_a_cell_or_two_files(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"either --model, --pruning and --head-ratio .* or --pruned and"):
+        _run("export", "--out", tmp_path / "out", *arguments)
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    sizes = {"5GB": 5 * 10**9, "1.5 KiB": 1536, "300": 300, "20kb": 20_000}
+    assert {text: size_in_bytes("--size", text) for text in sizes} == sizes
+    for text in ("big", "0GB", "-1", "5 parsecs"):
+        with pytest.raises(BadInput, match=r"--size .* is not a size"):
+            size_in_bytes("--size", text)
+
+
+def test_one_flipped_zero_ends_verify_with_1_and_the_tensors_name(pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _run("export", "--pruned", pair.pruned, "--compensation", pair.compensation, "--out", out)
+    import torch
+
+    from restorelcc.models.tensor_files import stored_tensors
+
+    stored = stored_tensors(out)["model.layers.2.self_attn.v_proj.weight"]
+    value = stored.read()
+    value[tuple(torch.nonzero(value == 0)[-1])] = 1e-3
+    stored.overwrite(value)
+    environment: Any = os.environ | {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"}
+    command = [sys.executable, "-m", "restorelcc", "verify", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("restorelcc: failed: model.layers.2.self_attn.v_proj.weight has")
+    assert done.stderr.count("\n") == 1

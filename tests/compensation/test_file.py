@@ -1,0 +1,44 @@
+"""compensation.safetensors: what is written is what is read, and anything else is refused in one sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from restorelcc.base.errors import BadInput
+from restorelcc.compensation.compensation import Compensation, Site
+from restorelcc.compensation.file import read_compensation, write_compensation
+
+OFFSET = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+DOWN = Site(2, "mlp.down_proj")
+
+
+def test_it_comes_back_with_its_sites_and_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "compensation.safetensors"
+    trained = {"heads": torch.tensor([[0, 1]], dtype=torch.int32), "beta": torch.ones(1, 6), "bias": torch.ones(1, 6)}
+    write_compensation(path, Compensation(OFFSET, {DOWN: torch.ones(16)}), {"model": "m"}, trained)
+    assert set(load_file(path)) == {"offset", "site.2.mlp.down_proj", "heads", "beta", "bias"}
+    found, metadata = read_compensation(path)
+    assert torch.equal(found.offset_LHD, OFFSET)
+    assert torch.equal(found.sites[DOWN], torch.ones(16))
+    assert metadata == {"model": "m"}
+    first = path.read_bytes()
+    write_compensation(path, found, metadata, trained)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": OFFSET}, "is not a compensation"),
+        ({"offset": OFFSET[0]}, r"shape \[layers, heads, head dim\].*\(4, 6\)"),
+        ({"offset": OFFSET, "site.down_proj": torch.ones(3)}, "is not site.<layer>.<linear>"),
+        ({"offset": OFFSET, "site.0.mlp.down_proj": torch.ones(3, 3)}, r"of shape \(3, 3\)"),
+        ({"offset": OFFSET * float("inf")}, "NaN or infinity in offset"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "file.safetensors")
+    with pytest.raises(BadInput, match=message):
+        read_compensation(tmp_path / "file.safetensors")

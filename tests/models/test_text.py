@@ -1,0 +1,46 @@
+"""Questions and responses become tokens in one way."""
+
+import pytest
+
+from restorelcc.base.errors import BadInput
+from restorelcc.models.text import batches_by_length, batches_of_equal_length, encode_pair, right_padded
+from tests.pico import word_tokenizer
+
+
+def test_a_pair_is_split_after_the_questions_tokens() -> None:
+    pair = encode_pair(word_tokenizer(), "w5 w6", "w7", max_tokens=8)
+    assert (pair.ids, pair.question_tokens, pair.truncated) == ([5, 6, 7], 2, False)
+
+
+def test_a_long_question_loses_its_left_end_and_is_counted() -> None:
+    pair = encode_pair(word_tokenizer(), "w5 w6 w7 w8", "w9 w10", max_tokens=4)
+    assert (pair.ids, pair.question_tokens, pair.truncated) == ([7, 8, 9, 10], 2, True)
+
+
+@pytest.mark.parametrize(("question", "response"), [("w5", ""), ("", "w5"), ("  ", "w5")])
+def test_an_empty_side_is_refused(question: str, response: str) -> None:
+    with pytest.raises(BadInput, match="without a token"):
+        encode_pair(word_tokenizer(), question, response, max_tokens=8)
+
+
+def test_a_response_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"fills all 3 tokens allowed .* as the stage corpus does by corpus.too_long"):
+        encode_pair(word_tokenizer(), "w5", "w6 w7 w8", max_tokens=3)
+
+
+def test_padding_stands_on_the_right() -> None:
+    assert right_padded([[5], [6, 7]], 0).tolist() == [[5, 0], [6, 7]]
+
+
+def test_batches_hold_every_row_once_within_the_budget() -> None:
+    lengths = [3, 9, 4, 4, 30, 1]
+    batches = batches_by_length(lengths, token_budget=12)
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    assert all(len(batch) * max(lengths[p] for p in batch) <= 12 for batch in batches if len(batch) > 1)
+
+
+def test_equal_length_batches_never_mix_lengths() -> None:
+    lengths = [3, 5, 3, 3, 5]
+    batches = list(batches_of_equal_length(lengths, token_budget=6))
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    assert all(len({lengths[p] for p in batch}) == 1 for batch in batches)

@@ -1,0 +1,236 @@
+"""The catalogue of models: presets, settings of one model, bad input, and `plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.cli.app import app
+from restorelcc.pipeline.params import load_params
+from restorelcc.release.export.cell import cell_options
+from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.evaluate.config import EvaluateConfig
+from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.prune.config import PruneConfig
+from tests.dag import ROOT
+
+SHIPPED = ROOT / "params.yaml"
+PAPER_MODELS = {"llama-7b", "llama-13b", "llama-30b", "llama-2-7b", "llama-2-13b", "llama-3-8b", "vicuna-7b"} | {
+    "tulu-2-7b",
+    "qwen3-8b",
+    "qwen3-14b",
+}
+GIB = 2**30
+
+
+def test_the_papers_models_are_there_with_its_settings() -> None:
+    params = load_params(SHIPPED)
+    assert PAPER_MODELS | {"smollm2-135m", "qwen2-5-05b", "llama-3-2-1b", "tiny"} == set(params.models)
+    for alias in set(params.models) - {"tiny"}:
+        entry = params.models[alias]
+        assert entry.data is not None
+        assert (entry.data.calibration, entry.data.instructions, entry.data.heldout) == ("c4", "alpaca", "wikitext")
+        assert entry.tasks == ("paper-7",)
+        prune, corpus = params.section(alias, "prune"), params.section(alias, "corpus")
+        assert (prune.samples, prune.sequence_length, corpus.calibration) == (128, 2048, 128)
+        assert (corpus.train, corpus.contrast) == (2000, 1000)
+        train = params.section(alias, "compensate")
+        assert (train.learning_rates, train.epochs, train.batch_size) == ((1e-3,), 3, 8)
+        assert params.section(alias, "evaluate").perplexity_tokens == 2048
+
+
+# What the embedded chain computed with when its tuning stood in the sections themselves.
+EMBEDDED = {
+    "corpus": {"seed": 42, "calibration": 128, "train": 2000, "valid": 200, "contrast": 1000, "encoder": "auto"}
+    | {
+        "microworld": {"seed": 42, "people": 72, "documents": 40000, "test_items": 400, "dev_items": 120}
+        | {"train_pairs": 2000, "valid_pairs": 400, "contrast_pairs": 1000}
+    },
+    "dense": {
+        "architecture": {"layers": 4, "heads": 16, "kv_heads": 4, "head_dim": 8, "width": 64, "ffn_width": 96}
+        | {"context": 64, "common": 0.7},
+        "pretrain": {"seed": 0, "target_mean": 0.93, "target_min": 0.85, "floor": 0.9, "max_steps": 1500},
+    },
+    "prune": {"samples": 256, "sequence_length": 2048, "token_budget": 4096, "seed": 42, "damping": 0.01}
+    | {"slimgpt_first_layer": 1.0, "external": {}},
+    "capture": {"max_tokens": 1024, "token_budget": 768},
+    "extract": {"solver": "auto"},
+    "probe": {"score": "paper", "scores": ["paper", "relational", "gradient", "random", "mse", "kl", "energy"]}
+    | {"components": 1, "solver": "auto", "steps": 200, "learning_rate": 0.01, "heldout_share": 0.3, "seed": 42},
+    "compensate": {"learning_rates": [0.03], "epochs": 3, "batch_size": 16, "max_tokens": 1024, "initial_std": 0.001}
+    | {"max_gradient_norm": 1.0, "seed": 42},
+    "baseline": {"learning_rates": [0.003, 0.01, 0.03, 0.1], "epochs": 3, "batch_size": 16, "max_tokens": 1024}
+    | {"seed": 42, "head_ratio": 0.25, "rank": 8, "calibration_tokens": 2048},
+    "evaluate": {"batch_size": "auto", "limit": None, "perplexity_tokens": 2048, "bootstrap_samples": 10000, "seed": 42}
+    | {
+        "datasets": None,
+        "sanity_gate": True,
+        "generation": {"prompts": 16, "prompt_tokens": 16, "new_tokens": 48, "temperature": 1.0}
+        | {"repetition_limit": 0.5, "heldout_tokens": 1024},
+    },
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_chain_computes_with_its_own_settings(name: str) -> None:
+    params = load_params(SHIPPED)
+    assert params.section("tiny", name) == type(getattr(params, name)).model_validate(EMBEDDED[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(EMBEDDED) - {"dense"}))
+def test_what_is_shipped_is_the_default_of_every_section(name: str) -> None:
+    section = getattr(load_params(SHIPPED), name)
+    assert section == type(section)()
+
+
+def test_the_defaults_are_the_papers() -> None:
+    train = CompensateConfig()
+    assert (train.learning_rates, train.epochs, train.batch_size, train.seed) == ((1e-3,), 3, 8, 42)
+    assert (train.initial_std, train.start, train.sites, train.parts) == (1e-3, "normal", ("o",), ("beta", "bias"))
+    others = BaselineConfig()
+    assert (others.learning_rates, others.epochs, others.batch_size) == ((1e-3,), 3, 8)
+    assert (PruneConfig().samples, PruneConfig().sequence_length) == (128, 2048)
+    assert (CorpusConfig().calibration, CorpusConfig().train, CorpusConfig().contrast) == (128, 2000, 1000)
+    probe = ProbeConfig()
+    assert (probe.score, probe.steps, probe.learning_rate, probe.heldout_share) == ("paper", 200, 0.01, 0.3)
+    assert (probe.components, EvaluateConfig().perplexity_tokens) == (1, 2048)
+
+
+def test_an_export_records_what_the_model_ran_with(tmp_path: Path) -> None:
+    params = load_params(SHIPPED)
+    for alias, samples, rates in (("tiny", 256, [0.03]), ("llama-7b", 128, [1e-3])):
+        config = cell_options(Cell(alias, "wanda-0.5", "0.25"), params.section, Layout(tmp_path)).config
+        assert (config["prune"]["samples"], config["compensate"]["learning_rates"]) == (samples, rates)
+
+
+def test_a_section_counts_where_the_entry_says_nothing() -> None:
+    params = load_params(SHIPPED, ("compensate.epochs=7", "compensate.distill={weight: 0.4}"))
+    for alias in ("tiny", "llama-7b"):
+        train = params.section(alias, "compensate")
+        assert (train.epochs, train.distill and train.distill.weight) == (7, 0.4)
+    assert params.section("tiny", "compensate").batch_size == 16
+
+
+def test_what_the_command_line_sets_counts_for_models_with_a_value_of_their_own() -> None:
+    entry = "models.tiny.settings={compensate: {learning_rates: [0.03], distill: {weight: 0.4, top_k: 8}}}"
+    params = load_params(SHIPPED, (entry, "compensate.learning_rates=[0.5]", "compensate.distill.top_k=9"))
+    train = params.section("tiny", "compensate")
+    assert train.learning_rates == (0.5,)
+    assert train.distill is not None
+    assert (train.distill.weight, train.distill.top_k) == (0.4, 9)
+    params = load_params(SHIPPED, ("models.llama-7b.sequence_length=512", "prune.sequence_length=64"))
+    lengths = [params.section("llama-7b", "prune").sequence_length]
+    lengths.append(params.section("llama-7b", "evaluate").perplexity_tokens)
+    assert lengths == [64, 512]
+    params = load_params(SHIPPED, ("prune.samples=9", "models.tiny.settings.prune.samples=8"))
+    assert params.section("tiny", "prune").samples == 8, "the last one counts"
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        ({}, []),
+        ({"compensate": {"epochs": 7}}, []),
+        ({"compensate": {"batch_size": 16}}, []),  # the same as the entry's own
+        (
+            {"compensate": {"learning_rates": [0.01]}},
+            ["compensate.learning_rates is [0.01] and does not count for tiny, whose entry in `models` has [0.03]"],
+        ),
+        (
+            {"prune": {"samples": 9}, "baseline": {"batch_size": 4}},
+            [
+                "baseline.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
+                "prune.samples is 9 and does not count for tiny, whose entry in `models` has 256",
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_check_says_what_a_model_hides(changes: dict, notes: list[str], tmp_path: Path) -> None:
+    content = yaml.safe_load(SHIPPED.read_text())
+    for section, values in changes.items():
+        content[section] |= values
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    done = CliRunner().invoke(app, ["check", "--params", str(tmp_path / "params.yaml")])
+    assert done.exit_code == 0
+    said = [line for line in done.stderr.splitlines() if "note" in line]
+    assert said == [f"restorelcc: note: {note}: change it there" for note in notes]
+
+
+def test_what_an_entry_says_goes_before_its_preset() -> None:
+    over = "models.llama-7b.settings={compensate: {epochs: 1}}", "models.llama-7b.data={calibration: mine.txt}"
+    params = load_params(SHIPPED, (*over, "models.llama-7b.sequence_length=512"))
+    entry = params.models["llama-7b"]
+    assert entry.data is not None
+    assert (entry.data.calibration, entry.data.instructions) == ("mine.txt", "alpaca")
+    assert (params.section("llama-7b", "compensate").epochs, params.section("llama-7b", "compensate").batch_size) == (
+        1,
+        8,
+    )
+    assert params.section("llama-7b", "prune").sequence_length == 512
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("models.llama-7b.preset=papr", r"models\.llama-7b\.preset is 'papr'"),
+        (
+            "models.llama-7b.settings={prnue: {}}",
+            r"llama-7b\.settings 'prnue' is unknown: did you mean 'prune'",
+        ),
+        (
+            "models.llama-7b.settings={prune: {sample: 3}}",
+            r"'models\.llama-7b\.settings\.prune\.sample' is unknown: did you mean",
+        ),
+        ("models.llama-7b.settings={prune: {samples: 0}}", r"models\.llama-7b\.settings\.prune\.samples is 0"),
+        ("models.llama-7b.data.columns={questoin: q}", r"'questoin' is no role"),
+        ("models.llama-7b.data.template='{prompt}'", r"may hold \{instruction\} and \{input\} only"),
+        ("models.llama-7b.max_memory={cpu: 1GiB}", r"add device_map"),
+        ("models.llama-7b.device_map=everywhere", r"device_map is 'everywhere'"),
+    ],
+)
+def test_bad_entries_are_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        load_params(SHIPPED, (override,))
+    assert "\n" not in str(caught.value)
+
+
+def _planned(*arguments: str) -> dict:
+    done = CliRunner().invoke(app, ["plan", "--params", str(SHIPPED), "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_a_plan_of_a_7b_model_is_sane_and_loads_nothing(tmp_path: Path) -> None:
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    LlamaConfig(**shape, vocab_size=32_000, dtype="float16").save_pretrained(tmp_path)
+    source = ["--set", f"models.llama-7b.source={tmp_path}", "--pruning", "sparsegpt-2of4"]
+    plan = _planned("--model", "llama-7b", "--device", "cuda", *source)
+    assert plan["parameters"] == 6_738_415_616
+    stages = {row["stage"]: row for row in plan["stages"]}
+    weights = 2 * plan["parameters"]
+    for stage in ("capture_dense", "compensate", "evaluate_pruned"):
+        assert weights < stages[stage]["gpu_memory"] < 4 * weights, stage
+    assert stages["prune"]["gpu_memory"] < weights + 2 * GIB, "block by block"
+    assert stages["prune"]["disk"] == pytest.approx(weights, rel=0.01)
+    assert stages["capture_dense"]["disk"] == 1000 * 4096 * 4 * 3 * 32
+    assert 60 < sum(row["seconds"] for row in plan["stages"]) < 24 * 3600
+    assert "torch" in sys.modules and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_plan_of_the_embedded_model_needs_no_data(tmp_path: Path) -> None:
+    plan = _planned("--model", "tiny")
+    assert plan["source"] == "microworld"
+    assert {row["stage"] for row in plan["stages"]} >= {"corpus", "dense", "prune", "compensate", "evaluate_restored"}
+    assert all(300 * 2**20 < row["memory"] < GIB for row in plan["stages"])

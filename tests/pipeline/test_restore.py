@@ -1,0 +1,157 @@
+"""`restorelcc restore`, as a user runs it: any pruned checkpoint, or pruning first, without DVC and Prefect."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
+from restorelcc.cli.app import app
+from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.release.verify.verify import subject, verify
+from tests import pico
+from tests.release.export.restored import pruned_model
+from tests.stages.prune.project import words
+
+QUICK = ["--set", "probe.steps=5", "--set", "compensate.epochs=1", "--set", "compensate.learning_rates=[0.05]"]
+QUICK += ["--threads", "1", "--head-ratio", "0.25"]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with dense/, pruned/ (by another tool), pairs.jsonl and texts.txt."""
+    folder = tmp_path_factory.mktemp("given")
+    save_checkpoint(folder / "dense", pico.pico("mistral"), pico.word_tokenizer())
+    save_checkpoint(folder / "pruned", pruned_model("mistral"), pico.word_tokenizer())
+    rng = random.Random(0)
+
+    def words(count: int, least: int = 3, beyond: int = 60) -> str:
+        return " ".join(f"w{rng.randrange(least, beyond)}" for _ in range(count))
+
+    # Responses of three words only: that is learned, and holds for the validation pairs.
+    rows = [{"instruction": words(5), "input": words(2), "output": words(3, 9, 12)} for _ in range(40)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "texts.txt").write_text("\n".join(words(30) for _ in range(30)))
+    return folder
+
+
+def _restore(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["restore", *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+    sources = ["--dense", given / "dense", "--pruned", given / "pruned", "--instructions", given / "pairs.jsonl"]
+    output = _restore(*sources, "--out", tmp_path / "out", *QUICK)
+    assert "50.00% of the targeted weights are zero" in output
+    record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
+    assert record["route"]["relabelled_from"] == "mistral"
+    assert record["sparsity"]["patterns"] == ["2:4", "4:8"]
+    assert {"pruned", "compensation", "compensation.components", "compensation.ranking", "pruned.dense"} <= set(
+        record["parents"]
+    )
+    assert all(parent["path"] for parent in record["parents"].values())
+    restored, pruned = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "out", given / "pruned"))
+    with torch.no_grad():
+        difference = restored(input_ids=pico.tokens()).logits - pruned(input_ids=pico.tokens()).logits
+    assert difference.abs().max() > 1e-3
+    steps = [title for title, _ in verify(subject(tmp_path / "out", None, None), logits=False)]
+    assert steps.count("parents") == len(record["parents"])
+    # Again, with another head ratio: only what depends on it runs.
+    work = tmp_path / "out.work"
+    before = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*") if path.is_file()}
+    _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK, "--head-ratio", "0.5")
+    after = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*") if path.is_file()}
+    assert {path.parent.name for path in set(after) - set(before)} == {"heads-0.5"}
+    assert all(after[path] == before[path] for path in before)
+    # Another dense model: everything runs.
+    _restore(*sources[2:], "--dense", given / "pruned", "--out", tmp_path / "out", "--overwrite", *QUICK)
+    assert (work / "data/model/external-given/components.safetensors").stat().st_mtime_ns > max(before.values())
+
+
+def test_pruning_first(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+    data = ["--instructions", given / "pairs.jsonl", "--calibration", given / "texts.txt"]
+    _restore(
+        "--dense", given / "dense", "--pruning", "wanda-0.5", *data, "--out", tmp_path / "out", *QUICK,
+        "--work", tmp_path / "work", "--set", "prune.sequence_length=24", "--max-shard-size", "20KB",
+    )  # fmt: skip
+    record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
+    assert record["pruning"] == "wanda-0.5"
+    assert record["config"]["prune"]["sequence_length"] == 24
+    assert record["sparsity"]["share"] == pytest.approx(0.5)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert (tmp_path / "work" / "data/model/wanda-0.5/pruned/sparsity.json").is_file()
+
+
+def _spoken(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+SHAPES: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "alpaca": lambda question, answer: {"instruction": question, "input": "", "output": answer},
+    "completion": lambda question, answer: {"prompt": question, "completion": answer},
+    "choice": lambda question, answer: {"question": question, "choices": ["w3", answer], "answer": "B"},
+    "chat": _spoken,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_texts_that_are_not_given_are_questions_and_responses_of_every_format(
+    shape: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc.base.tables import read_texts
+    from restorelcc.pipeline import oneshot
+
+    pairs = [(words(4, n), words(3, 50 + n)) for n in range(120)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(SHAPES[shape](*pair)) for pair in pairs))
+    tokenizer = pico.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    save_checkpoint(tmp_path / "dense", pico.pico("mistral"), tokenizer)
+    monkeypatch.setattr(oneshot, "CHAIN", ("corpus",))
+    request = oneshot.Request(
+        dense=str(tmp_path / "dense"), pruned=str(given / "pruned"), pruning=None, head_ratio="0.25",
+        instructions=str(file), calibration=None, work=tmp_path / "work", threads=1,
+    )  # fmt: skip
+    corpus = oneshot.run_chain(request).layout.corpus(Cell("model"))
+    expected = [f"{question}\n{answer}" for question, answer in pairs]
+    assert read_texts(corpus / "heldout.parquet") == expected
+    assert sorted(read_texts(corpus / "calibration.parquet")) == sorted(expected)
+    assert json.loads((corpus / "sources.json").read_text())["instructions"]["rows"]["used"] == 120
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--pruning": "wanda-0.5"}, "either --pruned .* or --pruning"),
+        ({"--pruned": None}, "either --pruned .* or --pruning"),
+        ({"--dense": "/nowhere/model"}, r"--dense '/nowhere/model' is not a folder"),
+        ({"--instructions": "none.jsonl"}, r"--instructions 'none.jsonl' is no file: .*alpaca"),
+        ({"--pruned": None, "--pruning": "wanda-2of1"}, "N must be at least 1 and less than M"),
+        ({"--pruned": None, "--pruning": "wanda-0.5", "--calibration": "x.txt"}, r"--calibration 'x.txt' is no file"),
+        ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is no file"),
+        ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
+        ({"--head-ratio": "1.5"}, "give a number above 0 and at most 1"),
+        ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),
+        ({"--set": "probe.stepz=1"}, "did you mean 'probe.steps'"),
+    ],
+)
+def test_bad_input_is_one_sentence(given: Path, tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+    options = {"--dense": given / "dense", "--pruned": given / "pruned", "--instructions": given / "pairs.jsonl"}
+    options |= {"--out": tmp_path / "out"} | changes
+    arguments = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
+    with pytest.raises(BadInput, match=message):
+        CliRunner().invoke(app, ["restore", *arguments], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()

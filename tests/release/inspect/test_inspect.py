@@ -1,0 +1,99 @@
+"""`restorelcc inspect` against counts made with NumPy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.cli.app import main
+from restorelcc.models.architectures import FAMILIES
+from restorelcc.models.checkpoints import write_reference
+from restorelcc.models.references import pinned_source
+from restorelcc.sparsity.patterns import densest_group
+from restorelcc.stages.prune.prune import prune_model
+from tests import pico
+
+
+def _saved(folder: Path, pruning: str, family: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+    model = pico.pico(family)
+    prune_model(model, parse_pruning(pruning), [pico.tokens()])
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def _inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["restorelcc", "inspect", *arguments])
+    capsys.readouterr()  # what pruning and saving the model printed is not inspect's
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0), "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+@pytest.mark.parametrize("pruning", ["wanda-0.4", "sparsegpt-2of4", "slimgpt-0.45"])
+def test_counts_equal_a_numpy_count(
+    family: str, pruning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = load_file(_saved(tmp_path, pruning, family) / "model.safetensors")
+    code, output = _inspect(capsys, monkeypatch, str(tmp_path), "--json")
+    assert code == 0
+    found, row = json.loads(output), FAMILIES[family]
+    for layer in found["layers"]:
+        prefix = f"{row.blocks}.{layer['layer']}."
+        arrays = {path: weights[f"{prefix}{path}.weight"].numpy() for path in row.linears}
+        assert layer["zeros"] == sum(np.count_nonzero(array == 0) for array in arrays.values())
+        assert layer["total"] == sum(array.size for array in arrays.values())
+        by_head = arrays[row.out_proj].reshape(len(arrays[row.out_proj]), pico.HEADS, -1)
+        assert layer["heads_removed"] == int((by_head == 0).all(axis=(0, 2)).sum())
+        assert layer["channels_removed"] == int((arrays[row.ffn_out] == 0).all(axis=0).sum())
+    assert len(found["layers"]) == pico.LAYERS
+    assert found["parameters"] == sum(weight.numel() for weight in weights.values())
+    assert found["bytes"] == (tmp_path / "model.safetensors").stat().st_size
+    assert found["patterns"] == (["2:4", "4:8"] if pruning == "sparsegpt-2of4" else [])
+    assert (found["heads_removed"] > 0) == (pruning == "slimgpt-0.45")
+
+
+def test_one_weight_too_many_breaks_a_pattern() -> None:
+    weight = torch.tensor([[1.0, 0, 0, 2, 0, 3, 4, 0]])
+    assert densest_group(weight, 4) == 2
+    weight[0, 1] = 1
+    assert densest_group(weight, 4) == 3
+    assert densest_group(weight, 3) is None
+
+
+def test_the_table_follows_a_reference_and_names_dtype_and_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _saved(tmp_path / "pruned", "slimgpt-0.45", dtype=torch.bfloat16)
+    write_reference(tmp_path / "reference", pinned_source("key", str(folder), None, tmp_path))
+    code, output = _inspect(capsys, monkeypatch, str(tmp_path / "reference"))
+    assert code == 0
+    for text in ("heads removed", "2 of 4", "bfloat16", "KiB on disk"):
+        assert text in output
+
+
+def test_folders_that_hold_no_known_checkpoint_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {
+        "unknown": {"model_type": "bloom"},
+        "experts": {"model_type": "mixtral", "num_local_experts": 8},
+        "empty": {"model_type": "llama", "num_hidden_layers": 1},
+    }
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    for name, message in {
+        "nowhere": "holds no model",
+        "unknown": "model family 'bloom' is not supported: known are llama, mistral",
+        "experts": "model family 'mixtral' is a mixture of experts, whose experts are fused",
+        "empty": "holds no .safetensors file",
+    }.items():
+        code, output = _inspect(capsys, monkeypatch, str(tmp_path / name))
+        assert code == 2
+        assert message in output
+        assert output.count("\n") == 1, output

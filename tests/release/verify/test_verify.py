@@ -1,0 +1,237 @@
+"""verify passes what export wrote, and names the first fault of whatever has been done to it since."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.compensation.file import write_compensation
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.provenance import RECORD
+from restorelcc.release.verify import fresh
+from restorelcc.release.verify import logits as logits_module
+from restorelcc.release.verify.verify import subject, verify
+from restorelcc.release.verify.violation import Violation
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune.prune import prune_model
+from tests import pico
+from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair
+
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair_of(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def whole(pair: Pair) -> Path:
+    out = pair.pruned.parent / "out"
+    export_checkpoint(pair.pruned, pair.compensation, out, ExportOptions(max_shard_bytes=20_000))
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load in this process what verify loads in a fresh one: the same code, without importing transformers again."""
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        for request in json.loads(Path(command[-1]).read_text()):
+            fresh.answer(request)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(logits_module.subprocess, "run", run)
+
+
+def _run(folder: Path, against: Path | None = None, compensation: Path | None = None) -> dict[str, str]:
+    return dict(verify(subject(folder, against, compensation)))
+
+
+def test_an_export_is_verified_by_itself(whole: Path) -> None:
+    found = _run(whole)
+    assert found["fresh process"] == "LlamaForCausalLM in float32, no missing or unexpected keys"
+    assert "tolerance 1.00e-05" in found["logits"]
+    assert "2:4, 4:8" in found["tensors"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_export_is_verified_against_its_parents(whole: Path, pair: Pair) -> None:
+    assert _run(whole, pair.pruned, pair.compensation)["against"].endswith("2 biases folded")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_cut_export_is_verified_against_the_parent_that_it_remembers(tmp_path: Path) -> None:
+    model = pico.pico("llama", intermediate_size=48)
+    prune_model(model, parse_pruning("slimgpt-0.45"), [pico.tokens()], PruneConfig())
+    pair = write_pair(tmp_path, model, Compensation(heads_of(model)))
+    export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions(cut=True))
+    assert "tolerance" in _run(tmp_path / "out")["logits"]
+    shutil.rmtree(pair.pruned)
+    assert "not compared: heads were cut out" in _run(tmp_path / "out")["logits"]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma3_text", "qwen2", "opt"])
+def test_other_families_are_verified_in_bfloat16(family: str, tmp_path: Path) -> None:
+    pair = pair_of(tmp_path, family, torch.bfloat16)
+    export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
+    for against in (None, pair.pruned):
+        assert "own rounding in bfloat16" in _run(tmp_path / "out", against)["logits"]
+
+
+def _flip_zero(folder: Path) -> None:
+    stored = stored_tensors(folder)[WEIGHT]
+    value = stored.read()
+    value[tuple(torch.nonzero(value == 0)[0])] = 0.5
+    stored.overwrite(value)
+
+
+def _change_weight(folder: Path) -> None:
+    stored = stored_tensors(folder)[WEIGHT]
+    value = stored.read()
+    at = tuple(torch.nonzero(value)[0])
+    value[at] = value[at] * 1.01
+    stored.overwrite(value)
+
+
+def _break_pattern(folder: Path) -> None:
+    stored = stored_tensors(folder)[WEIGHT]
+    value = stored.read()  # move a weight into a group that is full; the number of zeros stays
+    full, other = value[0, :4], value[0, 4:8]
+    full[(full == 0).nonzero()[0]], other[other.nonzero()[0]] = 0.5, 0.0
+    stored.overwrite(value)
+
+
+def _change_bias(folder: Path) -> None:
+    stored = stored_tensors(folder)["model.layers.0.self_attn.o_proj.bias"]
+    stored.overwrite(stored.read() * 1.01)
+
+
+def _edit_config(folder: Path, **changes: object) -> None:
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+
+
+def _pickle(folder: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.write_text, (folder / "exploded", "!"))
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+FAULTS: list[tuple[Callable[[Path], object], str]] = [
+    (_flip_zero, rf"{WEIGHT} has \d+ zeros, \d+ when it was written"),
+    (_change_weight, rf"{WEIGHT} has another content than restorelcc.json records"),
+    (_break_pattern, rf"{WEIGHT} does not hold 2:4 any more"),
+    (_change_bias, r"layers.0.self_attn.o_proj.bias has another content"),
+    (lambda f: _edit_config(f, attention_bias=False), r"config.json has been changed since it was written"),
+    (lambda f: _edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config.json asks for code of its own"),
+    (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
+    (lambda f: (f / "modeling.py").write_text("import os"), "modeling.py is a program"),
+    (_pickle, "pytorch_model.bin is a pickle"),
+    (lambda f: (f / "restorelcc" / "x.pkl").write_text(""), "x.pkl is a pickle"),
+    (lambda f: sorted(f.glob("*.safetensors"))[1].unlink(), "is missing, though model.safetensors.index.json names it"),
+    (lambda f: (p := sorted(f.glob("*.safetensors"))[1]).write_bytes(p.read_bytes()[:-9]), "model-00002.* cut short"),
+    (lambda f: (f / "restorelcc" / "original.json").unlink(), "original.json is missing"),
+]
+
+
+@pytest.mark.parametrize(("fault", "message"), FAULTS)
+def test_the_first_fault_is_named(copy: Path, fault: Callable[[Path], object], message: str) -> None:
+    fault(copy)
+    with pytest.raises(Violation, match=message):
+        _run(copy)
+    assert not (copy / "exploded").exists()
+
+
+def _forget(folder: Path) -> None:
+    """Take away what the folder says of itself, as if another tool had written it."""
+    (folder / RECORD).unlink()
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_flip_zero, rf"{WEIGHT} has another zero pattern than the pruned checkpoint, first at \["),
+        (_change_weight, rf"{WEIGHT} differs from the pruned checkpoint, though its zeros are the same"),
+        (_change_bias, "o_proj.bias is not what the compensation folds into it"),
+        (lambda f: _edit_config(f, attention_bias=False), "reports unexpected keys: model.layers.0"),
+        (lambda f: _edit_config(f, rms_norm_eps=0.1), "logits differ from the pruned model with the compensation"),
+    ],
+)
+def test_a_folder_without_record_is_held_against_its_parents(
+    copy: Path, pair: Pair, fault: Callable[[Path], object], message: str
+) -> None:
+    _forget(copy)
+    fault(copy)
+    with pytest.raises(Violation, match=message):
+        _run(copy, pair.pruned, pair.compensation)
+
+
+def test_a_zero_that_became_a_weight_is_seen_even_when_the_record_was_made_to_agree(copy: Path, pair: Pair) -> None:
+    _flip_zero(copy)
+    record = read_json(copy / RECORD)
+    from restorelcc.base.digest import file_digest
+    from restorelcc.release.provenance import tensor_entry
+
+    entries = {
+        n: tensor_entry(t.read(), targeted="zeros" in record["tensors"][n]) for n, t in stored_tensors(copy).items()
+    }
+    files = {name: file_digest(copy / name) for name in record["files"]}
+    write_json(copy / RECORD, record | {"tensors": entries, "files": files})
+    with pytest.raises(Violation, match=rf"{WEIGHT} has another zero pattern"):
+        _run(copy, pair.pruned, pair.compensation)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_parents_that_changed_are_named_and_those_that_are_gone_are_told(pair: Pair, tmp_path: Path) -> None:
+    for name in ("pruned", "compensation.safetensors"):
+        source = pair.pruned.parent / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    own = Pair(tmp_path / "pruned", tmp_path / "compensation.safetensors")
+    export_checkpoint(own.pruned, own.compensation, tmp_path / "out", ExportOptions())
+    write_compensation(own.compensation, Compensation(2 * heads_of(pruned_model("llama"))), {})
+    with pytest.raises(Violation, match="is not the compensation that the checkpoint was made of"):
+        _run(tmp_path / "out")
+    own.compensation.unlink()
+    found = list(verify(subject(tmp_path / "out", None, None), logits=False))
+    assert any("compensation" in text and "not checked" in text for _, text in found)
+    with pytest.raises(Violation, match="is not the pruned that the checkpoint was made of"):
+        _run(tmp_path / "out", against=pair_of(tmp_path / "other", seed=9).pruned)
+
+
+def test_what_cannot_be_verified_is_bad_input(tmp_path: Path, pair: Pair) -> None:
+    with pytest.raises(BadInput, match="is not a folder"):
+        subject(tmp_path / "none", None, None)
+    with pytest.raises(BadInput, match=r"has no restorelcc.json.*--against PRUNED and --compensation"):
+        subject(pair.pruned, None, None)
+    (tmp_path / RECORD).write_text(json.dumps({"format": 1}))
+    with pytest.raises(BadInput, match="is not a record"):
+        subject(tmp_path, None, None)
+
+
+def test_a_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fresh.py").write_text("raise SystemExit('no memory left')")
+    monkeypatch.setattr(logits_module, "__file__", str(tmp_path / "logits.py"))
+    with pytest.raises(Violation, match="does not load in a fresh process: no memory left"):
+        logits_module.load_fresh([(tmp_path, [[1]])])

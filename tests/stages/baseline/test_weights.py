@@ -1,0 +1,209 @@
+"""Baselines that change weights: their formulas, and that no zero is filled where that is promised."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.site_names import SITES
+from restorelcc.compensation.baseline_folder import read_adapter
+from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
+from restorelcc.models.checkpoints import load_model
+from restorelcc.models.heads import HeadLayout
+from restorelcc.stages.baseline.adapters import eigenspace_factors
+from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline.lofit import strongest_heads
+from restorelcc.stages.baseline.reconstruct import Calls, block_outputs
+from restorelcc.stages.baseline.stage import run
+from restorelcc.stages.evaluate.stage import run_baseline
+from restorelcc.stages.prune.prune import prune_model
+from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
+from restorelcc.training.sites import site_linears
+from tests import pico
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
+
+CONFIG = BaselineConfig(learning_rates=(0.005, 0.02), epochs=2, batch_size=8, max_tokens=16, rank=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return evaluated_project(tmp_path_factory.mktemp("project"))
+
+
+def _run(name: str, layout: Layout) -> tuple[Cell, dict]:
+    cell = dataclasses.replace(CELL, baseline=name)
+    run(cell, CONFIG, ENTRY, layout)
+    return cell, read_json(layout.baseline(cell) / "baseline.json")
+
+
+def _weights(model) -> dict[str, torch.Tensor]:
+    return {name: linear.weight for _, name, linear in prunable_linears(model)}
+
+
+@pytest.mark.parametrize("name", ["masked", "masked-lora", "reconstruct", "masked-compensated"])
+def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> None:
+    cell, document = _run(name, layout)
+    folder = layout.baseline(cell) / "model"
+    before = load_model(layout.pruned(CELL), torch.float32, CPU)
+    after = load_model(folder, torch.float32, CPU)
+    for key, weight in _weights(before).items():
+        changed = _weights(after)[key]
+        assert torch.equal(changed == 0, weight == 0), key
+        assert not torch.equal(changed, weight), key
+    others = {key for key in before.state_dict() if key.removesuffix(".weight") not in _weights(before)}
+    assert all(torch.equal(after.state_dict()[key], before.state_dict()[key]) for key in others)
+    survivors = sum(int((weight != 0).sum()) for weight in _weights(before).values())
+    if name in ("masked", "reconstruct"):
+        assert document["params_trained"] == survivors
+    if name == "masked-compensated":
+        run_baseline(cell, EVALUATE, ENTRY, layout)
+        assert read_json(layout.metrics(cell))["sparsity"] == pytest.approx(0.5)
+        assert read_json(layout.metrics(cell))["params_trained"] == document["params_trained"]
+
+
+def test_training_survivors_lowers_the_loss_and_more_with_biases(layout: Layout) -> None:
+    training = _run("masked-compensated", layout)[1]["training"]
+    assert training["weights"]["valid_loss"] < training["weights"]["runs"][0]["initial_loss"]
+    assert training["compensation"]["runs"][0]["initial_loss"] == pytest.approx(training["weights"]["valid_loss"], 1e-4)
+    assert [run["learning_rate"] for run in training["weights"]["runs"]] == [0.005, 0.02]
+
+
+def test_a_compensation_of_another_checkpoint_is_refused(layout: Layout) -> None:
+    cell, _ = _run("masked-compensated", layout)
+    folder = layout.baseline(cell) / "model"
+    model = load_model(folder, torch.float32, CPU)
+    out_projections(model)[0].weight[0] += 1.0
+    model.save_pretrained(folder)
+    with pytest.raises(BadInput, match="was trained for another pruned model"):
+        run_baseline(cell, EVALUATE, ENTRY, layout)
+
+
+@pytest.mark.parametrize("name", ["dora", "eora"])
+def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name: str, layout: Layout) -> None:
+    cell, document = _run(name, layout)
+    assert document["kind"] == "adapter"
+    assert {path.suffix for path in (layout.baseline(cell) / "adapter").iterdir()} == {".json", ".safetensors"}
+    run_baseline(cell, EVALUATE, ENTRY, layout)
+    metrics = read_json(layout.metrics(cell))
+    merged, remasked = (metrics["variants"][key] for key in ("merged", "merged, zeros put back"))
+    assert merged["perplexity"]["value"] == pytest.approx(metrics["perplexity"]["value"], rel=1e-3)
+    assert metrics["sparsity"] == remasked["sparsity"] == pytest.approx(0.5)
+    assert merged["sparsity"] < 0.01, "merging fills the zeros"
+    assert remasked["perplexity"]["value"] != merged["perplexity"]["value"]
+    assert metrics["params_added"] == document["params_trained"] > 0
+
+
+def test_an_adapter_that_is_no_safetensors_file_is_refused(layout: Layout) -> None:
+    cell, _ = _run("eora", layout)
+    folder = layout.baseline(cell) / "adapter"
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(BadInput, match=r"holds no adapter_model\.safetensors"):
+        read_adapter(folder, load_model(layout.pruned(CELL), torch.float32, CPU))
+
+
+def test_eigenspace_factors_are_the_best_of_their_rank_for_the_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lost = torch.randn(12, 8, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(8, 200, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, 8)[:, None].double()
+    gram = inputs @ inputs.T / 200
+
+    def error(up: torch.Tensor, down: torch.Tensor) -> float:
+        return float(((lost - up @ down) @ inputs).norm())
+
+    up, down = eigenspace_factors(lost, gram, 2)
+    left, values, right = torch.linalg.svd(lost, full_matrices=False)
+    plain = error(left[:, :2] * values[:2], right[:2])
+    best = torch.linalg.svdvals(lost @ inputs)[2:].norm().item()
+    assert error(up, down) == pytest.approx(best, rel=1e-6)
+    assert error(up, down) < 0.8 * plain
+    whole = eigenspace_factors(lost, gram, 8)
+    torch.testing.assert_close(whole[0] @ whole[1], lost)
+    dead = eigenspace_factors(lost, torch.diag(torch.tensor([1.0] * 7 + [0.0])), 8)
+    torch.testing.assert_close((dead[0] @ dead[1])[:, :7], lost[:, :7])
+    assert not (dead[0] @ dead[1])[:, 7].any(), "a feature that is never there gets no weight"
+
+
+def _pruned():
+    model = pico.pico()
+    prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
+    return model
+
+
+def test_attached_weights_equal_applied_ones_and_leave_no_trace() -> None:
+    model = _pruned()
+    linears = site_linears(model, SITES)
+    change = MaskedLora(linears, 2, seed=0)
+    for up in change.up:
+        up.data.normal_()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad(), attached_weights(model, linears, change):
+        ours = model(input_ids=pico.tokens()).logits
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    apply_change(linears, change)
+    torch.testing.assert_close(model(input_ids=pico.tokens()).logits, ours)
+    for name, weight in _weights(model).items():
+        assert torch.equal(weight == 0, before[f"{name}.weight"] == 0)
+
+
+def test_gradients_reach_survivors_alone() -> None:
+    model = _pruned()
+    linears = site_linears(model, SITES)
+    change = MaskedChange(linears)
+    with attached_weights(model, linears, change):
+        model(input_ids=pico.tokens()).logits.square().mean().backward()
+    for linear, delta in zip(linears.values(), change.deltas, strict=True):
+        assert delta.grad is not None
+        assert not delta.grad[linear.weight == 0].any()
+        assert delta.grad[linear.weight != 0].any()
+
+
+def test_head_scales_multiply_what_a_head_gives() -> None:
+    model = pico.pico()
+    layout, linears = head_layout(model), site_linears(model, ("o",))
+    scales = HeadScales(linears, 0.3, seed=0)
+    with torch.no_grad(), attached_weights(model, linears, scales):
+        ours = model(input_ids=pico.tokens()).logits
+    handles = [
+        projection.register_forward_pre_hook(
+            lambda _m, inputs, layer=layer: (inputs[0] * (1 + scales.scale_LX[layer].detach()),)
+        )
+        for layer, projection in enumerate(out_projections(model))
+    ]
+    torch.testing.assert_close(model(input_ids=pico.tokens()).logits, ours, atol=1e-5, rtol=1e-5)
+    for handle in handles:
+        handle.remove()
+    scales.scale_LX.data.zero_()
+    scales.scale_LX.data[2, layout.head_dim * 3 : layout.head_dim * 4] = 1.0
+    assert strongest_heads(scales.score_LH(layout), layout, 0.08) == [(2, 3)]
+
+
+def test_heads_of_equal_strength_come_in_order() -> None:
+    layout = HeadLayout(3, 5, 2)
+    assert strongest_heads(torch.zeros(3, 5), layout, 0.2) == [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_blocks_replayed_one_by_one_give_the_whole_model(family: str) -> None:
+    model, batches = pico.pico(family), [pico.tokens(2, 6), pico.tokens(3, 4, seed=1)]
+    wanted = block_outputs(model, batches)
+    calls = Calls(model, batches)
+    for layer, block in enumerate(blocks_of(model)):
+        for batch in range(len(batches)):
+            torch.testing.assert_close(calls.output(block, layer, batch).detach(), wanted[layer][batch])
+        calls.advance(block, layer)
+
+
+def test_reconstruction_brings_every_block_closer_to_the_dense_one(layout: Layout) -> None:
+    _, document = _run("reconstruct", layout)
+    for block in document["training"]["blocks"]:
+        assert block["valid_loss"] < block["runs"][0]["initial_loss"]
+        best = next(run for run in block["runs"] if run["learning_rate"] == block["learning_rate"])
+        assert best["train_losses"][-1] < 0.9 * best["train_losses"][0]

@@ -1,0 +1,190 @@
+"""No change is a candidate of every training, and what it leaves goes through every later step."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.corpus_tables import EXAMPLES
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.layout import Layout
+from restorelcc.base.tables import write_table
+from restorelcc.compensation.file import read_compensation
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export.apply import apply_compensation, described, remove_compensation
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.verify.verify import subject, verify
+from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline.stage import run as run_method
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate.stage import run
+from restorelcc.stages.evaluate.stage import run_baseline, run_pruned, run_restored
+from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report.stage import run as run_report
+from restorelcc.training.best import Start, fit_best
+from restorelcc.training.config import FitConfig
+from restorelcc.training.loop import Task
+from restorelcc.training.state import TrainingState
+from tests import pico
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, words
+
+RESTORED = Cell(CELL.model, CELL.pruning, "0.5")
+SETTINGS = {"learning_rates": (0.02, 0.05), "epochs": 2, "batch_size": 8, "max_tokens": 16}
+CONFIG = CompensateConfig.model_validate(SETTINGS)
+SAID = "no candidate beat the pruned model on the validation pairs"
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """What the training pairs teach is wrong on the validation pairs."""
+    layout = evaluated_project(tmp_path_factory.mktemp("project"))
+    weight_VM = pico.pico().get_output_embeddings().weight
+    opposite = int((weight_VM[3:-1] @ weight_VM[9]).argmin()) + 3
+    for name, word in (("train", "w9"), ("valid", f"w{opposite}")):
+        rows = [{"task": "t", "question": words(4, number), "response": f"{word} {word}"} for number in range(24)]
+        write_table(layout.corpus(CELL) / f"{name}.parquet", rows, EXAMPLES)
+    write_json(layout.pruned(CELL) / "sparsity.json", {"layers": []})
+    run_pruned(CELL, EVALUATE, ENTRY, layout)
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("start", "at", "best", "candidate", "left"),
+    [  # the validation loss is |w - best|, training goes from `at` to about at + 1
+        ("unchanged", 5.0, 6.0, "training", 6.0),
+        ("unchanged", 5.0, 4.0, "no change", 5.0),
+        ("random", 0.1, 1.1, "training", 1.1),
+        ("random", 0.1, -1.0, "no change", 0.0),
+        ("random", 0.1, 0.1, "no change", 0.0),  # what is drawn at random is no candidate
+        ("guess", 3.0, 4.0, "training", 4.0),
+        ("guess", 3.0, 3.0, "start", 3.0),
+        ("guess", 3.0, -1.0, "no change", 0.0),
+    ],
+)
+def test_the_least_validation_loss_wins_be_it_that_of_no_change(
+    start: Start, at: float, best: float, candidate: str, left: float
+) -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(weight.weight, at)
+    task = Task(lambda rows: -weight.weight.sum() * len(rows), [1] * 8, lambda: abs(weight.weight.item() - best))
+    config = FitConfig(learning_rates=(0.2, 0.4), epochs=4, batch_size=8)
+    choice = fit_best(weight, task, config, title="t", start=start)
+    assert choice.candidate == candidate
+    assert weight.weight.item() == pytest.approx(left, abs=0.01)
+    assert choice.valid_loss == pytest.approx(abs(left - best), abs=0.01)
+    told = choice.as_json()
+    assert told["chosen"]["learning_rate"] == told["learning_rate"] == (0.4 if candidate == "training" else None)
+    names = [row["candidate"] for row in told["candidates"]]
+    assert names == ["no change", *(["start"] if start == "guess" else []), "training", "training"]
+    assert told["valid_loss"] == min(row["valid_loss"] for row in told["candidates"])
+
+
+def test_equal_losses_change_nothing() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    before = weight.weight.item()
+    task = Task(lambda rows: weight.weight.sum() * len(rows), [1] * 4, lambda: 1.0)
+    assert fit_best(weight, task, FitConfig(), title="t").unchanged
+    assert weight.weight.item() == before
+    assert fit_best(weight, task, FitConfig(), title="t", may_stay=False).candidate == "training"
+    assert weight.weight.item() != before
+
+
+@pytest.mark.parametrize("changes", [{}, {"sites": ["o", "down", "v"]}, {"start": "ridge"}], ids=str)
+def test_what_gains_nothing_is_zero_and_said(changes: dict, layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    run(RESTORED, CompensateConfig.model_validate(SETTINGS | changes), ENTRY, layout)
+    found, _ = read_compensation(layout.compensation(RESTORED))
+    assert not found.offset_LHD.any()
+    assert not found.sites
+    training = read_json(layout.training(RESTORED))
+    assert training["chosen"] == {"candidate": "no change", "learning_rate": None, "reason": SAID}
+    assert [row.get("learning_rate") for row in training["candidates"]][-2:] == [0.02, 0.05]
+    assert len(training["heads"]) == 6, "those that were tried"
+    assert f"compensate 0.5: {SAID} (loss 4." in capsys.readouterr().err
+
+
+def test_a_zero_compensation_goes_through_every_later_step(layout: Layout, tmp_path: Path) -> None:
+    run(RESTORED, CONFIG, ENTRY, layout)
+    run_restored(RESTORED, EVALUATE, ENTRY, layout)
+    metrics, pruned = read_json(layout.metrics(RESTORED)), read_json(layout.metrics(CELL))
+    assert (metrics["params_added"], metrics["perplexity"]) == (0, pruned["perplexity"])
+    assert read_json(layout.details(RESTORED))["no_change"] is True
+    run_report([Cell(CELL.model), CELL, RESTORED], ReportConfig(), layout)
+    for name in ("report.md", "report.html"):
+        assert "heads 0.5: nothing was won back" in (layout.report / name).read_text()
+    folder, compensation = layout.pruned(RESTORED), layout.compensation(RESTORED)
+    export_checkpoint(folder, compensation, tmp_path / "out", ExportOptions())
+    list(verify(subject(tmp_path / "out", folder, None)))
+    before = {name: tensor.read() for name, tensor in stored_tensors(folder).items()}
+    after = {name: tensor.read() for name, tensor in stored_tensors(tmp_path / "out").items()}
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert described(tmp_path / "out")["heads"] == []
+    apply_compensation(folder, compensation, tmp_path / "applied", ExportOptions(verbatim=True))
+    remove_compensation(tmp_path / "applied", tmp_path / "removed")
+    for path in folder.iterdir():
+        assert (tmp_path / "removed" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_automatic_ratio_that_gains_nothing_is_the_smallest(layout: Layout) -> None:
+    cell = dataclasses.replace(RESTORED, head_ratio="auto")
+    run(cell, CONFIG.model_copy(update={"auto_ratios": (0.25, 0.5)}), ENTRY, layout)
+    training = read_json(layout.training(cell))
+    assert (training["head_ratio"], training["chosen"]["candidate"]) == (0.25, "no change")
+    run_restored(cell, EVALUATE, ENTRY, layout)
+    assert read_json(layout.metrics(cell))["head_ratio_auto"] is True
+
+
+@pytest.mark.parametrize("name", ["random", "bias", "ffn", "lofit", "masked", "masked-lora", "lora", "dora"])
+def test_a_method_that_gains_nothing_leaves_the_pruned_model(name: str, layout: Layout) -> None:
+    cell = dataclasses.replace(CELL, baseline=name)
+    run_method(cell, BaselineConfig.model_validate(SETTINGS | {"rank": 2}), ENTRY, layout)
+    document = read_json(layout.baseline(cell) / "baseline.json")
+    assert document["no_change"] is True
+    assert document["training"]["chosen"]["reason"] == SAID
+    if name not in ("bias", "masked", "lora"):  # one of each kind that is shipped
+        return
+    run_baseline(cell, EVALUATE, ENTRY, layout)
+    metrics, pruned = read_json(layout.metrics(cell)), read_json(layout.metrics(CELL))
+    assert metrics["perplexity"]["value"] == pytest.approx(pruned["perplexity"]["value"], rel=1e-6)
+    assert metrics["sparsity"] == pruned["sparsity"]
+    assert read_json(layout.details(cell))["no_change"] is True
+
+
+@pytest.mark.parametrize("name", ["masked-compensated", "reconstruct"])
+def test_methods_of_several_trainings_count_as_changed_where_one_of_them_is(name: str, layout: Layout) -> None:
+    cell = dataclasses.replace(CELL, baseline=name)
+    config = BaselineConfig.model_validate(SETTINGS | ({"learning_rates": (0.5,)} if name == "reconstruct" else {}))
+    run_method(cell, config, ENTRY, layout)
+    assert read_json(layout.baseline(cell) / "baseline.json")["no_change"] is True
+    before = {key: tensor.read() for key, tensor in stored_tensors(layout.pruned(CELL)).items()}
+    after = {key: tensor.read() for key, tensor in stored_tensors(layout.baseline(cell) / "model").items()}
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    if name == "reconstruct":
+        run_method(cell, config.model_copy(update={"learning_rates": (0.5, 0.002)}), ENTRY, layout)
+        document = read_json(layout.baseline(cell) / "baseline.json")
+        assert document["no_change"] is False
+        assert {block["learning_rate"] for block in document["training"]["blocks"]} == {0.002}
+
+
+def test_interrupted_no_change_ends_the_same(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_steps": 2})
+    run(RESTORED, config, ENTRY, layout)
+    files = layout.compensation(RESTORED), layout.training(RESTORED)
+    expected = [path.read_bytes() for path in files]
+    save, calls = TrainingState.save, iter(range(100))
+
+    def save_and_die(self: TrainingState, *arguments: object) -> None:
+        save(self, *arguments)  # type: ignore[arg-type]
+        if next(calls) == 5:  # in the run of the second rate
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "save", save_and_die)
+        run(RESTORED, config, ENTRY, layout)
+    run(RESTORED, config, ENTRY, layout)
+    assert [path.read_bytes() for path in files] == expected

@@ -1,0 +1,254 @@
+"""The training loop: it goes on where it was cut off, and how a batch is worked off does not matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.corpus_tables import EXAMPLES
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.site_names import SITES
+from restorelcc.base.tables import write_table
+from restorelcc.models.text import EncodedPair
+from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate.stage import run
+from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached
+from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
+from restorelcc.training.config import FitConfig
+from restorelcc.training.loop import Fitted, Task, checkpointed_blocks, fit
+from restorelcc.training.losses import response_batch, response_loss
+from restorelcc.training.sites import site_linears
+from restorelcc.training.state import TrainingState
+from tests import pico
+from tests.recovery_project import CELL, ENTRY, recovery_project
+
+RESTORED = Cell(CELL.model, CELL.pruning, "0.5")
+CONFIG = CompensateConfig(learning_rates=(0.02,), epochs=2, batch_size=8, max_tokens=16, checkpoint_steps=2)
+
+
+def _pairs(count: int = 24) -> Pairs:
+    rows = pico.tokens(count, 7, seed=3).tolist()
+    pairs = [EncodedPair(ids[: 5 + number % 3], 3 + number % 2, truncated=False) for number, ids in enumerate(rows)]
+    return Pairs(pairs, pairs[:8], 0)
+
+
+def _sites(model) -> TrainableCompensation:
+    return TrainableCompensation(None, SiteBiases(site_linears(model, SITES)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopsAfter:
+    """A task that is cut off at a call of its loss."""
+
+    def __init__(self, task: Task, calls: int) -> None:
+        self.task, self.left = task, calls
+
+    def summed_loss(self, rows: list[int]) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+        return self.task.summed_loss(rows)
+
+    def as_task(self) -> Task:
+        return Task(self.summed_loss, self.task.tokens, self.task.validate)
+
+
+def _fit(store: TrainingState | None, stop: int | None = None, **changes: object) -> tuple[Fitted, nn.Module]:
+    model = pico.pico()
+    trained = _sites(model)
+    config = CONFIG.model_copy(update={"epochs": 3, **changes})
+    with attached(model, trained), checkpointed_blocks(model, config.gradient_checkpointing):
+        task = pairs_task(model, _pairs())
+        task = task if stop is None else StopsAfter(task, stop).as_task()
+        return fit(trained, task, config, learning_rate=0.02, title="test", store=store), trained
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 8])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(stop: int, tmp_path: Path) -> None:
+    whole, expected = _fit(None, patience=1)
+    store = TrainingState(tmp_path / "state.safetensors")
+    with pytest.raises(Interrupted):
+        _fit(store, stop, patience=1)
+    assert (store.load() is not None) == (stop >= 2), "a state is saved every second step"
+    again, found = _fit(store, patience=1)
+    assert again == whole
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    store = TrainingState(tmp_path / "state.safetensors")
+    whole, expected = _fit(store)
+    again, found = _fit(store, stop=0)
+    assert again == whole
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    store = TrainingState(tmp_path / "state.safetensors")
+    _fit(store)
+    store.path.write_bytes(store.path.read_bytes()[:100])
+    with pytest.raises(BadInput, match=r"state\.safetensors is a damaged training state: delete it"):
+        _fit(store)
+
+
+def test_a_batch_in_parts_gives_the_same_step() -> None:
+    whole, expected = _fit(None)
+    parts, found = _fit(None, accumulate=3)
+    assert parts.valid_loss == pytest.approx(whole.valid_loss, rel=1e-4)
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_gradient_checkpointing_gives_the_same_gradients_and_leaves_no_trace(family: str) -> None:
+    model = pico.pico(family)
+    batch = response_batch(_pairs().train[:6], 0, torch.device("cpu"))
+    gradients = []
+    for wanted in (False, True):
+        trained = _sites(model)
+        with attached(model, trained), checkpointed_blocks(model, wanted):
+            response_loss(model, *batch).backward()
+        gradients.append([part.grad for part in trained.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+    assert not any(module.training for module in model.modules())
+    assert not model.is_activation_checkpointing
+
+
+def test_early_stopping_keeps_the_best_epoch() -> None:
+    model, weight = pico.pico(), nn.Linear(1, 1, bias=False)
+    losses, seen = iter([5.0, 3.0, 4.0, 4.5, 1.0]), []
+
+    def validate() -> float:
+        seen.append(weight.weight.item())
+        return next(losses)
+
+    task = Task(lambda rows: (weight.weight.sum() - 10).square() * len(rows), [1] * 8, validate)
+    result = fit(weight, task, FitConfig(epochs=4, batch_size=4, patience=2), learning_rate=0.1, title="t")
+    assert (result.valid_losses, result.valid_loss, result.steps) == ([3.0, 4.0, 4.5], 3.0, 6)
+    assert weight.weight.item() == seen[1] != seen[3]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_step_after_a_good_state_names_it_when_the_loss_is_no_number(tmp_path: Path) -> None:
+    weight, store = nn.Linear(1, 1, bias=False), TrainingState(tmp_path / "state.safetensors")
+    calls = iter(range(100))
+    task = Task(lambda rows: weight.weight.sum() * (float("nan") if next(calls) >= 3 else 1.0), [1] * 8, lambda: 0.0)
+    with pytest.raises(StageFailed, match=r"t: the loss is nan at step 4 of 8: lower.*of step 2, is kept in .*state"):
+        fit(weight, task, FitConfig(epochs=2, batch_size=2, checkpoint_steps=2), learning_rate=0.1, title="t",
+            store=store)  # fmt: skip
+    tensors, progress = store.load() or ({}, {})
+    assert progress["steps"] == 2
+    assert torch.isfinite(tensors["now.weight"]).all()
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_is_used() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    before = weight.weight.item()
+    task = Task(lambda rows: (weight.weight.sum() - before).sqrt(), [1] * 4, lambda: 0.0)
+    with pytest.raises(StageFailed, match=r"the loss's gradient is (nan|inf) at step 1"):
+        fit(weight, task, FitConfig(), learning_rate=0.1, title="t")
+    assert weight.weight.item() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_compensated_in_float32(dtype: torch.dtype) -> None:
+    model = pico.pico().to(dtype)
+    trained = _sites(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    best = fit_compensation(model, trained, _pairs(), CONFIG, title="t")
+    assert all(part.dtype == torch.float32 for part in best.compensation.parameters())
+    assert best.choice.valid_loss < best.choice.run.initial_loss
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(any(part.any() for part in (bias,)) for bias in best.compensation.parameters())
+
+
+def test_the_least_validation_loss_chooses_the_rate() -> None:
+    model = pico.pico()
+    config = CONFIG.model_copy(update={"learning_rates": (1e-5, 0.03)})
+    best = fit_compensation(model, _sites(model), _pairs(), config, title="t")
+    assert best.choice.learning_rate == 0.03
+    assert [run.learning_rate for run in best.choice.runs] == [1e-5, 0.03]
+    assert best.choice.valid_loss == min(run.valid_loss for run in best.choice.runs)
+
+
+def test_the_stage_changes_nothing_but_the_compensation_and_is_byte_identical(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run(RESTORED, CONFIG, ENTRY, layout)
+    first = layout.compensation(RESTORED).read_bytes()
+    run(RESTORED, CONFIG, ENTRY, layout)
+    assert layout.compensation(RESTORED).read_bytes() == first
+    assert all(path.read_bytes() == content for path, content in before.items())
+    training = read_json(layout.training(RESTORED))
+    assert (training["train_pairs"], training["left_out"], len(training["heads"])) == (24, 0, 6)
+    assert len(training["runs"][0]["valid_losses"]) == CONFIG.epochs
+
+
+def test_a_stage_killed_while_it_trains_goes_on_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = recovery_project(tmp_path)
+    run(RESTORED, CONFIG, ENTRY, layout)
+    expected = layout.compensation(RESTORED).read_bytes()
+    layout.compensation(RESTORED).unlink()
+    save = TrainingState.save
+
+    def save_and_die(self: TrainingState, *arguments: object) -> None:
+        save(self, *arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "save", save_and_die)
+        run(RESTORED, CONFIG, ENTRY, layout)
+    assert not layout.compensation(RESTORED).exists()
+    (folder,) = layout.work.glob("compensate-pico-wanda-0.5-0.5-*")
+    assert list(folder.iterdir()), "the state is kept"
+    run(RESTORED, CONFIG, ENTRY, layout)
+    assert layout.compensation(RESTORED).read_bytes() == expected
+    assert not list(layout.work.iterdir())
+
+
+def test_a_ratio_that_rounds_to_no_head_and_pairs_of_no_use_are_refused(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path)
+    with pytest.raises(BadInput, match=r"head_ratio 0\.01 of 12 heads rounds to none: give at least 0\.04"):
+        run(Cell(CELL.model, CELL.pruning, "0.01"), CONFIG, ENTRY, layout)
+    table = layout.corpus(CELL) / "train.parquet"
+    rows = [{"task": "t", "question": "w5", "response": " ".join(["w6"] * 40)}] * 3
+    write_table(table, rows, EXAMPLES)
+    with pytest.raises(BadInput, match=r"train\.parquet holds no pair to train on, 3 were left out \(.*fills all 16"):
+        run(RESTORED, CONFIG, ENTRY, layout)
+    write_table(table, [*rows, {"task": "t", "question": "w5", "response": "w7"}], EXAMPLES)
+    run(RESTORED, CONFIG, ENTRY, layout)
+    training = read_json(layout.training(RESTORED))
+    assert (training["train_pairs"], training["left_out"]) == (1, 3)
+
+
+def test_a_target_task_and_a_number_of_examples(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path)
+    for name in ("train", "valid"):
+        rows = [
+            {"task": task, "question": f"w{3 + number}", "response": "w9"} for task in ("a", "b") for number in range(9)
+        ]
+        write_table(layout.corpus(CELL) / f"{name}.parquet", rows, EXAMPLES)
+    run(RESTORED, CONFIG.model_copy(update={"task": "b", "examples": 4}), ENTRY, layout)
+    training = read_json(layout.training(RESTORED))
+    assert (training["train_pairs"], training["valid_pairs"]) == (4, 9)
+    with pytest.raises(BadInput, match=r"train\.parquet has no pair of the task 'c': known are a, b"):
+        run(RESTORED, CONFIG.model_copy(update={"task": "c"}), ENTRY, layout)
+
+
+def test_a_validation_loss_that_is_no_number_stops() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    losses = iter([1.0, float("nan")])
+    task = Task(lambda rows: weight.weight.sum(), [1] * 8, lambda: next(losses))
+    with pytest.raises(StageFailed, match=r"the validation loss is nan at step 1 of 3"):
+        fit(weight, task, FitConfig(), learning_rate=0.1, title="t")

@@ -1,0 +1,115 @@
+"""Data of every shape as questions with responses: told by their columns, or by the names that params.yaml maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.model_entry import DataFiles
+from restorelcc.stages.corpus.account import Account
+from restorelcc.stages.corpus.adapters import Example, examples
+from restorelcc.stages.corpus.local import read_file
+from restorelcc.stages.corpus.rows import Rows
+
+CHAT = (
+    {"role": "user", "content": "Hi?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "So?"},
+)
+SHAREGPT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Yes."}, {"from": "human", "value": "So?"}]
+ALPACA = Example("instructions", "Say it.\nloud", "IT")
+PAIR = Example("instructions", "Who?", "Me.")
+CHOICE = Example("choice", "Which?", "b", wrong=("a", "c"))
+TEXT = Example("text", "One is here.", "Two is there.")
+SPOKEN = Example("chat", "Hi?\nYes.\nSo?", "No.", CHAT)
+ARC = {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}
+ROWS: list[tuple[str, dict[str, Any], Example]] = [
+    ("alpaca", {"instruction": "Say it.", "input": "loud", "output": "IT"}, ALPACA),
+    ("alpaca", {"instruction": "Say it.", "output": "IT"}, Example("instructions", "Say it.", "IT")),
+    ("pairs", {"question": " Who? ", "response": "Me."}, PAIR),
+    ("pairs", {"prompt": "Who?", "completion": "Me."}, PAIR),
+    ("choice", {"question": "Which?", "choices": ["a", "b", "c"], "gold": 1}, CHOICE),
+    ("choice", {"question": "Which?", "choices": ["a", "b", "c"], "answer": "B"}, CHOICE),
+    ("choice", {"question": "Which?", "choices": ["a", "b", "c"], "label": "b"}, CHOICE),
+    ("choice", {"query": "Which?", "choices": ARC, "answerKey": "2"}, CHOICE),
+    ("text", {"text": "One is here. Two is there."}, TEXT),
+    ("chat", {"messages": [*CHAT, {"role": "assistant", "content": "No."}]}, SPOKEN),
+    ("chat", {"conversations": [*SHAREGPT, {"from": "gpt", "value": "No."}]}, SPOKEN),
+]  # fmt: skip
+
+
+def _data(path: Path, **options: Any) -> DataFiles:
+    return DataFiles(calibration="c", instructions=str(path), heldout="h", **options)
+
+
+def _read(path: Path, **options: Any) -> list[Example]:
+    return list(examples(read_file(path, "f"), _data(path, **options), Account()))
+
+
+def _written(folder: Path, kind: str, row: dict[str, Any]) -> Path:
+    path = folder / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("name", "row", "expected"), ROWS)
+def test_the_columns_tell_the_format(
+    kind: str, name: str, row: dict[str, Any], expected: Example, tmp_path: Path
+) -> None:
+    path = _written(tmp_path, kind, row)
+    for given in ("auto", name):
+        assert _read(path, format=given) == [expected]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        ({"question": "ask", "response": "say"}, {"ask": "Who?", "say": "Me.", "other": 1}, PAIR),
+        ({"instruction": "do", "input": "on", "output": "is"}, {"do": "Say it.", "on": "loud", "is": "IT"}, ALPACA),
+        ({"messages": "dialogue"}, {"dialogue": [*CHAT, {"role": "assistant", "content": "No."}]}, SPOKEN),
+        ({"question": "q", "choices": "c", "gold": "g"}, {"q": "Which?", "c": ["a", "b", "c"], "g": "b"}, CHOICE),
+        ({"text": "body"}, {"body": "One is here. Two is there."}, TEXT),
+        # A name of one's own goes before the usual ones.
+        ({"question": "ask", "response": "say"}, {"ask": "Who?", "say": "Me.", "question": "x", "response": "y"}, PAIR),
+    ],
+)  # fmt: skip
+def test_own_names_of_columns_are_mapped(
+    kind: str, columns: dict[str, str], row: dict[str, Any], expected: Example, tmp_path: Path
+) -> None:
+    path = _written(tmp_path, kind, row)
+    assert _read(path, columns=columns) == [expected]
+
+
+def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:
+    path = _written(tmp_path, "jsonl", ROWS[0][1])
+    template = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    (found,) = _read(path, template=template)
+    assert found.question == "### Instruction:\nSay it.\n\n### Input:\nloud\n\n### Response:"
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"words": "x"}, {}, r"file has the columns 'words', of which no format is known: it needs .*columns"),
+        ({"ask": "x"}, {"columns": {"question": "ask"}, "format": "pairs"}, "row 1 of file .* the column `response`"),
+        ({"messages": "no list"}, {}, r"whose messages are not a list of \{role, content\}"),
+        ({"messages": [{"role": "user"}]}, {}, "which lacks role or content"),
+        ({"question": "q", "choices": ["a"], "gold": 0}, {}, "no list of at least two texts"),
+        ({"question": "q", "choices": ["a", "b"], "gold": 7}, {}, "whose gold 7 names none of its 2 choices"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_one_sentence(row: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        list(examples(Rows("file", [(1, row)]), _data(Path("f"), **options), Account()))
+    assert "\n" not in str(caught.value)

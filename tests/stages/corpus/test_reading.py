@@ -1,0 +1,226 @@
+"""Files as they come: encodings, line ends, long fields, broken rows by number; and an account of every row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import file_digest
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import DataFiles, ModelEntry
+from restorelcc.stages.corpus.account import Account
+from restorelcc.stages.corpus.adapters import examples, texts
+from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.corpus.local import read_file
+from restorelcc.stages.corpus.rows import Rows
+from restorelcc.stages.corpus.sources import calibration_texts, heldout_texts
+from restorelcc.stages.corpus.stage import run
+from tests.stages.corpus.sources import text_model
+
+DATA = DataFiles(calibration="c", instructions="i", heldout="h")
+# Characters at which str.splitlines parts lines, and JSON and CSV do not.
+ODD = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven"
+
+
+def _rows(path: Path) -> list[Any]:
+    return list(read_file(path, "f").numbered)
+
+
+def test_lines_end_at_line_feeds_alone_and_a_mark_at_the_start_is_no_text(tmp_path: Path) -> None:
+    expected = [(1, {"text": ODD}), (2, {"text": "b"})]
+    contents = {
+        "jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for _, row in expected),
+        "json": json.dumps([row for _, row in expected], ensure_ascii=False),
+        "csv": f"text\r\n{ODD}\r\nb\r\n",
+        "txt": f"{ODD}\r\nb\r\n",
+    }
+    for mark in ("", "\ufeff"):
+        for kind, content in contents.items():
+            (tmp_path / f"a.{kind}").write_bytes((mark + content).encode())
+            assert _rows(tmp_path / f"a.{kind}") == expected, kind
+
+
+def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    (tmp_path / "a.csv").write_text(f'question,response\n"a\nb","{long}"\n\nc,d\n')
+    assert _rows(tmp_path / "a.csv") == [
+        (1, {"question": "a\nb", "response": long}),
+        (2, {"question": "c", "response": "d"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "line 3 of .*a.jsonl cannot be read as JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2 of .* as UTF-8 .byte 0xe9 at position 11.: save"),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', "is no list of rows: line 2 holds a list"),
+        ("a.jsonl", b"[" * 100_000, "line 1 of .* cannot be read as JSON"),
+        ("a.json", b'[{"text": "a"},\n{"text": "\xe9"}]', "line 2 of .* as UTF-8 .byte 0xe9 at position 11."),
+        ("a.json", b'\xef\xbb\xbf[{"text": "\xe9"}]', "line 1 of .* as UTF-8 .byte 0xe9"),
+        ("a.json", b'[{"text": "a"}, 3]', "no list of rows: row 2 holds the value 3"),
+        ("a.csv", b"text\n\xff\xfe\n", "line 2 of .* as UTF-8"),
+        ("a.csv", b"question,response\na,b,c\n", r"row 1 of .* .line 2. has 3 fields, but the header names 2: quote"),
+        ("a.csv", b"question,response\na\n", "has 1 fields, but the header names 2"),
+        ("a.csv", b"text,text\na,b\n", "two columns 'text': rename"),
+        ("a.csv", b'text\n"a\n', "line 2 of .* cannot be read as CSV"),
+        ("a.txt", b"a\n\xe9\n", "line 2 of .* as UTF-8"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence_with_the_line(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message) as caught:
+        _rows(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def _account(rows: list[Any], **options: Any) -> tuple[int, dict[str, tuple[int, int]]]:
+    account = Account()
+    data = DataFiles.model_validate(DATA.model_dump() | options)
+    found = list(examples(Rows("f", enumerate(rows, 1)), data, account))
+    return len(found), {why: (count, account.first[why]) for why, count in account.skipped.items()}
+
+
+def _said(role: Any, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def test_conversations_that_cannot_be_used_are_counted_by_reason() -> None:
+    good = [_said("User", "hi"), _said("assistant", "ho")]
+    rows = [
+        {"messages": good},
+        {"messages": [_said("user", "a"), _said("narrator", "b"), _said("assistant", "c")]},
+        {"messages": [_said("user", "a")]},
+        {"messages": [_said("assistant", "a")]},
+        {"messages": [_said("user", "b"), _said("assistant", " ")]},
+        {"messages": [_said("user", "c"), _said("assistant", None)]},
+        {"messages": None},
+        {"messages": [_said("user", 0), _said("assistant", False)]},
+        {"messages": [{"role": None, "from": "human", "content": None, "value": "q"}, _said("assistant", "c")]},
+    ]
+    found, skipped = _account(rows)
+    assert found == 3
+    assert skipped == {
+        "unknown role 'narrator'": (1, 2),
+        "no assistant answer": (1, 3),
+        "empty question": (1, 4),
+        "empty response": (1, 5),
+        "null message": (1, 6),
+        "null messages": (1, 7),
+    }
+    with pytest.raises(BadInput, match=r"row 1 of f: column 'messages' is a list, where a text is wanted"):
+        _account([{"messages": [_said("user", [{"type": "text", "text": "a"}]), _said("assistant", "b")]}])
+
+
+def test_other_rows_that_cannot_be_used_are_counted_by_reason() -> None:
+    rows = [{"text": "One. Two."}, {"text": "no end"}, {"text": None}, {"text": "One. Two."}]
+    assert _account(rows, format="text") == (
+        1,
+        {"no sentence end within the text": (1, 2), "null text": (1, 3), "duplicate question": (1, 4)},
+    )
+    rows = [{"question": "q", "choices": ["a", "b"], "gold": gold} for gold in (None, "", 0)]
+    assert _account(rows) == (1, {"null gold": (1, 1), "empty gold": (1, 2)})
+    with pytest.raises(BadInput, match="row 2 of f: column 'response' is a list"):
+        _account([{"question": "a", "response": "b"}, {"question": "c", "response": ["d"]}])
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"text": "as it is", "instruction": "i", "output": "o"}, "as it is"),
+        ({"instruction": "i", "input": "n", "output": "o"}, "i\nn\no"),
+        ({"prompt": "p", "completion": "c"}, "p\nc"),
+        ({"messages": [_said("user", "a"), _said("assistant", "b")]}, "a\nb"),
+        ({"question": "q", "choices": ["x", "y"], "answer": "B"}, "q\ny"),
+    ],
+)
+def test_texts_come_from_rows_of_every_format(row: dict[str, Any], text: str) -> None:
+    assert list(texts(Rows("f", [(1, row)]), DATA, Account())) == [(1, text)]
+
+
+def _project(root: Path, **data: str) -> tuple[Layout, ModelEntry]:
+    rows = [{"question": f"ask {n}", "response": f"say {n} {n * n}"} for n in range(30)]
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("calibration.txt", "heldout.txt"):
+        (root / name).write_text("\n".join(f"{name} {n}" for n in range(12)))
+    files = {"calibration": "calibration.txt", "instructions": "pairs.jsonl", "heldout": "heldout.txt"}
+    entry = ModelEntry(source=text_model(root / "model"), data=DataFiles.model_validate(files | data))
+    return Layout(root), entry
+
+
+CONFIG = CorpusConfig(calibration=4, train=16, valid=4, contrast=8, encoder=None)
+
+
+def test_every_row_is_in_sources_json_and_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout, entry = _project(tmp_path)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('\n{"question": "", "response": "x"}\n{"question": "q", "response": null}\n' + pairs.read_text())
+    run(Cell("own"), CONFIG, entry, layout)
+    sources = json.loads((layout.corpus(Cell("own")) / "sources.json").read_text())
+    assert sources["instructions"] == {
+        "source": "pairs.jsonl",
+        "sha256": file_digest(pairs),
+        "rows": {
+            "read": 32,
+            "used": 20,
+            "shortened": 0,
+            "skipped": {
+                "empty question": {"count": 1, "first": 2},
+                "null response": {"count": 1, "first": 3},
+                "not drawn": {"count": 10, "first": sources["instructions"]["rows"]["skipped"]["not drawn"]["first"]},
+            },
+        },
+    }
+    for role in ("calibration", "heldout", "contrast"):
+        rows = sources[role]["rows"]
+        assert rows["read"] == rows["used"] + sum(each["count"] for each in rows["skipped"].values())
+    assert sources["calibration"]["rows"]["used"] == 4
+    assert json.loads(layout.sources(Cell("own")).read_text()) == sources
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("corpus: instructions: ")]
+    assert said == [
+        f"corpus: instructions: {pairs}: 32 rows read, 20 used; skipped: 1 empty question (first: line 2), "
+        "1 null response (first: line 3), 10 not drawn"
+    ]
+
+
+def test_what_is_drawn_for_a_role_does_not_depend_on_the_rows_of_another(tmp_path: Path) -> None:
+    layout, entry = _project(tmp_path)
+    folder = layout.corpus(Cell("own"))
+
+    def tables() -> dict[str, bytes]:
+        run(Cell("own"), CONFIG, entry, layout)
+        return {path.stem: path.read_bytes() for path in folder.glob("*.parquet")}
+
+    before = tables()
+    for name, changed in (
+        ("calibration.txt", {"calibration"}),
+        ("heldout.txt", {"heldout"}),
+        ("pairs.jsonl", {"train", "valid", "contrast"}),
+    ):
+        path = tmp_path / name
+        old = path.read_text()
+        new = '{"question": "new", "response": "newer"}\n' if name == "pairs.jsonl" else "a new line\n"
+        path.write_text(new + old)
+        after = tables()
+        assert {table for table in before if before[table] != after[table]} <= changed, name
+        assert before.keys() == after.keys() and before != after
+        path.write_text(old)
+    # A row that is not used changes no table at all.
+    (tmp_path / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text() + '\n{"question": "", "response": ""}')
+    assert tables() == before
+
+
+def test_a_file_without_a_usable_row_says_what_became_of_them(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": null}\n{"text": " "}\n')
+    data = DataFiles(calibration="t.jsonl", instructions="i", heldout="t.jsonl")
+    for read in (calibration_texts, heldout_texts):
+        with pytest.raises(BadInput, match=r"no text that can be used \(2 rows read, 0 used; skipped: 1 null text"):
+            read(data, CONFIG, tmp_path)

@@ -1,0 +1,179 @@
+"""Recovered share, paired bootstrap and McNemar's test: against hand computations, and calibrated by simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from restorelcc.base.errors import BadInput
+from restorelcc.stages.evaluate.statistics import (
+    check_same_items,
+    compare,
+    mcnemar,
+    mid_p,
+    recovered_share,
+    scores_by_task,
+)
+
+
+def _model(accuracy: float, seed: int, base: dict | None = None) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    if base is None:
+        return {task: (generator.random(400) < accuracy).astype(float) for task in "abcd"}
+    # Differ from the base on some items only, as a restored model does from its pruned one.
+    return {task: np.where(generator.random(400) < accuracy, 1.0, items) for task, items in base.items()}
+
+
+def test_the_share_is_gained_over_lost_of_the_task_means() -> None:
+    dense, pruned = {"a": np.ones(10), "b": np.ones(40)}, {"a": np.zeros(10), "b": np.ones(40)}
+    restored = {"a": np.array([1.0] * 5 + [0.0] * 5), "b": np.ones(40)}
+    share = recovered_share(dense, pruned, restored, samples=500, seed=0)
+    assert share["mean"] == pytest.approx(0.5)
+    assert share["lost"] == pytest.approx(0.5)
+    assert share["ci95"][0] < 0.5 < share["ci95"][1]
+    assert (share["method"], share["seeds"]) == ("paired bootstrap", 1)
+
+
+def test_a_planted_gain_is_found_and_no_gain_is_not() -> None:
+    dense, pruned = _model(0.95, 0), _model(0.6, 1)
+    gained = recovered_share(dense, pruned, _model(0.4, 2, pruned), samples=2000, seed=0)
+    assert gained["ci95"][0] > 0.2
+    flips = np.random.default_rng(3)
+    noise = {task: np.abs(items - (flips.random(400) < 0.1)) for task, items in pruned.items()}
+    # Flipping a tenth of the items in both directions loses on average (0.6 - 0.4) * 0.1.
+    assert recovered_share(dense, pruned, noise, samples=2000, seed=0)["ci95"][0] < 0
+
+
+def test_drawing_outcomes_is_drawing_items() -> None:
+    """The interval equals that of a bootstrap over items, drawn one by one."""
+    dense, pruned, restored = _model(0.95, 0), _model(0.6, 1), _model(0.3, 2, _model(0.6, 1))
+    found = recovered_share(dense, pruned, restored, samples=20_000, seed=0)["ci95"]
+    generator, means = np.random.default_rng(1), np.zeros((3, 4000))
+    for task in "abcd":
+        drawn = generator.integers(0, 400, (4000, 400))
+        means += np.stack([model[task][drawn].mean(axis=1) for model in (dense, pruned, restored)]) / 4
+    expected = np.quantile((means[2] - means[1]) / (means[0] - means[1]), [0.025, 0.975])
+    assert found == pytest.approx(expected.tolist(), abs=0.006)
+
+
+def test_identical_models_recover_exactly_nothing_and_everything() -> None:
+    dense, pruned = _model(0.95, 0), _model(0.6, 1)
+    assert recovered_share(dense, pruned, pruned, samples=200, seed=0)["ci95"] == [0.0, 0.0]
+    assert recovered_share(dense, pruned, dense, samples=200, seed=0)["ci95"] == pytest.approx([1.0, 1.0])
+
+
+def test_the_interval_is_reproducible() -> None:
+    models = [_model(0.95, 0), _model(0.6, 1), _model(0.7, 2)]
+    assert recovered_share(*models, samples=300, seed=7) == recovered_share(*models, samples=300, seed=7)
+    assert recovered_share(*models, samples=300, seed=7) != recovered_share(*models, samples=300, seed=8)
+
+
+def test_several_seeds_are_averaged_and_their_spread_widens_the_interval() -> None:
+    dense, pruned = _model(0.95, 0), _model(0.6, 1)
+    even = [_model(0.4, seed, pruned) for seed in (2, 3, 4)]
+    spread = [_model(accuracy, seed, pruned) for accuracy, seed in ((0.1, 2), (0.4, 3), (0.7, 4))]
+    apart = recovered_share(dense, pruned, spread, samples=3000, seed=0)
+    together = recovered_share(dense, pruned, even, samples=3000, seed=0)
+    shares = [recovered_share(dense, pruned, one, samples=200, seed=0)["mean"] for one in spread]
+    assert apart["mean"] == pytest.approx(np.mean(shares))
+    assert (apart["seeds"], together["seeds"]) == (3, 3)
+    assert np.diff(apart["ci95"]) > 3 * np.diff(together["ci95"])
+
+
+def test_without_a_loss_there_is_no_share() -> None:
+    model = _model(0.7, 1)
+    share = recovered_share(model, model, model, samples=200, seed=0)
+    assert (share["mean"], share["ci95"], share["reason"]) == (None, None, "pruning lost nothing")
+
+
+def test_a_loss_not_clear_of_zero_bounds_nothing() -> None:
+    dense, pruned = _model(0.601, 0), _model(0.6, 1)
+    if sum(map(np.sum, dense.values())) <= sum(map(np.sum, pruned.values())):
+        dense, pruned = pruned, dense
+    assert recovered_share(dense, pruned, dense, samples=500, seed=0)["ci95"] == [None, None]
+
+
+def test_models_measured_on_different_items_are_refused() -> None:
+    with pytest.raises(BadInput, match="different items"):
+        recovered_share({"a": np.ones(3)}, {"a": np.ones(4)}, {"a": np.ones(3)}, samples=100, seed=0)
+
+
+def _rows(digests: dict[str, str]) -> list[dict]:
+    return [{"task": task, "item_id": n, "digest": d} for task, text in digests.items() for n, d in enumerate(text)]
+
+
+def test_other_items_are_named_by_task_and_count() -> None:
+    check_same_items("restored", _rows({"a": "xyz"}), "dense", _rows({"a": "xyz"}))
+    with pytest.raises(BadInput, match=r"restored and dense answered different items of task 'b' \(3 and 3 items, 2 "):
+        check_same_items("restored", _rows({"a": "xyz", "b": "uvw"}), "dense", _rows({"a": "xyz", "b": "uvq"}))
+    with pytest.raises(BadInput, match="dense was measured on task 'b', restored was not"):
+        check_same_items("restored", _rows({"a": "xyz"}), "dense", _rows({"a": "xyz", "b": "x"}))
+
+
+def test_scores_are_ordered_by_item() -> None:
+    rows = [{"task": "t", "item_id": i, "score": c} for i, c in ((2, 1.0), (0, 0.0), (1, 0.5))]
+    assert scores_by_task(rows, ["t"])["t"].tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("won", "lost"), [(5, 1), (1, 5), (12, 30), (40, 39)])
+def test_mid_p_is_the_exact_p_less_half_of_the_observed_probability(won: int, lost: int) -> None:
+    exact = binomtest(min(won, lost), won + lost, 0.5).pvalue
+    observed = binomtest(min(won, lost), won + lost, 0.5, alternative="less").pvalue
+    below = binomtest(min(won, lost) - 1, won + lost, 0.5, alternative="less").pvalue if min(won, lost) else 0.0
+    assert mid_p(won, lost) == pytest.approx(exact - (observed - below))
+
+
+def test_mcnemar_counts_what_only_one_model_answered() -> None:
+    first, second = np.array([1, 1, 0, 0, 1.0]), np.array([1, 0, 1, 1, 1.0])
+    assert mcnemar(first, second) == {"won": 2, "lost": 1, "p": mid_p(2, 1)}
+    assert mcnemar(first, first)["p"] == 1.0
+
+
+def test_compare_pools_tasks_as_strata() -> None:
+    first = {"a": np.zeros(10), "b": np.ones(40)}
+    second = {"a": np.array([1.0] * 5 + [0.0] * 5), "b": np.array([0.0] * 4 + [1.0] * 36)}
+    found = compare(first, second, samples=4000, seed=0)
+    assert found["tasks"]["a"]["difference"] == pytest.approx(0.5)
+    assert found["tasks"]["b"]["difference"] == pytest.approx(-0.1)
+    assert found["pooled"]["difference"] == pytest.approx(0.2), "mean over tasks, whatever their size"
+    assert (found["pooled"]["won"], found["pooled"]["lost"], found["pooled"]["n"]) == (5, 4, 50)
+    # Standard error of a mean of task means: sqrt(var_a / 10 + var_b / 40) / 2.
+    half_width = 1.96 * np.sqrt(0.25 / 10 + 0.09 / 40) / 2
+    assert np.diff(found["pooled"]["ci95"])[0] == pytest.approx(2 * half_width, rel=0.15)
+
+
+def test_scores_between_zero_and_one_have_an_interval_but_no_mcnemar() -> None:
+    generator = np.random.default_rng(0)
+    found = compare({"a": generator.random(200)}, {"a": generator.random(200) + 0.5}, samples=1000, seed=0)
+    assert found["pooled"]["p"] is None
+    assert found["pooled"]["ci95"][0] > 0.3
+
+
+def _simulated(repetitions: int, gain: float, seed: int) -> tuple[float, float]:
+    """Share of simulated pairs of models that bootstrap and McNemar call different, at the 5 % level.
+
+    Two tasks of 200 items; both models are right on an item with the same probability, drawn anew for each item, and
+    the second is lifted to certainty on a share `gain` of the items.
+    """
+    generator = np.random.default_rng(seed)
+    by_interval = by_test = 0
+    for _ in range(repetitions):
+        easy = {task: generator.beta(2, 1, 200) for task in "ab"}
+        first = {task: (generator.random(200) < p).astype(float) for task, p in easy.items()}
+        lifted = {task: np.where(generator.random(200) < gain, 1.0, p) for task, p in easy.items()}
+        second = {task: (generator.random(200) < p).astype(float) for task, p in lifted.items()}
+        pooled = compare(first, second, samples=400, seed=int(generator.integers(2**31)))["pooled"]
+        low, high = pooled["ci95"]
+        by_interval += low > 0 or high < 0
+        by_test += pooled["p"] < 0.05
+    return by_interval / repetitions, by_test / repetitions
+
+
+def test_a_null_difference_is_found_in_five_of_a_hundred_repetitions() -> None:
+    by_interval, by_test = _simulated(1000, 0.0, seed=1)
+    assert 0.03 <= by_interval <= 0.07
+    assert 0.03 <= by_test <= 0.07
+
+
+def test_a_planted_difference_is_found() -> None:
+    by_interval, by_test = _simulated(100, 0.4, seed=2)
+    assert min(by_interval, by_test) >= 0.95

@@ -1,0 +1,218 @@
+"""The stage on disk: streamed equals in memory, what sparsity.json says, checkpoints from elsewhere, bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
+from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.tables import read_texts, write_texts
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.stages.prune.calibration import calibration_batches
+from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune.prune import prune_model
+from tests import pico
+from tests.stages.prune.project import CONFIG, project, prune, words
+
+CPU = torch.device("cpu")
+
+
+def _external(**sources: object) -> PruneConfig:
+    return PruneConfig.model_validate(
+        CONFIG.model_dump() | {"external": {"pico": {name: {"source": str(path)} for name, path in sources.items()}}}
+    )
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+@pytest.mark.parametrize("pruning", ["sparsegpt-0.5", "slimgpt-0.3"])
+def test_streamed_equals_in_memory_and_is_a_stock_checkpoint(
+    family: str, pruning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers gives every Qwen2 checkpoint Qwen2's own tokenizer class, which cannot read the one of the tests.
+    monkeypatch.setattr("restorelcc.stages.prune.stage.load_tokenizer", lambda _folder: pico.word_tokenizer())
+    layout = project(tmp_path, pico.pico(family))
+    folder = prune(layout, pruning)
+    dense = layout.dense(Cell("pico"))
+    model = load_model(dense, torch.float32, CPU)
+    texts = read_texts(layout.corpus(Cell("pico")) / "calibration.parquet")
+    prune_model(model, parse_pruning(pruning), calibration_batches(pico.word_tokenizer(), texts, CONFIG, CPU), CONFIG)
+    written, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(written.state_dict()[name], value), name
+    for source in dense.iterdir():
+        assert (folder / source.name).is_file(), source.name
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    for pruning in ("sparsegpt-2of4", "slimgpt-0.3"):
+        first = {path.name: path.read_bytes() for path in prune(layout, pruning).iterdir()}
+        assert {path.name: path.read_bytes() for path in prune(layout, pruning).iterdir()} == first
+
+
+def test_a_bfloat16_checkpoint_stays_one_and_is_pruned_in_float32(tmp_path: Path) -> None:
+    folder = prune(project(tmp_path, pico.pico().to(torch.bfloat16)), "sparsegpt-0.5")
+    weights = load_file(folder / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    zeros = (weights["model.layers.0.self_attn.q_proj.weight"] == 0).sum(dim=1)
+    assert (zeros == 8).all()
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_sharded_checkpoints_keep_their_shards(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    folder = prune(layout, "wanda-0.5")
+    whole = load_file(folder / "model.safetensors")
+    dense = layout.dense(Cell("pico"))
+    (dense / "model.safetensors").unlink()
+    pico.pico().save_pretrained(dense, max_shard_size="8KB")
+    assert len(list(dense.glob("*.safetensors"))) > 1
+    folder = prune(layout, "wanda-0.5")
+    assert {path.name for path in folder.glob("*.safetensors")} == {path.name for path in dense.glob("*.safetensors")}
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            assert torch.equal(tensor, whole[name])
+
+
+def test_tied_embeddings_stream(tmp_path: Path) -> None:
+    folder = prune(project(tmp_path, pico.pico(tie_word_embeddings=True)), "wanda-0.5")
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_names_of_older_checkpoints_are_loaded_whole(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico(tie_word_embeddings=True))
+    expected = load_file(prune(layout, "wanda-0.5") / "model.safetensors")
+    path = layout.dense(Cell("pico")) / "model.safetensors"
+    save_file({name.removeprefix("model."): value for name, value in load_file(path).items()}, path, {"format": "pt"})
+    found = load_file(prune(layout, "wanda-0.5") / "model.safetensors")
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_longer_context_in_the_config_changes_nothing(tmp_path: Path) -> None:
+    short = prune(project(tmp_path / "short", pico.pico()), "sparsegpt-0.5")
+    long = prune(project(tmp_path / "long", pico.pico(max_position_embeddings=131072)), "sparsegpt-0.5")
+    assert (short / "model.safetensors").read_bytes() == (long / "model.safetensors").read_bytes()
+
+
+def test_sequences_end_where_the_models_context_ends(tmp_path: Path) -> None:
+    """OPT has an embedding for each of 64 positions, and none for a 65th."""
+    layout, cell = project(tmp_path, pico.pico("opt")), Cell("pico")
+    write_texts(layout.corpus(cell) / "calibration.parquet", [words(200, number) for number in range(4)])
+    folder = prune(layout, "wanda-0.5", CONFIG.model_copy(update={"sequence_length": 2048}))
+    assert json.loads((folder / "sparsity.json").read_text())["calibration"]["tokens"] == 4 * 64
+
+
+@pytest.mark.parametrize("pruning", ["wanda-0.5", "sparsegpt-2of4", "slimgpt-0.3"])
+def test_sparsity_json_counts_what_the_files_hold(pruning: str, tmp_path: Path) -> None:
+    folder = prune(project(tmp_path, pico.pico()), pruning)
+    report = json.loads((folder / "sparsity.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    zeros = total = 0
+    assert len(report["tensors"]) == 7 * pico.LAYERS
+    for name, entry in report["tensors"].items():
+        array = weights[name].numpy()
+        assert (entry["zeros"], entry["total"]) == (np.count_nonzero(array == 0), array.size)
+        assert 0 < entry["error"] < 1.5
+        zeros, total = zeros + entry["zeros"], total + entry["total"]
+    assert report["achieved"] == zeros / total
+    assert report["achieved"] == pytest.approx(report["requested"], abs=0.02)
+    assert report["pattern"] == ("2:4" if "of" in pruning else None)
+    assert [layer["layer"] for layer in report["layers"]] == list(range(pico.LAYERS))
+    assert report["calibration"]["tokens"] > 0
+
+
+def test_the_error_is_the_relative_output_error_on_the_calibration_inputs() -> None:
+    model, dense, batch = pico.pico(), pico.pico(), pico.tokens(4, 12)
+    results = prune_model(model, parse_pruning("magnitude-0.5"), [batch])
+    seen: list[torch.Tensor] = []
+    _, name, linear = next(prunable_linears(dense))
+    linear.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].flatten(0, 1)))
+    dense(input_ids=batch)
+    pruned = dict(model.named_modules())[name].weight
+    expected = ((linear.weight - pruned) @ seen[0].T).norm() / (linear.weight @ seen[0].T).norm()
+    assert results[0].error == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_external_checkpoint_is_referred_to_and_measured(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    elsewhere = tmp_path / "elsewhere"
+    prune(layout, "wanda-2of4").rename(elsewhere)
+    ours = json.loads((elsewhere / "sparsity.json").read_text())
+    folder = prune(layout, "external-mine", _external(mine=elsewhere))
+    assert {path.name for path in folder.iterdir()} == {"model_ref.json", "sparsity.json"}
+    report = json.loads((folder / "sparsity.json").read_text())
+    assert report["requested"] is None
+    assert report["achieved"] == ours["achieved"] == 0.5
+    first = "model.layers.0.self_attn.q_proj.weight"
+    assert report["tensors"][first] == ours["tensors"][first], "the first linear sees the same inputs"
+    network = load_model(folder, torch.float32, CPU)
+    assert torch.equal(network.state_dict()[first], load_file(elsewhere / "model.safetensors")[first])
+    load_tokenizer(folder)
+
+
+def test_external_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    others = {
+        "narrow": pico.pico(intermediate_size=16),
+        "family": pico.pico("mistral"),
+        "nan": pico.pico(),
+    }
+    next(prunable_linears(others["nan"]))[2].weight[0, 0] = float("nan")
+    for name, other in others.items():
+        other.save_pretrained(tmp_path / name)
+        pico.word_tokenizer().save_pretrained(tmp_path / name)
+    config = _external(nowhere="no/such/folder/at/all", **{name: tmp_path / name for name in others})
+    for name, message in {
+        "narrow": r"external\.pico\.narrow .* does not fit the dense model: .* has shape \(16, 16\), not \(24, 16\)",
+        "family": r"is of the family 'mistral', the dense model of 'llama'",
+        "nan": "holds NaN or infinity",
+        "nowhere": r"external\.pico\.nowhere: .* 'no/such/folder/at/all'.*a folder must exist",
+        "unknown": r"prune\.external\.pico\.unknown is missing",
+    }.items():
+        with pytest.raises(BadInput, match=message) as caught:
+            prune(layout, f"external-{name}", config)
+        assert "\n" not in str(caught.value)
+        assert not layout.pruned(Cell("pico", f"external-{name}")).exists()
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    for position, name in enumerate(("model.layers.2.mlp.down_proj", "model.embed_tokens")):
+        model = pico.pico()
+        model.get_submodule(name).weight[5, 0] = float("nan")
+        layout = project(tmp_path / str(position), model)
+        with pytest.raises(BadInput, match="holds NaN or infinity"):
+            prune(layout, "sparsegpt-0.5", PruneConfig(sequence_length=24, samples=30))
+        assert not layout.pruned(Cell("pico", "sparsegpt-0.5")).exists()
+
+
+def test_calibration_text_shorter_than_one_sequence_is_refused(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    with pytest.raises(BadInput, match=r"hold \d+ tokens, less than one sequence of prune\.sequence_length 2048"):
+        prune(layout, "wanda-0.5", PruneConfig())
+
+
+def test_damaged_and_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    dense = layout.dense(Cell("pico"))
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
+    with pytest.raises(BadInput, match=r"its config\.json says"):
+        prune(layout, "wanda-0.5")
+    (dense / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(BadInput, match="quantized"):
+        prune(layout, "wanda-0.5")
+    (dense / "config.json").write_text(json.dumps(config))
+    (dense / "model.safetensors").write_bytes((dense / "model.safetensors").read_bytes()[:-400])
+    with pytest.raises(BadInput, match="cut short"):
+        prune(layout, "wanda-0.5")

@@ -1,0 +1,319 @@
+"""The report shows the grid's cells, all of them and no others, and names those that are missing."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.sample_table import MEASURED, SAMPLES
+from restorelcc.base.tables import write_table
+from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report.multiple import holm
+from restorelcc.stages.report.results import read_results
+from restorelcc.stages.report.stage import run
+from restorelcc.stages.report.tables import p_text, size_text, verdict
+from restorelcc.stages.report.terminal import print_results
+from tests.fingerprints import SWAPS, swapped
+from tests.stages.report.cells import CELLS, FINGERPRINT, details, metrics, write_grid
+
+SECTIONS = ("headline", "recovered", "tasks", "heads", "spectra", "sparsity", "text", "cost", "provenance")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    write_grid(layout)
+    return layout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A report of the whole grid, for tests that only read it."""
+    layout = Layout(tmp_path_factory.mktemp("made"))
+    write_grid(layout)
+    run(CELLS, ReportConfig(title="Mine & yours"), layout)
+    return layout
+
+
+def _texts(layout: Layout) -> dict[str, str]:
+    return {name: (layout.report / name).read_text() for name in ("report.md", "report.html", "results.json")}
+
+
+def test_the_report_holds_every_cell_and_names_the_best_ratio(made: Layout) -> None:
+    texts = _texts(made)
+    assert "| dense | 95.0 |" in texts["report.md"]
+    assert "| heads 0.25 | 85.0 | 60.0 | [50.0, 70.0] |" in texts["report.md"]
+    for name in ("report.md", "report.html"):
+        assert "Best head ratio 0.25: 60.0 % [50.0, 70.0] of the lost accuracy is back" in texts[name]
+        assert "2 models are compared with their pruned model" in texts[name]
+    rows = read_json(made.report / "results.json")["rows"]
+    assert [row["what"] for row in rows] == ["dense", "pruned", "heads 0.1", "heads 0.25"]
+    assert [row["p_holm"] for row in rows] == [None, None, 0.02, 0.02]
+
+
+def test_the_page_has_its_sections_and_needs_nothing_from_outside(made: Layout) -> None:
+    page = _texts(made)["report.html"]
+    assert re.findall(r'data-section="(\w+)"', page) == list(SECTIONS)
+    assert "<title>Mine &amp; yours</title>" in page
+    assert page.count("<svg ") == 6, "recovered, tasks, two head maps, spectra, layers"
+    assert "one &lt;b&gt;" in page, "text that a model wrote is text"
+    addresses = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')> ]+)', page)
+    assert {address for address in addresses if not address.startswith(("#", "data:,"))} == set()
+    assert "<script" not in page
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+
+
+def test_every_colour_of_a_drawing_is_a_variable(made: Layout) -> None:
+    page = _texts(made)["report.html"]
+    drawn = "".join(re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL))
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) - {"none"} == {
+        f"var(--{name})" for name in ("text", "muted", "line", "dense", "pruned", "series-1", "series-2")
+    }
+
+
+def test_figures_also_lie_beside_the_page_and_the_same_grid_gives_the_same_bytes(layout: Layout) -> None:
+    run(CELLS, ReportConfig(), layout)
+    first = {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
+    names = {name for name in first if name.endswith((".png", ".svg"))}
+    kinds = ("recovered", "tasks", "heads-0.1", "heads-0.25", "spectra", "layers")
+    assert names == {f"a-wanda-0.5-{kind}.{ending}" for kind in kinds for ending in ("svg", "png")}
+    run(CELLS, ReportConfig(), layout)
+    assert first == {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
+
+
+def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
+    rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
+    assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
+        ("0.1", pytest.approx(0.4)),
+        ("0.25", pytest.approx(0.6)),
+    ]
+    assert len(list(csv.DictReader((made.report / "plots" / "tasks.csv").open()))) == 8
+
+
+def test_cells_that_left_the_grid_are_not_reported(layout: Layout) -> None:
+    run(CELLS[:3], ReportConfig(), layout)
+    for text in _texts(layout).values():
+        assert "heads 0.1" in text
+        assert "heads 0.25" not in text
+
+
+@pytest.mark.parametrize("gone", [0, 2], ids=["dense", "restored"])
+def test_a_missing_cell_is_named_in_every_form(layout: Layout, gone: int) -> None:
+    path = layout.metrics(CELLS[gone])
+    path.unlink()
+    results = run(CELLS, ReportConfig(), layout)
+    name = str(path.relative_to(layout.root))
+    assert results.missing == [name]
+    for text in _texts(layout).values():
+        assert name in text
+    assert "1 grid cell has not been evaluated" in _texts(layout)["report.html"]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_results(layout.report, console)
+    assert name in console.export_text().replace("\n", "")
+
+
+def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Layout) -> None:
+    for cell in CELLS:
+        metrics = read_json(layout.metrics(cell))
+        if "recovered" in metrics:
+            metrics["recovered"] = {"mean": None, "ci95": None, "method": "paired bootstrap", "reason": "nothing lost"}
+            write_json(layout.metrics(cell), metrics)
+    run(CELLS, ReportConfig(), layout)
+    assert "No share of a loss can be given for this group." in _texts(layout)["report.html"]
+    run([cell for cell in CELLS if cell.head_ratio is None], ReportConfig(), layout)
+    assert "No restored model of this group has been evaluated." in _texts(layout)["report.html"]
+
+
+def test_seconds_of_the_stages_that_ran_here_are_in_every_form(layout: Layout) -> None:
+    layout.logs.mkdir(parents=True)
+    write_json(layout.logs / "prune@x.json", {"stage": "prune", "cell": str(CELLS[1]), "seconds": 12.34})
+    run(CELLS, ReportConfig(), layout)
+    texts = _texts(layout)
+    assert "| prune | 1 | 12.3 | 12.3 |" in texts["report.md"]
+    assert "12.3" in texts["report.html"] and '"prune"' in texts["results.json"]
+
+
+def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layout) -> None:
+    run(CELLS, ReportConfig(), layout)
+    before = _texts(layout)
+    for cell in CELLS:
+        layout.metrics(cell).unlink()
+    with pytest.raises(BadInput, match=r"none of the 4 grid cells has been evaluated \(data/metrics/a/dense.json"):
+        run(CELLS, ReportConfig(), layout)
+    assert _texts(layout) == before
+
+
+def test_metrics_of_an_older_schema_are_refused(layout: Layout) -> None:
+    content = read_json(layout.metrics(CELLS[1]))
+    del content["schema"]
+    write_json(layout.metrics(CELLS[1]), content)
+    with pytest.raises(BadInput, match=r"pruned.json was written by an older version \(metrics schema 1, this one "):
+        run(CELLS, ReportConfig(), layout)
+
+
+def test_a_degenerate_model_is_flagged_where_one_looks(layout: Layout) -> None:
+    content = read_json(layout.metrics(CELLS[3]))
+    content["generation"] |= {"degenerate": True, "reasons": ["100% of the greedy continuations are one token"]}
+    write_json(layout.metrics(CELLS[3]), content)
+    run(CELLS, ReportConfig(), layout)
+    for name in ("report.md", "report.html"):
+        text = re.sub(r"<[^>]+>", "", _texts(layout)[name])
+        assert "heads 0.25 (degenerate)" in text
+        assert "heads 0.25 is degenerate: 100% of the greedy continuations are one token" in text
+
+
+def test_the_terminal_table_fits_eighty_columns(made: Layout) -> None:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_results(made.report, console)
+    text = console.export_text()
+    assert "[50.0, 70.0]" in text
+    assert "heads 0.25" in text
+    table = [line for line in text.splitlines() if not line.startswith(("Best", "Report"))]
+    assert max(map(len, table)) <= 80
+
+
+def test_with_baselines_the_report_says_what_to_pick_and_what_merging_leaves(layout: Layout) -> None:
+    """Each constraint gets the method that recovers most among those that respect it, by hand."""
+    found = {"masked": 0.9, "meanshift": 0.75, "lora": 0.93}
+    cells = [Cell("a", "wanda-0.5", baseline=name) for name in found]
+    for cell, mean in zip(cells, found.values(), strict=True):
+        share = (mean - 0.7) / 0.25
+        content = metrics(cell, mean) | {"baseline": cell.baseline, "params_trained": 77}
+        content |= {"recovered": {"mean": share, "ci95": [share - 0.1, share + 0.1]}}
+        if cell.baseline == "lora":
+            merged = {name: content[name] for name in ("tasks", "perplexity", "bits_per_byte")}
+            merged |= {"mean": 0.8, "sparsity": 0.0, "recovered": {"mean": 0.4, "ci95": [0.3, 0.5]}}
+            content["variants"] = {"merged": merged}
+        write_json(layout.metrics(cell), content)
+        write_json(layout.details(cell), details(cell))
+    write_json(layout.log("baseline", cells[0]), {"stage": "baseline", "cell": str(cells[0]), "seconds": 12.5})
+    run([*CELLS, *cells], ReportConfig(), layout)
+    texts = _texts(layout)
+    for line in (
+        "| lora | 93.0 | 92.0 | [82.0, 102.0] | 3.50 | 64 | 50.00 |",
+        "| lora, merged | 80.0 | 40.0 | [30.0, 50.0] | 3.50 | 0 | 0.00 |",
+        "| only biases may change | heads 0.25 | 60.0 | [50.0, 70.0] | 3 measured | - | 64 | - |",
+        "| weights may change, zeros stay | masked | 80.0 | [70.0, 90.0] | 4 measured | 77 | 64 | 12.5 |",
+        "| only an adapter may be added | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
+        "| no responses to learn from | meanshift | 20.0 | [10.0, 30.0] | 1 measured | 77 | 64 | - |",
+    ):
+        assert line in texts["report.md"]
+    assert "What to pick" in texts["report.html"] and "lora, merged" in texts["report.html"]
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    assert "lora, merged" in console.export_text()
+
+
+def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
+    row = {"recovered": 0.1, "ci95": [-0.1, 0.3], "head_ratio": 0.1}
+    assert verdict([row], 1).startswith("No head ratio restores accuracy beyond doubt")
+    assert verdict([{"recovered": None}], 1).startswith("No share of the lost accuracy can be given")
+    unbounded = {"recovered": 0.5, "ci95": [None, None], "head_ratio": 0.1}
+    assert "unbounded" in verdict([unbounded], 1)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3], ids=["dense", "pruned", "restored"])
+@pytest.mark.parametrize("part", SWAPS)
+def test_cells_measured_in_different_ways_are_never_shown_side_by_side(layout: Layout, part: str, number: int) -> None:
+    how, cell = swapped(FINGERPRINT, part), CELLS[number]
+    write_json(layout.metrics(cell), read_json(layout.metrics(cell)) | {"measured": how.digest})
+    write_table(layout.samples(cell), [], SAMPLES, {MEASURED: how.as_text()})
+    with pytest.raises(BadInput) as caught:
+        read_results(CELLS, layout)
+    sentence, differing = str(caught.value), CELLS[1:] if number == 0 else [cell]
+    assert "cannot be compared, they were measured differently in" in sentence
+    assert SWAPS[part] in sentence
+    assert sentence.endswith(f"--single-item {' '.join(each.evaluation for each in differing)}`")
+
+
+def test_models_of_different_fingerprints_stand_in_one_report(layout: Layout) -> None:
+    others, how = [Cell("b"), Cell("b", "wanda-0.5")], swapped(FINGERPRINT, "tokenizer")
+    for other in others:
+        write_json(layout.metrics(other), metrics(other, 0.9) | {"measured": how.digest})
+    assert len(read_results([*CELLS, *others], layout).rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("recovered", "ci95", "said"),
+    [
+        (-0.235, [-0.9, 0.3], "heads 0.25: nothing was won back: -23.5 % [-90.0, 30.0]."),
+        (0.0, [0.0, 0.0], "heads 0.25: nothing was won back: 0.0 % [0.0, 0.0]."),
+        (0.1, [-0.2, 0.4], "heads 0.25: nothing was won back beyond doubt: 10.0 % [-20.0, 40.0]."),
+        (0.1, [None, None], "heads 0.25: nothing was won back beyond doubt: 10.0 % (its interval is unbounded)."),
+        (-0.1, None, "heads 0.25: nothing was won back: -10.0 % (its interval is unbounded)."),
+    ],
+)
+def test_where_nothing_was_won_back_every_form_says_so(
+    layout: Layout, recovered: float, ci95: list[float | None] | None, said: str
+) -> None:
+    content = read_json(layout.metrics(CELLS[3]))
+    content["recovered"] |= {"mean": recovered, "ci95": ci95}
+    write_json(layout.metrics(CELLS[3]), content)
+    cells = [cell for cell in CELLS if cell.head_ratio != "0.1"]
+    run(cells, ReportConfig(), layout)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    page = re.sub(r"<[^>]+>", "", _texts(layout)["report.html"])
+    for text in (_texts(layout)["report.md"], page, console.export_text()):
+        assert said in text
+        assert "of the lost accuracy is back" not in text
+    assert "-lead" not in page
+    run(CELLS, ReportConfig(), layout)
+    assert "heads 0.1: nothing" not in _texts(layout)["report.md"]
+
+
+def test_a_task_that_is_no_accuracy_is_listed_and_not_averaged(layout: Layout) -> None:
+    other = {"metric": "word_perplexity", "value": 1234.5, "averaged": False}
+    for cell in CELLS:
+        content = read_json(layout.metrics(cell))
+        content["tasks"]["world_rte"] |= other
+        write_json(layout.metrics(cell), content)
+    run(CELLS, ReportConfig(), layout)
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    for text in (_texts(layout)["report.md"], _texts(layout)["report.html"], console.export_text()):
+        assert "1,234.50" in text
+        assert "because its metric is no accuracy: world_rte (word_perplexity)." in text
+    assert "world_rte" not in (layout.report / "plots" / "tasks.csv").read_text()
+
+
+def test_a_task_without_a_value_or_an_error_is_shown_as_a_dash(layout: Layout) -> None:
+    for cell in CELLS:
+        content = read_json(layout.metrics(cell))
+        content["tasks"]["world_rte"] |= {"stderr": None}
+        content |= {"perplexity": {"corpus": "heldout", "tokens": 10, "value": None}, "mean": None}
+        write_json(layout.metrics(cell), content)
+    run(CELLS, ReportConfig(), layout)
+    assert "| dense | - | - | - | - | 64 | 50.00 |" in _texts(layout)["report.md"]
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_numbers_as_text() -> None:
+    assert [p_text(p) for p in (None, 0.0004, 0.0123)] == ["-", "< 0.001", "0.012"]
+    assert [size_text(size) for size in (None, 999, 714_912, 13_476_000_000)] == ["-", "999 B", "714.9 kB", "13.48 GB"]
+
+
+def test_what_became_of_the_rows_of_a_models_data_is_a_table(layout: Layout) -> None:
+    assert "skipped" not in _made_with(layout, {})["report.md"]
+    rows = {"read": 1234, "used": 1200, "shortened": 2, "skipped": {"null response": {"count": 34, "first": 7}}}
+    texts = _made_with(layout, {"instructions": {"source": "p.jsonl", "rows": rows}, "tokenizer": {"source": "m"}})
+    line = "| a, instructions | p.jsonl | 1,234 | 1,200 | 2 | 34 null response (7) |"
+    assert line in texts["report.md"]
+    assert "34 null response (7)" in texts["report.html"] and '"null response"' in texts["results.json"]
+
+
+def _made_with(layout: Layout, sources: dict) -> dict[str, str]:
+    write_json(layout.sources(Cell("a")), sources)
+    run(CELLS, ReportConfig(), layout)
+    return _texts(layout)
