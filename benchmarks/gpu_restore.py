@@ -27,10 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from benchmarks import straightforward  # noqa: E402
 from restorelcc.base.prunings import parse_pruning  # noqa: E402
-from restorelcc.compensation.components import main_component  # noqa: E402
 from restorelcc.compensation.fold import fold  # noqa: E402
 from restorelcc.models.architectures import head_layout, prunable_linears  # noqa: E402
-from restorelcc.models.heads import HeadLayout  # noqa: E402
+from restorelcc.models.heads import HeadLayout, main_component  # noqa: E402
 from restorelcc.models.text import EncodedContrast, EncodedPair  # noqa: E402
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples  # noqa: E402
 from restorelcc.stages.extract.decompose import decompose  # noqa: E402

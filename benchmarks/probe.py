@@ -25,8 +25,8 @@ from benchmarks.results import Results, verdict
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, read_layer, read_layout
 from restorelcc.base.corpus_tables import CONTRAST
 from restorelcc.base.tables import read_table
-from restorelcc.compensation.components import main_component
 from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import encode_contrasts
 from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches

@@ -24,13 +24,13 @@ from benchmarks.study_pages import recovered, write_pages
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.layout import Layout
-from restorelcc.cli.app import STAGES, _imported
 from restorelcc.compensation.baseline_folder import DOCUMENT, MODEL
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,9 +38,9 @@ ROOT = Path(__file__).parents[1]
 def run_stage(root: Path, stage: str, cell: Cell, overrides: tuple[str, ...] = ()) -> float:
     """Run one stage in this process; returns its seconds."""
     params = load_params(root / "params.yaml", overrides)
-    verb = STAGES[stage]
+    entry = STAGES[stage]
     started = time.perf_counter()
-    _imported(verb)(cell, params.section(cell.model, verb.section), params.models[cell.model], Layout(root))
+    entry.imported()(cell, params.section(cell.model, entry.folder), params.models[cell.model], Layout(root))
     gc.collect()
     return time.perf_counter() - started
 

@@ -24,11 +24,11 @@ from flows.restore import run_stages
 from flows.tasks import in_words
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.cli.share import restore_from_cache
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.lockfile import read_lock
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.remotes import dvc
+from restorelcc.pipeline.run_cache import restore_from_cache
 from restorelcc.pipeline.running import held_lock
 from restorelcc.pipeline.versions import check_versions
 

@@ -5,24 +5,47 @@ In a notebook: prune, capture, extract, probe, compensate, fold and attach work 
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restorelcc.api import (
+        Activations,
+        Compensation,
+        Components,
+        Ranking,
+        attach,
+        capture,
+        compensate,
+        extract,
+        fold,
+        probe,
+        prune,
+    )
 
 __version__ = "0.1.0"
-# Functions of restorelcc.api; those that are also the name of a stage's package are that package, which can be called.
-_STAGES = ("prune", "capture", "extract", "probe", "compensate")
-_FUNCTIONS = ("fold", "attach")
-_TYPES = ("Compensation", "Activations", "Components", "Ranking")
+__all__ = [
+    "Activations",
+    "Compensation",
+    "Components",
+    "Ranking",
+    "attach",
+    "capture",
+    "compensate",
+    "extract",
+    "fold",
+    "probe",
+    "prune",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Imported only when asked for, so that `restorelcc --help` does not wait for torch."""
-    if name in _STAGES:
-        return importlib.import_module(f"restorelcc.{name}")
-    if name in (*_FUNCTIONS, *_TYPES):
-        return getattr(importlib.import_module("restorelcc.api"), name)
+    if name in __all__:
+        from restorelcc import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'restorelcc' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted((*globals(), *_STAGES, *_FUNCTIONS, *_TYPES))
+    return sorted((*globals(), *__all__))

@@ -20,13 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.compensation import Compensation
-from restorelcc.compensation.components import main_component
 from restorelcc.compensation.file import read_compensation, write_compensation
 from restorelcc.compensation.fold import check_class_carries
 from restorelcc.compensation.fold import fold as fold_in_place
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.heads import HeadLayout, chosen_count
-from restorelcc.models.hooks import compensated
+from restorelcc.models.heads import HeadLayout, chosen_count, main_component
 from restorelcc.models.text import context_length, encode_contrasts, encode_pair
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
 from restorelcc.stages.compensate.config import CompensateConfig

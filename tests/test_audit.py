@@ -26,6 +26,7 @@ import pytest
 import yaml
 
 from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.pipeline.versions import read_groups
 from tests import pico
 from tests.dag import HARMLESS, ROOT
 from tests.opened import Opened
@@ -41,7 +42,7 @@ STAGES += ("baseline", "evaluate_dense", "evaluate_pruned", "evaluate_restored",
 NO_INPUTS = {
     "params.yaml": "the stage's section is a parameter, its part of the model's entry in data/inputs/<model>/settings",
     "dvc.yaml": "lists which files of data/metrics belong to the grid, which is a parameter of the report",
-    "imports/packages": "are compared with what is installed before a stage runs; imports/<stage> has those that count",
+    "versions": "all are compared with what is installed before a stage runs; those that count are dependencies",
     ".work": "scratch files, locks, and what a run that was stopped left, under a digest of all that it depends on",
     "data/logs": "how long stages took here; nothing is computed from it",
     "data/inputs": "the links themselves: what they lead to is a dependency of the stage that reads it",
@@ -142,8 +143,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     _write_user_files(home)
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, project / name)
-    for name in ("restorelcc", "imports"):
-        shutil.copytree(ROOT / name, project / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("restorelcc", "versions"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     (project / "params.yaml").write_text(yaml.safe_dump(_params(home)))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))} | {
         "PYTHONPATH": f"{project}:{ROOT}",
@@ -262,8 +263,9 @@ def test_no_environment_variable_of_our_own_changes_a_result(run: Run, name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_every_package_that_a_stage_loads_is_watched_or_comes_with_one_that_is(run: Run, name: str) -> None:
     """`restorelcc versions` writes the watched ones; the lock file pins what comes with them."""
-    folder = run.traces[name].stage.split("_")[0]
-    watched = {path.stem for path in (ROOT / "imports" / folder).glob("*.version")}
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][run.traces[name].stage]["deps"]
+    groups = [dep.removeprefix("versions/") for dep in deps if dep.startswith("versions/")]
+    watched = {package for group in groups for package in read_groups(ROOT)[group]}
     allowed = _with_requirements(frozenset(watched | HARMLESS | set(UNWATCHED) | {"restorelcc", "PyYAML"}))
     of = packages_distributions()
     loaded = {module.partition(".")[0] for module, file in run.traces[name].report["modules"].items() if file}

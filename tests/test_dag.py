@@ -1,27 +1,42 @@
 """dvc.yaml against the code: the same stages everywhere, every import a dependency, paths as in the layout."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
+import networkx
 import pytest
 import yaml
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import USED_BY, ModelEntry
-from restorelcc.cli.app import STAGES, app
+from restorelcc.cli.app import app
 from restorelcc.pipeline.params import Params
+from restorelcc.pipeline.stages import STAGES
 from restorelcc.pipeline.stale import grid_outs, stale_metrics
-from restorelcc.pipeline.versions import installed, read_versions
+from restorelcc.pipeline.versions import installed, read_groups, read_versions
 from restorelcc.stages.inputs.named import Named
 from restorelcc.stages.inputs.stage import lay_out
-from tests.dag import ROOT, code_deps, existing_links, links, packages, rewrite
+from tests.dag import PACKAGE, ROOT, imported_modules, module_file, packages, rooms, stage_folders
 
 DVC_FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DVC = DVC_FILE["stages"]
 AXES = {"model": "${item.model}", "pruning": "${item.pruning}", "head_ratio": "${item.head_ratio}"}
 AXES |= {"baseline": "${item.baseline}"}
-LAYERS = ("core", "io", "stages", "cli", "flows")
+# Floors of the house: imports point only downwards, and rooms of one floor do not meet.
+FLOORS = (
+    {"environment"},
+    {"base"},
+    {"models"},
+    {"activations", "sparsity", "compensation"},
+    {"training", "release"},
+    {"stages"},
+    {"pipeline", "api"},
+    {"cli", "flows"},
+    {"__main__", "__init__"},
+)
 
 
 def _folder(stage: str) -> str:
@@ -30,22 +45,31 @@ def _folder(stage: str) -> str:
 
 def test_stages_are_verbs_folders_and_params_sections() -> None:
     assert set(DVC) == {"inputs", *STAGES, "report"}
-    folders = {path.name for path in (ROOT / "restorelcc").iterdir() if (path / "stage.py").is_file()}
+    folders = set(stage_folders())
     assert {_folder(stage) for stage in DVC} == folders
+    assert {name: stage.folder for name, stage in STAGES.items()} == {name: _folder(name) for name in STAGES}
     folders.remove("inputs")  # which has no settings of its own: it lays out what the others name
     assert folders == set(Params.model_fields) - {"grid", "models"} == {*USED_BY, "report"}
     verbs = {command.name for command in app.registered_commands}
     assert set(DVC) <= verbs
     for folder in folders:
         section = f"{folder.title()}Config"
-        assert f"class {section}(" in (ROOT / "restorelcc" / folder / "config.py").read_text()
+        assert f"class {section}(" in (PACKAGE / "stages" / folder / "config.py").read_text()
 
 
 @pytest.mark.parametrize("stage", DVC)
-def test_deps_cover_the_imports_and_nothing_else(stage: str) -> None:
-    listed = [dep for dep in DVC[stage]["deps"] if not dep.startswith("data/")]
-    assert listed == code_deps(_folder(stage))
-    assert existing_links(_folder(stage)) == links(_folder(stage)), "run `python -m tests.dag`"
+def test_code_and_packages_are_dependencies(stage: str) -> None:
+    """A stage's own folder, every room that it imports from and no other, and groups of packages with all it uses."""
+    listed, folder = DVC[stage]["deps"], _folder(stage)
+    code = [dep for dep in listed if dep.startswith("restorelcc/")]
+    assert code[0] == f"restorelcc/stages/{folder}"
+    assert sorted(code[1:]) == sorted(f"restorelcc/{room}" for room in rooms(folder))
+    assert len(code) <= 5, "one to four rooms"
+    groups = read_groups(ROOT)
+    own = [dep.removeprefix("versions/") for dep in listed if dep.startswith("versions/")]
+    assert packages(folder) <= {package for group in own for package in groups[group]}
+    assert len(own) <= 2
+    assert all(dep.startswith(("restorelcc/", "versions/", "data/")) for dep in listed)
 
 
 @pytest.mark.parametrize("stage", DVC)
@@ -88,10 +112,9 @@ def test_every_file_that_a_model_can_name_is_a_dependency() -> None:
     }
 
 
-def test_the_command_would_change_nothing() -> None:
-    """`python -m tests.dag` has been run after the last change of an import."""
-    assert rewrite((ROOT / "dvc.yaml").read_text()) == (ROOT / "dvc.yaml").read_text()
-    assert read_versions(ROOT).keys() == packages()
+def test_every_recorded_package_is_used_by_a_stage() -> None:
+    used = set().union(*(packages(folder) for folder in stage_folders()))
+    assert set(read_versions(ROOT)) == used
 
 
 def test_versions_are_those_of_the_lock() -> None:
@@ -124,7 +147,7 @@ def test_stale_metrics_are_what_no_cell_of_the_grid_writes(tmp_path: Path) -> No
 def test_a_stage_that_loads_a_model_waits_for_a_gpu(stage: str) -> None:
     loads = stage in STAGES and STAGES[stage].loads_model
     assert DVC[stage].get("meta") == ({"resource": "gpu"} if loads else None)
-    folder = ROOT / "restorelcc" / _folder(stage)
+    folder = PACKAGE / "stages" / _folder(stage)
     assert loads == any(
         "load_entry(" in path.read_text() or "load_model(" in path.read_text() for path in folder.glob("*.py")
     )
@@ -132,7 +155,7 @@ def test_a_stage_that_loads_a_model_waits_for_a_gpu(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_matrix_is_the_grid_and_the_command_names_the_cell(stage: str) -> None:
-    needs = STAGES[stage].needs
+    needs = STAGES[stage].axes
     assert DVC[stage]["matrix"] == {axis: f"${{grid.{axis}}}" for axis in needs}
     options = "".join(f" --{axis.replace('_', '-')} {AXES[axis]}" for axis in needs)
     assert DVC[stage]["cmd"] == f"restorelcc {stage}{options}"
@@ -169,28 +192,48 @@ def test_paths_are_those_of_the_layout() -> None:
         assert outs + DVC[stage].get("metrics", []) == [str(path) for path in paths]
 
 
-def _layer(module: str) -> str:
-    part = module.removeprefix("restorelcc.").split(".")[0]
-    if module.startswith("flows"):
-        return "flows"
-    if part in ("core", "io"):
-        return part
-    cli = ("cli", "verbs", "workflow", "params", "api", "oneshot", "__main__", "restorelcc")
-    return "cli" if part in cli else "stages"
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0 if path.is_relative_to(ROOT / "flows") else 1].removesuffix(".py")
 
 
-def test_imports_point_one_way_and_stages_do_not_meet() -> None:
-    for path in [*(ROOT / "restorelcc").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
+def _floor(room: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if room in floor)
+
+
+def test_imports_point_downwards_and_stages_do_not_meet() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
+        own = _room(path)
+        for module in imported_modules(path):
+            file = module_file(module)
+            assert file
+            room = _room(file)
+            assert room == own or _floor(room) < _floor(own), f"{path} imports {module}"
+            if own == room == "stages":
+                assert path.relative_to(PACKAGE).parts[1] == file.relative_to(PACKAGE).parts[1], f"{path}: {module}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = networkx.DiGraph()
+    for path in PACKAGE.rglob("*.py"):
         own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                if not name.startswith(("restorelcc.", "flows")):
-                    continue
-                assert LAYERS.index(_layer(name)) <= LAYERS.index(_layer(own)), f"{own} imports {name}"
-                if _layer(own) == _layer(name) == "stages":
-                    assert own.split(".")[1] == name.split(".")[1], f"{own} imports another stage: {name}"
+        graph.add_edges_from((own, module) for module in imported_modules(path))
+    assert list(networkx.simple_cycles(graph)) == []
+
+
+def test_base_needs_no_torch() -> None:
+    modules = [f"restorelcc.base.{path.stem}" for path in (PACKAGE / "base").glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_room_says_what_it_knows() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_link_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
 
 
 def test_files_stay_short_and_no_pickle_or_remote_code_is_loaded() -> None:

@@ -46,7 +46,7 @@ class Project:
         folder.mkdir()
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
-        shutil.copytree(ROOT / "imports", folder / "imports", symlinks=True)
+        shutil.copytree(ROOT / "versions", folder / "versions")
         shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))
         self.write_params(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
         self.environment = os.environ | {

@@ -1,25 +1,19 @@
-"""The command line: every stage is a verb, plus `check`, `table` and those in restorelcc/cli/app.
+"""The command line: every stage is a verb, plus `inputs`, `report`, `table` and those of the files beside this one.
 
 Exit codes: 0 done, 1 the computation failed, 2 bad input.
 """
 
 from __future__ import annotations
 
-import gc
-import importlib
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from restorelcc.base.cell import Cell
 from restorelcc.base.documents import write_json
 from restorelcc.base.errors import BadInput, StageFailed, first_line, is_disk_full
-from restorelcc.base.grid import ratio_label
 from restorelcc.base.layout import Layout
 from restorelcc.base.processes import is_first_process, process_count
 from restorelcc.cli import (
@@ -37,8 +31,18 @@ from restorelcc.cli import (
     versions,
 )
 from restorelcc.pipeline.inputs import lay_out_inputs
-from restorelcc.pipeline.params import Params, load_params
+from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.running import stage_running, started_by_dvc
+from restorelcc.pipeline.stages import (
+    PER_BASELINE,
+    PER_MODEL,
+    PER_PRUNING,
+    PER_RATIO,
+    STAGES,
+    TOGETHER,
+    Stage,
+    grid_cells,
+)
 from restorelcc.pipeline.stale import remove_stale_metrics
 from restorelcc.pipeline.versions import check_versions
 
@@ -50,38 +54,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-@dataclass(frozen=True)
-class Verb:
-    """A stage as a verb: module and function that run it, its params section, what a cell of it names, and whether it
-    may load a model, which is then on a GPU where there is one (dvc.yaml says it to the flow)."""
-
-    module: str
-    function: str
-    section: str
-    needs: tuple[str, ...]
-    loads_model: bool = False
-
-
-_M, _MP, _MPR = ("model",), ("model", "pruning"), ("model", "pruning", "head_ratio")
-_MPB = ("model", "pruning", "baseline")
-STAGES: dict[str, Verb] = {
-    "corpus": Verb("restorelcc.stages.corpus.stage", "run", "corpus", _M),
-    "dense": Verb("restorelcc.stages.dense.stage", "run", "dense", _M),
-    "capture_dense": Verb("restorelcc.stages.capture.stage", "run_dense", "capture", _M, loads_model=True),
-    "prune": Verb("restorelcc.stages.prune.stage", "run", "prune", _MP, loads_model=True),
-    "capture_pruned": Verb("restorelcc.stages.capture.stage", "run_pruned", "capture", _MP, loads_model=True),
-    "extract": Verb("restorelcc.stages.extract.stage", "run", "extract", _MP),
-    "probe": Verb("restorelcc.stages.probe.stage", "run", "probe", _MP, loads_model=True),
-    "compensate": Verb("restorelcc.stages.compensate.stage", "run", "compensate", _MPR, loads_model=True),
-    "baseline": Verb("restorelcc.stages.baseline.stage", "run", "baseline", _MPB, loads_model=True),
-    "evaluate_dense": Verb("restorelcc.stages.evaluate.stage", "run_dense", "evaluate", _M, loads_model=True),
-    "evaluate_pruned": Verb("restorelcc.stages.evaluate.stage", "run_pruned", "evaluate", _MP, loads_model=True),
-    "evaluate_restored": Verb("restorelcc.stages.evaluate.stage", "run_restored", "evaluate", _MPR, loads_model=True),
-    "evaluate_baseline": Verb("restorelcc.stages.evaluate.stage", "run_baseline", "evaluate", _MPB, loads_model=True),
-}
-
-TOGETHER = ("compensate", "baseline")  # stages that `accelerate launch` and torchrun may start in several processes
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="key of `models` in params.yaml")]
 PruningOption = Annotated[
@@ -100,26 +72,17 @@ _PARAMS = Path("params.yaml")
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
-    verb = STAGES[name]
+    stage = STAGES[name]
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
     with stage_running(layout, name, cell):
-        if started_by_dvc() and verb.section == "evaluate":  # a task file may name others than when `inputs` ran
+        if started_by_dvc() and stage.folder == "evaluate":  # a task file may name others than when `inputs` ran
             lay_out_inputs(params, cell.model, layout)
-        stage = _imported(verb)
-        entry = params.models[cell.model].part_for(verb.section)
-        stage(cell, params.section(cell.model, verb.section), entry, layout)
+        run = stage.imported()
+        entry = params.models[cell.model].part_for(stage.folder)
+        run(cell, params.section(cell.model, stage.folder), entry, layout)
     if is_first_process():
         write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
-
-
-def _imported(verb: Verb) -> Callable[..., None]:
-    """The stage's function; imported only now, so that --help and a refusal of bad input do not wait for torch."""
-    gc.disable()  # imports make objects that stay: collecting among them costs a second and frees nothing
-    function: Callable[..., None] = getattr(importlib.import_module(verb.module), verb.function)
-    gc.freeze()
-    gc.enable()
-    return function
 
 
 @app.callback()
@@ -131,7 +94,7 @@ def _check_processes(context: typer.Context) -> None:
         )
 
 
-def _add_verb(name: str, verb: Verb) -> None:
+def _add_verb(name: str, stage: Stage) -> None:
     def per_model(model: ModelOption, params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
         _run(name, params, set_, model=model)
 
@@ -158,27 +121,17 @@ def _add_verb(name: str, verb: Verb) -> None:
     ) -> None:
         _run(name, params, set_, model=model, pruning=pruning, baseline=baseline)
 
-    command: Any = {_M: per_model, _MP: per_pruning, _MPR: per_ratio, _MPB: per_baseline}[verb.needs]
-    help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in verb.needs)}."
+    of: dict[tuple[str, ...], Any] = {PER_MODEL: per_model, PER_PRUNING: per_pruning}
+    of |= {PER_RATIO: per_ratio, PER_BASELINE: per_baseline}
+    command = of[stage.axes]
+    help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in stage.axes)}."
     app.command(name, help=help_text)(command)
     if "_" in name:
         app.command(name.replace("_", "-"), help=help_text, hidden=True)(command)
 
 
-for _name, _verb in STAGES.items():
-    _add_verb(_name, _verb)
-
-
-def grid_cells(params: Params) -> list[Cell]:
-    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and baselines."""
-    cells = []
-    for model in params.grid.model:
-        cells.append(Cell(model))
-        for pruning in params.grid.pruning:
-            cells.append(Cell(model, pruning))
-            cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in params.grid.head_ratio]
-            cells += [Cell(model, pruning, baseline=name) for name in params.grid.baseline]
-    return cells
+for _name, _stage in STAGES.items():
+    _add_verb(_name, _stage)
 
 
 @app.command("inputs", help="Stage inputs, for one model or all of the grid: show DVC the files that they name.")
@@ -201,7 +154,7 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
     check_versions(layout.root)
     with stage_running(layout, "report"):
         remove_stale_metrics(layout, checked.grid.model_dump())
-        results = run(grid_cells(checked), checked.report, layout)
+        results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:
         typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
 

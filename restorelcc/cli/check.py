@@ -13,6 +13,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.params import Params, hidden_changes, load_params
+from restorelcc.pipeline.stages import grid_cells
 
 
 def add(app: typer.Typer) -> None:
@@ -43,9 +44,7 @@ def check(
         return
     if as_json:
         raise BadInput("check --json is what a model's data hold: add --model NAME")
-    from restorelcc.cli.app import grid_cells
-
-    typer.echo(f"{params} is good: {len(grid_cells(checked))} models to evaluate", err=True)
+    typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
     for sentence in hidden_changes(checked):
         typer.echo(f"restorelcc: note: {sentence}", err=True)
     _compare_sources(checked, layout)

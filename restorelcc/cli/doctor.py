@@ -75,11 +75,11 @@ def _packages(root: Path) -> Iterator[Finding]:
     for package, (recorded, found) in changed.items():
         yield Finding(
             True,
-            f"{package} {found} is installed, imports/packages has {recorded}: run `restorelcc versions`, "
+            f"{package} {found} is installed, versions/ has {recorded}: run `restorelcc versions`, "
             "or install constraints.txt",
         )
     if not changed:
-        yield Finding(False, "installed packages are those of imports/packages")
+        yield Finding(False, "installed packages are those of versions/")
 
 
 def _runs(root: Path) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`restorelcc versions`: bring imports/packages up to date with the installed packages."""
+"""`restorelcc versions`: bring versions/ up to date with the installed packages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from restorelcc.pipeline.versions import write_versions
 
 def add(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command(
-        "versions", help="Write the installed versions of packages into imports/packages, where DVC sees them."
-    )(versions)
+    app.command("versions", help="Write the installed versions of packages into versions/, where DVC sees them.")(
+        versions
+    )
 
 
 def versions(
-    params: Annotated[Path, typer.Option("--params", help="the parameter file; imports/ lies beside it")] = Path(
+    params: Annotated[Path, typer.Option("--params", help="the parameter file; versions/ lies beside it")] = Path(
         "params.yaml"
     ),
 ) -> None:

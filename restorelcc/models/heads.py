@@ -1,6 +1,7 @@
 """Head arithmetic; the only place where heads are counted, numbered, split and joined.
 
-Letters: L layers, H query heads, D head dim, X = H*D (input width of the out-projection), P chosen heads.
+Letters: L layers, H query heads, D head dim, X = H*D (input width of the out-projection), P chosen heads,
+K kept components.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from restorelcc.base.errors import BadInput
@@ -57,3 +59,8 @@ def chosen_count(ratio: float, layout: HeadLayout) -> int:
             f"give at least {math.ceil(500 / layout.total) / 1000:g}"
         )
     return count
+
+
+def main_component(directions_HDD: Tensor, loadings_HD: Tensor, count: int) -> Tensor:
+    """c = sum_{i<=K} alpha_i v_i. RestoreLCC eq. 4. Returns [..., H, D]; with K = D it is the mean row of dZ."""
+    return torch.einsum("...hk,...hkd->...hd", loadings_HD[..., :count], directions_HDD[..., :count, :])

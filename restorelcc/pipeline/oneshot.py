@@ -7,7 +7,6 @@ inputs have changed runs again, with all that come after it.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.progress import notice
 from restorelcc.pipeline.params import Params, load_params
+from restorelcc.pipeline.stages import STAGES
 
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
@@ -79,38 +79,24 @@ def run_chain(request: Request) -> Restored:
 
 
 def _run(stage: str, cell: Cell, params: Params, layout: Layout) -> None:
-    from restorelcc.cli.app import STAGES
-
-    verb = STAGES[stage]
-    function = getattr(importlib.import_module(verb.module), verb.function)
-    own = Cell(**{need: getattr(cell, need) for need in verb.needs})
-    function(own, params.section(MODEL, verb.section), params.models[MODEL], layout)
+    entry = STAGES[stage]
+    own = Cell(**{axis: getattr(cell, axis) for axis in entry.axes})
+    model = params.models[MODEL].part_for(entry.folder)
+    entry.imported()(own, params.section(MODEL, entry.folder), model, layout)
 
 
 def _fingerprints(params: Params, own: str) -> Iterator[tuple[str, str]]:
     """(stage, digest of all that its result depends on): its settings, and those of every stage before it."""
-    from restorelcc.cli.app import STAGES
-
     total = hashlib.sha256(f"{own} {params.models[MODEL].model_dump_json()} {params.grid.pruning}".encode())
     for stage in CHAIN:
-        total.update(f"{stage} {params.section(MODEL, STAGES[stage].section).model_dump_json()}".encode())
-        if "head_ratio" in STAGES[stage].needs:
+        total.update(f"{stage} {params.section(MODEL, STAGES[stage].folder).model_dump_json()}".encode())
+        if "head_ratio" in STAGES[stage].axes:
             total.update(str(params.grid.head_ratio).encode())
         yield stage, total.hexdigest()
 
 
 def _there(stage: str, cell: Cell, layout: Layout) -> bool:
-    outputs = {
-        "corpus": layout.corpus(cell),
-        "dense": layout.dense(cell),
-        "capture_dense": layout.dense_activations(cell),
-        "prune": layout.pruned(cell),
-        "capture_pruned": layout.pruned_activations(cell),
-        "extract": layout.components(cell),
-        "probe": layout.heads(cell),
-        "compensate": layout.compensation(cell),
-    }
-    return outputs[stage].exists()
+    return all(path.exists() for path in STAGES[stage].paths(layout, cell))
 
 
 def _inputs(request: Request) -> str:

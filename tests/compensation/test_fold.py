@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, parse_site
 from restorelcc.compensation.fold import check_class_carries, fold, folded_bias
+from restorelcc.compensation.hooks import compensated, offset_heads
 from restorelcc.models.architectures import (
     FAMILIES,
     blocks_of,
@@ -18,7 +19,6 @@ from restorelcc.models.architectures import (
     out_projections,
     prunable_linears,
 )
-from restorelcc.models.hooks import compensated, offset_heads
 from tests import pico
 
 

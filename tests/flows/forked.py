@@ -29,9 +29,9 @@ def serve(path):
     """Import what stages import, then run every command in a fork, until this process is ended."""
     import importlib
 
-    from restorelcc.cli.app import STAGES
+    from restorelcc.pipeline.stages import STAGES
 
-    for module in {verb.module for verb in STAGES.values()} | {
+    for module in {stage.module for stage in STAGES.values()} | {
         "restorelcc.stages.report.stage",
         "lm_eval",
         "sklearn.svm",

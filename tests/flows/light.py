@@ -35,8 +35,8 @@ class LightProject:
         folder.mkdir(parents=True)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
-        for name in ("restorelcc", "flows", "imports"):
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("restorelcc", "flows", "versions"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         self._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
         content = self.shipped_params()
         names = ("tiny", "second", "third")[:models]

@@ -38,7 +38,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     done = project.restorelcc("doctor", "--cache", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.code == 1
     for named in (
-        "imports/packages has 0.1: run `restorelcc versions`",
+        "versions/ has 0.1: run `restorelcc versions`",
         "1 scratch folders of killed stages: rm -r",
         "dvc.lock was broken and is gone",
         f"{cached.name} was altered, and a push would spread it",

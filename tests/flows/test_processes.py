@@ -120,20 +120,22 @@ def test_entries_are_merged_by_stage_name(tmp_path: Path) -> None:
 def test_versions_are_those_installed_and_a_stage_refuses_others(tmp_path: Path) -> None:
     check_versions(tmp_path)  # no folder, nothing to check
     (tmp_path / FOLDER).mkdir(parents=True)
-    write_version(tmp_path, "numpy", "0.1")
-    write_version(tmp_path, "no-such-package", "1.0")
+    (tmp_path / FOLDER / "numerics").write_text("numpy==0.1\nno-such-package==1.0\n")
+    (tmp_path / FOLDER / "report").write_text(f"jinja2=={installed('jinja2')}\n")
     assert differences(tmp_path) == {"numpy": ("0.1", installed("numpy"))}
-    with pytest.raises(BadInput, match=r"numpy .* where imports/packages has 0\.1: run `restorelcc versions`"):
+    with pytest.raises(BadInput, match=r"numpy .* where versions/ has 0\.1: run `restorelcc versions`"):
         check_versions(tmp_path)
-    assert write_versions(tmp_path) == [f"{FOLDER}/numpy: 0.1 -> {installed('numpy')}"]
+    assert write_versions(tmp_path) == [f"{FOLDER}: numpy 0.1 -> {installed('numpy')}"]
     check_versions(tmp_path)
-    assert read_versions(tmp_path) == {"no-such-package": "1.0", "numpy": installed("numpy")}
-    file = tmp_path / FOLDER / "numpy"
+    recorded = {"no-such-package": "1.0", "numpy": installed("numpy"), "jinja2": installed("jinja2")}
+    assert read_versions(tmp_path) == recorded
+    file = tmp_path / FOLDER / "numerics"
     stamp = file.stat().st_mtime_ns
     assert write_versions(tmp_path) == []
-    assert file.stat().st_mtime_ns == stamp
-    file.write_text("\n")
-    with pytest.raises(BadInput, match=r"numpy must hold one version: restore it with `git checkout imports/packages`"):
+    write_version(tmp_path, "jinja2", "99.0")
+    assert file.stat().st_mtime_ns == stamp, "a group without the package is left alone"
+    file.write_text("numpy\n")
+    with pytest.raises(BadInput, match=r"numerics must hold lines package==version: .*`git checkout versions`"):
         check_versions(tmp_path)
 
 

@@ -7,8 +7,9 @@ import yaml
 from typer.testing import CliRunner
 
 from restorelcc.base.errors import BadInput
-from restorelcc.cli.app import app, grid_cells, main
+from restorelcc.cli.app import app, main
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.stages import grid_cells
 from tests.dag import ROOT
 
 SHIPPED = ROOT / "params.yaml"
@@ -73,7 +74,7 @@ BAD = [
 
 def test_the_shipped_file_is_good_and_complete() -> None:
     params = load_params(SHIPPED)
-    assert next(str(cell) for cell in grid_cells(params)) == "tiny"
+    assert next(str(cell) for cell in grid_cells(params.grid)) == "tiny"
     sections = set(yaml.safe_load(SHIPPED.read_text()))
     assert sections == set(type(params).model_fields)
 

@@ -1,0 +1,1 @@
+"""What inference engines make of a checkpoint."""

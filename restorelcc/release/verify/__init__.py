@@ -1,0 +1,1 @@
+"""Proof that a restored checkpoint is what it says."""

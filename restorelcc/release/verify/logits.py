@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import StageFailed
 from restorelcc.compensation.compensation import Compensation
-from restorelcc.models.hooks import compensated
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.tensors import read_tensors
 from restorelcc.release.original import original_config, original_tensors
 from restorelcc.release.verify.violation import Violation

@@ -1,5 +1,1 @@
-"""Stage `capture`; `restorelcc.capture(...)` runs its method on models in memory (restorelcc/api.py)."""
-
-from restorelcc.callable_package import make_callable
-
-make_callable(__name__)
+"""Head outputs of the dense and the pruned model at the last tokens of questions and responses."""

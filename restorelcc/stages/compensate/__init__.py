@@ -1,5 +1,1 @@
-"""Stage `compensate`; `restorelcc.compensate(...)` runs its method on models in memory (restorelcc/api.py)."""
-
-from restorelcc.callable_package import make_callable
-
-make_callable(__name__)
+"""Training of the paper's compensation for the best-ranked heads."""

@@ -1,0 +1,1 @@
+"""Everything that later stages read as text: calibration, pairs, contrast tuples, held-out texts, tasks."""

@@ -1,0 +1,1 @@
+"""The dense checkpoint: pretrained here on the embedded world, or a reference to the user's."""

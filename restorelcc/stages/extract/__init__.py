@@ -1,5 +1,1 @@
-"""Stage `extract`; `restorelcc.extract(...)` runs its method on models in memory (restorelcc/api.py)."""
-
-from restorelcc.callable_package import make_callable
-
-make_callable(__name__)
+"""The components that pruning lost: directions, singular values and loadings of every head."""

@@ -1,5 +1,1 @@
-"""Stage `probe`; `restorelcc.probe(...)` runs its method on models in memory (restorelcc/api.py)."""
-
-from restorelcc.callable_package import make_callable
-
-make_callable(__name__)
+"""Which heads matter: scores of every head, and their ranks."""

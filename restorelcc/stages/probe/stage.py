@@ -17,8 +17,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.publish import published
 from restorelcc.base.tables import write_table
-from restorelcc.compensation.components import main_component
-from restorelcc.models.heads import HeadLayout
+from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.probe.config import ProbeConfig

@@ -1,0 +1,1 @@
+"""The whole grid as a page, Markdown, JSON, figures and a table on the terminal."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.fold import fold
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import FAMILIES, family_of, head_layout
-from restorelcc.models.hooks import compensated
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.routes import LLAMA_EQUIVALENTS

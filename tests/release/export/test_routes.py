@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_model
-from restorelcc.models.hooks import compensated
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.routes import plan_route
 from tests import pico

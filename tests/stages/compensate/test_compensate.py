@@ -8,8 +8,8 @@ import torch
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.fold import fold
+from restorelcc.compensation.hooks import offset_heads
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.hooks import offset_heads
 from restorelcc.models.text import EncodedPair
 from restorelcc.stages.compensate.config import CompensateConfig
 from restorelcc.stages.prune.prune import prune_model

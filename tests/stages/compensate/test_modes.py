@@ -11,11 +11,11 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.site_names import SITES
-from restorelcc.compensation.components import main_component
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import FAMILIES, head_layout, out_projections
 from restorelcc.models.checkpoints import load_model
+from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.compensate.config import CompensateConfig, DistillConfig
 from restorelcc.stages.compensate.ratio import one_standard_error_rule

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import torch
 
-from restorelcc.compensation.components import main_component
+from restorelcc.models.heads import main_component
 from restorelcc.stages.extract.decompose import decompose
 
 SOLVERS: tuple[Literal["svd"], Literal["gram"]] = ("svd", "gram")

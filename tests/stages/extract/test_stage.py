@@ -11,8 +11,7 @@ import torch
 from restorelcc.activations.store import layer_file, read_layer, write_layer
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.compensation.components import main_component
-from restorelcc.models.heads import HeadLayout
+from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.extract.config import ExtractConfig
 from restorelcc.stages.extract.stage import run

@@ -12,10 +12,10 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.head_table import HEADS
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import read_metadata, read_table
-from restorelcc.compensation.components import main_component
+from restorelcc.compensation.hooks import offset_heads
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import save_checkpoint
-from restorelcc.models.hooks import offset_heads
+from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import EncodedContrast, encode_contrasts
 from restorelcc.stages.extract.config import ExtractConfig

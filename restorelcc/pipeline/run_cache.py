@@ -1,0 +1,95 @@
+"""What a remote and the run-cache hold of a project: brought back, stage by stage, without computing anything."""
+
+from __future__ import annotations
+
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.inputs import STAGE as INPUTS
+from restorelcc.pipeline.lockfile import heal
+
+
+def mend(repo: Any, root: Path) -> str | None:
+    """Heal dvc.lock; what was done, or None where nothing had to be."""
+    from dvc.repo import lock_repo
+
+    with lock_repo(repo):
+        return heal(root)
+
+
+def lost_files(root: Path) -> list[str]:
+    """Outputs that dvc.lock names and the local cache lacks: after a fetch, what the remote could not give."""
+    from dvc.repo import lock_repo
+
+    with opened(root) as repo, lock_repo(repo):
+        outs = [out for stage in repo.index.stages for out in stage.outs]
+        return sorted(out.def_path for out in outs if out.use_cache and out.hash_info and out.changed_cache())
+
+
+def restore_from_cache(
+    root: Path, remote: str, only: set[str] | None = None, download: bool = True
+) -> tuple[int, list[str]]:
+    """Check out every stage (or `only` some) that somebody ran with the same inputs: how many; names of the others.
+
+    `download`: files that are not in the local cache are fetched from the remote, stage by stage.
+    """
+    import networkx
+    from dvc.repo import lock_repo
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    restored: list[Any] = []
+    missing: list[str] = []
+    # DVC looks for a run-cache entry's dvc.yaml in the working folder.
+    with chdir(root), opened(Path()) as repo, lock_repo(repo):
+        repo.config["core"]["remote"] = remote
+        try:
+            for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
+                needs = {needed.name for needed in repo.index.graph.successors(stage)}
+                if needs.intersection(missing):
+                    missing.append(stage.name)
+                elif (only is None or stage.name in only) and stage.changed():
+                    try:
+                        if stage.name.startswith(f"{INPUTS}@"):
+                            _record(stage)
+                        else:
+                            _restore(repo, stage, download)
+                        restored.append(stage)
+                    except RunCacheNotFoundError:
+                        missing.append(stage.name)
+        finally:
+            _write_lock(restored)
+    return len(restored), missing
+
+
+def _restore(repo: Any, stage: Any, download: bool) -> None:
+    """As `dvc repro --pull` restores a stage, without pulling the whole run-cache again for each."""
+    repo.stage_cache.restore(stage, pull=download)
+    stage.save()
+    stage.commit()
+
+
+def _record(stage: Any) -> None:
+    """Note what lies under data/inputs, which was just made here; where it could not be, what dvc.lock has stays."""
+    if all(out.exists for out in stage.outs):
+        stage.save()
+        stage.commit()
+
+
+def _write_lock(stages: list[Any]) -> None:
+    """The entries of all stages at once: DVC parses and writes the whole of dvc.lock each time, in seconds."""
+    for path, file in {stage.path: stage.dvcfile for stage in stages}.items():
+        file.dump_stages([stage for stage in stages if stage.path == path], update_pipeline=False)
+
+
+def opened(root: Path) -> Any:
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        return Repo(str(root.resolve()), _wait_for_lock=True)
+    except NotDvcRepoError as error:
+        raise BadInput(f"{root.resolve()} is no DVC project: run in the project's folder or give --root") from error
+    except DvcException as error:
+        raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error

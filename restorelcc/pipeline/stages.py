@@ -1,0 +1,80 @@
+"""The one registry of stages: what runs each, per cell of which axes, what it writes, and whether it loads a model.
+
+The verbs of the command line and `restore` follow it; dvc.yaml is asserted equal to it (tests/test_dag.py).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.grid import ratio_label
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline.params import Grid
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage."""
+
+    folder: str  # below restorelcc/stages; also its section of params.yaml
+    function: str  # of its stage.py: (cell, section, the model's entry, layout) -> None
+    axes: tuple[str, ...]  # of the grid, that a cell of it names
+    outputs: tuple[str, ...]  # methods of Layout; metrics come last
+    loads_model: bool = False  # it may, and is then on a GPU where there is one (dvc.yaml says it to the flow)
+
+    @property
+    def module(self) -> str:
+        return f"restorelcc.stages.{self.folder}.stage"
+
+    def imported(self) -> Callable[..., None]:
+        """The function; imported only now, so that --help and a refusal of bad input do not wait for torch."""
+        gc.disable()  # imports make objects that stay: collecting among them costs a second and frees nothing
+        function: Callable[..., None] = getattr(importlib.import_module(self.module), self.function)
+        gc.freeze()
+        gc.enable()
+        return function
+
+    def paths(self, layout: Layout, cell: Cell) -> list[Path]:
+        """What it writes for a cell."""
+        return [getattr(layout, name)(cell) for name in self.outputs]
+
+
+PER_MODEL, PER_PRUNING = ("model",), ("model", "pruning")
+PER_RATIO, PER_BASELINE = ("model", "pruning", "head_ratio"), ("model", "pruning", "baseline")
+_EVALUATED = ("samples", "details", "metrics")
+# `inputs` and `report`, which are of the whole params.yaml, are verbs of their own.
+STAGES: dict[str, Stage] = {
+    "corpus": Stage("corpus", "run", PER_MODEL, ("corpus", "sources")),
+    "dense": Stage("dense", "run", PER_MODEL, ("dense",)),
+    "capture_dense": Stage("capture", "run_dense", PER_MODEL, ("dense_activations",), loads_model=True),
+    "prune": Stage("prune", "run", PER_PRUNING, ("pruned",), loads_model=True),
+    "capture_pruned": Stage("capture", "run_pruned", PER_PRUNING, ("pruned_activations",), loads_model=True),
+    "extract": Stage("extract", "run", PER_PRUNING, ("components",)),
+    "probe": Stage("probe", "run", PER_PRUNING, ("heads",), loads_model=True),
+    "compensate": Stage("compensate", "run", PER_RATIO, ("compensation", "training"), loads_model=True),
+    "baseline": Stage("baseline", "run", PER_BASELINE, ("baseline",), loads_model=True),
+    "evaluate_dense": Stage(
+        "evaluate", "run_dense", PER_MODEL, ("samples", "details", "reference", "metrics"), loads_model=True
+    ),
+    "evaluate_pruned": Stage("evaluate", "run_pruned", PER_PRUNING, _EVALUATED, loads_model=True),
+    "evaluate_restored": Stage("evaluate", "run_restored", PER_RATIO, _EVALUATED, loads_model=True),
+    "evaluate_baseline": Stage("evaluate", "run_baseline", PER_BASELINE, _EVALUATED, loads_model=True),
+}
+TOGETHER = ("compensate", "baseline")  # stages that `accelerate launch` and torchrun may start in several processes
+
+
+def grid_cells(grid: Grid) -> list[Cell]:
+    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and baselines."""
+    cells = []
+    for model in grid.model:
+        cells.append(Cell(model))
+        for pruning in grid.pruning:
+            cells.append(Cell(model, pruning))
+            cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in grid.head_ratio]
+            cells += [Cell(model, pruning, baseline=name) for name in grid.baseline]
+    return cells
