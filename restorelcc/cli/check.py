@@ -14,6 +14,7 @@ from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.params import Params, hidden_changes, load_params
 from restorelcc.pipeline.stages import grid_cells
+from restorelcc.stages.inputs.stage import lay_out
 
 
 def add(app: typer.Typer) -> None:
@@ -68,6 +69,8 @@ def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) 
 
 def _compare_sources(params: Params, layout: Layout) -> None:
     """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+    for alias in params.grid.model:
+        lay_out(alias, params.named(alias), layout.root)  # refuses a file or folder that is not there
     models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
     external = any(parse_pruning(pruning).external for pruning in prunings)
     if not external and all(entry.is_microworld for entry in models.values()):

@@ -121,6 +121,8 @@ EDITS: list[tuple[str, Edit, set[str]]] = [
     ("a task that now includes it", write("tasks/three.yaml", TASK.replace("{name}", "late.yaml")), EVALUATIONS),
     ("and that file edited", append("late.yaml", "# an edit\n"), EVALUATIONS),
     ("a task removed: results from the cache", remove("tasks/three.yaml"), {f"evaluate_dense@{MODEL}"}),
+    ("what a called function imports, elsewhere", append("functions/more.py", "# an edit\n"), EVALUATIONS),
+    ("a prompt beside the tasks", write("tasks/prompt.md", "Answer."), EVALUATIONS),
     ("a readme of the tasks", append("tasks/README.md"), NOTHING),
     ("a local copy of a task's data", append("copies/arc_easy/validation.jsonl", '{"question": "!"}\n'), EVALUATIONS),
     ("the dense weights", append("dense/model.safetensors", "x"), WEIGHTS),

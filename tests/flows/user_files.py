@@ -44,10 +44,15 @@ def _write_tasks(home: Path) -> None:
         "metric_list:\n  - metric: acc\n"
     )
     (tasks / "two.yaml").write_text(
-        f"include: ../shared.yaml\ntask: two\ndataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {home}/elsewhere/more.jsonl}}}}\ntest_split: test\n"
+        f"include: [../shared.yaml, ../functions/base.yaml]\ntask: two\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: 'file://{home}/elsewhere/more.jsonl'}}}}\ntest_split: test\n"
         "doc_to_text: question\ndoc_to_choice: choices\n"
     )
+    functions = home / "functions"
+    functions.mkdir()
+    (functions / "base.yaml").write_text("process_docs: !function helpers.process\n")
+    (functions / "helpers.py").write_text("from more import clean\n")
+    (functions / "more.py").write_text("def clean(text):\n    return text\n")
     (tasks / "README.md").write_text("read by people")
 
 

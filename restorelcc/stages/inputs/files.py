@@ -15,7 +15,8 @@ import yaml
 from restorelcc.base.errors import BadInput
 
 _SKIPPED = {"__pycache__", ".git", ".ipynb_checkpoints"}
-_NOT_READ = (".md", ".pyc")
+_NOT_READ = re.compile(r"(readme|licen[cs]e).*|.*\.pyc", re.IGNORECASE)
+_TASK_FILES = (".yaml", ".yml")
 _FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
 
 
@@ -39,49 +40,70 @@ def files_below(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part in _SKIPPED or part.startswith(".") for part in parts)
-        if not hidden and path.suffix not in _NOT_READ and path.is_file():
+        if not hidden and not _NOT_READ.fullmatch(path.name) and path.is_file():
             found.append(path)
     return found
 
 
-def task_paths(tasks: Iterable[str], root: Path) -> list[Path]:
-    """Those of the tasks that are a path: a folder of task files, or one of them."""
-    paths = (absolute(root, name) for name in tasks)
-    return [path for path in paths if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml"))]
+def task_paths(key: str, tasks: Iterable[str], root: Path) -> list[Path]:
+    """Those of the tasks that are a path: a folder of task files, or one of them. Raises BadInput where it is not."""
+    found = []
+    for name in tasks:
+        path = absolute(root, name)
+        if path.is_dir() or (path.is_file() and path.suffix in _TASK_FILES):
+            found.append(path)
+        elif "/" in name or name.endswith(_TASK_FILES):
+            raise BadInput(f"{key} has {name!r}, and there is no such folder or task file: correct the path")
+    return found
 
 
 def referred_files(paths: list[Path], root: Path) -> list[Path]:
     """What task files, or those in folders of tasks, refer to outside these folders, and what that refers to."""
     inside = {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
     known, found = set(inside), []
-    todo = [path for path in inside.values() if path.suffix in (".yaml", ".yml")]
+    todo = [path for path in inside.values() if path.suffix in _TASK_FILES]
     while todo:
         for path in _referred(todo.pop(), root):
             if path.resolve() in known or not path.is_file():
                 continue
             known.add(path.resolve())
             found.append(path)
-            if path.suffix in (".yaml", ".yml"):
+            if path.suffix in _TASK_FILES:
                 todo.append(path)
     return sorted(found)
 
 
 def _referred(task_file: Path, root: Path) -> Iterator[Path]:
-    """Files that a task file includes (beside itself), calls as `!function` (beside itself) or reads data from
-    (counted from the project's folder). What cannot be parsed refers to nothing; the evaluation says what is wrong."""
+    """Files that a task file includes (beside itself), calls as `!function` (beside itself, with what that may import
+    from beside it) or reads data from (counted from the project's folder).
+
+    What cannot be parsed refers to nothing; the evaluation says what is wrong. Raises BadInput for a file to include,
+    or of data, that is not there.
+    """
     try:
         text = task_file.read_text(encoding="utf-8")
         content = _Untagged(text).get_single_data()
     except (OSError, ValueError, yaml.YAMLError):
         return
     for module in _FUNCTION.findall(text):
-        yield task_file.parent / f"{module.replace('.', '/')}.py"
+        called = task_file.parent / f"{module.replace('.', '/')}.py"
+        yield called
+        if called.is_file():
+            yield from (path for path in files_below(called.parent) if path.suffix == ".py")
     for value in _values_of(content, "include"):
-        yield from (task_file.parent / name for name in _texts(value))
+        yield from (_there(task_file, task_file.parent / name) for name in _texts(value))
     for key in ("data_files", "data_dir", "dataset_path"):
         for value in _values_of(content, key):
             for name in _texts(value):
-                yield from _data_at(root, name)
+                found = list(_data_at(root, name.removeprefix("file://")))
+                is_path = key == "data_files" and "://" not in name.removeprefix("file://")
+                yield from (_there(task_file, path) for path in found) if is_path else found
+
+
+def _there(task_file: Path, path: Path) -> Path:
+    if not path.exists():
+        raise BadInput(f"the task file {task_file} names {path}, which is not there: correct the path")
+    return path
 
 
 def _data_at(root: Path, name: str) -> Iterator[Path]:

@@ -52,12 +52,12 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     for name, source in folders.items():
         path = absolute(root, source) if source else None
         found[name] = path.absolute() if path is not None and path.is_dir() else {"source": source}
-    return found | _tasks(named, root)
+    return found | _tasks(alias, named, root)
 
 
-def _tasks(named: Named, root: Path) -> Entries:
+def _tasks(alias: str, named: Named, root: Path) -> Entries:
     """Folders of tasks; and file by file what they refer to outside them, further folders, and local copies of data."""
-    paths = task_paths(named.entry.task_names, root)
+    paths = task_paths(f"models.{alias}.tasks", named.entry.task_names, root)
     folders = [path for path in paths if path.is_dir()]
     found: Entries = {
         f"tasks-{number + 1}": folders[number].absolute() if number < len(folders) else {"source": None}

@@ -1,0 +1,48 @@
+"""What task files refer to, and what is said of a file that is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.stages.inputs.files import files_below, referred_files
+from restorelcc.stages.inputs.named import Named
+from restorelcc.stages.inputs.stage import lay_out
+
+
+def test_what_a_task_refers_to_is_found_across_files(tmp_path: Path) -> None:
+    tasks, other = tmp_path / "tasks", tmp_path / "other"
+    tasks.mkdir()
+    other.mkdir()
+    (tasks / "one.yaml").write_text(
+        f"include: ../other/base.yaml\ndataset_kwargs:\n  data_files: {{test: 'file://{tmp_path}/rows.jsonl'}}\n"
+    )
+    (other / "base.yaml").write_text("process_docs: !function called.run\ndoc_to_text: question\n")
+    for name in ("called.py", "beside.py", "README.md"):
+        (other / name).write_text("")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tasks / "prompt.md").write_text("read by a function")
+    (tasks / "README").write_text("read by people")
+    found = {path.name for path in referred_files([tasks], tmp_path)}
+    assert found == {"base.yaml", "called.py", "beside.py", "rows.jsonl"}
+    assert {path.name for path in files_below(tasks)} == {"one.yaml", "prompt.md"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("include: gone.yaml\n", "gone.yaml"), ("dataset_kwargs: {data_files: {test: gone.jsonl}}\n", "gone.jsonl")],
+)
+def test_a_file_that_a_task_names_and_that_is_not_there_is_refused(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "one.yaml").write_text(text)
+    with pytest.raises(BadInput, match=rf"the task file .*one\.yaml names .*{named}, which is not there"):
+        referred_files([tmp_path / "tasks"], tmp_path)
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    entry = ModelEntry(source="microworld", tasks=("arc_easy", "nowhere/tasks"))
+    with pytest.raises(BadInput, match=r"models\.mine\.tasks has 'nowhere/tasks', and there is no such folder or task"):
+        lay_out("mine", Named(entry=entry), tmp_path)
