@@ -17,7 +17,7 @@ from restorelcc.cli.app import app
 
 @contextmanager
 def stages_run_here() -> Iterator[list[str]]:
-    """Yields the commands of stages that ran. What a stage refuses ends as its process would: said, and an exit code."""
+    """Yields the commands of stages that ran. One that refuses ends as its process would: said, with an exit code."""
     commands: list[str] = []
 
     def run(executable: str, command: str, cwd: str, env: dict[str, str], **rest: Any) -> None:

@@ -23,9 +23,7 @@ from restorelcc.cli.sizes import size_in_bytes
 
 def add(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("restore", help="Restore a pruned model, or prune and restore one, in one command.")(
-        restore
-    )
+    app.command("restore", help="Restore a pruned model, or prune and restore one, in one command.")(restore)
 
 
 def restore(

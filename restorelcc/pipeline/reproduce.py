@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from pathlib import Path
 
 from restorelcc.base.errors import StageFailed, first_line
 from restorelcc.base.layout import Layout
 from restorelcc.base.progress import notice
+from restorelcc.pipeline.dvc_log import told
+from restorelcc.pipeline.lockfile import heal
 
 _EXIT = re.compile(r"exited with (-?\d+)")
 _SAID = {1, 2, 130}  # exit codes of `restorelcc`, which has printed its sentence then
-_TOLD = {
-    re.compile(r"Stage '(\w+)@.*' didn't change, skipping"): "is done",
-    re.compile(r"Stage '(\w+)@.*' is cached - skipping run"): "was done before, and comes back from the cache",
-}
 _PACKAGES = Path(__file__).parents[2]  # where this package is imported from
 
 
@@ -38,11 +34,14 @@ def reproduce(layout: Layout, target: str, title: str) -> None:
     Raises StageEnded when one ends badly, and StageFailed where it could not even say so.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.repo import Repo, lock_repo
 
     site = {"core": {"site_cache_dir": str(layout.root / ".dvc" / "tmp" / "site")}}  # goes with the folder
     try:
-        with _told(title), chdir(layout.root), Repo(str(layout.root), config=site) as repo:
+        with told(title), chdir(layout.root), Repo(str(layout.root), config=site) as repo:
+            with lock_repo(repo):
+                if healed := heal(layout.root):
+                    notice(title, healed)
             repo.reproduce(targets=[target], run_env=_environment(layout))
     except DvcException as error:
         raise _ended(error, target) from error
@@ -73,31 +72,3 @@ def _environment(layout: Layout) -> dict[str, str]:
         "PATH": os.pathsep.join([str(folder), before["PATH"] or os.defpath]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_PACKAGES), before["PYTHONPATH"]])),
     }
-
-
-class _Teller(logging.Handler):
-    def __init__(self, title: str) -> None:
-        super().__init__(logging.INFO)
-        self.title = title
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        for pattern, words in _TOLD.items():
-            if match := pattern.match(text):
-                notice(self.title, f"{match[1]} {words}")
-        if record.levelno >= logging.WARNING:
-            notice(self.title, text)
-
-
-@contextmanager
-def _told(title: str) -> Iterator[None]:
-    """Of what DVC logs meanwhile, say what concerns the user, in place of all of it on the terminal."""
-    logger = logging.getLogger("dvc")
-    level, handlers = logger.level, logger.handlers
-    logger.handlers = [_Teller(title)]
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.handlers = handlers
-        logger.setLevel(level)

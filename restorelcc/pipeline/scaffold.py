@@ -13,6 +13,7 @@ from typing import Any
 
 import restorelcc
 from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.versions import CODE, FOLDER, GROUPS, code_digest, installed
 
 _TEMPLATES = Path(__file__).with_name("project")
@@ -21,6 +22,7 @@ _HEADER = """\
 # The pipeline of restorelcc {version}: what each stage runs, reads and writes. The code is the installed package, whose
 # digests, folder by folder, are in {code}; `restorelcc versions` brings them up to date.
 """
+_IGNORED = (".gitignore", ".dvcignore")
 ABSENT = "absent"  # in place of the version of a package that is not installed
 
 
@@ -43,12 +45,36 @@ def pipeline() -> str:
 
 def write_project(folder: Path, params: str) -> None:
     """Write the files of a project, and replace those that are there; what is right already is left alone."""
-    files = {"dvc.yaml": pipeline(), "params.yaml": params, ".dvcignore": template("dvcignore")}
-    files |= {".gitignore": template("gitignore")}
+    files = {"dvc.yaml": pipeline(), "params.yaml": params}
+    files |= {name: template(name[1:]) for name in _IGNORED}
     for group, packages in GROUPS.items():
         files[f"{FOLDER}/{group}"] = "".join(f"{name}=={installed(name) or ABSENT}\n" for name in packages)
     for room in code_folders():
         files[f"{FOLDER}/{CODE}/{room}"] = f"{code_digest(room)}\n"
+    _write(folder, files)
+
+
+def new_project(folder: Path) -> None:
+    """A project of a user's own, with git and DVC; what git and DVC ignore there already is added to.
+
+    Raises BadInput where there is no git, or DVC cannot be set up.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    init_repository(folder)
+    ignored = {name: folder / name for name in _IGNORED if (folder / name).is_file()}
+    before = {name: path.read_text(encoding="utf-8") for name, path in ignored.items()}
+    write_project(folder, template("params"))
+    joined = {name: _joined(text, template(name[1:])) for name, text in before.items()}
+    _write(folder, joined | {"prefect.yaml": template("prefect")})
+
+
+def _joined(text: str, more: str) -> str:
+    known = set(text.splitlines())
+    added = "".join(f"{line}\n" for line in more.splitlines() if line not in known)
+    return f"{text.rstrip()}\n{added}".lstrip("\n")
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
@@ -57,7 +83,10 @@ def write_project(folder: Path, params: str) -> None:
 
 
 def init_repository(folder: Path) -> None:
-    """A git and a DVC repository in the folder; those that are there are kept, and git's may begin further above."""
+    """A git and a DVC repository in the folder; those that are there are kept, and git's may begin further above.
+
+    DVC's is of the folder alone: dvc.yaml, what DVC ignores and its cache belong together.
+    """
     if (folder / ".dvc").is_dir():
         return
     top = _git_root(folder)
@@ -95,7 +124,7 @@ def _init_dvc(folder: Path, cache: dict[str, Any] | None = None, **how: bool) ->
     from dvc.repo import Repo
 
     try:
-        with Repo.init(str(folder), **how) as repo, repo.config.edit("repo") as config:
+        with told("init"), Repo.init(str(folder), **how) as repo, repo.config.edit("repo") as config:
             config["core"] |= {"analytics": False, "autostage": False}
             config["cache"] |= cache or {}
     except DvcException as error:
