@@ -159,6 +159,42 @@ def test_texts_that_are_not_given_are_questions_and_responses_of_every_format(
     assert json.loads((corpus / "sources.json").read_text())["instructions"]["rows"]["used"] == 120
 
 
+def test_files_code_and_packages_that_change_are_computed_again_and_nothing_else(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[str]
+) -> None:
+    from restorelcc.pipeline import oneshot, scaffold, versions
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes((given / "pairs.jsonl").read_bytes())
+    monkeypatch.setattr(oneshot, "TARGET", "corpus")
+    request = oneshot.Request(
+        dense=str(given / "dense"), pruned=str(given / "pruned"), pruning=None, head_ratio="0.25",
+        instructions=str(pairs), calibration=None, work=tmp_path / "work", threads=1,
+    )  # fmt: skip
+
+    def stages() -> list[str]:
+        ran.clear()
+        oneshot.run_chain(request)
+        return [command.split()[0] for command in ran]
+
+    assert stages() == ["inputs", "corpus"]
+    assert stages() == []
+    pairs.write_text("\n".join(pairs.read_text().splitlines()[1:]))
+    assert stages() == ["corpus"]
+    for module in (scaffold, versions):
+        monkeypatch.setattr(module, "installed", lambda package, real=versions.installed: _other(package, real))
+    assert stages() == ["corpus"], "another jinja2"
+    for module in (scaffold, versions):
+        monkeypatch.setattr(module, "code_digest", lambda folder, real=versions.code_digest: real(folder)[::-1])
+    assert stages() == ["inputs", "corpus"]
+    (tmp_path / "work" / "dvc.lock").write_text("cut o")
+    assert stages() == ["inputs"], "the outputs of corpus come back from the run-cache"
+
+
+def _other(package: str, real: Callable[[str], str | None]) -> str | None:
+    return "0.1" if package == "jinja2" else real(package)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
