@@ -78,6 +78,6 @@ def test_after_an_edit_of_the_installed_code_it_prunes_again(given: Path, tmp_pa
     done = {line.split()[1] for line in text.splitlines() if line.endswith(" is done")}
     assert done == {"inputs", "corpus", "dense", "capture_dense"}
     after = load_file(weights)
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
-    kept, pruned = ({name: tensors[name] != 0 for name in changed} for tensors in (before, after))
-    assert changed and not any((kept[name] & pruned[name]).any() for name in changed), "the other half is zero now"
+    first = "model.layers.0.self_attn.q_proj.weight"  # what it reads is the same, so exactly the other half is zero now
+    assert (before[first] == 0).float().mean() == 0.5
+    assert torch.equal(before[first] == 0, after[first] != 0)
