@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-ROOT = Path(os.environ.get("RESTORELCC_ROOT", Path(__file__).parents[1])).resolve()
+# The project: the repository that this folder is part of, or, where the package is installed, the folder one is in.
+_REPOSITORY = Path(__file__).parents[1]
+_HERE = _REPOSITORY if (_REPOSITORY / "dvc.yaml").is_file() else Path.cwd()
+ROOT = Path(os.environ.get("RESTORELCC_ROOT", _HERE)).resolve()
 
 # Before Prefect is imported: nothing is sent anywhere, and unless somebody set Prefect up, its files stay in .work.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

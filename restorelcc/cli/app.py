@@ -23,6 +23,7 @@ from restorelcc.cli import (
     doctor,
     engines,
     export,
+    init,
     inspect,
     plan,
     restore,
@@ -166,7 +167,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-_VERBS = (check, inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
+_VERBS = (init, check, inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
 for _verb_file in _VERBS:
     _verb_file.add(app)
 

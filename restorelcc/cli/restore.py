@@ -23,9 +23,7 @@ from restorelcc.cli.sizes import size_in_bytes
 
 def add(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("restore", help="Restore a pruned model, or prune and restore one, in one command and without DVC.")(
-        restore
-    )
+    app.command("restore", help="Restore a pruned model, or prune and restore one, in one command.")(restore)
 
 
 def restore(
@@ -62,6 +60,7 @@ def restore(
         raise BadInput("restore needs either --pruned (a pruned checkpoint) or --pruning (how to prune the dense one)")
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     from restorelcc.pipeline.oneshot import Request, run_chain
+    from restorelcc.pipeline.reproduce import StageEnded
     from restorelcc.release.folders import check_apart, check_output
 
     work = work or out.with_name(f"{out.name}.work")
@@ -83,7 +82,10 @@ def restore(
         threads=threads,
         overrides=tuple(set_ or ()),
     )
-    done = run_chain(request)
+    try:
+        done = run_chain(request)
+    except StageEnded as ended:
+        raise typer.Exit(ended.code) from None
     from restorelcc.release.export.cell import cell_options
     from restorelcc.release.export.export import export_checkpoint
 

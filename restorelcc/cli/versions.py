@@ -1,4 +1,4 @@
-"""`restorelcc versions`: bring versions/ up to date with the installed packages."""
+"""`restorelcc versions`: bring versions/ up to date with the installed packages, and in a project with their code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from restorelcc.pipeline.versions import write_versions
 
 def add(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("versions", help="Write the installed versions of packages into versions/, where DVC sees them.")(
+    app.command("versions", help="Write the versions of what is installed into versions/, where DVC sees them.")(
         versions
     )
 

@@ -1,13 +1,11 @@
-"""The whole chain on one model without DVC and Prefect: corpus ... compensate in a work folder, then export.
+"""The whole chain on one model in one command: a project in a work folder, and DVC there up to `compensate`.
 
-The work folder is laid out like a project; a run that was stopped goes on where it was, and a stage whose settings or
-inputs have changed runs again, with all that come after it.
+A run that was stopped goes on where it was, and a stage whose settings, inputs, code or packages have changed runs
+again, with all that come after it: DVC decides, as in every project.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,20 @@ from typing import Any
 import yaml
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.digest import cached_file_digest, folder_digests
-from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.progress import notice
-from restorelcc.pipeline.params import Params, load_params
+from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.params import Params, checked
+from restorelcc.pipeline.reproduce import reproduce
+from restorelcc.pipeline.running import stage_name
+from restorelcc.pipeline.scaffold import init_scratch, write_project
 from restorelcc.pipeline.stages import STAGES
 
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
-CHAIN = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
+TARGET = "compensate"
 _SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "baseline", "evaluate", "report")
 _HELDOUT = 1_000  # texts at most, of the instructions: nothing is evaluated on them
-_FORMAT = 2  # raise when a finished stage of before must not be taken for one of now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,57 +57,18 @@ class Restored:
 
 
 def run_chain(request: Request) -> Restored:
-    """Run every stage that is not done yet. Raises BadInput or StageFailed as the stages do."""
+    """Run what is not done yet. Raises BadInput, and StageEnded or StageFailed when a stage does not end well."""
+    content = _project(request)
+    params = checked(content, request.overrides)
+    cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
     request.work.mkdir(parents=True, exist_ok=True)
     layout = Layout(request.work.resolve())
-    params_file = layout.root / "params.yaml"
-    params_file.write_text(yaml.safe_dump(_project(request), sort_keys=False), encoding="utf-8")
-    params = load_params(params_file, request.overrides)
-    cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
-    own = hashlib.sha256(f"{_FORMAT} {_inputs(request)}".encode()).hexdigest()
-    for stage, fingerprint in _fingerprints(params, own):
-        done = layout.work / "done" / f"{stage}.json"
-        if done.is_file() and read_json(done)["fingerprint"] == fingerprint and _there(stage, cell, layout):
-            notice("restore", f"{stage} is done")
-            continue
-        done.unlink(missing_ok=True)
-        _run(stage, cell, params, layout)
-        write_json(done, {"fingerprint": fingerprint})
+    write_project(layout.root, yaml.safe_dump(content, sort_keys=False))
+    init_scratch(layout.root)
+    lay_out_inputs(params, MODEL, layout)
+    own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[TARGET].axes})
+    reproduce(layout, stage_name(TARGET, own), "restore")
     return Restored(cell, layout, params)
-
-
-def _run(stage: str, cell: Cell, params: Params, layout: Layout) -> None:
-    entry = STAGES[stage]
-    own = Cell(**{axis: getattr(cell, axis) for axis in entry.axes})
-    model = params.models[MODEL].part_for(entry.folder)
-    entry.imported()(own, params.section(MODEL, entry.folder), model, layout)
-
-
-def _fingerprints(params: Params, own: str) -> Iterator[tuple[str, str]]:
-    """(stage, digest of all that its result depends on): its settings, and those of every stage before it."""
-    total = hashlib.sha256(f"{own} {params.models[MODEL].model_dump_json()} {params.grid.pruning}".encode())
-    for stage in CHAIN:
-        total.update(f"{stage} {params.section(MODEL, STAGES[stage].folder).model_dump_json()}".encode())
-        if "head_ratio" in STAGES[stage].axes:
-            total.update(str(params.grid.head_ratio).encode())
-        yield stage, total.hexdigest()
-
-
-def _there(stage: str, cell: Cell, layout: Layout) -> bool:
-    return all(path.exists() for path in STAGES[stage].paths(layout, cell))
-
-
-def _inputs(request: Request) -> str:
-    """Digests of what is on this machine; hub ids stand for themselves."""
-    work = Layout(request.work.resolve()).work
-    found: list[str] = []
-    for name in (request.dense, request.pruned, request.instructions, request.calibration):
-        path = Path(name).expanduser() if name else None
-        if path is not None and path.is_dir():
-            found += folder_digests(path, work).values()
-        else:
-            found.append(cached_file_digest(path, work) if path is not None and path.exists() else str(name))
-    return " ".join(found)
 
 
 def _project(request: Request) -> dict[str, Any]:
@@ -125,7 +84,7 @@ def _project(request: Request) -> dict[str, Any]:
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
-    grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)]}
+    grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)], "baseline": []}
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 
 

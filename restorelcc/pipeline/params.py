@@ -115,6 +115,11 @@ def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise BadInput(f"{path} must hold the sections grid, models and one per stage; it holds {type(raw).__name__}")
+    return checked(raw, overrides)
+
+
+def checked(raw: dict[str, Any], overrides: tuple[str, ...] = ()) -> Params:
+    """The content of a file, overridden in place, as an object. Raises BadInput with one sentence."""
     for override in overrides:
         _override(raw, override)
     try:

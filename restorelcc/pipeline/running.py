@@ -37,9 +37,13 @@ def stage_running(layout: Layout, stage: str, cell: Cell | None = None) -> Itera
 
 
 def stage_lock(layout: Layout, stage: str, cell: Cell | None = None) -> Path:
-    """The lock file of a stage, by the name that DVC gives it: prune@tiny-wanda-0.5."""
-    name = stage if cell is None else f"{stage}@{str(cell).replace(' ', '-')}"
-    return layout.work / "locks" / name
+    """The lock file of a stage."""
+    return layout.work / "locks" / stage_name(stage, cell)
+
+
+def stage_name(stage: str, cell: Cell | None = None) -> str:
+    """The name that DVC gives a stage of a cell: prune@tiny-wanda-0.5."""
+    return stage if cell is None else f"{stage}@{str(cell).replace(' ', '-')}"
 
 
 @contextmanager

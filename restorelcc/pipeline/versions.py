@@ -1,12 +1,14 @@
-"""versions/: the package versions that stages depend on, as DVC sees them.
+"""versions/: the packages that stages depend on, as DVC sees them, and in a project of its own also their code.
 
 DVC knows files and parameters, not packages. So the versions that can change a result are tracked files, one for each
-group of packages by what they can change; a stage depends on one or two of them, and no stage runs while the files and
-the installed packages disagree.
+group of packages by what they can change; a stage depends on one or two of them. Where this package is installed rather
+than part of the repository, versions/code/ has a file with the digest of each of its folders, for the same purpose. No
+stage runs while the files and what is installed disagree.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +16,25 @@ from pathlib import Path
 from restorelcc.base.errors import BadInput
 
 FOLDER = "versions"
+CODE = "code"  # below it: digests of the installed package's folders
+_PACKAGE = Path(__file__).parents[1]
+# What a new project records; the repository's own files are asserted equal to it.
+GROUPS = {
+    "corpus": ("datasets", "jinja2", "scikit-learn", "sentence-transformers"),
+    "evaluate": ("datasets", "lm-eval"),
+    "numerics": (
+        "accelerate",
+        "numpy",
+        "peft",
+        "pyarrow",
+        "safetensors",
+        "scipy",
+        "tokenizers",
+        "torch",
+        "transformers",
+    ),
+    "report": ("jinja2", "matplotlib", "pyarrow"),
+}
 
 
 def installed(package: str) -> str | None:
@@ -28,7 +49,7 @@ def read_groups(root: Path) -> dict[str, dict[str, str]]:
     """Group to package to recorded version. Raises BadInput where there is none, or a line is no `package==version`."""
     if not (root / FOLDER).is_dir():
         raise BadInput(f"{root / FOLDER} is not there: restore it with `git checkout {FOLDER}`")
-    return {path.name: _read(path) for path in sorted((root / FOLDER).glob("[!.]*"))}
+    return {path.name: _read(path) for path in sorted((root / FOLDER).glob("[!.]*")) if path.is_file()}
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -49,30 +70,69 @@ def differences(root: Path) -> dict[str, tuple[str, str]]:
     return {package: (old, new) for package, (old, new) in found.items() if new is not None and old != new}
 
 
+def code_digest(folder: str) -> str:
+    """SHA-256 over names and content of the installed package's files in one of its folders, hex."""
+    top, total = _PACKAGE / folder, hashlib.sha256()
+    if not top.is_dir():
+        raise BadInput(
+            f"{FOLDER}/{CODE}/{folder} is of a folder that the installed restorelcc has not: it was upgraded, take "
+            "dvc.yaml and versions/ from a new project (`restorelcc init`)"
+        )
+    for path in sorted(top.rglob("*")):
+        name = path.relative_to(top)
+        if path.is_file() and "__pycache__" not in name.parts and path.suffix != ".pyc":
+            total.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def changed_code(root: Path) -> dict[str, str]:
+    """Folder of the package to its digest, where versions/code/ has another; nothing where the code is no package."""
+    files = sorted(path for path in (root / FOLDER / CODE).rglob("[!.]*") if path.is_file())
+    found = {path: code_digest(path.relative_to(root / FOLDER / CODE).as_posix()) for path in files}
+    return {
+        path.relative_to(root / FOLDER / CODE).as_posix(): digest
+        for path, digest in found.items()
+        if path.read_text(encoding="utf-8").strip() != digest
+    }
+
+
 def check_versions(root: Path) -> None:
-    """Raises BadInput when a stage would run with other packages than those that versions/ names."""
-    if not (root / FOLDER).is_dir() or not (changed := differences(root)):
+    """Raises BadInput when a stage would run with other packages or other code than versions/ names."""
+    if not (root / FOLDER).is_dir():
         return
-    named = ", ".join(f"{package} {new} where {FOLDER}/ has {old}" for package, (old, new) in changed.items())
-    raise BadInput(
-        f"installed is {named}: run `restorelcc versions` to compute again what used it, "
-        "or install constraints.txt to keep the results"
-    )
+    if changed := differences(root):
+        named = ", ".join(f"{package} {new} where {FOLDER}/ has {old}" for package, (old, new) in changed.items())
+        raise BadInput(
+            f"installed is {named}: run `restorelcc versions` to compute again what used it, "
+            "or install constraints.txt to keep the results"
+        )
+    if code := changed_code(root):
+        raise BadInput(
+            f"the installed code of {', '.join(f'restorelcc/{folder}' for folder in code)} is not that of "
+            f"{FOLDER}/{CODE}: run `restorelcc versions` to compute again what used it"
+        )
 
 
 def write_versions(root: Path) -> list[str]:
-    """Write what is installed; one line per change. Files of groups that have not changed are left alone."""
-    changed = differences(root)
+    """Write what is installed; one line per change. Files of what has not changed are left alone."""
+    changed, code = differences(root), changed_code(root)
     for package, (_, new) in changed.items():
         write_version(root, package, new)
-    return [f"{FOLDER}: {package} {old} -> {new}" for package, (old, new) in changed.items()]
+    for folder, digest in code.items():
+        _replace(root / FOLDER / CODE / folder, f"{digest}\n")
+    lines = [f"{FOLDER}: {package} {old} -> {new}" for package, (old, new) in changed.items()]
+    return [*lines, *(f"{FOLDER}: the code of restorelcc/{folder} changed" for folder in code)]
 
 
 def write_version(root: Path, package: str, value: str) -> None:
     """Record one version in every group that has the package."""
     for group, versions in read_groups(root).items():
         if versions.get(package, value) != value:
-            scratch = root / FOLDER / f".{group}.{os.getpid()}"
             lines = [f"{name}=={value if name == package else old}\n" for name, old in versions.items()]
-            scratch.write_text("".join(lines), encoding="utf-8")
-            scratch.replace(root / FOLDER / group)
+            _replace(root / FOLDER / group, "".join(lines))
+
+
+def _replace(path: Path, content: str) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(content, encoding="utf-8")
+    scratch.replace(path)

@@ -1,10 +1,10 @@
-"""`restorelcc restore`, as a user runs it: any pruned checkpoint, or pruning first, without DVC and Prefect."""
+"""`restorelcc restore`, as a user runs it: any pruned checkpoint, or pruning first."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,20 @@ from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.release.verify.verify import subject, verify
 from tests import pico
+from tests.here import stages_run_here
 from tests.release.export.restored import pruned_model
 from tests.stages.prune.project import words
 
 QUICK = ["--set", "probe.steps=5", "--set", "compensate.epochs=1", "--set", "compensate.learning_rates=[0.05]"]
 QUICK += ["--threads", "1", "--head-ratio", "0.25"]
+
+
+@pytest.fixture(autouse=True)
+def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The commands of stages that DVC ran."""
+    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+    with stages_run_here() as commands:
+        yield commands
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +59,7 @@ def _restore(*arguments: object) -> str:
     return done.output
 
 
-def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran: list[str]) -> None:
     sources = ["--dense", given / "dense", "--pruned", given / "pruned", "--instructions", given / "pairs.jsonl"]
     output = _restore(*sources, "--out", tmp_path / "out", *QUICK)
     assert "50.00% of the targeted weights are zero" in output
@@ -70,18 +78,37 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, monk
     assert steps.count("parents") == len(record["parents"])
     # Again, with another head ratio: only what depends on it runs.
     work = tmp_path / "out.work"
-    before = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*") if path.is_file()}
+    before, bytes_before = _times(work), _bytes(work)
+    assert all(path.stat().st_nlink > 1 for path in before), "what is in the cache too is on the disk once"
+    ran.clear()
     _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK, "--head-ratio", "0.5")
-    after = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*") if path.is_file()}
+    assert ran == ["compensate --model model --pruning external-given --head-ratio 0.5"]
+    after = _times(work)
     assert {path.parent.name for path in set(after) - set(before)} == {"heads-0.5"}
     assert all(after[path] == before[path] for path in before)
-    # Another dense model: everything runs.
+    # Another dense model: everything that reads it runs.
+    ran.clear()
     _restore(*sources[2:], "--dense", given / "pruned", "--out", tmp_path / "out", "--overwrite", *QUICK)
-    assert (work / "data/model/external-given/components.safetensors").stat().st_mtime_ns > max(before.values())
+    assert {"dense", "capture_dense", "extract", "probe", "compensate"} <= {command.split()[0] for command in ran}
+    # The first again: every stage comes back from the cache.
+    ran.clear()
+    output = _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK)
+    assert ran == [] or ran == ["inputs --model model"]
+    assert "compensate was done before, and comes back from the cache" in output
+    assert bytes_before.items() <= _bytes(work).items()
 
 
-def test_pruning_first(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+def _times(work: Path) -> dict[Path, int]:
+    """When each artifact was written."""
+    files = [path for path in (work / "data").rglob("*") if path.is_file() and "logs" not in path.parts]
+    return {path: path.stat().st_mtime_ns for path in files if "inputs" not in path.parts}
+
+
+def _bytes(work: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in _times(work)}
+
+
+def test_pruning_first(given: Path, tmp_path: Path) -> None:
     data = ["--instructions", given / "pairs.jsonl", "--calibration", given / "texts.txt"]
     _restore(
         "--dense", given / "dense", "--pruning", "wanda-0.5", *data, "--out", tmp_path / "out", *QUICK,
@@ -120,7 +147,7 @@ def test_texts_that_are_not_given_are_questions_and_responses_of_every_format(
     tokenizer = pico.word_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
     save_checkpoint(tmp_path / "dense", pico.pico("mistral"), tokenizer)
-    monkeypatch.setattr(oneshot, "CHAIN", ("corpus",))
+    monkeypatch.setattr(oneshot, "TARGET", "corpus")
     request = oneshot.Request(
         dense=str(tmp_path / "dense"), pruned=str(given / "pruned"), pruning=None, head_ratio="0.25",
         instructions=str(file), calibration=None, work=tmp_path / "work", threads=1,
@@ -130,6 +157,42 @@ def test_texts_that_are_not_given_are_questions_and_responses_of_every_format(
     assert read_texts(corpus / "heldout.parquet") == expected
     assert sorted(read_texts(corpus / "calibration.parquet")) == sorted(expected)
     assert json.loads((corpus / "sources.json").read_text())["instructions"]["rows"]["used"] == 120
+
+
+def test_files_code_and_packages_that_change_are_computed_again_and_nothing_else(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[str]
+) -> None:
+    from restorelcc.pipeline import oneshot, scaffold, versions
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes((given / "pairs.jsonl").read_bytes())
+    monkeypatch.setattr(oneshot, "TARGET", "corpus")
+    request = oneshot.Request(
+        dense=str(given / "dense"), pruned=str(given / "pruned"), pruning=None, head_ratio="0.25",
+        instructions=str(pairs), calibration=None, work=tmp_path / "work", threads=1,
+    )  # fmt: skip
+
+    def stages() -> list[str]:
+        ran.clear()
+        oneshot.run_chain(request)
+        return [command.split()[0] for command in ran]
+
+    assert stages() == ["inputs", "corpus"]
+    assert stages() == []
+    pairs.write_text("\n".join(pairs.read_text().splitlines()[1:]))
+    assert stages() == ["corpus"]
+    for module in (scaffold, versions):
+        monkeypatch.setattr(module, "installed", lambda package, real=versions.installed: _other(package, real))
+    assert stages() == ["corpus"], "another jinja2"
+    for module in (scaffold, versions):
+        monkeypatch.setattr(module, "code_digest", lambda folder, real=versions.code_digest: real(folder)[::-1])
+    assert stages() == ["inputs", "corpus"]
+    (tmp_path / "work" / "dvc.lock").write_text("cut o")
+    assert stages() == ["inputs"], "the outputs of corpus come back from the run-cache"
+
+
+def _other(package: str, real: Callable[[str], str | None]) -> str | None:
+    return "0.1" if package == "jinja2" else real(package)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""What DVC says while it works in this process: what concerns the user as our own notices, the rest not at all."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from restorelcc.base.progress import notice
+
+_TOLD = {
+    re.compile(r"Stage '(\w+)@.*' didn't change, skipping"): "is done",
+    re.compile(r"Stage '(\w+)@.*' is cached - skipping run"): "was done before, and comes back from the cache",
+}
+
+
+class _Teller(logging.Handler):
+    """Warnings as they are, and what became of stages that did not have to run."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(logging.INFO)
+        self.title = title
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        for pattern, words in _TOLD.items():
+            if match := pattern.match(text):
+                notice(self.title, f"{match[1]} {words}")
+        if record.levelno >= logging.WARNING:
+            notice(self.title, text)
+
+
+@contextmanager
+def told(title: str) -> Iterator[None]:
+    """Of what DVC logs meanwhile, say what concerns the user, in place of all of it on the terminal."""
+    logger = logging.getLogger("dvc")
+    level, handlers = logger.level, logger.handlers
+    logger.handlers = [_Teller(title)]
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
