@@ -35,7 +35,7 @@ $(READY): uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "restorelcc needs Python 3.11 to 3.14: make PYTHON=python3.11")'
 	@echo "Setting up $(VENV) (about a minute, once)"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	test -x $(UV) || $(PIP_INSTALL) uv==0.13.9
+	$(PIP_INSTALL) uv==0.13.9
 	$(UV_EXPORT) --all-extras --group build --prune torch | $(UV_INSTALL) --require-hashes --requirement -
 	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$($(UV_EXPORT) --no-hashes | grep -o '^torch==[^ ]*')
 	$(UV_INSTALL) --no-build-isolation --editable .
