@@ -80,7 +80,7 @@ check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared depend
 	ruff check .
 	ruff format --check .
 	mypy
-	uv lock --check --offline --quiet
+	uv lock --check --quiet
 	deptry restorelcc flows benchmarks
 	deptry tests --ignore DEP002,DEP004
 
