@@ -1,4 +1,4 @@
-# `make` lists the targets. Each sets up what it needs; Python >= 3.11, git and make are all that must be there before.
+# `make` lists the targets. Each sets up what it needs; Python 3.11 to 3.14, git and make are all that must be there before.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -14,7 +14,14 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+UV := $(VENV)/bin/uv
+# Another index that torch comes from, for example https://download.pytorch.org/whl/cpu; else what pip is set up with.
+TORCH_INDEX ?=
+
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
+UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
+UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
 .PHONY: help repro graph flow share test test-workflow test-slow check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
@@ -22,19 +29,27 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-c
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(READY): constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "restorelcc needs Python 3.11 or newer: make PYTHON=python3.11")'
-	@echo "Setting up $(VENV) (a few minutes, once)"
+# First what uv.lock names, hashes checked, without torch and its CUDA packages. Then torch at the lock's version, by pip, in
+# the build that pip is set up for: builds differ in the CUDA packages that they need, and each pins its own.
+$(READY): uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "restorelcc needs Python 3.11 to 3.14: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV) (about a minute, once)"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	# torch first and with its own dependencies, which differ from platform to platform; then the exact lock.
-	$(PIP_INSTALL) --constraint constraints.txt torch
-	$(PIP_INSTALL) --no-deps --requirement constraints.txt
-	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
-	$(VENV)/bin/python -m pip check
+	$(PIP_INSTALL) uv==0.13.9
+	$(UV_EXPORT) --all-extras --group build --prune torch | $(UV_INSTALL) --require-hashes --requirement -
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$($(UV_EXPORT) --no-hashes | grep -o '^torch==[^ ]*')
+	$(UV_INSTALL) --no-build-isolation --editable .
+	$(UV_CHECK)
+	@touch $@
+
+# A group of pyproject.toml on top: .ready-test, .ready-lint
+$(READY)-%: $(READY)
+	$(UV_EXPORT) --only-group $* | $(UV_INSTALL) --require-hashes --requirement -
+	$(UV_CHECK)
 	@touch $@
 
 .PHONY: env
-env: $(READY) ## Create .venv and install the locked environment
+env: $(READY) ## Create .venv and install what uv.lock names; TORCH_INDEX=<url> for another build of torch
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
 	restorelcc versions
@@ -52,19 +67,22 @@ share: $(READY) ## Make a folder, s3://... or ssh://... the team's remote: make 
 graph: $(READY) ## Draw the stages of the grid and what each waits for
 	dvc dag | cat
 
-test: $(READY) ## Run the tests
+test: $(READY)-test ## Run the tests
 	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow"
 
-test-workflow: $(READY) ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
+test-workflow: $(READY)-test ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
 	pytest --numprocesses 2 --dist loadfile -m workflow
 
-test-slow: $(READY) ## Run the long tests: the shipped pipeline, twice from nothing
+test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing
 	pytest -m slow
 
-check: $(READY) ## Lint, format check, types
+check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared dependencies
 	ruff check .
 	ruff format --check .
 	mypy
+	uv lock --check --quiet
+	deptry restorelcc flows benchmarks
+	deptry tests --ignore DEP002,DEP004
 
 bench: bench-threads ## Run the benchmarks
 

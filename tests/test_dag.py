@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import networkx
@@ -118,8 +119,8 @@ def test_every_recorded_package_is_used_by_a_stage() -> None:
 
 
 def test_versions_are_those_of_the_lock() -> None:
-    lock = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    lock = {name.lower().replace("_", "-"): version for name, version in lock.items()}
+    locked = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    lock = {package["name"]: package["version"] for package in locked if package["name"] != "restorelcc"}
     for package, recorded in read_versions(ROOT).items():
         assert recorded == lock[package.lower()] == installed(package)
 

@@ -76,7 +76,7 @@ def _packages(root: Path) -> Iterator[Finding]:
         yield Finding(
             True,
             f"{package} {found} is installed, versions/ has {recorded}: run `restorelcc versions`, "
-            "or install constraints.txt",
+            "or install the recorded versions again (in a clone: `make -B env`)",
         )
     if not changed:
         yield Finding(False, "installed packages are those of versions/")

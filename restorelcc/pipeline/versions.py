@@ -104,7 +104,7 @@ def check_versions(root: Path) -> None:
         named = ", ".join(f"{package} {new} where {FOLDER}/ has {old}" for package, (old, new) in changed.items())
         raise BadInput(
             f"installed is {named}: run `restorelcc versions` to compute again what used it, "
-            "or install constraints.txt to keep the results"
+            "or install the recorded versions again (in a clone: `make -B env`) to keep the results"
         )
     if code := changed_code(root):
         raise BadInput(
