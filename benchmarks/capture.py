@@ -33,8 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.results import Results, verdict
 from restorelcc.activations.packing import alone, model_inputs, padded
-from restorelcc.base.corpus_tables import CONTRAST
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.runtime import return_large_buffers

@@ -32,7 +32,7 @@ from restorelcc.stages.compensate.config import CompensateConfig
 from restorelcc.stages.extract.decompose import decompose
 from restorelcc.stages.probe.config import ProbeConfig
 from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads
-from restorelcc.stages.probe.ranking import rank_heads
+from restorelcc.stages.probe.stage import rank_heads
 from restorelcc.stages.prune.calibration import calibration_batches
 from restorelcc.stages.prune.config import PruneConfig
 from restorelcc.stages.prune.prune import PrunedTensor, prune_model

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from restorelcc.__main__ import main
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
 from restorelcc.base.documents import write_json
@@ -21,7 +22,6 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.weights import INDEX, WHOLE
-from restorelcc.cli.app import main
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import write_compensation
 from restorelcc.models.architectures import head_layout, prunable_linears

@@ -27,7 +27,6 @@ AXES = {"model": "${item.model}", "pruning": "${item.pruning}", "head_ratio": "$
 AXES |= {"baseline": "${item.baseline}"}
 # Floors of the house: imports point only downwards, and rooms of one floor do not meet.
 FLOORS = (
-    {"environment"},
     {"base"},
     {"models"},
     {"activations", "sparsity", "compensation"},

@@ -50,8 +50,7 @@ def plan(
 def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
     """{model, shapes, device, stages: [{stage, pruning, runs, memory, disk, seconds}]} in bytes and seconds."""
     from restorelcc.models.runtime import pick_device, pick_dtype
-    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, needs_model, shapes_of
-    from restorelcc.pipeline.plan_rate import matmul_rate
+    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, matmul_rate, needs_model, shapes_of
 
     alias = cells[0].model
     entry = params.models[alias]
@@ -155,8 +154,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
 def _text_tokens(corpus: Path) -> tuple[int, int, int]:
     """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that
     is written, else a guess."""
-    from restorelcc.base.corpus_tables import EXAMPLES
-    from restorelcc.base.tables import read_table, read_texts
+    from restorelcc.base.tables import EXAMPLES, read_table, read_texts
     from restorelcc.pipeline.plan_costs import CHARACTERS, HELDOUT_TOKENS, MEAN_TOKENS
     from restorelcc.training.pairs import TRAIN
 

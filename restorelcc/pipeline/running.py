@@ -19,7 +19,7 @@ from types import FrameType
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.base.processes import is_first_process
+from restorelcc.base.progress import is_first_process
 
 _PR_SET_PDEATHSIG = 1
 

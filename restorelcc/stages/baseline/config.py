@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from restorelcc.base.site_names import SITES, SiteName
-from restorelcc.training.config import FitConfig
+from restorelcc.training.config import SITES, FitConfig, SiteName
 
 
 class BaselineConfig(FitConfig):

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from restorelcc.base.section import Section
-from restorelcc.base.site_names import SiteName
-from restorelcc.training.config import FitConfig
+from restorelcc.training.config import FitConfig, SiteName
 
 Part = Literal["beta", "bias"]
 

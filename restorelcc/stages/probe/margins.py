@@ -9,12 +9,11 @@ from torch import Tensor
 
 from restorelcc.activations.store import read_layout
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.text import context_length, encode_contrasts

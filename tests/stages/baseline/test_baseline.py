@@ -21,8 +21,8 @@ from restorelcc.stages.baseline.biases import random_heads
 from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.stage import METHODS, run
 from restorelcc.stages.evaluate.stage import run_baseline
-from restorelcc.training.means import mean_inputs
-from restorelcc.training.sites import site_linears
+from restorelcc.training.attached import site_linears
+from restorelcc.training.closed_form import mean_inputs
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, recovery_project
 

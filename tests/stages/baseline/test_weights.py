@@ -12,8 +12,6 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.site_names import SITES
-from restorelcc.compensation.baseline_folder import read_adapter
 from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
@@ -22,10 +20,12 @@ from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.lofit import strongest_heads
 from restorelcc.stages.baseline.reconstruct import Calls, block_outputs
 from restorelcc.stages.baseline.stage import run
+from restorelcc.stages.evaluate.adapter_variants import read_adapter
 from restorelcc.stages.evaluate.stage import run_baseline
 from restorelcc.stages.prune.prune import prune_model
+from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
-from restorelcc.training.sites import site_linears
+from restorelcc.training.config import SITES
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 

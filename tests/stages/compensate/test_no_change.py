@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import EXAMPLES
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.apply import apply_compensation, described, remove_compensation

@@ -11,17 +11,14 @@ import yaml
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import ITEMS
 from restorelcc.base.digest import model_digest
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.head_table import HEADS
+from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
-from restorelcc.base.metrics import read_fingerprint
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import read_table, write_table, write_texts
+from restorelcc.base.tables import HEADS, ITEMS, MEASURED, SAMPLES, read_table, write_table, write_texts
 from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.tensors import write_tensors

@@ -9,9 +9,8 @@ import torch
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
-from restorelcc.base.head_table import HEADS
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import read_metadata, read_table
+from restorelcc.base.tables import HEADS, read_metadata, read_table
 from restorelcc.compensation.hooks import offset_heads
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import save_checkpoint

@@ -9,8 +9,7 @@ from restorelcc.models.architectures import blocks_of, prunable_linears
 from restorelcc.sparsity.patterns import holds_pattern, pruned_count, removal_mask, zeros_per_row
 from restorelcc.sparsity.walk import walk_blocks
 from restorelcc.stages.prune.inputs import observed_inputs
-from restorelcc.stages.prune.prune import prune_model
-from restorelcc.stages.prune.scores import magnitude_score, wanda_score
+from restorelcc.stages.prune.prune import magnitude_score, prune_model, wanda_score
 from tests import pico
 
 
