@@ -18,7 +18,7 @@ from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensors import write_tensors
-from restorelcc.stages.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.stages.evaluate import EvaluateConfig, GenerationConfig
 from restorelcc.stages.evaluate.stage import run_dense
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico

@@ -15,17 +15,17 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry, over
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
 from restorelcc.base.section import Section, sentence, unknown
-from restorelcc.stages.baseline.config import BaselineConfig
-from restorelcc.stages.capture.config import CaptureConfig
-from restorelcc.stages.compensate.config import CompensateConfig
-from restorelcc.stages.corpus.config import CorpusConfig
-from restorelcc.stages.dense.config import DenseConfig
-from restorelcc.stages.evaluate.config import EvaluateConfig
-from restorelcc.stages.extract.config import ExtractConfig
-from restorelcc.stages.inputs.named import Named
-from restorelcc.stages.probe.config import ProbeConfig
-from restorelcc.stages.prune.config import PruneConfig
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.baseline import BaselineConfig
+from restorelcc.stages.capture import CaptureConfig
+from restorelcc.stages.compensate import CompensateConfig
+from restorelcc.stages.corpus import CorpusConfig
+from restorelcc.stages.dense import DenseConfig
+from restorelcc.stages.evaluate import EvaluateConfig
+from restorelcc.stages.extract import ExtractConfig
+from restorelcc.stages.inputs import Named
+from restorelcc.stages.probe import ProbeConfig
+from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.report import ReportConfig
 
 
 class Grid(Section):

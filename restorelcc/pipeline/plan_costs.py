@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.stages.evaluate.batches import first_budget
-from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.budget import memory_budget
-from restorelcc.stages.prune.config import PruneConfig
 
 MIB = 2**20
 _FLOAT32 = 4

@@ -17,9 +17,9 @@ from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL,
 from restorelcc.models.checkpoints import load_tokenizer, save_checkpoint
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.adapters import dora, eora, lora, write_adapter
 from restorelcc.stages.baseline.biases import compensated, free_biases, meanshift, random
-from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.lofit import lofit
 from restorelcc.stages.baseline.reconstruct import reconstruct
 from restorelcc.stages.baseline.result import Inputs, Recovered

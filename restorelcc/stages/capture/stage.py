@@ -27,6 +27,7 @@ from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import map_on_all_cores, prepare, return_large_buffers
 from restorelcc.models.text import EncodedContrast, context_length, encode_contrasts
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import (
     Batch,
     HeadReader,
@@ -37,7 +38,6 @@ from restorelcc.stages.capture.capture import (
     response_samples,
     why_not_joint,
 )
-from restorelcc.stages.capture.config import CaptureConfig
 from restorelcc.stages.capture.parts import PartReader, finished_part, mark_of, part_folder, write_part
 
 LARGE_BUFFER = 2 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for

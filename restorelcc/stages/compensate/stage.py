@@ -21,7 +21,7 @@ from restorelcc.models.checkpoints import load_entry, load_model
 from restorelcc.models.placement import shared_out
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.heads import best_heads, smallest_good_ratio
 from restorelcc.stages.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
 from restorelcc.training.compensation import Best, Pairs, fit_compensation

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.models.architectures import family_of, out_projections
 from restorelcc.models.placement import whole
 from restorelcc.models.text import batches_of_equal_length
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
 from restorelcc.training.closed_form import mean_inputs, removed_bias, ridge_offsets
 from restorelcc.training.compensation import Pairs, pairs_task

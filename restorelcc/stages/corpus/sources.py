@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import NOT_DRAWN, Account, Rows
-from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.formats import Example, examples, raw_texts, texts
 from restorelcc.stages.corpus.hub_rows import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
 from restorelcc.stages.corpus.local import read_file

@@ -17,8 +17,8 @@ from restorelcc.base.model_entry import MICROWORLD, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
 from restorelcc.base.tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER, write_table, write_texts
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.contrast import negatives
 from restorelcc.stages.corpus.encoder import find_encoder
 from restorelcc.stages.corpus.formats import Example

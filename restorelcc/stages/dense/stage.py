@@ -20,7 +20,7 @@ from restorelcc.models.checkpoints import local_folder, save_checkpoint, write_r
 from restorelcc.models.references import pinned_source
 from restorelcc.models.runtime import prepare
 from restorelcc.models.text import encode_documents
-from restorelcc.stages.dense.config import DenseConfig
+from restorelcc.stages.dense import DenseConfig
 from restorelcc.stages.dense.pretrain import DevItem, build_model, pretrain
 
 

@@ -31,9 +31,8 @@ from restorelcc.models.placement import all_at_hand
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
-from restorelcc.stages.evaluate import cost, generation
+from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
 from restorelcc.stages.evaluate.adapter_variants import MERGED, with_adapter
-from restorelcc.stages.evaluate.config import EvaluateConfig
 from restorelcc.stages.evaluate.details import head_details, pruning_details
 from restorelcc.stages.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.stages.evaluate.measured import how_measured

@@ -17,8 +17,8 @@ from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.text import context_length, encode_contrasts
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches
-from restorelcc.stages.probe.config import ProbeConfig
 
 
 def margin_scores(

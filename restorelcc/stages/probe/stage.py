@@ -19,7 +19,7 @@ from restorelcc.base.tables import HEADS, write_table
 from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.contrastive import energy_scores, heldout_mask, kl_scores, mse_scores, probe_heads
 from restorelcc.stages.probe.margins import margin_scores
 from restorelcc.stages.probe.relational import relational_scores

@@ -24,7 +24,7 @@ from restorelcc.release.verify import fresh
 from restorelcc.release.verify import logits as logits_module
 from restorelcc.release.verify.files import Violation
 from restorelcc.release.verify.verify import subject, verify
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair

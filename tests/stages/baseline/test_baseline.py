@@ -17,8 +17,8 @@ from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.biases import random_heads
-from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.stage import METHODS, run
 from restorelcc.stages.evaluate.stage import run_baseline
 from restorelcc.training.attached import site_linears

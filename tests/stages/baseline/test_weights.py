@@ -15,8 +15,8 @@ from restorelcc.base.prunings import parse_pruning
 from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.adapters import eigenspace_factors
-from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.lofit import strongest_heads
 from restorelcc.stages.baseline.reconstruct import Calls, block_outputs
 from restorelcc.stages.baseline.stage import run

@@ -12,7 +12,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import CONTRAST, write_table
 from restorelcc.models.checkpoints import save_checkpoint
-from restorelcc.stages.capture.config import CaptureConfig
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.stage import run_dense, run_pruned
 from tests import pico
 from tests.stages.prune.project import words

@@ -16,7 +16,7 @@ from restorelcc.models.architectures import FAMILIES, head_layout, out_projectio
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.compensate.config import CompensateConfig, DistillConfig
+from restorelcc.stages.compensate import CompensateConfig, DistillConfig
 from restorelcc.stages.compensate.heads import one_standard_error_rule
 from restorelcc.stages.compensate.stage import run
 from restorelcc.stages.compensate.start import initial_compensation, lessons, needs_dense

@@ -26,7 +26,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
 from restorelcc.models.placement import shared_out, whole
 from restorelcc.models.tensors import read_all_tensors
-from restorelcc.stages.compensate.config import CompensateConfig, DistillConfig
+from restorelcc.stages.compensate import CompensateConfig, DistillConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training import loop as fit
 from tests import pico

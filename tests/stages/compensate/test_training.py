@@ -13,7 +13,7 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.models.text import EncodedPair
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears
 from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task

@@ -14,10 +14,10 @@ from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import CONTRAST, EXAMPLES, read_table
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.text import encode_contrasts, encode_pair
-from restorelcc.stages.capture.config import CaptureConfig
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.stage import run_dense
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.stage import run
@@ -112,7 +112,7 @@ def test_no_later_stage_stops_at_a_row_of_the_corpus(too_long: TooLong, tmp_path
     run(cell, config, entry, layout)
     run_dense(cell, CaptureConfig(), entry, layout)
     folder = layout.corpus(cell)
-    from restorelcc.stages.compensate.config import CompensateConfig
+    from restorelcc.stages.compensate import CompensateConfig
 
     pairs = read_pairs(folder, layout.dense(cell), CompensateConfig())
     assert pairs.left_out == 0

@@ -11,7 +11,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import CONTRAST, EXAMPLES, TEXTS, read_table, read_texts, write_table
-from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.contrast import most_similar_other
 from restorelcc.stages.corpus.local import read_file
 from restorelcc.stages.corpus.sources import calibration_texts, pairs

@@ -23,11 +23,11 @@ from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.tensors import write_tensors
 from restorelcc.stages.corpus.stage import _task
-from restorelcc.stages.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.stages.evaluate import EvaluateConfig, GenerationConfig
 from restorelcc.stages.evaluate.stage import run_dense, run_pruned, run_restored
 from restorelcc.stages.evaluate.versus import Outcome, versus
 from restorelcc.stages.prune.prune import prune_model
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.markdown import markdown
 from restorelcc.stages.report.results import read_results
 from tests import pico

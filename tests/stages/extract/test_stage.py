@@ -13,7 +13,7 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.extract.config import ExtractConfig
+from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.extract.stage import run
 from tests import pico
 from tests.stages.capture.project import CELL, CONFIG, ENTRY, capture, project

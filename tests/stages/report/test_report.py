@@ -13,7 +13,7 @@ from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.results import holm, read_results
 from restorelcc.stages.report.stage import run
 from restorelcc.stages.report.tables import p_text, size_text, verdict
