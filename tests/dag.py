@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
     "transformers": ("safetensors", "tokenizers", "transformers"),
 }
 # They check, fetch or draw on a terminal; no result comes from them.
-HARMLESS = {"httpx", "httpx2", "huggingface_hub", "packaging", "pydantic", "rich", "tqdm", "typer", "yaml"}
+HARMLESS = {"filelock", "httpx", "httpx2", "huggingface_hub", "packaging", "pydantic", "rich", "tqdm", "typer", "yaml"}
 
 
 def module_file(module: str) -> Path | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from restorelcc.base.layout import Layout
 
@@ -23,9 +24,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
         except FileNotFoundError:
             continue
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+            if not lock_descriptor(descriptor, blocking=wait):
                 yield False
                 return
             if folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat()):
