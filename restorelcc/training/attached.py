@@ -18,6 +18,7 @@ from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, pars
 from restorelcc.compensation.fold import with_addition
 from restorelcc.models.architectures import Family, blocks_of, family_of, linear_of, out_projections
 from restorelcc.models.heads import HeadLayout
+from restorelcc.models.hooks import hooked
 from restorelcc.models.placement import whole
 from restorelcc.training.config import SITES, SiteName
 
@@ -164,10 +165,9 @@ def attached(model: PreTrainedModel, compensation: TrainableCompensation) -> Ite
             # In front of the parameter, which stays where it is.
             used[name].__dict__["bias"] = with_addition(own[name], bias_O.to(weight.device), weight.dtype)
 
-    handle = model.register_forward_pre_hook(install, with_kwargs=True)
     try:
-        yield
+        with hooked([(None, model)], lambda _key: install, expected=1, keywords=True):
+            yield
     finally:
-        handle.remove()
         for linear in used.values():
             linear.__dict__.pop("bias", None)

@@ -7,13 +7,13 @@ features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.base.progress import progress
+from restorelcc.models.hooks import observed
 
 
 def mean_inputs(
@@ -45,21 +45,14 @@ def _means(
 ) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
 
-    def observing(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            sum_of = summed(inputs[0].flatten(0, -2))
-            sums[name] = sums[name] + sum_of if name in sums else sum_of
+    def add(name: str, x: Tensor) -> None:
+        sum_of = summed(x.flatten(0, -2))
+        sums[name] = sums[name] + sum_of if name in sums else sum_of
 
-        return hook
-
-    handles = [linear.register_forward_pre_hook(observing(name)) for name, linear in linears.items()]
-    try:
+    with observed(linears.items(), add, expected=len(linears)):
         for tokens_BT in progress(batches_BT, title, "batches"):
             # The model, not its base model alone: weights that are spread over processes come together from its top.
             model(input_ids=tokens_BT, use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
     count = sum(tokens_BT.numel() for tokens_BT in batches_BT)
     return {name: sum_of / count for name, sum_of in sums.items()}
 

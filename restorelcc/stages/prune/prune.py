@@ -16,8 +16,8 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import progress
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning
 from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded
-from restorelcc.sparsity.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.inputs import InputStatistics, observed_inputs
 from restorelcc.stages.prune.sparsegpt import sparsegpt
