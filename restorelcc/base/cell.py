@@ -48,16 +48,13 @@ class Cell:
     baseline: str | None = None
 
     @property
-    def is_pruned(self) -> bool:
-        """Whether the cell is a pruned model as it is, neither restored nor recovered by a baseline."""
-        return self.pruning is not None and self.head_ratio is None and self.baseline is None
-
-    @property
     def kind(self) -> str:
         """dense, pruned, restored or baseline."""
         if self.pruning is None:
             return "dense"
-        return "pruned" if self.is_pruned else "baseline" if self.baseline else "restored"
+        if self.baseline is not None:
+            return "baseline"
+        return "pruned" if self.head_ratio is None else "restored"
 
     @property
     def evaluation(self) -> str:

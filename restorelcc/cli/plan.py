@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.params import Params, load_params
@@ -205,6 +204,4 @@ def _costs(
             ("evaluate_restored", ratios, evaluate),
         ]
         found += [(stage, cell.pruning, runs, cost) for stage, runs, cost in per_pruning]
-    if not found:
-        raise BadInput("the grid holds no cell: name a pruning with --pruning")
     return found
