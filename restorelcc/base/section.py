@@ -28,8 +28,8 @@ def _fields_at(model: Any, location: tuple[int | str, ...], tags: Mapping[str, A
             model = model.model_fields[part].annotation if part in model.model_fields else model
         elif getattr(model, "__origin__", None) is dict:
             model = model.__args__[1]  # the entry by this name
-        elif part in tags:
-            model = tags[part]
+        elif (form := tags.get(str(part))) is not None:
+            model = form
     if hasattr(model, "__args__"):  # Section | None
         model = model.__args__[0]
     fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
