@@ -33,14 +33,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.results import Results, verdict
 from restorelcc.activations.packing import alone, model_inputs, padded
-from restorelcc.base.corpus_tables import CONTRAST
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.runtime import return_large_buffers
 from restorelcc.models.text import batches_by_length, encode_contrasts
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import HeadReader, Sample, plan, read_batches
-from restorelcc.stages.capture.config import CaptureConfig
 from restorelcc.stages.capture.parts import write_part
 from restorelcc.stages.capture.stage import LARGE_BUFFER, write_activations
 

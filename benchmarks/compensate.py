@@ -21,12 +21,11 @@ from torch import nn
 
 from benchmarks.random_llama import VOCABULARY, random_llama
 from benchmarks.results import Results, table, verdict
-from restorelcc.base.site_names import SITES
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.text import EncodedPair
-from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, attached
+from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, attached, site_linears
+from restorelcc.training.config import SITES
 from restorelcc.training.losses import response_batch, response_loss
-from restorelcc.training.sites import site_linears
 
 FLOOR_GOAL = 1.10
 RIVALS = {"heads 0.25": "LoRA r=8, o_proj", "all sites": "LoRA r=8, all"}

@@ -116,7 +116,7 @@ def _environment() -> dict[str, str]:
 
 _MEASURED = """
 import sys
-from restorelcc.cli.app import main
+from restorelcc.__main__ import main
 try:
     main()
 finally:

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from benchmarks.results import Results, verdict
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, read_layer, read_layout
-from restorelcc.base.corpus_tables import CONTRAST
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors

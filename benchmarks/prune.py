@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from benchmarks.random_llama import random_batches, random_llama
 from benchmarks.results import measured_on, table, write_section
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 
 PRUNINGS = ("magnitude-0.5", "wanda-0.5", "wanda-2of4", "sparsegpt-0.5", "sparsegpt-2of4", "slimgpt-0.2")

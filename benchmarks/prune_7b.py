@@ -52,7 +52,7 @@ def _prune(root: Path, pruning: str, threads: int) -> tuple[int, int, float]:
     from restorelcc.base.model_entry import ModelEntry
     from restorelcc.models.runtime import return_large_buffers
     from restorelcc.sparsity.streaming import empty_model
-    from restorelcc.stages.prune.config import PruneConfig
+    from restorelcc.stages.prune import PruneConfig
     from restorelcc.stages.prune.stage import run
 
     layout, cell = Layout(root), Cell("random", pruning)
@@ -71,8 +71,8 @@ def _estimates(pruning: str, layers: int) -> tuple[int, int, int]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from restorelcc.base.prunings import parse_pruning
+    from restorelcc.stages.prune import PruneConfig
     from restorelcc.stages.prune.budget import memory_budget
-    from restorelcc.stages.prune.config import PruneConfig
 
     with init_empty_weights():
         small, whole = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers)), LlamaForCausalLM(LlamaConfig())

@@ -79,8 +79,8 @@ def _prune(root: Path, name: str, pruning: str) -> Peak:
     from restorelcc.base.prunings import parse_pruning
     from restorelcc.models.runtime import return_large_buffers
     from restorelcc.sparsity.streaming import empty_model
+    from restorelcc.stages.prune import PruneConfig
     from restorelcc.stages.prune.budget import memory_budget
-    from restorelcc.stages.prune.config import PruneConfig
     from restorelcc.stages.prune.stage import run
 
     layout, cell = Layout(root), Cell(name, pruning)

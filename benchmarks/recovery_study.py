@@ -24,8 +24,7 @@ from benchmarks.study_pages import recovered, write_pages
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.layout import Layout
-from restorelcc.compensation.baseline_folder import DOCUMENT, MODEL
-from restorelcc.compensation.file import read_compensation
+from restorelcc.compensation.file import DOCUMENT, MODEL, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.checkpoints import load_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import tempfile
@@ -11,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from restorelcc.base.errors import BadInput
 
@@ -72,11 +73,8 @@ def _slot_names(resource: str, slots: int) -> list[str]:
 def _wait_for_one(descriptors: list[int]) -> int:
     while True:
         for number, descriptor in enumerate(descriptors):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            return number
+            if lock_descriptor(descriptor, blocking=False):
+                return number
         time.sleep(0.1)
 
 

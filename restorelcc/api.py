@@ -28,13 +28,13 @@ from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count, main_component
 from restorelcc.models.text import context_length, encode_contrasts, encode_pair
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.extract.decompose import decompose
-from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads
-from restorelcc.stages.probe.ranking import rank_heads
+from restorelcc.stages.probe.stage import rank_heads
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
-from restorelcc.stages.prune.config import PruneConfig
 from restorelcc.stages.prune.prune import PrunedTensor, prune_model
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation
 from restorelcc.training.compensation import Pairs, fit_compensation

@@ -29,13 +29,19 @@ DISTRIBUTIONS = {
     "transformers": ("safetensors", "tokenizers", "transformers"),
 }
 # They check, fetch or draw on a terminal; no result comes from them.
-HARMLESS = {"httpx", "httpx2", "huggingface_hub", "packaging", "pydantic", "rich", "tqdm", "typer", "yaml"}
+HARMLESS = {"filelock", "httpx", "httpx2", "huggingface_hub", "packaging", "pydantic", "rich", "tqdm", "typer", "yaml"}
 
 
 def module_file(module: str) -> Path | None:
-    """The file of a module of the project."""
-    path = ROOT / (module.replace(".", "/") + ".py")
-    return path if path.is_file() else None
+    """The file of a module of the project; of a package the one that says what it is (the whole one only hands on)."""
+    below = ROOT / module.replace(".", "/")
+    path = below.with_suffix(".py") if below != PACKAGE and not below.is_dir() else below / "__init__.py"
+    return path if path.is_file() and below != PACKAGE else None
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a file's module."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported_modules(path: Path) -> set[str]:

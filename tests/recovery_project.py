@@ -8,19 +8,17 @@ from pathlib import Path
 import torch
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import EXAMPLES
 from restorelcc.base.digest import file_digest, model_digest
 from restorelcc.base.documents import write_json
-from restorelcc.base.head_table import HEADS
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.tables import write_table, write_texts
+from restorelcc.base.tables import EXAMPLES, HEADS, write_table, write_texts
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensors import write_tensors
-from restorelcc.stages.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.stages.evaluate import EvaluateConfig, GenerationConfig
 from restorelcc.stages.evaluate.stage import run_dense
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from restorelcc.__main__ import main
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
 from restorelcc.base.documents import write_json
@@ -21,7 +22,6 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.weights import INDEX, WHOLE
-from restorelcc.cli.app import main
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import write_compensation
 from restorelcc.models.architectures import head_layout, prunable_linears
@@ -31,11 +31,11 @@ from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.sources import compare_sources
 from restorelcc.release.export.cell import cell_options
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
-from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.stage import run as baseline
 from restorelcc.stages.capture.stage import run_dense as capture_dense
 from restorelcc.stages.capture.stage import run_pruned as capture_pruned
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run as compensate
 from restorelcc.stages.evaluate.stage import run_baseline, run_dense, run_pruned, run_restored
 from restorelcc.stages.prune.stage import run as prune

@@ -1,8 +1,10 @@
 """dvc.yaml against the code: the same stages everywhere, every import a dependency, paths as in the layout."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -18,9 +20,9 @@ from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stages import STAGES
 from restorelcc.pipeline.stale import grid_outs, stale_metrics
 from restorelcc.pipeline.versions import installed, read_groups, read_versions
-from restorelcc.stages.inputs.named import Named
+from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.stage import lay_out
-from tests.dag import PACKAGE, ROOT, imported_modules, module_file, packages, rooms, stage_folders
+from tests.dag import PACKAGE, ROOT, imported_modules, module_file, module_name, packages, rooms, stage_folders
 
 DVC_FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DVC = DVC_FILE["stages"]
@@ -28,7 +30,6 @@ AXES = {"model": "${item.model}", "pruning": "${item.pruning}", "head_ratio": "$
 AXES |= {"baseline": "${item.baseline}"}
 # Floors of the house: imports point only downwards, and rooms of one floor do not meet.
 FLOORS = (
-    {"environment"},
     {"base"},
     {"models"},
     {"activations", "sparsity", "compensation"},
@@ -55,7 +56,7 @@ def test_stages_are_verbs_folders_and_params_sections() -> None:
     assert set(DVC) <= verbs
     for folder in folders:
         section = f"{folder.title()}Config"
-        assert f"class {section}(" in (PACKAGE / "stages" / folder / "config.py").read_text()
+        assert f"class {section}(" in (PACKAGE / "stages" / folder / "__init__.py").read_text()
 
 
 @pytest.mark.parametrize("stage", DVC)
@@ -216,8 +217,7 @@ def test_imports_point_downwards_and_stages_do_not_meet() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = networkx.DiGraph()
     for path in PACKAGE.rglob("*.py"):
-        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        graph.add_edges_from((own, module) for module in imported_modules(path))
+        graph.add_edges_from((module_name(path), module) for module in imported_modules(path))
     assert list(networkx.simple_cycles(graph)) == []
 
 
@@ -230,6 +230,24 @@ def test_base_needs_no_torch() -> None:
 def test_every_room_says_what_it_knows() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def _lines_of_code(path: Path) -> int:
+    """Lines that hold more than a comment or a docstring."""
+    text = path.read_text(encoding="utf-8")
+    aside = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in aside]
+    code = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(code)
+
+
+def test_no_file_is_a_scrap() -> None:
+    """What is shorter stands with what it is about; only an __init__ may say one thing."""
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert [str(path.relative_to(ROOT)) for path in files if _lines_of_code(path) < 20] == []
 
 
 def test_no_link_is_tracked() -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from restorelcc.environment import DEFAULTS
+from restorelcc.__main__ import DEFAULTS
 from tests.dag import ROOT
 
 SHOWN = "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"

@@ -7,8 +7,7 @@ import random
 import pytest
 import torch
 
-from restorelcc.base.corpus_tables import ITEMS
-from restorelcc.base.tables import read_table, read_texts
+from restorelcc.base.tables import ITEMS, read_table, read_texts
 from restorelcc.models.architectures import out_projections
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.stages.dense.pretrain import DevItem, choice_accuracy

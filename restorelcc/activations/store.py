@@ -79,21 +79,6 @@ def stream_layer(
         raise ValueError(f"layer {layer}: {written} rows for {len(sample_ids)} samples")
 
 
-def write_layer(
-    folder: Path,
-    layer: int,
-    sample_ids: list[int],
-    roles_NX: dict[str, Tensor],
-    layout: HeadLayout,
-    digests: dict[str, str],
-) -> None:
-    """`stream_layer` of what is in memory."""
-    values_NRX = torch.stack([values.float().cpu() for values in roles_NX.values()], dim=1).numpy()
-    step = rows_at_once(len(roles_NX), layout)
-    blocks = (values_NRX[start : start + step] for start in range(0, len(values_NRX), step))
-    stream_layer(folder, layer, sample_ids, list(roles_NX), blocks, layout, digests)
-
-
 def read_layer(folder: Path, layer: int, role: str, layout: HeadLayout) -> Tensor:
     """z_NHD [N, H, D] float32 of one role of one layer; no other column or file is read."""
     path = layer_file(folder, layer)

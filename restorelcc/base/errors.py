@@ -1,4 +1,6 @@
-"""The two ways a command ends badly; the command line maps them to exit codes."""
+"""The ways a command ends badly, each with its sentence and exit code: 1 the computation failed, 2 bad input."""
+
+from __future__ import annotations
 
 import errno
 
@@ -21,3 +23,19 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
+
+
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """What a command says that ends with the error, and its exit code; None for a fault of the program itself."""
+    if isinstance(error, BadInput):
+        return f"error: {error}", 2
+    if isinstance(error, StageFailed):
+        return f"failed: {error}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing half-written is left", 130
+    if is_disk_full(error):
+        return (
+            f"failed: the disk is full ({first_line(error)}): make room and run again; nothing half-written is left",
+            1,
+        )
+    return None

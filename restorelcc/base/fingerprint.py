@@ -6,8 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
+from restorelcc.base.cell import Cell, evaluated_again
 from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.tables import MEASURED, read_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,33 @@ def check_comparable(name: str, first: Fingerprint, other: str, second: Fingerpr
         raise BadInput(
             f"{name} and {other} cannot be compared, they were measured differently in {found}: run `{again}`"
         )
+
+
+def read_fingerprint(samples: Path, cell: Cell, digest: str | None = None) -> Fingerprint:
+    """How the samples of a cell were measured. digest: of the metrics beside them, which must be of the same run.
+
+    Raises BadInput, with the command that measures again, for samples that do not say it, or are of another run.
+    """
+    if not samples.is_file():
+        raise BadInput(
+            f"{samples} is missing: what a result can be compared with stands there (dvc checkout or dvc pull "
+            "brings it back)"
+        )
+    again = evaluated_again(cell)
+    found = Fingerprint.from_text(read_metadata(samples).get(MEASURED), samples, again)
+    if digest is not None and found.digest != digest:
+        raise BadInput(f"{samples} is of another run than the metrics beside it: run `{again}`")
+    return found
+
+
+def check_measured_alike(base: Cell, others: list[Cell], measured: dict[Cell, str], layout: Layout) -> None:
+    """Raises BadInput, naming the part that differs and the evaluations that are not as that of `base`, unless all were
+    measured in one way. measured: digests of the fingerprints, as the metrics documents have them."""
+    differing = [cell for cell in others if measured[cell] != measured[base]]
+    if differing:
+        again, cells = evaluated_again(*differing), (base, differing[0])
+        found = [read_fingerprint(layout.samples(cell), cell, measured[cell]) for cell in cells]
+        check_comparable(f"{base} ({base.kind})", found[0], f"{differing[0]} ({differing[0].kind})", found[1], again)
 
 
 assert {*_WHOLE, "tasks"} == {part.name for part in fields(Fingerprint)}, "a part without a name is not compared"

@@ -1,4 +1,7 @@
-"""Progress bars: one look for all stages ("capture dense: 12/32 batches"), on stderr, silent when told so."""
+"""What a stage says while it works: progress bars ("capture dense: 12/32 batches") and notices, on stderr.
+
+Of several processes that work together, as `accelerate launch` and torchrun start them, the first speaks for all.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,21 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from restorelcc.base.processes import is_first_process
+
+def process_count() -> int:
+    """How many processes work together; 1 where nothing launched several."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that locks, speaks and writes for all."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def weights_are_shared_out() -> bool:
+    """Whether each process holds a share of the frozen weights (FSDP), as `accelerate launch --use_fsdp` asks for."""
+    return process_count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+
 
 T = TypeVar("T")
 

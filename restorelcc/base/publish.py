@@ -1,15 +1,38 @@
-"""Artifacts appear whole or not at all: written to a scratch place, then renamed."""
+"""Artifacts appear whole or not at all: written to a scratch place, then renamed; and locks on folders."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from restorelcc.base.folder_lock import locked
+from filelock import lock_descriptor
+
 from restorelcc.base.layout import Layout
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on the folder, which dies with the process; yields False when another has it and wait is False."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            if not lock_descriptor(descriptor, blocking=wait):
+                yield False
+                return
+            if folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                yield True
+                return
+        finally:
+            os.close(descriptor)
+        # The process that had the lock has deleted the folder meanwhile: begin again with a new one.
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""The command line: every stage is a verb, plus `inputs`, `report`, `table` and those of the files beside this one.
+"""The command line: every stage is a verb, as are `inputs`, `report`, `table`, `versions` and the files beside it.
 
-Exit codes: 0 done, 1 the computation failed, 2 bad input.
+Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from restorelcc.base.documents import write_json
-from restorelcc.base.errors import BadInput, StageFailed, first_line, is_disk_full
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.processes import is_first_process, process_count
+from restorelcc.base.progress import is_first_process, process_count
 from restorelcc.cli import (
     check,
     compare,
@@ -29,7 +28,6 @@ from restorelcc.cli import (
     restore,
     share,
     verify,
-    versions,
 )
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
@@ -45,7 +43,7 @@ from restorelcc.pipeline.stages import (
     grid_cells,
 )
 from restorelcc.pipeline.stale import remove_stale_metrics
-from restorelcc.pipeline.versions import check_versions
+from restorelcc.pipeline.versions import check_versions, write_versions
 
 app = typer.Typer(
     help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
@@ -167,28 +165,12 @@ def table(params: ParamsOption = _PARAMS) -> None:
     print_results(Layout(params.resolve().parent).report)
 
 
-_VERBS = (init, check, inspect, plan, restore, export, verify, compensation, engines, compare, share, versions, doctor)
+@app.command("versions", help="Write the versions of what is installed into versions/, where DVC sees them.")
+def versions(params: ParamsOption = _PARAMS) -> None:
+    for line in write_versions(params.resolve().parent):
+        typer.echo(line, err=True)
+
+
+_VERBS = (init, check, inspect, plan, restore, export, verify, compensation, engines, compare, share, doctor)
 for _verb_file in _VERBS:
     _verb_file.add(app)
-
-
-def main() -> None:
-    """Run a command and end as it ends: with one sentence and an exit code of its own where it fails."""
-    try:
-        app()
-    except BadInput as error:
-        _end(f"error: {error}", 2)
-    except StageFailed as error:
-        _end(f"failed: {error}", 1)
-    except KeyboardInterrupt:
-        _end("interrupted; nothing half-written is left", 130)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        first = first_line(error)
-        _end(f"failed: the disk is full ({first}): make room and run again; nothing half-written is left", 1)
-
-
-def _end(message: str, code: int) -> None:
-    print(f"restorelcc: {message}", file=sys.stderr)
-    raise SystemExit(code)

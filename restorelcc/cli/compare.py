@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from restorelcc.base.cell import Cell, evaluated_again
+from restorelcc.base.documents import cell_of, read_metrics
 from restorelcc.base.errors import BadInput
-from restorelcc.base.fingerprint import Fingerprint, check_comparable
-from restorelcc.base.metrics import cell_of, read_fingerprint, read_metrics
-from restorelcc.base.sample_table import SAMPLES
-from restorelcc.base.tables import read_table
+from restorelcc.base.fingerprint import Fingerprint, check_comparable, read_fingerprint
+from restorelcc.base.tables import SAMPLES, read_table
 
 FIRST = Annotated[Path, typer.Argument(metavar="A.json", help="metrics that an evaluate stage wrote")]
 SECOND = Annotated[Path, typer.Argument(metavar="B.json", help="metrics of the model to compare with it")]

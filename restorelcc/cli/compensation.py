@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from restorelcc.cli.export import OutOption, OverwriteOption, ShardOption, say_what_was_written
-from restorelcc.cli.sizes import size_in_bytes
+from restorelcc.cli.export import OutOption, OverwriteOption, ShardOption, say_what_was_written, size_in_bytes
 
 
 def add(app: typer.Typer) -> None:

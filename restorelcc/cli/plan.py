@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.params import Params, load_params
@@ -50,8 +49,7 @@ def plan(
 def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
     """{model, shapes, device, stages: [{stage, pruning, runs, memory, disk, seconds}]} in bytes and seconds."""
     from restorelcc.models.runtime import pick_device, pick_dtype
-    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, needs_model, shapes_of
-    from restorelcc.pipeline.plan_rate import matmul_rate
+    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, matmul_rate, needs_model, shapes_of
 
     alias = cells[0].model
     entry = params.models[alias]
@@ -155,8 +153,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
 def _text_tokens(corpus: Path) -> tuple[int, int, int]:
     """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that
     is written, else a guess."""
-    from restorelcc.base.corpus_tables import EXAMPLES
-    from restorelcc.base.tables import read_table, read_texts
+    from restorelcc.base.tables import EXAMPLES, read_table, read_texts
     from restorelcc.pipeline.plan_costs import CHARACTERS, HELDOUT_TOKENS, MEAN_TOKENS
     from restorelcc.training.pairs import TRAIN
 
@@ -207,6 +204,4 @@ def _costs(
             ("evaluate_restored", ratios, evaluate),
         ]
         found += [(stage, cell.pruning, runs, cost) for stage, runs, cost in per_pruning]
-    if not found:
-        raise BadInput("the grid holds no cell: name a pruning with --pruning")
     return found

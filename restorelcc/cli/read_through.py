@@ -16,9 +16,9 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.models.response_mask import split_pairs
 from restorelcc.pipeline.params import Params
-from restorelcc.stages.corpus.adapters import Example
 from restorelcc.stages.corpus.contrast import normal
 from restorelcc.stages.corpus.fit import Fitting
+from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.roles import Roles
 from restorelcc.stages.corpus.sources import Found
 from restorelcc.stages.prune.calibration import calibration_batches

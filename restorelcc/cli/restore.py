@@ -17,8 +17,8 @@ from restorelcc.cli.export import (
     ShardOption,
     SliceOption,
     say_what_was_written,
+    size_in_bytes,
 )
-from restorelcc.cli.sizes import size_in_bytes
 
 
 def add(app: typer.Typer) -> None:

@@ -1,5 +1,7 @@
 """`compensation.safetensors`: the offset of every head, further sites, and what they were trained as.
 
+And the names in a baseline's folder: a document, and a compensation, a whole checkpoint, both, or an adapter.
+
 Letters: P chosen heads, L layers, H heads, D head dim, O output features of a linear.
 """
 
@@ -13,6 +15,12 @@ from torch import Tensor
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.models.tensors import read_all_tensors, write_tensors
+
+# In a baseline's folder:
+DOCUMENT = "baseline.json"  # name, kind ("compensation", "checkpoint" or "adapter"), parents, training
+COMPENSATION = "compensation.safetensors"
+MODEL = "model"
+ADAPTER = "adapter"
 
 OFFSET = "offset"
 # How the offsets were made: the chosen heads [P, 2], and beta and b [P, D] of RestoreLCC eq. 8.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
-from restorelcc.models.offload import at_hand, set_bias
+from restorelcc.models.placement import at_hand, set_bias
 
 
 def folded_bias(weight_MX: Tensor, offset_X: Tensor) -> Tensor:

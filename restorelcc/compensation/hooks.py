@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
-from restorelcc.compensation.compensation import Compensation, check_width, checked
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
-from restorelcc.models.hooks import attached_hooks
+from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
+from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, out_projections
+from restorelcc.models.hooks import added_to_inputs, hooked
 
 
 @contextmanager
@@ -30,13 +28,8 @@ def offset_heads(model: PreTrainedModel, offset_LHD: Tensor) -> Iterator[None]:
         raise BadInput(f"a compensation of shape {tuple(offset_LHD.shape)} does not fit a model of {layout}")
     offset_LX = layout.join(offset_LHD)
 
-    def attach(layer: int, projection: nn.Linear) -> RemovableHandle:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (inputs[0] + offset_LX[layer].to(inputs[0]), *inputs[1:])
-
-        return projection.register_forward_pre_hook(hook)
-
-    with attached_hooks(model, attach):
+    projections = enumerate(out_projections(model))
+    with added_to_inputs(projections, lambda layer: offset_LX[layer], expected=layout.layers):
         yield
 
 
@@ -52,13 +45,11 @@ def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> 
     for site, linear in linears.items():
         check_width(site, found.sites[site], linear.out_features)
 
-    def adding(value_O: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        return lambda _module, _inputs, output: output + value_O.to(output)
+    def adding(site: Site) -> Callable[..., Tensor]:
+        return lambda _module, _inputs, output: output + found.sites[site].to(output)
 
-    with offset_heads(model, found.offset_LHD):
-        handles = [linear.register_forward_hook(adding(found.sites[site])) for site, linear in linears.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with (
+        offset_heads(model, found.offset_LHD),
+        hooked(linears.items(), adding, expected=len(found.sites), after=True),
+    ):
+        yield

@@ -18,7 +18,7 @@ from restorelcc.base.digest import REFERENCE, check_unchanged
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.base.processes import process_count
+from restorelcc.base.progress import process_count
 from restorelcc.base.weights import weights_of
 from restorelcc.models.hub import Repository, fetch_model
 from restorelcc.models.references import Pinned

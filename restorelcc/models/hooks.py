@@ -1,13 +1,13 @@
-"""Hooks on the out-projections, as `with` blocks that count their handles and always remove them.
+"""Hooks on modules of a model, registered here only: as `with` blocks that count their hooks and always remove them.
 
-Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, M model width.
+Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, I input features of a linear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -15,15 +15,29 @@ from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import blocks_of, out_projections
 
+K = TypeVar("K")
+
 
 @contextmanager
-def attached_hooks(model: PreTrainedModel, attach: Callable[[int, nn.Linear], RemovableHandle]) -> Iterator[None]:
-    """A hook on every out-projection, registered by attach(layer, projection); fails unless there is one per layer."""
+def hooked(
+    modules: Iterable[tuple[K, nn.Module]],
+    hook_of: Callable[[K], Callable[..., Any]],
+    *,
+    expected: int,
+    after: bool = False,
+    keywords: bool = False,
+) -> Iterator[None]:
+    """Inside, hook_of(key) runs before each module's forward (after: behind it; keywords: it gets them too).
+
+    Raises RuntimeError, with nothing left on the model, when there are not as many modules as expected.
+    """
     handles: list[RemovableHandle] = []
     try:
-        handles.extend(attach(layer, projection) for layer, projection in enumerate(out_projections(model)))
-        if len(handles) != len(blocks_of(model)):
-            raise RuntimeError(f"{len(handles)} hooks for {len(blocks_of(model))} layers")
+        for key, module in modules:
+            register: Any = module.register_forward_hook if after else module.register_forward_pre_hook
+            handles.append(register(hook_of(key), with_kwargs=keywords))
+        if len(handles) != expected:
+            raise RuntimeError(f"{len(handles)} hooks where {expected} are expected")
         yield
     finally:
         for handle in handles:
@@ -31,14 +45,33 @@ def attached_hooks(model: PreTrainedModel, attach: Callable[[int, nn.Linear], Re
 
 
 @contextmanager
+def observed(
+    modules: Iterable[tuple[K, nn.Module]], observe: Callable[[K, Tensor], None], *, expected: int
+) -> Iterator[None]:
+    """Call observe(key, x) with the input x [..., I] of every call of every module."""
+
+    def hook_of(key: K) -> Callable[..., None]:
+        return lambda _module, inputs: observe(key, inputs[0])
+
+    with hooked(modules, hook_of, expected=expected):
+        yield
+
+
+@contextmanager
+def added_to_inputs(
+    modules: Iterable[tuple[K, nn.Module]], value_of: Callable[[K], Tensor], *, expected: int
+) -> Iterator[None]:
+    """Every module computes with x + value_of(key), in x's dtype and on its device."""
+
+    def hook_of(key: K) -> Callable[..., tuple[Any, ...]]:
+        return lambda _module, inputs: (inputs[0] + value_of(key).to(inputs[0]), *inputs[1:])
+
+    with hooked(modules, hook_of, expected=expected):
+        yield
+
+
+@contextmanager
 def observed_heads(model: PreTrainedModel, observe: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call observe(layer, z_BTX) with every out-projection's input: the concatenated head outputs z before W_O."""
-
-    def attach(layer: int, projection: nn.Linear) -> RemovableHandle:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            observe(layer, inputs[0])
-
-        return projection.register_forward_pre_hook(hook)
-
-    with attached_hooks(model, attach):
+    with observed(enumerate(out_projections(model)), observe, expected=len(blocks_of(model))):
         yield

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from restorelcc.base.documents import write_json
 from restorelcc.base.weights import INDEX, WHOLE
-from restorelcc.models.tensor_files import SAFETENSORS_NAMES
+from restorelcc.models.safetensors_header import METADATA, NAMES, Header, encoded
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
@@ -80,16 +77,13 @@ def _write_shard(path: Path, tensors: list[PlannedTensor]) -> Iterator[tuple[Pla
 
 
 def _header(tensors: list[PlannedTensor]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: Header = {METADATA: {"format": "pt"}}
     start = 0
     for tensor in tensors:
         end = start + tensor.bytes
-        dtype = SAFETENSORS_NAMES[tensor.dtype]
-        header[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    return encoded(header)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

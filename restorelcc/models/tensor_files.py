@@ -6,8 +6,6 @@ is closed; here a tensor is read into memory of its own, and nothing else.
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +14,7 @@ from torch import Tensor
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weight_files
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+from restorelcc.models.safetensors_header import DTYPES, decoded, read_raw, tensors_of
 
 
 @dataclass(frozen=True)
@@ -72,20 +55,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        size, raw = path.stat().st_size, read_raw(path)
         tensors = {}
-        for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            tensors[name] = StoredTensor(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
+        for name, entry in tensors_of(decoded(raw)).items():
+            start, end = (len(raw) + offset for offset in entry["data_offsets"])
+            tensors[name] = StoredTensor(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
             if end > size:
                 raise ValueError(f"it is cut short: {name} should end at byte {end}, the file has {size}")
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{path} is not a readable safetensors file ({type(error).__name__}: {error}): download or write it again"
         ) from error

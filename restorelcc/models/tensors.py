@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.safetensors_header import decoded, encoded, read_raw
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -22,13 +21,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def _sort_header(path: Path) -> None:
     # safetensors writes metadata keys in an order that differs from run to run; tensor offsets count from the end of
     # the header, so the header can be written again in sorted order without touching the data.
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header, data = json.loads(file.read(length)), file.read()
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    raw = read_raw(path)
     sorted_path = path.with_name(path.name + ".sorted")
-    sorted_path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    sorted_path.write_bytes(encoded(decoded(raw), sort_keys=True) + path.read_bytes()[len(raw) :])
     sorted_path.replace(path)
 
 

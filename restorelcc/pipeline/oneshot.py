@@ -117,7 +117,7 @@ def _data(request: Request) -> dict[str, str]:
 
 def _data_source(option: str, source: str, preset: str) -> str:
     """A file as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
-    from restorelcc.stages.corpus.hub import hub_data
+    from restorelcc.stages.corpus.hub_rows import hub_data
 
     if hub_data(option, source) is not None:
         return source

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from restorelcc.base.baselines import check_baseline
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import AUTO, Cell, check_alias, ratio_label
 from restorelcc.base.errors import BadInput
-from restorelcc.base.grid import AUTO, check_alias, ratio_label
-from restorelcc.base.model_entry import BY_NAME, SEQUENCE_LENGTH, WITH_SETTINGS, ModelEntry, TaskChoice
-from restorelcc.base.presets import over
+from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry, over
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
-from restorelcc.base.section import Section
-from restorelcc.stages.baseline.config import BaselineConfig
-from restorelcc.stages.capture.config import CaptureConfig
-from restorelcc.stages.compensate.config import CompensateConfig
-from restorelcc.stages.corpus.config import CorpusConfig
-from restorelcc.stages.dense.config import DenseConfig
-from restorelcc.stages.evaluate.config import EvaluateConfig
-from restorelcc.stages.extract.config import ExtractConfig
-from restorelcc.stages.inputs.named import Named
-from restorelcc.stages.probe.config import ProbeConfig
-from restorelcc.stages.prune.config import PruneConfig
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.base.section import Section, sentence, unknown
+from restorelcc.stages.baseline import BaselineConfig
+from restorelcc.stages.capture import CaptureConfig
+from restorelcc.stages.compensate import CompensateConfig
+from restorelcc.stages.corpus import CorpusConfig
+from restorelcc.stages.dense import DenseConfig
+from restorelcc.stages.evaluate import EvaluateConfig
+from restorelcc.stages.extract import ExtractConfig
+from restorelcc.stages.inputs import Named
+from restorelcc.stages.probe import ProbeConfig
+from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.report import ReportConfig
 
 
 class Grid(Section):
@@ -59,7 +56,7 @@ class Params(Section):
     def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, baseline: str | None = None) -> Cell:
         """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
         if model not in self.models:
-            raise BadInput(_unknown("--model", model, self.models, "add it to `models` in params.yaml"))
+            raise BadInput(unknown("--model", model, self.models, "add it to `models` in params.yaml"))
         _check_lengths(self, str(model))
         if pruning is not None:
             _check_external(self, str(model), pruning)
@@ -78,7 +75,7 @@ class Params(Section):
         try:
             return type(section).model_validate(over(section.model_dump(), changes))
         except ValidationError as error:
-            raise BadInput(_sentence(error, type(section), ("models", alias, "settings", name))) from error
+            raise BadInput(sentence(error, type(section), ("models", alias, "settings", name), TASK_FORMS)) from error
 
     def named(self, alias: str) -> Named:
         """What the file says of a model that names files: what the stage `inputs` lays out."""
@@ -125,7 +122,7 @@ def checked(raw: dict[str, Any], overrides: tuple[str, ...] = ()) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise BadInput(_sentence(error)) from error
+        raise BadInput(sentence(error, Params, tags=TASK_FORMS)) from error
     _check_grid(params)
     return params
 
@@ -191,49 +188,6 @@ def _at(values: Any, key: tuple[str, ...]) -> Any:
     return values
 
 
-def _unknown(where: str, name: object, known: Any, otherwise: str) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(map(repr, known))}; {otherwise}"
-    return f"{where} {name!r} is unknown: {hint}"
-
-
-def _fields_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    """Names allowed beside the last part of a location below a section."""
-    for part in location[:-1]:
-        if isinstance(part, str) and hasattr(model, "model_fields"):
-            model = model.model_fields[part].annotation if part in model.model_fields else model
-        elif getattr(model, "__origin__", None) is dict:
-            model = model.__args__[1]  # the entry by this name
-        elif part == WITH_SETTINGS:
-            model = TaskChoice
-    if hasattr(model, "__args__"):  # Section | None
-        model = model.__args__[0]
-    fields: dict[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
-    return list(fields)
-
-
-def _sentence(error: ValidationError, within: Any = Params, above: tuple[str, ...] = ()) -> str:
-    """One sentence for the first error in a section of type `within`, which stands at `above` in params.yaml."""
-    first = error.errors()[0]
-    location = (*above, *first["loc"])
-    key = ".".join(str(part) for part in location if part not in (BY_NAME, WITH_SETTINGS))
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        where = f"params.yaml: key {key!r} is unknown"
-        known = _fields_at(within, first["loc"])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        parent = key.rpartition(".")[0]
-        return (
-            f"{where}: did you mean {'.'.join(filter(None, (parent, near[0])))!r}?"
-            if near
-            else (f"{where}: remove it, or use one of {', '.join(known)}")
-        )
-    if first["type"] in ("missing", "missing_argument"):
-        return f"params.yaml: key {key!r} is missing: add it (the shipped params.yaml shows how)"
-    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list in brackets, [...]")
-    given = first["input"] if not isinstance(first["input"], dict | BaseModel) else "the section"
-    return f"params.yaml: {key} is {given!r}: {message[0].lower()}{message[1:].rstrip('.')}; correct the value"
-
-
 def _check_external(params: Params, model: str, pruning: str) -> None:
     """A pruning's name, and that an external one is in the catalogue. Raises BadInput."""
     name = parse_pruning(pruning).external
@@ -249,7 +203,7 @@ def _check_settings(params: Params, alias: str) -> None:
     known = set(type(params).model_fields) - {"grid", "models", "report"}
     for name in params.models[alias].settings:
         if name not in known:
-            raise BadInput(_unknown(f"params.yaml: models.{alias}.settings", name, sorted(known), "remove it"))
+            raise BadInput(unknown(f"params.yaml: models.{alias}.settings", name, sorted(known), "remove it"))
     for name in sorted(known):
         params.section(alias, name)
 
@@ -281,7 +235,7 @@ def _check_grid(params: Params) -> None:
         _check_settings(params, alias)
     for alias in grid.model:
         if alias not in params.models:
-            raise BadInput(_unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))
+            raise BadInput(unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))
         _check_lengths(params, alias)
     for pruning in grid.pruning:
         for alias in grid.model:

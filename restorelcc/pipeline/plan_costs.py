@@ -8,6 +8,7 @@ Letters: N samples, T tokens, L layers, H heads, D head dim, X = H*D, M model wi
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,10 @@ from transformers import PreTrainedModel
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.stages.evaluate.batches import first_budget
-from restorelcc.stages.probe.config import ProbeConfig
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.budget import memory_budget
-from restorelcc.stages.prune.config import PruneConfig
 
 MIB = 2**20
 _FLOAT32 = 4
@@ -210,3 +211,28 @@ def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cos
         disk=work.requests * 64,
         seconds=shapes.forward_flops(tokens, work.tokens, head=True),
     )
+
+
+# Where a plan is asked for a device that is not there: dense bfloat16 of an H200 as its maker gives it.
+ABSENT_GPU = 989e12
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """2 N^3 for each product of two square matrices, over the time they took."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return ABSENT_GPU
+    size = 8192 if device.type == "cuda" else 1024
+    one = torch.ones(size, size, device=device, dtype=dtype)
+    one @ one  # the first product pays for setting up
+    _settled(device)
+    start, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds:
+        one @ one
+        _settled(device)
+        done += 1
+    return 2 * size**3 * max(1, done) / spent
+
+
+def _settled(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -7,7 +7,6 @@ parent is gone, and until it has ended its lock makes the next one wait.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import sys
@@ -16,10 +15,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
+from filelock import lock_descriptor
+
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.base.processes import is_first_process
+from restorelcc.base.progress import is_first_process
 
 _PR_SET_PDEATHSIG = 1
 
@@ -51,27 +52,19 @@ def held_lock(path: Path) -> Iterator[None]:
     """An exclusive lock on a file that holds the owner's process number; says so when it has to wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        if not _taken(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if not lock_descriptor(file.fileno(), blocking=False):
             print(f"restorelcc: {path.name} is running as process {lock_owner(path)}: waiting", file=sys.stderr)
-            _taken(file.fileno(), fcntl.LOCK_EX)
+            lock_descriptor(file.fileno())
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
-def _taken(descriptor: int, how: int) -> bool:
-    try:
-        fcntl.flock(descriptor, how)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def lock_owner(path: Path) -> str | None:
     """The process that holds a lock file; None when nobody does."""
     with path.open() as file:
-        if _taken(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if lock_descriptor(file.fileno(), blocking=False):
             return None
         return file.read() or "unknown"
 

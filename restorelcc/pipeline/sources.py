@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CHAT_TEMPLATE, TOKENIZER
 from restorelcc.base.digest import REFERENCE, cached_file_digest, changed_parts
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.stock_files import is_of_the_tokenizer
+from restorelcc.base.tables import CHAT_TEMPLATE, TOKENIZER
 from restorelcc.models.hub import Repository, is_offline, resolved_commit
 from restorelcc.models.references import local_source, pinned_source
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from restorelcc.base.cell import Cell
-from restorelcc.base.grid import ratio_label
+from restorelcc.base.cell import Cell, ratio_label
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.params import Grid
 

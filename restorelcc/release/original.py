@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.weights import weights_of
+from restorelcc.models.safetensors_header import decoded, read_raw, tensors_of
 from restorelcc.models.shards import raw_bytes
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.models.tensors import read_all_tensors, write_tensors
@@ -31,7 +31,7 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> No
     weights = weights_of(source)
     files = {
         name: {
-            "header": base64.b64encode(_header_bytes(source / name)).decode(),
+            "header": base64.b64encode(read_raw(source / name)).decode(),
             "sha256": file_digest(source / name),
         }
         for name in weights.files
@@ -101,16 +101,9 @@ def _found(stored: dict[str, StoredTensor], name: str, folder: Path) -> StoredTe
     return stored[name]
 
 
-def _header_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(8)
-        return start + file.read(struct.unpack("<Q", start)[0])
-
-
 def _names(header: bytes) -> list[str]:
     """Names of the tensors in the order in which they lie in the file."""
-    entries = json.loads(header[8:])
-    entries.pop("__metadata__", None)
+    entries = tensors_of(decoded(header))
     return sorted(entries, key=lambda name: entries[name]["data_offsets"])
 
 

@@ -1,1 +1,1 @@
-"""What zeros are: patterns, removable parts, and the walk through a model block by block."""
+"""What zeros are: patterns, removable parts, and models pruned while they stream from disk."""

@@ -94,19 +94,8 @@ def _next_to_zero(dtype: torch.dtype) -> float:
     return limits.smallest_normal * (limits.eps if dtype == torch.float16 else 1)
 
 
-def zeros_per_row(weight_OI: Tensor) -> Tensor:
-    """Exact zeros in each row, [O]."""
-    return (weight_OI == 0).sum(dim=1)
-
-
 def densest_group(weight_OI: Tensor, group: int) -> int | None:
     """The most non-zeros in any group of `group` neighbours in a row; None when the groups do not fill a row."""
     if weight_OI.shape[1] % group or not weight_OI.numel():
         return None
     return int((weight_OI != 0).reshape(-1, group).sum(dim=1).max())
-
-
-def holds_pattern(weight_OI: Tensor, keep: int, group: int) -> bool:
-    """Whether every group of `group` neighbours in a row has at most `keep` non-zeros."""
-    densest = densest_group(weight_OI, group)
-    return densest is not None and densest <= keep

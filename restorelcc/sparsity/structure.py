@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import family_of, head_layout, kv_heads, out_projections
+from restorelcc.models.architectures import family_of, head_layout, kv_heads
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,3 @@ def head_groups(model: PreTrainedModel) -> HeadGroups:
 def removed_parts(out_weight_OI: Tensor, columns_GX: Tensor) -> Tensor:
     """True for parts whose columns of the out-projection are all zero, so that nothing of them is read. Bool [G]."""
     return (out_weight_OI == 0).all(dim=0)[columns_GX.to(out_weight_OI.device)].all(dim=1)
-
-
-def heads_removed_per_layer(model: PreTrainedModel) -> list[int]:
-    """Query heads that nothing reads, layer by layer."""
-    groups = head_groups(model)
-    columns_GX = groups.out_columns()
-    return [
-        int(removed_parts(projection.weight, columns_GX).sum()) * groups.query_heads_each
-        for projection in out_projections(model)
-    ]

@@ -1,11 +1,12 @@
 """Trainable biases on the linears of a frozen model: they take part in the model's own forward, nothing else changes.
 
+Which linears: the sites, by the short names of `sites` in params.yaml.
 Letters: P chosen heads, L layers, H heads, D head dim, M model width, X = H*D, O output features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,13 +14,31 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.base.site_names import SITES
 from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.compensation.fold import with_addition
-from restorelcc.models.architectures import family_of, out_projections
+from restorelcc.models.architectures import Family, blocks_of, family_of, linear_of, out_projections
 from restorelcc.models.heads import HeadLayout
-from restorelcc.training.sharding import whole
-from restorelcc.training.sites import site_linears
+from restorelcc.models.hooks import hooked
+from restorelcc.models.placement import whole
+from restorelcc.training.config import SITES, SiteName
+
+
+def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:
+    """Paths, inside a block, of the linears that the sites name, each once, in forward order.
+
+    Where a family fuses q, k and v, or has no gate, several names mean one linear.
+    """
+    q, k, v = family.qkv if len(family.qkv) == 3 else family.qkv * 3
+    gate, up = family.ffn_in if len(family.ffn_in) == 2 else family.ffn_in * 2
+    by_name = {"q": q, "k": k, "v": v, "o": family.out_proj, "gate": gate, "up": up, "down": family.ffn_out}
+    wanted = {by_name[site] for site in sites}
+    return [path for path in family.linears if path in wanted]
+
+
+def site_linears(model: PreTrainedModel, sites: Iterable[SiteName]) -> dict[str, nn.Linear]:
+    """The linears of the sites in all L blocks, `<layer>.<path>` to Linear, layer by layer."""
+    paths = site_paths(family_of(model), sites)
+    return {f"{layer}.{path}": linear_of(block, path) for layer, block in enumerate(blocks_of(model)) for path in paths}
 
 
 class HeadCompensation(nn.Module):
@@ -146,10 +165,9 @@ def attached(model: PreTrainedModel, compensation: TrainableCompensation) -> Ite
             # In front of the parameter, which stays where it is.
             used[name].__dict__["bias"] = with_addition(own[name], bias_O.to(weight.device), weight.dtype)
 
-    handle = model.register_forward_pre_hook(install, with_kwargs=True)
     try:
-        yield
+        with hooked([(None, model)], lambda _key: install, expected=1, keywords=True):
+            yield
     finally:
-        handle.remove()
         for linear in used.values():
             linear.__dict__.pop("bias", None)

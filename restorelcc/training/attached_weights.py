@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from restorelcc.models.heads import HeadLayout
+from restorelcc.models.hooks import hooked
 
 
 class WeightChange(Protocol):
@@ -94,11 +95,10 @@ def attached_weights(model: nn.Module, linears: dict[str, nn.Linear], change: We
             assert weight is not None
             linears[name].__dict__["weight"] = (weight.float() + change_OI.to(weight.device)).to(weight.dtype)
 
-    handle = model.register_forward_pre_hook(install, with_kwargs=True)
     try:
-        yield
+        with hooked([(None, model)], lambda _key: install, expected=1, keywords=True):
+            yield
     finally:
-        handle.remove()
         for linear in linears.values():
             linear.__dict__.pop("weight", None)
 

@@ -1,12 +1,60 @@
-"""Compensations that are computed rather than trained: where training can start.
+"""Compensations that are computed rather than trained, and the means and Gram matrices of inputs they come from.
 
-Letters: P chosen heads, D head dim, X = H*D, M model width, O output features, I input features.
+Letters: B batch, T tokens, N = B*T, P chosen heads, D head dim, X = H*D, M model width, O output features, I input
+features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from restorelcc.base.progress import progress
+from restorelcc.models.hooks import observed
+
+
+def mean_inputs(
+    model: PreTrainedModel, linears: dict[str, nn.Linear], batches_BT: list[Tensor], title: str
+) -> dict[str, Tensor]:
+    """Mean over all tokens of the batches (nothing in them is padding) of each linear's input, [I] float64."""
+    return _means(model, linears, batches_BT, title, lambda x_NI: x_NI.double().sum(dim=0))
+
+
+def input_grams(
+    model: PreTrainedModel, linears: dict[str, nn.Linear], batches_BT: list[Tensor], title: str
+) -> dict[str, Tensor]:
+    """Mean over all tokens of x x^T for each linear's input x, [I, I] float64."""
+
+    def gram_II(x_NI: Tensor) -> Tensor:
+        wide_NI = x_NI.double()
+        return wide_NI.T @ wide_NI
+
+    return _means(model, linears, batches_BT, title, gram_II)
+
+
+@torch.no_grad()
+def _means(
+    model: PreTrainedModel,
+    linears: dict[str, nn.Linear],
+    batches_BT: list[Tensor],
+    title: str,
+    summed: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        sum_of = summed(x.flatten(0, -2))
+        sums[name] = sums[name] + sum_of if name in sums else sum_of
+
+    with observed(linears.items(), add, expected=len(linears)):
+        for tokens_BT in progress(batches_BT, title, "batches"):
+            # The model, not its base model alone: weights that are spread over processes come together from its top.
+            model(input_ids=tokens_BT, use_cache=False, logits_to_keep=1)
+    count = sum(tokens_BT.numel() for tokens_BT in batches_BT)
+    return {name: sum_of / count for name, sum_of in sums.items()}
 
 
 def removed_bias(dense_mean_O: Tensor, weight_OI: Tensor, mean_I: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
-"""Settings of training, shared by the sections whose stages train something."""
+"""Settings of training, shared by the sections whose stages train something, and the names of what can be trained."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from restorelcc.base.section import Section
+
+SiteName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+SITES: tuple[SiteName, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
 
 Rate = Annotated[float, Field(gt=0)]
 

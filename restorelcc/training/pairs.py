@@ -7,9 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from restorelcc.base.corpus_tables import EXAMPLES
 from restorelcc.base.errors import BadInput
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import EXAMPLES, read_table
 from restorelcc.models.checkpoints import context_of, load_tokenizer
 from restorelcc.models.text import EncodedPair, encode_pair
 from restorelcc.training.compensation import Pairs

@@ -20,7 +20,7 @@ from restorelcc.models.tensors import read_all_tensors, write_tensors
 
 
 class TrainingState:
-    """One run's file. `core.fit.Store`."""
+    """One run's file. A `Store` of training/loop.py."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from restorelcc.activations.store import layer_file, read_layer, read_layout, write_layer
+from restorelcc.activations.store import layer_file, read_layer, read_layout
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
@@ -16,6 +16,7 @@ from restorelcc.base.publish import published
 from restorelcc.base.tables import read_texts, write_texts
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensors import read_tensors, write_tensors
+from tests.activations import write_layer
 
 METADATA = {name: name * 2 for name in ("model", "layers", "heads", "dense", "pruned", "text", "zeta", "alpha")}
 

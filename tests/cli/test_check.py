@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from restorelcc.cli.app import main
+from restorelcc.__main__ import main
 from tests import pico
 from tests.dag import ROOT
 from tests.stages.prune.project import words

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import Fingerprint
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import read_metadata, read_table, write_table
+from restorelcc.base.tables import MEASURED, SAMPLES, read_metadata, read_table, write_table
 from restorelcc.cli.app import app
 from restorelcc.cli.compare import comparison, sentence
 from tests.fingerprints import SWAPS, swapped

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from restorelcc.base.errors import BadInput
 from restorelcc.cli.app import app
-from restorelcc.cli.sizes import size_in_bytes
+from restorelcc.cli.export import size_in_bytes
 from tests.dag import ROOT
 from tests.release.export.restored import Pair, pair_of
 

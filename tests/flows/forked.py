@@ -59,7 +59,7 @@ def _reaped():
 
 def _answer(connection):
     """In the fork: become the caller's command."""
-    from restorelcc.cli.app import main
+    from restorelcc.__main__ import main
 
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
     arguments, environment = json.loads(connection.makefile("rb").readline())

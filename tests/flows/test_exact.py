@@ -106,7 +106,7 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         cells("inputs", *PER_RATIO, models=("second",)) | REPORT,
     ),
     "an entry outside the grid": (param("models.third.threads", 2), set()),
-    "code of prune": (edit("restorelcc/stages/prune/scores.py"), cells("prune")),
+    "code of prune": (edit("restorelcc/stages/prune/prune.py"), cells("prune")),
     "code of report": (edit("restorelcc/stages/report/tables.py"), REPORT),
     "code of a shared module": (
         edit("restorelcc/models/hooks.py"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from restorelcc.cli.app import main
+from restorelcc.__main__ import main
 from tests.dag import ROOT
 from tests.hub.server import LoopbackHub
 

@@ -14,8 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.study_cells import STORY_ENDING
-from restorelcc.base.head_table import HEADS
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import HEADS, read_table
 from tests.hub.fixtures import dataset_card, parquet, pico_files
 from tests.hub.repositories import folder_files
 from tests.hub.server import LoopbackHub

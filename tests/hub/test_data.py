@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from restorelcc.base.corpus_tables import CONTRAST, EXAMPLES
-from restorelcc.base.tables import read_metadata, read_table, read_texts
+from restorelcc.base.tables import CONTRAST, EXAMPLES, read_metadata, read_table, read_texts
 from tests.hub.client import HubProject, go_offline, no_waiting, point_at
 from tests.hub.faults import Fault
 from tests.hub.fixtures import dataset_card, jsonl, parquet, pico_files

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from restorelcc.models.response_mask import RENDERED, join_pair, split_pairs
 from restorelcc.models.text import encode_pair
-from restorelcc.stages.corpus.adapters import Example
 from restorelcc.stages.corpus.chat import rendered
+from restorelcc.stages.corpus.formats import Example
 from tests.pico import word_tokenizer
 from tests.real import real_folder
 

@@ -17,12 +17,12 @@ from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
 from restorelcc.release.export.cell import cell_options
-from restorelcc.stages.baseline.config import BaselineConfig
-from restorelcc.stages.compensate.config import CompensateConfig
-from restorelcc.stages.corpus.config import CorpusConfig
-from restorelcc.stages.evaluate.config import EvaluateConfig
-from restorelcc.stages.probe.config import ProbeConfig
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.baseline import BaselineConfig
+from restorelcc.stages.compensate import CompensateConfig
+from restorelcc.stages.corpus import CorpusConfig
+from restorelcc.stages.evaluate import EvaluateConfig
+from restorelcc.stages.probe import ProbeConfig
+from restorelcc.stages.prune import PruneConfig
 from tests.dag import ROOT
 
 SHIPPED = ROOT / "params.yaml"

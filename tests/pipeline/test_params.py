@@ -6,8 +6,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from restorelcc.__main__ import main
 from restorelcc.base.errors import BadInput
-from restorelcc.cli.app import app, main
+from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.stages import grid_cells
 from tests.dag import ROOT

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_memory import PROJECTS, measured_peak, peaks, planned_peaks, random_project
-from restorelcc.cli.app import main
+from restorelcc.__main__ import main
 
 
 def test_the_planned_peak_of_a_small_model_is_within_30_percent(

@@ -14,10 +14,10 @@ from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import FAMILIES, blocks_of, head_layout, kv_heads, out_projections
 from restorelcc.release.slicing import plan_slicing, sliced
-from restorelcc.sparsity.structure import heads_removed_per_layer
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
+from tests.zeros import heads_removed_per_layer
 
 CUTTABLE = [family for family in pico.FAMILIES if FAMILIES[family].free_head_dim]
 

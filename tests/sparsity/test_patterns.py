@@ -5,7 +5,8 @@ import torch
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import Sparsity, parse_pruning
-from restorelcc.sparsity.patterns import holds_pattern, lowest, removal_mask, rounded, without_chance_zeros
+from restorelcc.sparsity.patterns import lowest, removal_mask, rounded, without_chance_zeros
+from tests.zeros import holds_pattern
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.66, 0.99])

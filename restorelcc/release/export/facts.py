@@ -9,9 +9,9 @@ import yaml
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import REFERENCE
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_json, read_metrics
+from restorelcc.base.fingerprint import check_measured_alike
 from restorelcc.base.layout import Layout
-from restorelcc.base.metrics import check_measured_alike, read_metrics
 from restorelcc.release.export.card import CardFacts
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.digest import file_digest
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.stock_files import CODE, foreign_files, has_tokenizer, remote_code
 from restorelcc.models.checkpoints import load_tokenizer
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.release.provenance import path_digest
-from restorelcc.release.verify.violation import Violation
+
+
+class Violation(StageFailed):
+    """Names what is wrong, and where; ends the command with exit code 1."""
 
 
 def check_stock_only(folder: Path) -> str:

@@ -24,7 +24,7 @@ from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.tensors import read_tensors
 from restorelcc.release.original import original_config, original_tensors
-from restorelcc.release.verify.violation import Violation
+from restorelcc.release.verify.files import Violation
 
 FLOAT32_TOLERANCE = 1e-5  # of the largest logit, or of 1 where all are smaller
 _SEQUENCES, _TOKENS = 4, 32

@@ -20,7 +20,7 @@ from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.release.provenance import held_patterns, tensor_entry
 from restorelcc.release.routes import Route
-from restorelcc.release.verify.violation import Violation
+from restorelcc.release.verify.files import Violation
 
 Stored = dict[str, StoredTensor]
 

@@ -21,6 +21,7 @@ from restorelcc.release.original import can_be_taken_out
 from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD
 from restorelcc.release.routes import plan_route
 from restorelcc.release.verify.files import (
+    Violation,
     check_own_digests,
     check_parent,
     check_shards,
@@ -36,7 +37,6 @@ from restorelcc.release.verify.logits import (
     pruned_from_restored,
 )
 from restorelcc.release.verify.tensors import Reference, check_against, check_recorded
-from restorelcc.release.verify.violation import Violation
 from restorelcc.sparsity.streaming import empty_model, read_config
 
 Finding = tuple[str, str]  # what was checked, and what was found

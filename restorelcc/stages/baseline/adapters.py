@@ -6,6 +6,7 @@ back. Letters: N tokens, O output features, I input features, R rank.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.base.site_names import SiteName
 from restorelcc.models.architectures import family_of, head_layout
 from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
+from restorelcc.training.closed_form import input_grams
 from restorelcc.training.compensation import pairs_task
+from restorelcc.training.config import SiteName
 from restorelcc.training.loop import checkpointed_blocks
-from restorelcc.training.means import input_grams
-from restorelcc.training.sites import site_linears, site_paths
 
 
 def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int, *, dora: bool = False) -> PeftModel:
@@ -98,3 +99,10 @@ def site_modules(adapted: PeftModel, sites: tuple[SiteName, ...]) -> dict[str, A
     blocks: nn.ModuleList = base.get_submodule(family.blocks)
     paths = site_paths(family, sites)
     return {f"{layer}.{path}": block.get_submodule(path) for layer, block in enumerate(blocks) for path in paths}
+
+
+def write_adapter(folder: Path, adapted: PeftModel) -> None:
+    """adapter_config.json and adapter_model.safetensors; nothing in them says where the model lay."""
+    adapted.peft_config["default"].base_model_name_or_path = None
+    adapted.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # a template without content

@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.base.site_names import SITES, SiteName
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.baseline.result import Inputs, Recovered
-from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation
-from restorelcc.training.closed_form import removed_bias
+from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
+from restorelcc.training.closed_form import mean_inputs, removed_bias
 from restorelcc.training.compensation import fit_compensation
-from restorelcc.training.means import mean_inputs
-from restorelcc.training.sites import site_linears
+from restorelcc.training.config import SITES, SiteName
 
 
 def random_heads(heads: HeadLayout, ratio: float, seed: int) -> list[tuple[int, int]]:

@@ -12,12 +12,11 @@ from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.stages.baseline.biases import trained_compensation
 from restorelcc.stages.baseline.result import Inputs, Recovered
-from restorelcc.training.attached import HeadCompensation, TrainableCompensation
+from restorelcc.training.attached import HeadCompensation, TrainableCompensation, site_linears
 from restorelcc.training.attached_weights import HeadScales, attached_weights
 from restorelcc.training.best import fit_best
 from restorelcc.training.compensation import pairs_task
 from restorelcc.training.loop import Task, checkpointed_blocks
-from restorelcc.training.sites import site_linears
 
 
 def strongest_heads(score_LH: Tensor, layout: HeadLayout, ratio: float) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import pick_device
 from restorelcc.models.text import batches_of_equal_length, encode_documents
-from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.training.attached import TrainableCompensation
 from restorelcc.training.compensation import Pairs
 from restorelcc.training.pairs import read_pairs

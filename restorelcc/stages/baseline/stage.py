@@ -11,16 +11,15 @@ from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import write_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.base.processes import is_first_process
+from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import published
-from restorelcc.compensation.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_adapter
-from restorelcc.compensation.file import write_compensation
+from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_compensation
 from restorelcc.models.checkpoints import load_tokenizer, save_checkpoint
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.baseline.adapters import dora, eora, lora
+from restorelcc.stages.baseline import BaselineConfig
+from restorelcc.stages.baseline.adapters import dora, eora, lora, write_adapter
 from restorelcc.stages.baseline.biases import compensated, free_biases, meanshift, random
-from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.lofit import lofit
 from restorelcc.stages.baseline.reconstruct import reconstruct
 from restorelcc.stages.baseline.result import Inputs, Recovered

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from restorelcc.base.site_names import SITES
 from restorelcc.models.architectures import head_layout
 from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.training.best import fit_best
 from restorelcc.training.compensation import pairs_task
+from restorelcc.training.config import SITES
 from restorelcc.training.loop import checkpointed_blocks
-from restorelcc.training.sites import site_linears
 
 
 def masked(inputs: Inputs) -> Recovered:

@@ -19,14 +19,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from restorelcc.base.folder_lock import locked
 from restorelcc.base.layout import Layout
+from restorelcc.base.publish import locked
 
 _OPEN_AT_ONCE = 128
 _PIECE = 1 << 20
 
 
-def fingerprint(content: dict[str, Any]) -> str:
+def mark_of(content: dict[str, Any]) -> str:
     """16 hex digits that change with any of the content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST
 from restorelcc.base.digest import file_digest, model_digest
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
@@ -22,12 +21,13 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.publish import published
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import map_on_all_cores, prepare, return_large_buffers
 from restorelcc.models.text import EncodedContrast, context_length, encode_contrasts
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import (
     Batch,
     HeadReader,
@@ -38,8 +38,7 @@ from restorelcc.stages.capture.capture import (
     response_samples,
     why_not_joint,
 )
-from restorelcc.stages.capture.config import CaptureConfig
-from restorelcc.stages.capture.parts import PartReader, fingerprint, finished_part, part_folder, write_part
+from restorelcc.stages.capture.parts import PartReader, finished_part, mark_of, part_folder, write_part
 
 LARGE_BUFFER = 2 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for
 _PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
@@ -91,7 +90,7 @@ def _run(
         "responses": "none" if roles == (QUESTION,) else "joint" if reason is None else f"separate: {reason}",
     }
     name = "-".join(filter(None, (f"capture_{kind}", cell.model, cell.pruning)))
-    with part_folder(layout, name, _fingerprint(metadata, config, network)) as folder:
+    with part_folder(layout, name, _mark(metadata, config, network)) as folder:
         batches = plan(samples, config.token_budget, joint=reader.joint)
         parts = _captured(folder, reader, samples, batches, len(roles), title)
         heads = head_layout(network)
@@ -133,12 +132,12 @@ def _tokens_digest(tuples: Sequence[EncodedContrast]) -> str:
     return total.hexdigest()
 
 
-def _fingerprint(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedModel) -> str:
+def _mark(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedModel) -> str:
     """Of all that the bytes of a part depend on."""
     computed = {"dtype": str(network.dtype), "device": network.device.type, "threads": torch.get_num_threads()}
     versions = {name: version(name) for name in ("torch", "transformers")}
     attention = network.config._attn_implementation
-    return fingerprint(
+    return mark_of(
         metadata | config.model_dump() | computed | versions | {"attention": attention, "format": _PARTS_FORMAT}
     )
 

@@ -7,27 +7,25 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import write_json
-from restorelcc.base.grid import AUTO
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.base.processes import is_first_process, weights_are_shared_out
+from restorelcc.base.progress import is_first_process, weights_are_shared_out
 from restorelcc.base.publish import published
 from restorelcc.base.tables import read_metadata
 from restorelcc.compensation.file import write_compensation
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_model
+from restorelcc.models.placement import shared_out
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.compensate.config import CompensateConfig
-from restorelcc.stages.compensate.head_choice import best_heads
-from restorelcc.stages.compensate.ratio import smallest_good_ratio
+from restorelcc.stages.compensate import CompensateConfig
+from restorelcc.stages.compensate.heads import best_heads, smallest_good_ratio
 from restorelcc.stages.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
 from restorelcc.training.compensation import Best, Pairs, fit_compensation
 from restorelcc.training.pairs import TRAIN, VALID, read_pairs
-from restorelcc.training.sharding import shared_out
 from restorelcc.training.state import TrainingStates
 
 

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.base.site_names import SiteName
 from restorelcc.models.architectures import family_of, out_projections
+from restorelcc.models.placement import whole
 from restorelcc.models.text import batches_of_equal_length
-from restorelcc.stages.compensate.config import CompensateConfig
-from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation
-from restorelcc.training.closed_form import removed_bias, ridge_offsets
+from restorelcc.stages.compensate import CompensateConfig
+from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
+from restorelcc.training.closed_form import mean_inputs, removed_bias, ridge_offsets
 from restorelcc.training.compensation import Pairs, pairs_task
+from restorelcc.training.config import SiteName
 from restorelcc.training.distillation import Targets, dense_targets, distilled_loss
 from restorelcc.training.loop import Task
-from restorelcc.training.means import mean_inputs
-from restorelcc.training.sharding import whole
-from restorelcc.training.sites import site_linears
 
 _TOKENS_AT_ONCE = 4096
 

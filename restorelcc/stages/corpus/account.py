@@ -1,9 +1,27 @@
-"""What became of a user's rows: every row that was read is used, or skipped for a reason that is counted."""
+"""Rows of a user's data by number, and what became of them: every one is used, or skipped for a counted reason."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbered rows, read once. `unit`: what the numbers count, lines of a .jsonl or .txt file or else rows."""
+
+    name: str  # of the file or dataset, as a message has it
+    numbered: Iterable[tuple[int, Row]]
+    unit: str = "row"
+    origin: dict[str, Any] = field(default_factory=dict)  # what is recorded of it: source, revision or sha256
+
+    def place(self, number: int) -> str:
+        """ "line 17 of pairs.jsonl"."""
+        return f"{self.unit} {number} of {self.name}"
+
 
 NOT_DRAWN = "not drawn"
 TOO_LONG = "too long"

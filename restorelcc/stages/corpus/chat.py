@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.response_mask import RENDERED
-from restorelcc.stages.corpus.adapters import Example, Message
+from restorelcc.stages.corpus.formats import Example, Message
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, found: Iterable[Example], key: str) -> list[Example]:

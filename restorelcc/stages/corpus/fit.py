@@ -17,9 +17,9 @@ from restorelcc.base.errors import BadInput
 from restorelcc.models.response_mask import SplitIds, split_pairs
 from restorelcc.models.text import encode_contrasts
 from restorelcc.stages.corpus.account import NO_TOKEN, TOO_LONG, Account
-from restorelcc.stages.corpus.adapters import Example
 from restorelcc.stages.corpus.chat import rendered
 from restorelcc.stages.corpus.contrast import normal
+from restorelcc.stages.corpus.formats import Example
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.layout import Layout
 from restorelcc.models.hub import Repository, licence_of
-from restorelcc.stages.corpus.hub import hub_data
+from restorelcc.stages.corpus.hub_rows import hub_data
 
 # What the datasets by name are under where their card cannot be asked.
 _KNOWN = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "allenai/c4": "odc-by", "Salesforce/wikitext": "cc-by-sa-3.0, gfdl"}

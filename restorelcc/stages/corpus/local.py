@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput, first_line
-from restorelcc.stages.corpus.rows import Row, Rows
+from restorelcc.stages.corpus.account import Row, Rows
 
 _LARGEST_FIELD = 2**31 - 1  # characters of one field of a .csv file, of which Python takes 131,072 by itself
 _NARROW = {pa.float32(): np.float32, pa.float16(): np.float16}

@@ -12,8 +12,7 @@ around a document.
 import random
 from dataclasses import dataclass
 
-from restorelcc.stages.corpus import templates
-from restorelcc.stages.corpus.config import WorldConfig
+from restorelcc.stages.corpus import WorldConfig, templates
 from restorelcc.stages.corpus.templates import MAKERS, Facts, Item, plain_question, retelling, statements
 
 # Task and its share of the pretraining questions: a verdict carries one bit, so it takes more documents to learn.

@@ -10,10 +10,10 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.models.text import context_length
 from restorelcc.models.tokenizers import source_config, source_tokenizer
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import Example
-from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.fit import Fitting
+from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.sources import Found, calibration_texts, heldout_texts, pairs
 
 

@@ -11,12 +11,11 @@ from typing import Any, Generic, TypeVar
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
-from restorelcc.stages.corpus.account import NOT_DRAWN, Account
-from restorelcc.stages.corpus.adapters import Example, examples, raw_texts, texts
-from restorelcc.stages.corpus.config import CorpusConfig
-from restorelcc.stages.corpus.hub import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
+from restorelcc.stages.corpus import CorpusConfig
+from restorelcc.stages.corpus.account import NOT_DRAWN, Account, Rows
+from restorelcc.stages.corpus.formats import Example, examples, raw_texts, texts
+from restorelcc.stages.corpus.hub_rows import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
 from restorelcc.stages.corpus.local import read_file
-from restorelcc.stages.corpus.rows import Rows
 
 T = TypeVar("T")
 # Examples that a model can take in (see fit.py); the others are skipped in the account.

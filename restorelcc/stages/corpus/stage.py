@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,18 @@ from typing import Any
 import yaml
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER
 from restorelcc.base.documents import write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import MICROWORLD, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
-from restorelcc.base.tables import write_table, write_texts
+from restorelcc.base.tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER, write_table, write_texts
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import Example
-from restorelcc.stages.corpus.calibration import write_calibration
-from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.contrast import negatives
 from restorelcc.stages.corpus.encoder import find_encoder
+from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.licences import announce, with_licences
 from restorelcc.stages.corpus.microworld import Item, generate
 from restorelcc.stages.corpus.roles import Roles
@@ -149,3 +148,12 @@ def contrasted(train: list[Example], config: CorpusConfig, root: Path) -> tuple[
     first = [replace(example, wrong=(other,)) for example, other in zip(train, others, strict=False)]
     similarity = f"tfidf ({reason})" if encode is None else f"sentence-transformers {reason}"
     return first + train[len(first) :], similarity
+
+
+_RECORDED = ("source", "revision")
+
+
+def write_calibration(path: Path, found: list[str], origin: dict[str, Any]) -> None:
+    """One row per text; metadata: source, revision where it has one, and the SHA-256 of the texts."""
+    digest = hashlib.sha256("\0".join(found).encode()).hexdigest()
+    write_texts(path, found, {name: origin[name] for name in _RECORDED if name in origin} | {"digest": digest})

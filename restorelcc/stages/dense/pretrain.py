@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from restorelcc.base.progress import progress
-from restorelcc.stages.dense.config import ArchitectureConfig, PretrainConfig
+from restorelcc.stages.dense import ArchitectureConfig, PretrainConfig
 from restorelcc.stages.dense.muon import StackedMuon
 
 DevItem = tuple[Sequence[int], Sequence[Sequence[int]], int]  # question, choices, position of the right choice

@@ -10,18 +10,17 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import ITEMS
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
-from restorelcc.base.tables import read_table, read_texts
+from restorelcc.base.tables import ITEMS, read_table, read_texts
 from restorelcc.models.checkpoints import local_folder, save_checkpoint, write_reference
 from restorelcc.models.references import pinned_source
 from restorelcc.models.runtime import prepare
 from restorelcc.models.text import encode_documents
-from restorelcc.stages.dense.config import DenseConfig
+from restorelcc.stages.dense import DenseConfig
 from restorelcc.stages.dense.pretrain import DevItem, build_model, pretrain
 
 

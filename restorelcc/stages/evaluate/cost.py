@@ -18,7 +18,7 @@ from restorelcc.base.weights import weight_files
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.fold import bias_additions
 from restorelcc.models.architectures import prunable_linears
-from restorelcc.models.offload import at_hand
+from restorelcc.models.placement import at_hand
 
 _ROUNDS = 15
 _SECONDS = 2.0  # of rounds, at most; but at least three

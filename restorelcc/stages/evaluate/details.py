@@ -10,9 +10,8 @@ from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
-from restorelcc.base.head_table import HEADS
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import read_metadata, read_table
+from restorelcc.base.tables import HEADS, read_metadata, read_table
 from restorelcc.models.tensors import read_tensors
 
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.text import batches_by_length, encode_documents, right_padded
+from restorelcc.stages.evaluate import GenerationConfig
 from restorelcc.stages.evaluate.batches import token_budget, within_memory
-from restorelcc.stages.evaluate.config import GenerationConfig
 
 TOP_TOKENS = 256  # K: of a larger vocabulary the rest is one bucket, and the divergence a lower bound
 _LONGEST = 512  # tokens of one held-out text

@@ -15,32 +15,27 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import SCHEMA, read_json, write_json
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.fingerprint import Fingerprint
-from restorelcc.base.grid import AUTO
 from restorelcc.base.layout import Layout
-from restorelcc.base.metrics import SCHEMA
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import read_texts, write_table
-from restorelcc.compensation.baseline_folder import ADAPTER, COMPENSATION, DOCUMENT, MODEL
-from restorelcc.compensation.file import read_compensation
+from restorelcc.base.tables import MEASURED, SAMPLES, read_texts, write_table
+from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
-from restorelcc.models.offload import all_at_hand
+from restorelcc.models.placement import all_at_hand
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
-from restorelcc.stages.evaluate import cost, generation
-from restorelcc.stages.evaluate.adapters import MERGED, with_adapter
-from restorelcc.stages.evaluate.config import EvaluateConfig
+from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
+from restorelcc.stages.evaluate.adapter_variants import MERGED, with_adapter
 from restorelcc.stages.evaluate.details import head_details, pruning_details
-from restorelcc.stages.evaluate.fingerprint import fingerprint
 from restorelcc.stages.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
+from restorelcc.stages.evaluate.measured import how_measured
 from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
 from restorelcc.stages.evaluate.reference import Reference, dense_reference, read_reference, write_reference
 from restorelcc.stages.evaluate.sanity import complaint
@@ -208,7 +203,7 @@ class Evaluation:
         counted = [task["value"] for task in tasks.values() if task["averaged"]]
         self.metrics["mean"] = sum(counted) / len(counted) if counted else None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
-        self.fingerprint = fingerprint(results, self.averaged, self.tokenizer, self.texts, **limits)
+        self.fingerprint = how_measured(results, self.averaged, self.tokenizer, self.texts, **limits)
         self.metrics["measured"] = self.fingerprint.digest
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
         self._measure_perplexity()

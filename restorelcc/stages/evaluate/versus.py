@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from restorelcc.base.cell import Cell, evaluated_again
-from restorelcc.base.fingerprint import Fingerprint, check_comparable, difference
+from restorelcc.base.fingerprint import Fingerprint, check_comparable, difference, read_fingerprint
 from restorelcc.base.layout import Layout
-from restorelcc.base.metrics import read_fingerprint
-from restorelcc.base.sample_table import SAMPLES
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import SAMPLES, read_table
 from restorelcc.stages.evaluate.harness import accuracies
 from restorelcc.stages.evaluate.statistics import (
     check_same_items,

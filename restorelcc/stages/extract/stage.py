@@ -17,7 +17,7 @@ from restorelcc.base.publish import published
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import write_tensors
-from restorelcc.stages.extract.config import ExtractConfig
+from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.extract.decompose import decompose
 
 

@@ -17,8 +17,8 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import absolute, files_below, named_file, referred_files, task_paths
-from restorelcc.stages.inputs.named import Named
 
 Entries = dict[str, Path | dict[str, Any]]  # name below data/inputs/<model>: what a link leads to, or a document
 

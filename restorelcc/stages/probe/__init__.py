@@ -1,1 +1,43 @@
-"""Which heads matter: scores of every head, and their ranks."""
+"""Which heads matter: scores of every head, and their ranks.
+
+Here: the `probe` section of params.yaml.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from restorelcc.base.section import Section
+
+Score = Literal["paper", "relational", "causal", "gradient", "random", "mse", "kl", "energy"]
+
+
+class ProbeConfig(Section):
+    """Which scores are computed and which one ranks (docs/probing.md); defaults are the paper's."""
+
+    score: Score = "paper"  # the column of heads.parquet that ranks; one of `scores`
+    # Columns that are computed; the others are null. causal runs the pruned model once per head.
+    scores: tuple[Score, ...] = Field(
+        default=("paper", "relational", "gradient", "random", "mse", "kl", "energy"), min_length=1
+    )
+    components: int = Field(default=1, ge=1)  # K: main lost components added to the pruned activation
+    solver: Literal["auto", "newton", "adam"] = "auto"  # of paper; adam is the literal recipe, auto takes it if D <= 16
+    steps: int = Field(default=200, ge=1)  # full-batch Adam steps
+    learning_rate: float = Field(default=0.01, gt=0)
+    heldout_share: float = Field(default=0.3, gt=0, lt=1)  # of the tuples; a pair is never split
+    margin_samples: int = Field(
+        default=256, ge=1
+    )  # tuples, evenly spread, whose answer margin causal, gradient measure
+    max_tokens: int = Field(default=1024, ge=2)  # question + response, for causal and gradient
+    token_budget: int = Field(default=4096, ge=1)  # tokens of one batch of theirs
+    seed: int = Field(default=42, ge=0)
+
+    @model_validator(mode="after")
+    def _the_ranking_score_is_computed(self) -> ProbeConfig:
+        if self.score not in self.scores:
+            raise ValueError(f"probe.score {self.score!r} ranks, so probe.scores must list it: add it there")
+        if len(set(self.scores)) < len(self.scores):
+            raise ValueError("probe.scores names a score twice: remove one")
+        return self

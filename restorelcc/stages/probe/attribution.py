@@ -6,8 +6,8 @@ Letters: N tuples, B batch, T tokens, V vocabulary, L layers, H heads, D head di
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from restorelcc.activations.packing import Row, alone, can_pack, model_inputs, packed, padded
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import head_layout, out_projections
+from restorelcc.models.hooks import added_to_inputs
 from restorelcc.models.text import EncodedContrast, EncodedPair, batches_by_length
 
 
@@ -99,7 +100,8 @@ def gradient_scores(model: PreTrainedModel, batches: Sequence[MarginBatch], edit
             torch.zeros(rows, 1, layout.width, device=p.weight.device, dtype=p.weight.dtype, requires_grad=True)
             for p in out_projections(model)
         ]
-        with _edited(list(enumerate(out_projections(model))), offsets), torch.enable_grad():
+        edited = added_to_inputs(enumerate(out_projections(model)), offsets.__getitem__, expected=layout.layers)
+        with edited, torch.enable_grad():
             batch.margin_B(model).sum().backward()
         owner = torch.tensor([batch.samples[position] for position in batch.owner_R])
         for layer, offset in enumerate(offsets):
@@ -130,29 +132,13 @@ def causal_scores(model: PreTrainedModel, batches: Sequence[MarginBatch], edit_L
             for head in range(layout.heads):
                 alone_RHD = torch.zeros_like(edit_RHD)
                 alone_RHD[:, head] = edit_RHD[:, head]
-                with _edited([(layer, projection)], [layout.join(alone_RHD)[:, None]]):
+                with _with_edit(projection, layout.join(alone_RHD)[:, None]):
                     total_LH[layer, head] += (batch.margin_B(model) - plain_B).double().sum().cpu()
                 bar.update()
     bar.close()
     return total_LH / count
 
 
-@contextmanager
-def _edited(projections: list[tuple[int, nn.Linear]], offsets_B1X: list[Tensor]) -> Iterator[None]:
-    """Add each offset to the input of its out-projection, at every token."""
-
-    def adding(offset_B1X: Tensor) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (inputs[0] + offset_B1X.to(inputs[0]), *inputs[1:])
-
-        return hook
-
-    handles = [
-        projection.register_forward_pre_hook(adding(offset))
-        for (_, projection), offset in zip(projections, offsets_B1X, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _with_edit(projection: nn.Linear, offset_B1X: Tensor) -> AbstractContextManager[None]:
+    """The offset is added to the input of the out-projection at every token."""
+    return added_to_inputs([(None, projection)], lambda _key: offset_B1X, expected=1)

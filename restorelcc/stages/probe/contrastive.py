@@ -1,6 +1,6 @@
-"""The contrastive probe of RestoreLCC, for all heads of a layer at once.
+"""The contrastive probe of RestoreLCC, for all heads of a layer at once; and the scores its ablations put in its place.
 
-Letters: N tuples, H heads, D head dim.
+Letters: N tuples or samples, H heads, D head dim, K components.
 """
 
 from __future__ import annotations
@@ -110,3 +110,22 @@ def heldout_mask(samples: int, share: float, seed: int) -> Tensor:
     mask = torch.zeros(samples, dtype=torch.bool)
     mask[chosen] = True
     return mask
+
+
+def mse_scores(dense_NHD: Tensor, pruned_NHD: Tensor) -> Tensor:
+    """mean over samples and numbers of (z_dense - z_pruned)^2, [H] float64."""
+    return (dense_NHD - pruned_NHD).double().square().mean(dim=(0, 2))
+
+
+def kl_scores(dense_NHD: Tensor, pruned_NHD: Tensor) -> Tensor:
+    """mean over samples of KL(softmax(z_dense) || softmax(z_pruned)), softmax over the D numbers; [H] float64.
+
+    The paper does not say of which distributions its KL is; this reading needs no more than the activations.
+    """
+    dense, pruned = (torch.log_softmax(z.double(), dim=-1) for z in (dense_NHD, pruned_NHD))
+    return (dense.exp() * (dense - pruned)).sum(dim=-1).mean(dim=0)
+
+
+def energy_scores(loadings_HD: Tensor, components: int) -> Tensor:
+    """|c_h|^2 = sum_{i<=K} alpha_i^2: the size of what a constant offset can bring back, [H] float64."""
+    return loadings_HD[:, :components].double().square().sum(dim=-1)

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from restorelcc.activations.store import read_layout
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.text import context_length, encode_contrasts
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches
-from restorelcc.stages.probe.config import ProbeConfig
 
 
 def margin_scores(

@@ -11,21 +11,28 @@ from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, read_laye
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import expect_digest, file_digest
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.head_table import HEADS
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.publish import published
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import HEADS, write_table
 from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.probe.config import ProbeConfig
-from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads
-from restorelcc.stages.probe.divergence import energy_scores, kl_scores, mse_scores
+from restorelcc.stages.probe import ProbeConfig
+from restorelcc.stages.probe.contrastive import energy_scores, heldout_mask, kl_scores, mse_scores, probe_heads
 from restorelcc.stages.probe.margins import margin_scores
-from restorelcc.stages.probe.ranking import rank_heads
 from restorelcc.stages.probe.relational import relational_scores
+
+
+def rank_heads(score_LH: Tensor, log_loss_LH: Tensor) -> Tensor:
+    """Rank of every head, 0 the best: highest score, then lowest log-loss, then lowest (layer, head). [L, H] int64."""
+    score, log_loss = score_LH.flatten().tolist(), log_loss_LH.flatten().tolist()
+    order = sorted(range(len(score)), key=lambda flat: (-score[flat], log_loss[flat], flat))
+    rank = torch.empty(len(order), dtype=torch.long)
+    rank[torch.tensor(order)] = torch.arange(len(order))
+    return rank.reshape(score_LH.shape)
+
 
 _LOG_LOSS = "log_loss"
 _NUMBERS_AT_ONCE = 1024  # of a sample, from as many layers as have them: probing a few small heads is all overhead

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import blocks_of, family_of, linear_of
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 
 _FLOAT32 = 4  # bytes
 _LIBRARIES = 64 * 2**20  # bytes that the libraries' kernels take when they first run; about half of it was measured

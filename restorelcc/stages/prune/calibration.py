@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.text import batches_of_equal_length
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 
 
 def calibration_batches(

@@ -13,8 +13,8 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.tensor_files import StoredTensor
-from restorelcc.sparsity.walk import Weights, walk_blocks
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.models.walk import Weights, walk_blocks
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.inputs import observed_inputs
 from restorelcc.stages.prune.prune import PrunedTensor, check_finite, linears_by_layer, output_error, sampling_stride
 

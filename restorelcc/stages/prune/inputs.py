@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from restorelcc.models.hooks import observed
 
 
 class InputStatistics:
@@ -87,16 +88,8 @@ def observed_inputs(
     """
     statistics = InputStatistics(squares=squares, gram_of=gram_of, stride=stride)
 
-    def observing(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            statistics.observe(name, inputs[0])
-
-        return hook
-
-    handles = [linear.register_forward_pre_hook(observing(name)) for name, linear in linears.items()]
     try:
-        yield statistics
+        with observed(linears.items(), statistics.observe, expected=len(linears)):
+            yield statistics
     finally:
         statistics.finish()
-        for handle in handles:
-            handle.remove()

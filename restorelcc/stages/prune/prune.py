@@ -16,11 +16,10 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import progress
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning
 from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded
-from restorelcc.sparsity.walk import BlockStep, InMemory, Weights, walk_blocks
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.inputs import InputStatistics, observed_inputs
-from restorelcc.stages.prune.scores import magnitude_score, wanda_score
 from restorelcc.stages.prune.sparsegpt import sparsegpt
 from restorelcc.stages.prune.structured import StructuredPruner
 
@@ -170,3 +169,16 @@ def _checked(
         raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
     error = output_error(dense_OI, pruned_OI, inputs.sampled_KI(name))
     return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error)
+
+
+def magnitude_score(weight_OI: Tensor) -> Tensor:
+    """S_oi = |W_oi|. Han et al. 2015. Returns float32 [O, I]."""
+    return weight_OI.float().abs()
+
+
+def wanda_score(weight_OI: Tensor, squares_I: Tensor) -> Tensor:
+    """S_oi = |W_oi| * ||x_i||_2. Sun et al. 2024 (Wanda), eq. 1.
+
+    squares_I [I]: sum of x_i^2 over all calibration tokens. Returns float32 [O, I].
+    """
+    return weight_OI.float().abs() * squares_I.to(weight_OI.device).float().sqrt()

@@ -31,8 +31,8 @@ from restorelcc.models.references import pinned_source
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.sparsity.streaming import StreamedWeights, can_stream, copy_checkpoint, empty_model
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
-from restorelcc.stages.prune.config import PruneConfig
 from restorelcc.stages.prune.external import check_fits, counted, measure_external
 from restorelcc.stages.prune.prune import PrunedTensor, prune_model
 

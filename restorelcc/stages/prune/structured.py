@@ -15,7 +15,7 @@ from restorelcc.base.errors import StageFailed
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import blocks_of, family_of
 from restorelcc.sparsity.structure import head_groups
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.inputs import InputStatistics
 from restorelcc.stages.prune.slimgpt import choose_parts, compensated, layer_ratios, parts_to_remove
 from restorelcc.stages.prune.sparsegpt import damped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results
 from restorelcc.stages.report.tables import (

@@ -10,9 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from restorelcc.stages.report import ReportConfig, tables
 from restorelcc.stages.report import figures as draw
-from restorelcc.stages.report import tables
-from restorelcc.stages.report.config import ReportConfig
 from restorelcc.stages.report.markdown import degenerate
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results

@@ -6,7 +6,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import write_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.publish import published
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.markdown import markdown
 from restorelcc.stages.report.page import drawings, page
 from restorelcc.stages.report.plots import write_plots

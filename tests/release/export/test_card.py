@@ -7,8 +7,7 @@ import pytest
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import MEASURED, SAMPLES, write_table
 from restorelcc.release.export.card import CardFacts, _numbers
 from restorelcc.release.export.facts import cell_facts
 from tests.fingerprints import swapped

@@ -21,7 +21,7 @@ from restorelcc.models.checkpoints import write_reference
 from restorelcc.models.references import pinned_source
 from restorelcc.release.export.card import CardFacts
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair

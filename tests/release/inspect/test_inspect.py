@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from restorelcc.__main__ import main
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.cli.app import main
 from restorelcc.models.architectures import FAMILIES
 from restorelcc.models.checkpoints import write_reference
 from restorelcc.models.references import pinned_source

@@ -22,9 +22,9 @@ from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.provenance import RECORD
 from restorelcc.release.verify import fresh
 from restorelcc.release.verify import logits as logits_module
+from restorelcc.release.verify.files import Violation
 from restorelcc.release.verify.verify import subject, verify
-from restorelcc.release.verify.violation import Violation
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair

@@ -17,12 +17,12 @@ from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.biases import random_heads
-from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.stage import METHODS, run
 from restorelcc.stages.evaluate.stage import run_baseline
-from restorelcc.training.means import mean_inputs
-from restorelcc.training.sites import site_linears
+from restorelcc.training.attached import site_linears
+from restorelcc.training.closed_form import mean_inputs
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, recovery_project
 

@@ -12,20 +12,21 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.site_names import SITES
-from restorelcc.compensation.baseline_folder import read_adapter
-from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
+from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
+from restorelcc.models.walk import walk_blocks
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.adapters import eigenspace_factors
-from restorelcc.stages.baseline.config import BaselineConfig
 from restorelcc.stages.baseline.lofit import strongest_heads
-from restorelcc.stages.baseline.reconstruct import Calls, block_outputs
+from restorelcc.stages.baseline.reconstruct import block_outputs
 from restorelcc.stages.baseline.stage import run
+from restorelcc.stages.evaluate.adapter_variants import read_adapter
 from restorelcc.stages.evaluate.stage import run_baseline
 from restorelcc.stages.prune.prune import prune_model
+from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
-from restorelcc.training.sites import site_linears
+from restorelcc.training.config import SITES
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 
@@ -194,11 +195,10 @@ def test_heads_of_equal_strength_come_in_order() -> None:
 def test_blocks_replayed_one_by_one_give_the_whole_model(family: str) -> None:
     model, batches = pico.pico(family), [pico.tokens(2, 6), pico.tokens(3, 4, seed=1)]
     wanted = block_outputs(model, batches)
-    calls = Calls(model, batches)
-    for layer, block in enumerate(blocks_of(model)):
+    for step in walk_blocks(model, batches):
         for batch in range(len(batches)):
-            torch.testing.assert_close(calls.output(block, layer, batch).detach(), wanted[layer][batch])
-        calls.advance(block, layer)
+            torch.testing.assert_close(step.output(batch).detach(), wanted[step.layer][batch])
+    assert step.layer == len(wanted) - 1
 
 
 def test_reconstruction_brings_every_block_closer_to_the_dense_one(layout: Layout) -> None:

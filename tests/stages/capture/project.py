@@ -6,14 +6,13 @@ import random
 from pathlib import Path
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST
 from restorelcc.base.digest import model_digest
 from restorelcc.base.documents import write_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import CONTRAST, write_table
 from restorelcc.models.checkpoints import save_checkpoint
-from restorelcc.stages.capture.config import CaptureConfig
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.stage import run_dense, run_pruned
 from tests import pico
 from tests.stages.prune.project import words

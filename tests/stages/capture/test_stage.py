@@ -20,8 +20,8 @@ from restorelcc.base.layout import Layout
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.text import encode_contrasts
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import capture_heads, response_samples
-from restorelcc.stages.capture.config import CaptureConfig
 from restorelcc.stages.capture.stage import run_dense, run_pruned
 from tests import pico
 from tests.stages.capture.project import CELL, CONFIG, ENTRY, capture, project, tuples, write_tuples

@@ -11,7 +11,7 @@ from restorelcc.compensation.fold import fold
 from restorelcc.compensation.hooks import offset_heads
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.text import EncodedPair
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation, attached
 from restorelcc.training.compensation import Pairs, pairs_task

@@ -10,25 +10,24 @@ import torch
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.layout import Layout
-from restorelcc.base.site_names import SITES
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import FAMILIES, head_layout, out_projections
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.compensate.config import CompensateConfig, DistillConfig
-from restorelcc.stages.compensate.ratio import one_standard_error_rule
+from restorelcc.stages.compensate import CompensateConfig, DistillConfig
+from restorelcc.stages.compensate.heads import one_standard_error_rule
 from restorelcc.stages.compensate.stage import run
 from restorelcc.stages.compensate.start import initial_compensation, lessons, needs_dense
 from restorelcc.stages.evaluate.stage import run_restored
 from restorelcc.stages.report.results import result_row
-from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached
+from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears, site_paths
 from restorelcc.training.closed_form import ridge_offsets
+from restorelcc.training.config import SITES
 from restorelcc.training.distillation import dense_targets, distilled_loss, divergence
 from restorelcc.training.losses import response_batch, response_loss
 from restorelcc.training.pairs import read_pairs
-from restorelcc.training.sites import site_linears, site_paths
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 

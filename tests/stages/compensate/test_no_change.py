@@ -10,21 +10,20 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import EXAMPLES
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.apply import apply_compensation, described, remove_compensation
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.verify.verify import subject, verify
-from restorelcc.stages.baseline.config import BaselineConfig
+from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.baseline.stage import run as run_method
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.stages.evaluate.stage import run_baseline, run_pruned, run_restored
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.stage import run as run_report
 from restorelcc.training.best import Start, fit_best
 from restorelcc.training.config import FitConfig

@@ -19,17 +19,16 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from typer.testing import CliRunner
 
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.grid import AUTO
 from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
+from restorelcc.models.placement import shared_out, whole
 from restorelcc.models.tensors import read_all_tensors
-from restorelcc.stages.compensate.config import CompensateConfig, DistillConfig
+from restorelcc.stages.compensate import CompensateConfig, DistillConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training import loop as fit
-from restorelcc.training.sharding import shared_out, whole
 from tests import pico
 from tests.dag import ROOT
 from tests.recovery_project import CELL, ENTRY, recovery_project

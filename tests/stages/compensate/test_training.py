@@ -9,20 +9,17 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import EXAMPLES
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.site_names import SITES
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.models.text import EncodedPair
-from restorelcc.stages.compensate.config import CompensateConfig
+from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
-from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached
+from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears
 from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
-from restorelcc.training.config import FitConfig
+from restorelcc.training.config import SITES, FitConfig
 from restorelcc.training.loop import Fitted, Task, checkpointed_blocks, fit
 from restorelcc.training.losses import response_batch, response_loss
-from restorelcc.training.sites import site_linears
 from restorelcc.training.state import TrainingState
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, recovery_project

@@ -12,10 +12,9 @@ import pytest
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
-from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import Example, examples
+from restorelcc.stages.corpus.account import Account, Rows
+from restorelcc.stages.corpus.formats import Example, examples
 from restorelcc.stages.corpus.local import read_file
-from restorelcc.stages.corpus.rows import Rows
 
 CHAT = (
     {"role": "user", "content": "Hi?"},

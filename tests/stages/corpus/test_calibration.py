@@ -11,12 +11,11 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import read_metadata, read_texts
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.calibration import write_calibration
-from restorelcc.stages.corpus.config import CorpusConfig
-from restorelcc.stages.corpus.hub import PRESETS, HubData, hub_data, joined
+from restorelcc.stages.corpus.hub_rows import PRESETS, HubData, hub_data, joined
 from restorelcc.stages.corpus.sources import Found, calibration_texts
-from restorelcc.stages.corpus.stage import run
+from restorelcc.stages.corpus.stage import run, write_calibration
 from tests.stages.corpus.sources import text_model
 
 

@@ -15,12 +15,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
-from restorelcc.base.tables import read_metadata, read_table
-from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.base.tables import CONTRAST, read_metadata, read_table
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.contrast import flipped_label, most_similar_other, negatives
 from restorelcc.stages.corpus.encoder import find_encoder
 from restorelcc.stages.corpus.stage import run

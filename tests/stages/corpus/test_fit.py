@@ -9,18 +9,17 @@ from typing import Any, Literal
 import pytest
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST, EXAMPLES
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
-from restorelcc.base.tables import read_table
+from restorelcc.base.tables import CONTRAST, EXAMPLES, read_table
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.text import encode_contrasts, encode_pair
-from restorelcc.stages.capture.config import CaptureConfig
+from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.stage import run_dense
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import Example
-from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.fit import Fitting
+from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.stage import run
 from restorelcc.training.pairs import read_pairs
 from tests import pico
@@ -113,7 +112,7 @@ def test_no_later_stage_stops_at_a_row_of_the_corpus(too_long: TooLong, tmp_path
     run(cell, config, entry, layout)
     run_dense(cell, CaptureConfig(), entry, layout)
     folder = layout.corpus(cell)
-    from restorelcc.stages.compensate.config import CompensateConfig
+    from restorelcc.stages.compensate import CompensateConfig
 
     pairs = read_pairs(folder, layout.dense(cell), CompensateConfig())
     assert pairs.left_out == 0

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import CONTRAST, EXAMPLES
 from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
-from restorelcc.base.tables import TEXTS, read_table, read_texts, write_table
-from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.base.tables import CONTRAST, EXAMPLES, TEXTS, read_table, read_texts, write_table
+from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.contrast import most_similar_other
 from restorelcc.stages.corpus.local import read_file
 from restorelcc.stages.corpus.sources import calibration_texts, pairs

@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from restorelcc.stages.corpus import templates
-from restorelcc.stages.corpus.config import WorldConfig
+from restorelcc.stages.corpus import WorldConfig, templates
 from restorelcc.stages.corpus.microworld import TASKS, generate
 
 SMALL = WorldConfig(

@@ -13,11 +13,10 @@ from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
-from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import examples, texts
-from restorelcc.stages.corpus.config import CorpusConfig
+from restorelcc.stages.corpus import CorpusConfig
+from restorelcc.stages.corpus.account import Account, Rows
+from restorelcc.stages.corpus.formats import examples, texts
 from restorelcc.stages.corpus.local import read_file
-from restorelcc.stages.corpus.rows import Rows
 from restorelcc.stages.corpus.sources import calibration_texts, heldout_texts
 from restorelcc.stages.corpus.stage import run
 from tests.stages.corpus.sources import text_model

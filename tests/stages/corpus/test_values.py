@@ -16,11 +16,10 @@ import pytest
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
-from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import Example, examples, texts
+from restorelcc.stages.corpus.account import Account, Rows
+from restorelcc.stages.corpus.formats import Example, examples, texts
 from restorelcc.stages.corpus.gold import right_choice
 from restorelcc.stages.corpus.local import read_file
-from restorelcc.stages.corpus.rows import Rows
 from restorelcc.stages.corpus.values import is_missing, plain_text, whole_number
 
 DATA = DataFiles(calibration="c", instructions="i", heldout="h")

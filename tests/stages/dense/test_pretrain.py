@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from restorelcc.stages.dense.config import ArchitectureConfig, PretrainConfig
+from restorelcc.stages.dense import ArchitectureConfig, PretrainConfig
 from restorelcc.stages.dense.muon import orthogonalised
 from restorelcc.stages.dense.pretrain import (
     build_model,

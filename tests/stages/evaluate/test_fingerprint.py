@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from restorelcc.stages.evaluate.fingerprint import tokenizer_digest
+from restorelcc.stages.evaluate.measured import tokenizer_digest
 from tests import pico
 from tests.stages.evaluate.own_tasks import words
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from restorelcc.base.errors import BadInput
-from restorelcc.stages.evaluate.config import GenerationConfig
+from restorelcc.stages.evaluate import GenerationConfig
 from restorelcc.stages.evaluate.generation import (
     agreement,
     continuations,

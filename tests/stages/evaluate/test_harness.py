@@ -7,10 +7,9 @@ import pytest
 import torch
 import yaml
 
-from restorelcc.base.corpus_tables import ITEMS
 from restorelcc.base.documents import write_json
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import ITEMS, write_table
 from restorelcc.stages.evaluate.batches import within_memory
 from restorelcc.stages.evaluate.harness import item_rows, run_harness, task_metrics
 from restorelcc.stages.evaluate.local_data import local_copy, split_files

@@ -11,26 +11,23 @@ import yaml
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.corpus_tables import ITEMS
 from restorelcc.base.digest import model_digest
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.head_table import HEADS
+from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
-from restorelcc.base.metrics import read_fingerprint
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import read_table, write_table, write_texts
+from restorelcc.base.tables import HEADS, ITEMS, MEASURED, SAMPLES, read_table, write_table, write_texts
 from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.tensors import write_tensors
 from restorelcc.stages.corpus.stage import _task
-from restorelcc.stages.evaluate.config import EvaluateConfig, GenerationConfig
+from restorelcc.stages.evaluate import EvaluateConfig, GenerationConfig
 from restorelcc.stages.evaluate.stage import run_dense, run_pruned, run_restored
 from restorelcc.stages.evaluate.versus import Outcome, versus
 from restorelcc.stages.prune.prune import prune_model
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.markdown import markdown
 from restorelcc.stages.report.results import read_results
 from tests import pico

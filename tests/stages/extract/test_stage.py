@@ -8,14 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from restorelcc.activations.store import layer_file, read_layer, write_layer
+from restorelcc.activations.store import layer_file, read_layer
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.extract.config import ExtractConfig
+from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.extract.stage import run
 from tests import pico
+from tests.activations import write_layer
 from tests.stages.capture.project import CELL, CONFIG, ENTRY, capture, project
 
 SHAPE = HeadLayout(pico.LAYERS, pico.HEADS, pico.HEAD_DIM)

@@ -9,19 +9,18 @@ import torch
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
-from restorelcc.base.head_table import HEADS
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import read_metadata, read_table
+from restorelcc.base.tables import HEADS, read_metadata, read_table
 from restorelcc.compensation.hooks import offset_heads
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import EncodedContrast, encode_contrasts
-from restorelcc.stages.extract.config import ExtractConfig
+from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.extract.stage import run as extract
+from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches
-from restorelcc.stages.probe.config import ProbeConfig
 from restorelcc.stages.probe.margins import evenly_spread
 from restorelcc.stages.probe.stage import run
 from tests import pico

@@ -7,12 +7,18 @@ from scipy.stats import spearmanr
 from torch.nn.functional import softplus
 
 from restorelcc.models.heads import HeadLayout
-from restorelcc.stages.probe.contrastive import Solver, fit_adam, heldout_mask, probe_heads
-from restorelcc.stages.probe.divergence import energy_scores, kl_scores, mse_scores
+from restorelcc.stages.probe.contrastive import (
+    Solver,
+    energy_scores,
+    fit_adam,
+    heldout_mask,
+    kl_scores,
+    mse_scores,
+    probe_heads,
+)
 from restorelcc.stages.probe.newton import _FLOOR, RIDGE, PairProbe, fit_pairs
-from restorelcc.stages.probe.ranking import rank_heads
 from restorelcc.stages.probe.relational import relational_scores
-from restorelcc.stages.probe.stage import head_rows, layer_groups
+from restorelcc.stages.probe.stage import head_rows, layer_groups, rank_heads
 
 LAYERS, HEADS, HEAD_DIM, SAMPLES = 3, 8, 5, 200
 SOLVERS: tuple[Solver, ...] = ("newton", "adam")

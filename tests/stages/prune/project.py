@@ -12,7 +12,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import write_texts
 from restorelcc.models.checkpoints import save_checkpoint
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.stage import run
 from tests import pico
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from transformers import PretrainedConfig, PreTrainedModel
 
+from restorelcc.__main__ import main
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.tables import write_texts
-from restorelcc.cli.app import main
 from restorelcc.models.architectures import family_of_config, prunable_linears
 from tests import pico
 from tests.dag import ROOT

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from restorelcc.base.cell import Cell
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.budget import memory_budget
-from restorelcc.stages.prune.config import PruneConfig
 from tests import pico
 from tests.dag import ROOT
 from tests.stages.prune.project import project

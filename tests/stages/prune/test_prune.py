@@ -6,12 +6,12 @@ import torch
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.prunings import PRUNERS, UNSTRUCTURED_PRUNERS, Sparsity, parse_pruning
 from restorelcc.models.architectures import blocks_of, prunable_linears
-from restorelcc.sparsity.patterns import holds_pattern, pruned_count, removal_mask, zeros_per_row
-from restorelcc.sparsity.walk import walk_blocks
+from restorelcc.models.walk import walk_blocks
+from restorelcc.sparsity.patterns import pruned_count, removal_mask
 from restorelcc.stages.prune.inputs import observed_inputs
-from restorelcc.stages.prune.prune import prune_model
-from restorelcc.stages.prune.scores import magnitude_score, wanda_score
+from restorelcc.stages.prune.prune import magnitude_score, prune_model, wanda_score
 from tests import pico
+from tests.zeros import holds_pattern, zeros_per_row
 
 
 def test_wanda_equals_its_formula_on_a_hand_made_example() -> None:

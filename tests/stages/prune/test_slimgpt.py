@@ -6,12 +6,13 @@ import torch
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.models.architectures import blocks_of, family_of, out_projections
-from restorelcc.sparsity.structure import head_groups, heads_removed_per_layer, removed_parts
-from restorelcc.stages.prune.config import PruneConfig
+from restorelcc.sparsity.structure import head_groups, removed_parts
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.prune.slimgpt import choose_parts, compensated, layer_ratios, part_errors, parts_to_remove
 from restorelcc.stages.prune.sparsegpt import damped
 from tests import pico
+from tests.zeros import heads_removed_per_layer
 
 
 def _hessian(inputs: int, seed: int = 0) -> torch.Tensor:

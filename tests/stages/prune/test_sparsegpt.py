@@ -5,8 +5,9 @@ import torch
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.prunings import Sparsity
-from restorelcc.sparsity.patterns import holds_pattern, pruned_count, zeros_per_row
+from restorelcc.sparsity.patterns import pruned_count
 from restorelcc.stages.prune.sparsegpt import damped, inverse_factor, sparsegpt
+from tests.zeros import holds_pattern, zeros_per_row
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 2, 4)
 

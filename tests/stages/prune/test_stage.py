@@ -15,8 +15,8 @@ from restorelcc.base.prunings import parse_pruning
 from restorelcc.base.tables import read_texts, write_texts
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
-from restorelcc.stages.prune.config import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 from tests.stages.prune.project import CONFIG, project, prune, words

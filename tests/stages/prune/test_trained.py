@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
-from restorelcc.stages.prune.config import PruneConfig
 from restorelcc.stages.prune.prune import PrunedTensor, prune_model
 from tests.real import real_folder, real_texts
 

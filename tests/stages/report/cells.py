@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import SCHEMA, write_json
 from restorelcc.base.fingerprint import Fingerprint, TaskPrint
 from restorelcc.base.layout import Layout
-from restorelcc.base.metrics import SCHEMA
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import write_table
+from restorelcc.base.tables import MEASURED, SAMPLES, write_table
 
 CELLS = [Cell("a"), Cell("a", "wanda-0.5"), Cell("a", "wanda-0.5", "0.1"), Cell("a", "wanda-0.5", "0.25")]
 MEANS = (0.95, 0.7, 0.8, 0.85)

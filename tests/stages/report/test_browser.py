@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from restorelcc.base.layout import Layout
-from restorelcc.stages.report.config import ReportConfig
+from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.stage import run
 from tests.stages.report.browser import chromium
 from tests.stages.report.cells import CELLS, write_grid

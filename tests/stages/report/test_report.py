@@ -12,11 +12,9 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.sample_table import MEASURED, SAMPLES
-from restorelcc.base.tables import write_table
-from restorelcc.stages.report.config import ReportConfig
-from restorelcc.stages.report.multiple import holm
-from restorelcc.stages.report.results import read_results
+from restorelcc.base.tables import MEASURED, SAMPLES, write_table
+from restorelcc.stages.report import ReportConfig
+from restorelcc.stages.report.results import holm, read_results
 from restorelcc.stages.report.stage import run
 from restorelcc.stages.report.tables import p_text, size_text, verdict
 from restorelcc.stages.report.terminal import print_results

@@ -1,19 +1,31 @@
-"""Choose the share of heads on the validation pairs.
+"""Which heads get a compensation: the best-ranked of heads.parquet, and what share of them the validation pairs choose.
 
-Letters: N validation pairs.
+Letters: N validation pairs, P chosen heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.tables import HEADS, read_table
+from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.training.attached import attached
 from restorelcc.training.compensation import Best, Pairs
 from restorelcc.training.losses import pair_losses
+
+
+def best_heads(table: Path, heads: HeadLayout, ratio: float) -> list[tuple[int, int]]:
+    """The (layer, head) of the P best-ranked heads, best first. Raises BadInput when P is 0."""
+    count = chosen_count(ratio, heads)
+    rows = sorted(read_table(table, HEADS), key=lambda row: row["rank"])
+    if len(rows) != heads.total:
+        raise BadInput(f"{table} ranks {len(rows)} heads, the model has {heads.total}: run `dvc repro`")
+    return [(row["layer"], row["head"]) for row in rows[:count]]
 
 
 def smallest_good_ratio(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
-from restorelcc.compensation.baseline_folder import read_adapter
+from restorelcc.base.errors import BadInput
 from restorelcc.models.architectures import prunable_linears
 
 REMASKED = "merged, zeros put back"
@@ -30,3 +31,10 @@ def with_adapter(network: PreTrainedModel, adapter: Path, variant: str | None) -
             for (_, _, linear), mask_OI in zip(prunable_linears(merged), kept, strict=True):
                 linear.weight.mul_(mask_OI)
     return merged, 0
+
+
+def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
+    """The model with the adapter beside its weights. Raises BadInput without a safetensors file: no pickle is read."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise BadInput(f"{folder} holds no adapter_model.safetensors: run the stage that writes it (dvc repro)")
+    return PeftModel.from_pretrained(model, folder).eval()

@@ -53,8 +53,13 @@ class BlockStep:
 
     def outputs(self) -> Iterator[Tensor]:
         """The outputs [B, T, M] of the block as it now is, batch after batch."""
-        for hidden, (args, kwargs) in zip(self.hidden_BTM, self.arguments, strict=True):
-            yield _first(self.block(hidden, *args, **kwargs))
+        for batch in range(len(self.hidden_BTM)):
+            yield self.output(batch)
+
+    def output(self, batch: int) -> Tensor:
+        """The output [B, T, M] of the block as it now is, for one batch; gradients pass through it."""
+        args, kwargs = self.arguments[batch]
+        return first_output(self.block(self.hidden_BTM[batch], *args, **kwargs))
 
     def forward(self) -> None:
         """Run the block for what hooks see of it; its outputs are dropped batch by batch."""
@@ -103,12 +108,19 @@ def _recorded_calls(model: PreTrainedModel, batches_BT: list[Tensor]) -> tuple[l
 
     with ExitStack() as stack:
         for layer, block in enumerate(blocks):
+            stack.callback(_give_back, block, block.__dict__.get("forward"))
             block.forward = stand_in(layer)
-            stack.callback(delattr, block, "forward")
         for tokens_BT in batches_BT:
             # use_cache=False: a cache would be an argument that every replay appends to.
             model.base_model(input_ids=tokens_BT, use_cache=False)
     return hidden, arguments
+
+
+def _give_back(block: nn.Module, forward: Any) -> None:
+    """The block's own forward again: accelerate's, where it brings the weights in, or else that of its class."""
+    del block.forward
+    if forward is not None:
+        block.forward = forward
 
 
 def _shared(value: Any, known: list[Tensor]) -> Any:
@@ -131,5 +143,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _first(output: Any) -> Tensor:
+def first_output(output: Any) -> Tensor:
+    """A block's hidden state, whether or not it comes in a tuple."""
     return output[0] if isinstance(output, tuple) else output

@@ -12,8 +12,7 @@ from typing import Any
 from restorelcc.base.errors import BadInput, StageFailed, first_line
 from restorelcc.base.model_entry import HUB_PREFIX
 from restorelcc.models.hub import ATTEMPTS, Repository, cached_snapshot, is_offline, resolved_commit
-from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.rows import Rows
+from restorelcc.stages.corpus.account import Account, Rows
 
 _PAGE_TITLE = re.compile(r" = [^=].* = \n")
 

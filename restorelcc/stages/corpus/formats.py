@@ -10,9 +10,8 @@ from typing import Any
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
-from restorelcc.stages.corpus.account import Account
+from restorelcc.stages.corpus.account import Account, Row, Rows
 from restorelcc.stages.corpus.gold import right_choice
-from restorelcc.stages.corpus.rows import Row, Rows
 from restorelcc.stages.corpus.values import is_missing, plain_text
 
 Message = dict[str, str]

@@ -1,4 +1,4 @@
-"""What a result is compared by: see base/fingerprint.py."""
+"""How a result was measured, by which it is compared: the making of a Fingerprint (base/fingerprint.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from restorelcc.stages.evaluate.scoring import Scoring
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
 
 
-def fingerprint(
+def how_measured(
     results: dict[str, Any],
     averaged: dict[str, bool],
     tokenizer: PreTrainedTokenizerBase,
