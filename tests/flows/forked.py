@@ -27,6 +27,7 @@ def call(path, arguments):
 
 def serve(path):
     """Import what stages import, then run every command in a fork, until this process is ended."""
+    import gc
     import importlib
 
     from restorelcc.pipeline.stages import STAGES
@@ -37,9 +38,11 @@ def serve(path):
         "sklearn.svm",
     }:
         importlib.import_module(module)
+    gc.freeze()  # forks then share the pages of what was imported
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen(64)
+        Path(f"{path}.new").rename(path)  # whoever sees it can connect
         while True:
             connection, _ = listener.accept()
             while _reaped():
