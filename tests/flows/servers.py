@@ -45,11 +45,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 600) -
 
 
 @contextmanager
-def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(*command: str, log: Path, cwd: Path | None = None, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process group with its output in a file, ended by its id."""
     with log.open("wb") as file:
         started = subprocess.Popen(
             command,
+            cwd=cwd,
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
