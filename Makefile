@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help repro graph flow share test test-workflow test-slow check study ablation bench bench-capture bench-extract \
+.PHONY: help repro graph flow share test test-durations test-workflow test-slow check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
 
 help: ## List the targets
@@ -54,6 +54,13 @@ graph: $(READY) ## Draw the stages of the grid and what each waits for
 
 test: $(READY) ## Run the tests
 	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow"
+
+test-durations: $(READY) ## Run the tests and print how long each file took, the slowest first
+	mkdir -p .work
+	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow" --durations 0 --durations-min 0.01 \
+		| tee .work/durations | tail -n 3
+	awk '/s (call|setup|teardown) / { split($$3, part, "::"); sum[part[1]] += $$1 } \
+		END { for (file in sum) printf "%7.1f s  %s\n", sum[file], file }' .work/durations | sort -rn | head -n 40
 
 test-workflow: $(READY) ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
 	pytest --numprocesses 2 --dist loadfile -m workflow
