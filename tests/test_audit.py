@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -29,6 +30,7 @@ from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.pipeline.versions import read_groups
 from tests import pico
 from tests.dag import HARMLESS, ROOT
+from tests.flows.servers import FORKED, process, wait_for
 from tests.opened import Opened
 from tests.release.export.restored import pruned_model
 from tests.stages.prune.project import words
@@ -134,8 +136,29 @@ def _params(home: Path) -> dict[str, Any]:
     return params
 
 
+# Stages that start from a process with packages that each of them depends on; the others start from nothing.
+NUMERICS = ("corpus", "dense", "capture", "prune", "extract", "probe", "compensate", "baseline")
+PACKAGES = ("torch", "transformers", "transformers.models.llama.modeling_llama", "safetensors.torch", "pyarrow.parquet")
+HARNESS = ("lm_eval.tasks", "lm_eval.models.huggingface", "sacrebleu", "datasets")
+
+
+@contextmanager
+def _servers(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Path]]:
+    """By the first word of stages: the process that forks them, traced from its start."""
+    numerics, evaluate = folder / "numerics", folder / "evaluate"
+    first = (sys.executable, "-m", "tests.traced", "serve", str(numerics), *PACKAGES)
+    second = (sys.executable, "-I", "-S", str(FORKED), str(numerics), "serve", str(evaluate), *HARNESS)
+    with ExitStack() as stack:
+        for command, socket in ((first, numerics), (second, evaluate)):
+            log = socket.with_suffix(".log")
+            server = stack.enter_context(process(*command, log=log, cwd=folder / "project", **environment))
+            wait_for(lambda server=server, socket=socket: socket.exists() or server.poll() is not None, "imports")
+            assert server.poll() is None, log.read_text()
+        yield dict.fromkeys(NUMERICS, numerics) | {"evaluate": evaluate}
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("audit")
     project, home, person = (folder / name for name in ("project", "files", "person"))
     for path in (project, home, person):
@@ -156,7 +179,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     def traced(name: str, *arguments: str) -> dict[str, Any]:
         report = folder / f"{name}.json"
-        command = [sys.executable, "-m", "tests.traced", str(report), *arguments]
+        command = [str(report), *arguments]
+        if server := sockets.get(name.partition("_")[0].partition(" ")[0]):
+            command = [sys.executable, "-I", "-S", str(FORKED), str(server), *command]
+        else:
+            command = [sys.executable, "-m", "tests.traced", *command]
         done = subprocess.run(
             command, cwd=project, env=environment | {"DVC_STAGE": name}, capture_output=True, text=True, check=False
         )
@@ -164,10 +191,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         found: dict[str, Any] = json.loads(report.read_text())
         return found
 
-    command_line = set(traced("nothing")["modules"])
-    traces = {}
-    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
-    with Opened([project, home, person]) as opened:
+    with ExitStack() as stack:
+        sockets = stack.enter_context(_servers(folder, environment))
+        command_line = set(traced("nothing")["modules"])
+        pipeline = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+        traces: dict[str, Trace] = {}
+        opened = stack.enter_context(Opened([project, home, person]))
         for stage in [*STAGES, "prune"]:
             external = stage in traces  # the second time, of the checkpoint that another tool pruned
             cell = CELL | ({"pruning": "external-theirs"} if external else {})
@@ -176,7 +205,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             name = "prune external" if external else stage
             traces[name] = Trace(stage, set(), traced(name, *command))
             traces[name].opened = opened.read()
-    yield Run(project, home, traces, command_line)
+    return Run(project, home, traces, command_line)
 
 
 def _filled(text: str, cell: dict[str, str]) -> str:

@@ -2,93 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from tests.dag import ROOT
-
-PICO: dict[str, Any] = {
-    "grid": {"head_ratio": [0.25], "pruning": ["wanda-0.5"]},
-    "corpus": {
-        "microworld": {"documents": 600, "test_items": 20, "dev_items": 20, "train_pairs": 60, "valid_pairs": 20}
-        | {"contrast_pairs": 40, "calibration_documents": 64}
-    },
-    "dense": {
-        "architecture": {"layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 6, "width": 32, "ffn_width": 48},
-        "pretrain": {"max_steps": 10, "decay_steps": 5, "eval_every": 10, "floor": 0.0},
-    },
-    "compensate": {"epochs": 1},
-    # Ten steps leave the model at chance, which is what the sanity gate is there to stop.
-    "evaluate": {"bootstrap_samples": 200, "sanity_gate": False, "generation": {"new_tokens": 8}},
-}
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    return base | {k: merged(base[k], v) if isinstance(v, dict) and k in base else v for k, v in over.items()}
-
-
-class Project:
-    """A copy of the project, with pico sizes unless told otherwise, in a git and DVC repository of its own."""
-
-    def __init__(self, folder: Path, changes: dict[str, Any] = PICO) -> None:
-        self.folder = folder
-        folder.mkdir()
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-            shutil.copy(ROOT / name, folder / name)
-        shutil.copytree(ROOT / "versions", folder / "versions")
-        shutil.copytree(ROOT / "restorelcc", folder / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))
-        self.write_params(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), changes))
-        self.environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "DVC_NO_ANALYTICS": "1",
-            "RESTORELCC_PROGRESS": "0",
-        }
-        self.run("git", "init", "--quiet")
-        self.run("dvc", "init", "--quiet")
-
-    def run(self, *command: str, code: int = 0) -> str:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code, (
-            f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
-        return done.stdout + done.stderr
-
-    def repro(self) -> set[str]:
-        """Run `dvc repro`; the stages that were executed (not restored from the cache)."""
-        output = self.run("dvc", "repro")
-        return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")}
-
-    def params(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "params.yaml").read_text())
-
-    def write_params(self, content: dict[str, Any]) -> None:
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-
-    def set(self, section: str, key: str, value: Any) -> None:
-        content = self.params()
-        content[section][key] = value
-        self.write_params(content)
-
-    def json(self, path: str) -> dict[str, Any]:
-        return json.loads((self.folder / path).read_text())
+from tests.flows.servers import forked_stages
+from tests.whole_project import Project
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    project = Project(tmp_path_factory.mktemp("whole") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Project:
+    project = Project(tmp_path_factory.mktemp("whole") / "project", socket=forked)
     ran = project.repro()
     assert ran == {
         "inputs@tiny",
@@ -100,7 +26,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     } | {f"{stage}@tiny-wanda-0.5" for stage in ("prune", "capture_pruned", "extract", "probe", "evaluate_pruned")} | {
         f"{stage}@tiny-wanda-0.5-0.25" for stage in ("compensate", "evaluate_restored")
     }
-    yield project
+    return project
 
 
 METRIC_KEYS = {"model", "pruning", "head_ratio", "tasks", "mean", "perplexity", "params_total", "params_nonzero"} | {
@@ -200,8 +126,10 @@ def test_a_stage_that_fails_leaves_nothing_half_written(project: Project) -> Non
 
 
 def test_a_second_run_from_nothing_is_byte_identical(project: Project, tmp_path: Path) -> None:
-    again = Project(tmp_path / "again")
-    again.repro()
+    """Forks of another process, whose sets are in another order (PYTHONHASHSEED)."""
+    with forked_stages(tmp_path / "forked", PYTHONHASHSEED="7") as socket:
+        again = Project(tmp_path / "again", socket=socket)
+        again.repro()
     base = "data/tiny/wanda-0.5"
     for name in (
         f"{base}/components.safetensors",

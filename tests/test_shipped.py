@@ -12,7 +12,7 @@ from restorelcc.models.architectures import out_projections
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.stages.dense.pretrain import DevItem, choice_accuracy
 from tests.stages.prune.test_trained import CONFIG, pruned_by_each, share_in_order
-from tests.test_end_to_end import Project
+from tests.whole_project import Project
 
 pytestmark = pytest.mark.slow
 RATIOS = (0.1, 0.25)

@@ -1,4 +1,11 @@
-"""`python -m tests.traced REPORT ARGUMENTS...`: `restorelcc ARGUMENTS`, and what the process opened, read and loaded.
+"""`restorelcc ARGUMENTS`, and what the process opened, read and loaded.
+
+    python -m tests.traced REPORT ARGUMENTS...
+    python -m tests.traced serve SOCKET MODULE...
+
+The second traces from its start, imports packages, and then runs the first in forks (tests/flows/forked.py calls it):
+each fork imports the project's own modules and whatever else it needs by itself. The packages, and what they opened and
+asked for, count as the fork's. A command `serve` makes such a fork a server of its own, of more packages.
 
 REPORT becomes a JSON file: `files` that Python opened, `folders` that it listed, `environment` variables that were
 asked for (by a module of restorelcc, or by others), `modules` that were loaded.
@@ -43,10 +50,19 @@ class _Environment(type(os.environ)):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Run the command; the report is written however it ends."""
-    report, *arguments = sys.argv[1:]
+    """Trace from now on."""
     os.environ.__class__ = _Environment
     sys.addaudithook(_hook)
+    run(sys.argv[1:])
+
+
+def run(arguments: list[str]) -> None:
+    """Serve, or run the command; the report is written however it ends."""
+    if arguments[0] == "serve":
+        from tests.flows.forked import serve
+
+        serve(arguments[1], arguments[2:], run)
+    report, *arguments = arguments
     sys.argv = ["restorelcc", *arguments]
     from restorelcc.__main__ import main as command
 

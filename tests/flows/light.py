@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 
 STANDIN = Path(__file__).with_name("standin.py")
+FAST_LOCK = Path(__file__).with_name("fast_lock")
 
 
 @dataclass
@@ -71,7 +75,7 @@ class LightProject:
             "STANDIN_PACKAGES": str(Path(yaml.__file__).parents[1]),
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(bin_folder / "site"),
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}:{FAST_LOCK}",
             "HOME": str(bin_folder),
             "GIT_AUTHOR_NAME": "T",
             "GIT_AUTHOR_EMAIL": "t@localhost",
@@ -138,9 +142,47 @@ class LightProject:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
+            patch.chdir(self.folder)  # names of stages and of files are relative to it
             with Repo(str(self.folder)) as repo:
                 found: dict[str, Any] = repo.status()
         return found
+
+    def would_run(self) -> set[str]:
+        """The stages that `dvc repro` would execute, asked of DVC in this process: its status and its graph.
+
+        A stage's outputs change with its parameters, its command and its data, as the stand-in's do: not with its code,
+        nor with the version of a package. `inputs` is run, by a call. Not for what the run-cache may bring back.
+        """
+        from dvc.repo import Repo
+        from networkx import topological_sort
+
+        running = {name for name in self.status() if name.startswith("inputs@")}
+        params = load_params(self.folder / "params.yaml")
+        for name in running:
+            lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
+        status = self.status()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
+            patch.chdir(self.folder)  # names of stages and of files are relative to it
+            with Repo(str(self.folder)) as repo:
+                stages = [(stage.addressing, stage) for stage in reversed(list(topological_sort(repo.index.graph)))]
+        moved: set[Path] = set()  # outputs that will be others
+        for name, stage in stages:
+            changes = status.get(name, [])
+            if name.startswith("inputs@"):
+                continue
+            deps = {path for each in changes if isinstance(each, dict) for path in each.get("changed deps", {})}
+            reads = [Path(dep.fs_path) for dep in stage.deps]
+            follows = any(path == out or path in out.parents or out in path.parents for path in reads for out in moved)
+            if deps or "changed command" in changes or follows:
+                running.add(name)
+            if (
+                follows
+                or "changed command" in changes
+                or any(path.startswith(("params.yaml", "data/")) for path in deps)
+            ):
+                moved |= {Path(out.fs_path) for out in stage.outs}
+        return running
 
     def executed(self) -> list[str]:
         """Every execution so far, in order."""

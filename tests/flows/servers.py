@@ -1,4 +1,7 @@
-"""Servers for the tests of the workflow, on loopback and random ports: Prefect, S3, SSH. Each ends with its block."""
+"""Servers for the tests, on loopback and random ports: Prefect, S3, SSH; and the process with all imports.
+
+Each ends with its block.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.dag import ROOT
+
+FORKED = Path(__file__).with_name("forked.py")
 BIN = Path(sys.executable).parent
 
 
@@ -39,11 +45,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 600) -
 
 
 @contextmanager
-def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(*command: str, log: Path, cwd: Path | None = None, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process group with its output in a file, ended by its id."""
     with log.open("wb") as file:
         started = subprocess.Popen(
             command,
+            cwd=cwd,
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -63,6 +70,24 @@ def process(*command: str, log: Path, **environment: str) -> Iterator[subprocess
             except subprocess.TimeoutExpired:
                 continue
         started.wait()
+
+
+@contextmanager
+def forked_stages(folder: Path, **environment: str) -> Iterator[Path]:
+    """The process that has imported what stages import; a command sent to its socket runs in a fork of it."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "socket"
+    command = (sys.executable, "-m", "tests.flows.forked", "serve", str(path))
+    environment = {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"} | environment
+    with process(*command, log=folder / "forked.log", **environment) as server:
+        wait_for(lambda: path.exists() or server.poll() is not None, "the process with the imports")
+        assert server.poll() is None, (folder / "forked.log").read_text()[-3000:]
+        yield path
+
+
+def forked_command(socket: Path) -> str:
+    """In a shell script: `restorelcc`, run by the process behind the socket."""
+    return f'{sys.executable} -I -S {FORKED} "{socket}"'
 
 
 @contextmanager

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.dag import ROOT
 from tests.flows.light import LightProject
-from tests.flows.pico_project import PicoProject, forked_stages
+from tests.flows.pico_project import PicoProject
 from tests.flows.test_exact import ALL, CHANGES, GRID, MODELS, REPORT, Change, cells, param
 from tests.flows.test_machines import GRID as WIDE
 from tests.flows.test_machines import four_ways
-from tests.test_end_to_end import Project
+from tests.whole_project import Project
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with forked_stages(tmp_path_factory.mktemp("forked")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
-    project = PicoProject(tmp_path_factory.mktemp("true") / "base", GRID, models=3)
+def base(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> LightProject:
+    project = PicoProject(tmp_path_factory.mktemp("true") / "base", forked, GRID, models=3)
     project.set("grid.model", list(MODELS))
     assert set(project.repro()) == cells(*ALL) | REPORT
     return project
@@ -64,8 +57,8 @@ def test_a_change_runs_exactly_what_depends_on_it(base: LightProject, tmp_path: 
     assert sorted(project.repro()) == sorted(expected)
 
 
-def test_four_ways_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path) -> None:
-    four_ways(PicoProject(tmp_path / "repro", WIDE, models=3), tmp_path)
+def test_four_ways_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path, forked: Path) -> None:
+    four_ways(PicoProject(tmp_path / "repro", forked, WIDE, models=3), tmp_path)
 
 
 def test_the_flow_writes_what_repro_writes_with_processes_of_their_own(tmp_path: Path) -> None:

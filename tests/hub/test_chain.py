@@ -19,7 +19,7 @@ from tests.hub.fixtures import dataset_card, parquet, pico_files
 from tests.hub.repositories import folder_files
 from tests.hub.server import LoopbackHub
 from tests.real import real_folder
-from tests.test_end_to_end import Project
+from tests.whole_project import Project
 
 pytestmark = pytest.mark.slow
 NAME = "karpathy/stories260K"

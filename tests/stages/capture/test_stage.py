@@ -24,6 +24,7 @@ from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import capture_heads, response_samples
 from restorelcc.stages.capture.stage import run_dense, run_pruned
 from tests import pico
+from tests.dag import ROOT
 from tests.stages.capture.project import CELL, CONFIG, ENTRY, capture, project, tuples, write_tuples
 
 SHAPE = HeadLayout(pico.LAYERS, pico.HEADS, pico.HEAD_DIM)
@@ -73,8 +74,11 @@ def _child(root: Path) -> None:
     run_dense(Cell("pico"), CONFIG, ENTRY, Layout(root))
 
 
-def test_killed_at_five_random_moments_it_goes_on_and_ends_byte_identical(tmp_path: Path) -> None:
+def test_killed_at_five_random_moments_it_goes_on_and_ends_byte_identical(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = project(tmp_path, count=150)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # else the server finds no module of the tests, and says nothing
     # A server that has imported everything once forks the processes that are killed.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.stages.capture.test_stage"])

@@ -8,8 +8,8 @@ import pytest
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import ModelEntry
+from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import files_below, referred_files
-from restorelcc.stages.inputs.named import Named
 from restorelcc.stages.inputs.stage import lay_out
 
 

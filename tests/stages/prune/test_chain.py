@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_end_to_end import Project
+from tests.whole_project import Project
 
 STAGES = {"prune", "capture_pruned", "extract", "probe", "compensate", "evaluate_pruned", "evaluate_restored", "report"}
 
