@@ -13,7 +13,7 @@ from restorelcc.base.model_entry import DataFiles
 from restorelcc.stages.corpus.account import Account
 from restorelcc.stages.corpus.gold import right_choice
 from restorelcc.stages.corpus.rows import Row, Rows
-from restorelcc.stages.corpus.values import is_missing, plain_text
+from restorelcc.stages.corpus.values import is_missing, plain_text, whole_characters
 
 Message = dict[str, str]
 # What datasets call the same thing; `columns` in params.yaml goes before these.
@@ -88,7 +88,7 @@ def raw_texts(rows: Rows, data: DataFiles, account: Account) -> Iterator[tuple[i
     for reader, _ in _readers(rows, data, account, "text"):
         value = reader.value("text")
         if isinstance(value, str):
-            yield reader.number, value
+            yield reader.number, reader.whole(value, "text")
         elif is_missing(value):
             account.skip("null text", reader.number)
         else:
@@ -116,6 +116,8 @@ def _readers(rows: Rows, data: DataFiles, account: Account, kind: str) -> Iterat
         if kind in ("auto", "text-first"):
             kind = format_of(row, data, rows.name, text_first=kind == "text-first")
         if not account.columns:
+            for name in row:
+                whole_characters(str(name), f"{rows.place(number)}: the name {str(name)!r} of a column")
             account.columns, account.format = tuple(map(str, row)), kind
         yield _Reader(row, data, number, rows), kind
 
@@ -162,6 +164,10 @@ class _Reader:
     def part(self, value: Any, role: str) -> str:
         """A value of a role, or an item of it, as text; empty where there is none."""
         return plain_text(value, f"{self.place}: column {self.column(role)!r}") or ""
+
+    def whole(self, text: str, role: str) -> str:
+        """A text of a role as it stands, blanks included."""
+        return whole_characters(text, f"{self.place}: column {self.column(role)!r}")
 
     def wrong(self, what: str) -> BadInput:
         return BadInput(f"{self.place} is a row {what}: correct the row")
@@ -221,7 +227,8 @@ def _message(row: _Reader, message: Row) -> Message:
         raise _Skipped(f"unknown role {role[:20]!r}")
     if is_missing(content):
         raise _Skipped("null message")
-    return {"role": known, "content": content if isinstance(content, str) else row.part(content, "messages")}
+    spoken = row.whole(content, "messages") if isinstance(content, str) else row.part(content, "messages")
+    return {"role": known, "content": spoken}
 
 
 def _choice(row: _Reader) -> Example:

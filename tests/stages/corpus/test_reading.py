@@ -14,7 +14,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.adapters import examples, texts
+from restorelcc.stages.corpus.adapters import examples, raw_texts, texts
 from restorelcc.stages.corpus.config import CorpusConfig
 from restorelcc.stages.corpus.local import read_file
 from restorelcc.stages.corpus.rows import Rows
@@ -87,6 +87,30 @@ def _account(rows: list[Any], **options: Any) -> tuple[int, dict[str, tuple[int,
     data = DataFiles.model_validate(DATA.model_dump() | options)
     found = list(examples(Rows("f", enumerate(rows, 1)), data, account))
     return len(found), {why: (count, account.first[why]) for why, count in account.skipped.items()}
+
+
+HALF = "bad \\ud800 one?"
+HALVES = [
+    ('{"question": "%s", "response": "r"}' % HALF, "column 'question'"),
+    ('{"text": "One. %s Two."}' % HALF, "column 'text'"),
+    ('{"messages": [{"role": "user", "content": "%s"}]}' % HALF, "column 'messages'"),
+    ('{"question": "q", "choices": ["a", "%s"], "gold": 0}' % HALF, "column 'choices'"),
+    ('{"question": "q", "response": "r", "%s": 1}' % HALF, "the name .* of a column"),
+]
+
+
+@pytest.mark.parametrize(("line", "where"), HALVES)
+def test_half_a_character_is_refused_with_its_line(line: str, where: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n" + line + "\n")
+    message = rf"^line 2 of .*a\.jsonl: {where} holds \\ud800, half of a character: write the whole one, or remove it$"
+    with pytest.raises(BadInput, match=message):
+        list(examples(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
+
+
+def test_half_a_character_is_refused_in_texts_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "%s"}' % HALF)
+    with pytest.raises(BadInput, match="line 1 of .*: column 'text' holds .*ud800"):
+        list(raw_texts(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
 
 
 def _said(role: Any, content: Any) -> dict[str, Any]:
