@@ -4,12 +4,14 @@ plain texts. A row that cannot be used is counted with its reason; a row that is
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
+from restorelcc.models.response_mask import RENDERED
 from restorelcc.stages.corpus.account import Account
 from restorelcc.stages.corpus.gold import right_choice
 from restorelcc.stages.corpus.rows import Row, Rows
@@ -38,6 +40,7 @@ _NEEDS = {
 }
 _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHOWN = 80  # characters of a value that a message shows
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+")
 
 
@@ -59,7 +62,7 @@ def examples(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]
     seen: set[str] = set()
     for reader, kind in _readers(rows, data, account, data.format):
         try:
-            found = _ADAPTERS[kind](reader)
+            found = _unmarked(_ADAPTERS[kind](reader))
         except _Skipped as skipped:
             account.skip(str(skipped), reader.number)
             continue
@@ -68,6 +71,16 @@ def examples(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]
         else:
             seen.add(found.question)
             yield found
+
+
+def _unmarked(example: Example) -> Example:
+    """The example without the mark of a rendered question, which a question of the user's own may not begin with."""
+    if not example.question.startswith(RENDERED):
+        return example
+    question = example.question.lstrip(RENDERED + string.whitespace)
+    if not question:
+        raise _Skipped("empty question")
+    return replace(example, question=question)
 
 
 def texts(rows: Rows, data: DataFiles, account: Account) -> Iterator[tuple[int, str]]:
@@ -174,8 +187,8 @@ class _Reader:
 
 
 def _alpaca(row: _Reader) -> Example:
-    values = {"instruction": row.optional("instruction"), "input": row.optional("input") if row.has("input") else ""}
-    question = row.data.template.format(**values).strip() if any(values.values()) else ""
+    values = {"instruction": row.text("instruction"), "input": row.optional("input") if row.has("input") else ""}
+    question = row.data.template.format(**values).strip()
     if not question:
         raise _Skipped("empty question")
     return Example("instructions", question, row.text("output"), row=row.number)
@@ -238,20 +251,37 @@ def _choice(row: _Reader) -> Example:
     if is_missing(given):
         raise _Skipped("null choices")
     if isinstance(given, Mapping):  # {"text": [...], "label": [...]}, as ARC has it
-        labels, given = list(given.get("label") or ()), given.get("text", ())
+        labels, given = _labels(row, given), given.get("text", ())
     if not isinstance(given, list | tuple) or len(given) < 2:
         raise row.wrong(f"whose choices are {str(given)[:80]!r}, no list of at least two texts")
+    if labels and len(labels) != len(given):
+        raise row.wrong(f"with {len(labels)} labels for its {len(given)} choices")
     question = row.text("question")
     choices = [row.part(choice, "choices") for choice in given]
-    if is_missing(gold) or gold == "":
-        raise _Skipped("null gold" if gold != "" else "empty gold")
+    if is_missing(gold) or (isinstance(gold, str) and not gold.strip()):
+        raise _Skipped("empty gold" if isinstance(gold, str) else "null gold")
     right = right_choice(gold, choices, labels, f"{row.place}: column {row.column('gold')!r}")
     if right is None:
-        raise row.wrong(f"whose gold {gold!r} names none of its {len(choices)} choices")
+        raise row.wrong(f"whose gold {_cut(repr(gold))} names none of its {len(choices)} choices")
     if not choices[right]:
         raise _Skipped("empty response")
     wrong = tuple(choice for number, choice in enumerate(choices) if number != right and choice)
     return Example("choice", question, choices[right], wrong=wrong, row=row.number)
+
+
+def _labels(row: _Reader, choices: Mapping[str, Any]) -> list[Any]:
+    """The labels that stand beside the texts of choices; none where there is no such key, or null."""
+    labels = choices.get("label")
+    if is_missing(labels):
+        return []
+    if not isinstance(labels, list | tuple) or not labels:
+        raise row.wrong(f"whose labels of choices are {_cut(repr(labels))}, no list with one label for each text")
+    return list(labels)
+
+
+def _cut(text: str) -> str:
+    """What a message shows of a value."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 _ADAPTERS: dict[str, Callable[[_Reader], Example]] = {

@@ -69,6 +69,8 @@ def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> Non
         ("a.csv", b"question,response\na\n", "has 1 fields, but the header names 2"),
         ("a.csv", b"text,text\na,b\n", "two columns 'text': rename"),
         ("a.csv", b'text\n"a\n', "line 2 of .* cannot be read as CSV"),
+        ("a.csv", b"\ntext\na\n", "^line 1 of .* is empty: the first line of a .csv file has to name its columns"),
+        ("a.csv", b",\na,b\n", "^line 1 of .* is empty"),
         ("a.txt", b"a\n\xe9\n", "line 2 of .* as UTF-8"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
@@ -113,6 +115,18 @@ def test_half_a_character_is_refused_in_texts_as_they_stand(tmp_path: Path) -> N
         list(raw_texts(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
 
 
+def test_a_question_of_ones_own_has_no_mark_of_a_rendered_one() -> None:
+    """U+0002 at the start says that a chat template made the question."""
+    for row in (
+        {"question": " \x02\x02 who?", "response": "me"},
+        {"instruction": "\x02who?", "input": "", "output": "me"},
+        {"messages": [{"role": "user", "content": "\x02who?"}, {"role": "assistant", "content": "me"}]},
+        {"question": "\x02who?", "choices": ["me", "you"], "gold": 0},
+    ):
+        (found,) = examples(Rows("f", [(1, row)]), DATA, Account())
+        assert (found.question, found.response) == ("who?", "me")
+
+
 def _said(role: Any, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
@@ -150,8 +164,12 @@ def test_other_rows_that_cannot_be_used_are_counted_by_reason() -> None:
         1,
         {"no sentence end within the text": (1, 2), "null text": (1, 3), "duplicate question": (1, 4)},
     )
-    rows = [{"question": "q", "choices": ["a", "b"], "gold": gold} for gold in (None, "", 0)]
-    assert _account(rows) == (1, {"null gold": (1, 1), "empty gold": (1, 2)})
+    rows = [{"question": "q", "choices": ["a", "b"], "gold": gold} for gold in (None, "", " ", 0)]
+    assert _account(rows) == (1, {"null gold": (1, 1), "empty gold": (2, 2)})
+    rows = [{"instruction": None, "input": "n", "output": "o"}, {"instruction": " ", "input": "n", "output": "o"}]
+    assert _account(rows) == (0, {"null instruction": (1, 1), "empty instruction": (1, 2)})
+    rows = [{"question": "\x02", "response": "r"}, {"question": "q", "response": "r"}]
+    assert _account(rows) == (1, {"empty question": (1, 1)})
     with pytest.raises(BadInput, match="row 2 of f: column 'response' is a list"):
         _account([{"question": "a", "response": "b"}, {"question": "c", "response": ["d"]}])
 
