@@ -91,27 +91,27 @@ def _account(rows: list[Any], **options: Any) -> tuple[int, dict[str, tuple[int,
     return len(found), {why: (count, account.first[why]) for why, count in account.skipped.items()}
 
 
-HALF = "bad \\ud800 one?"
+HALF = "bad \ud800 one?"
 HALVES = [
-    ('{"question": "%s", "response": "r"}' % HALF, "column 'question'"),
-    ('{"text": "One. %s Two."}' % HALF, "column 'text'"),
-    ('{"messages": [{"role": "user", "content": "%s"}]}' % HALF, "column 'messages'"),
-    ('{"question": "q", "choices": ["a", "%s"], "gold": 0}' % HALF, "column 'choices'"),
-    ('{"question": "q", "response": "r", "%s": 1}' % HALF, "the name .* of a column"),
+    ({"question": HALF, "response": "r"}, "column 'question'"),
+    ({"text": f"One. {HALF} Two."}, "column 'text'"),
+    ({"messages": [{"role": "user", "content": HALF}]}, "column 'messages'"),
+    ({"question": "q", "choices": ["a", HALF], "gold": 0}, "column 'choices'"),
+    ({"question": "q", "response": "r", HALF: 1}, "the name .* of a column"),
 ]
 
 
-@pytest.mark.parametrize(("line", "where"), HALVES)
-def test_half_a_character_is_refused_with_its_line(line: str, where: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("\n" + line + "\n")
+@pytest.mark.parametrize(("row", "where"), HALVES)
+def test_half_a_character_is_refused_with_its_line(row: dict[str, Any], where: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n" + json.dumps(row) + "\n")
     message = rf"^line 2 of .*a\.jsonl: {where} holds \\ud800, half of a character: write the whole one, or remove it$"
     with pytest.raises(BadInput, match=message):
         list(examples(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
 
 
 def test_half_a_character_is_refused_in_texts_as_they_stand(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "%s"}' % HALF)
-    with pytest.raises(BadInput, match="line 1 of .*: column 'text' holds .*ud800"):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": HALF}))
+    with pytest.raises(BadInput, match=r"line 1 of .*: column 'text' holds \\ud800"):
         list(raw_texts(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
 
 
