@@ -197,6 +197,7 @@ def _asked(repository: Repository, ask: Callable[[], Result], wanted: str) -> Re
     import httpx2
     from huggingface_hub.errors import RevisionResolutionError, XetDownloadError
 
+    _check_id(repository)
     expected = (httpx2.HTTPError, OSError, ValueError, RuntimeError, RevisionResolutionError, XetDownloadError)
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -207,6 +208,16 @@ def _asked(repository: Repository, ask: Callable[[], Result], wanted: str) -> Re
                 raise _explained(repository, error, wanted) from error
             time.sleep(attempt)
     raise AssertionError("unreachable")
+
+
+def _check_id(repository: Repository) -> None:
+    """Raises BadInput for a path: callers ask the hub for what is no folder, and an id has one slash at most."""
+    name, key = repository.name, repository.key
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        where = f"{key}.source" if repository.kind == "model" and not key.endswith("source") else key
+        raise BadInput(
+            f"{where} is {name!r}, which is no folder: correct the path, or give an id of the hub, <owner>/<name>"
+        )
 
 
 def _explained(repository: Repository, error: Exception, wanted: str) -> BadInput | StageFailed:

@@ -36,6 +36,20 @@ def given(tmp_path: Path) -> Path:
     return tmp_path / "given"
 
 
+@pytest.mark.parametrize("source", ["/nowhere/model", "./model", "../model", "~/nowhere", "models/mine/pruned"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_path_that_is_no_folder_is_not_asked_of_the_hub(
+    source: str, offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(BadInput) as caught:
+        pinned_source("models.mine", source, None, tmp_path)
+    assert str(caught.value) == (
+        f"models.mine.source is {source!r}, which is no folder: correct the path, or give an id of the hub, "
+        "<owner>/<name>"
+    )
+
+
 def test_a_reference_to_the_hub_is_the_snapshot_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 

@@ -69,6 +69,12 @@ BAD = [
     ("compensate.epochs=three", r"compensate\.epochs is 'three'"),
     ("dense.architecture.kv_heads=3", r"heads \(16\) must be a multiple of kv_heads \(3\)"),
     ("corpus.microworld.people=3", r"corpus\.microworld"),
+    ("grid.head_ratio=[true]", r"grid\.head_ratio is \[True\]: true and false are no numbers; write a number; correct"),
+    ("corpus.train=true", r"corpus\.train is True: true and false are no numbers"),
+    ("evaluate.limit=true", r"evaluate\.limit is True: true and false are no numbers"),
+    ("compensate.learning_rates=[false]", r"compensate\.learning_rates is \[False\]: true and false are no numbers"),
+    ("models.tiny.settings={corpus: {train: true}}", r"models\.tiny\.settings\.corpus\.train is True: true and false"),
+    ("models.tiny.tasks=[{name: rte, num_fewshot: true}]", r"tasks\.0\.num_fewshot is True: true and false"),
     ("nonsense", r"--set 'nonsense' is not section\.key=value"),
 ]
 

@@ -4,15 +4,17 @@ plain texts. A row that cannot be used is counted with its reason; a row that is
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
+from restorelcc.models.response_mask import RENDERED
 from restorelcc.stages.corpus.account import Account, Row, Rows
 from restorelcc.stages.corpus.gold import right_choice
-from restorelcc.stages.corpus.values import is_missing, plain_text
+from restorelcc.stages.corpus.values import is_missing, plain_text, whole_characters
 
 Message = dict[str, str]
 # What datasets call the same thing; `columns` in params.yaml goes before these.
@@ -37,6 +39,7 @@ _NEEDS = {
 }
 _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHOWN = 80  # characters of a value that a message shows
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+")
 
 
@@ -58,7 +61,7 @@ def examples(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]
     seen: set[str] = set()
     for reader, kind in _readers(rows, data, account, data.format):
         try:
-            found = _ADAPTERS[kind](reader)
+            found = _unmarked(_ADAPTERS[kind](reader))
         except _Skipped as skipped:
             account.skip(str(skipped), reader.number)
             continue
@@ -67,6 +70,16 @@ def examples(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]
         else:
             seen.add(found.question)
             yield found
+
+
+def _unmarked(example: Example) -> Example:
+    """The example without the mark of a rendered question, which a question of the user's own may not begin with."""
+    if not example.question.startswith(RENDERED):
+        return example
+    question = example.question.lstrip(RENDERED + string.whitespace)
+    if not question:
+        raise _Skipped("empty question")
+    return replace(example, question=question)
 
 
 def texts(rows: Rows, data: DataFiles, account: Account) -> Iterator[tuple[int, str]]:
@@ -87,7 +100,7 @@ def raw_texts(rows: Rows, data: DataFiles, account: Account) -> Iterator[tuple[i
     for reader, _ in _readers(rows, data, account, "text"):
         value = reader.value("text")
         if isinstance(value, str):
-            yield reader.number, value
+            yield reader.number, reader.whole(value, "text")
         elif is_missing(value):
             account.skip("null text", reader.number)
         else:
@@ -115,6 +128,8 @@ def _readers(rows: Rows, data: DataFiles, account: Account, kind: str) -> Iterat
         if kind in ("auto", "text-first"):
             kind = format_of(row, data, rows.name, text_first=kind == "text-first")
         if not account.columns:
+            for name in row:
+                whole_characters(str(name), f"{rows.place(number)}: the name {str(name)!r} of a column")
             account.columns, account.format = tuple(map(str, row)), kind
         yield _Reader(row, data, number, rows), kind
 
@@ -162,13 +177,17 @@ class _Reader:
         """A value of a role, or an item of it, as text; empty where there is none."""
         return plain_text(value, f"{self.place}: column {self.column(role)!r}") or ""
 
+    def whole(self, text: str, role: str) -> str:
+        """A text of a role as it stands, blanks included."""
+        return whole_characters(text, f"{self.place}: column {self.column(role)!r}")
+
     def wrong(self, what: str) -> BadInput:
         return BadInput(f"{self.place} is a row {what}: correct the row")
 
 
 def _alpaca(row: _Reader) -> Example:
-    values = {"instruction": row.optional("instruction"), "input": row.optional("input") if row.has("input") else ""}
-    question = row.data.template.format(**values).strip() if any(values.values()) else ""
+    values = {"instruction": row.text("instruction"), "input": row.optional("input") if row.has("input") else ""}
+    question = row.data.template.format(**values).strip()
     if not question:
         raise _Skipped("empty question")
     return Example("instructions", question, row.text("output"), row=row.number)
@@ -220,7 +239,8 @@ def _message(row: _Reader, message: Row) -> Message:
         raise _Skipped(f"unknown role {role[:20]!r}")
     if is_missing(content):
         raise _Skipped("null message")
-    return {"role": known, "content": content if isinstance(content, str) else row.part(content, "messages")}
+    spoken = row.whole(content, "messages") if isinstance(content, str) else row.part(content, "messages")
+    return {"role": known, "content": spoken}
 
 
 def _choice(row: _Reader) -> Example:
@@ -230,20 +250,37 @@ def _choice(row: _Reader) -> Example:
     if is_missing(given):
         raise _Skipped("null choices")
     if isinstance(given, Mapping):  # {"text": [...], "label": [...]}, as ARC has it
-        labels, given = list(given.get("label") or ()), given.get("text", ())
+        labels, given = _labels(row, given), given.get("text", ())
     if not isinstance(given, list | tuple) or len(given) < 2:
         raise row.wrong(f"whose choices are {str(given)[:80]!r}, no list of at least two texts")
+    if labels and len(labels) != len(given):
+        raise row.wrong(f"with {len(labels)} labels for its {len(given)} choices")
     question = row.text("question")
     choices = [row.part(choice, "choices") for choice in given]
-    if is_missing(gold) or gold == "":
-        raise _Skipped("null gold" if gold != "" else "empty gold")
+    if is_missing(gold) or (isinstance(gold, str) and not gold.strip()):
+        raise _Skipped("empty gold" if isinstance(gold, str) else "null gold")
     right = right_choice(gold, choices, labels, f"{row.place}: column {row.column('gold')!r}")
     if right is None:
-        raise row.wrong(f"whose gold {gold!r} names none of its {len(choices)} choices")
+        raise row.wrong(f"whose gold {_cut(repr(gold))} names none of its {len(choices)} choices")
     if not choices[right]:
         raise _Skipped("empty response")
     wrong = tuple(choice for number, choice in enumerate(choices) if number != right and choice)
     return Example("choice", question, choices[right], wrong=wrong, row=row.number)
+
+
+def _labels(row: _Reader, choices: Mapping[str, Any]) -> list[Any]:
+    """The labels that stand beside the texts of choices; none where there is no such key, or null."""
+    labels = choices.get("label")
+    if is_missing(labels):
+        return []
+    if not isinstance(labels, list | tuple) or not labels:
+        raise row.wrong(f"whose labels of choices are {_cut(repr(labels))}, no list with one label for each text")
+    return list(labels)
+
+
+def _cut(text: str) -> str:
+    """What a message shows of a value."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 _ADAPTERS: dict[str, Callable[[_Reader], Example]] = {

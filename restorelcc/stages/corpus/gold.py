@@ -11,6 +11,7 @@ import numpy as np
 from restorelcc.base.errors import BadInput
 from restorelcc.stages.corpus.values import plain_text, whole_number
 
+_DIGITS = 18  # of a position; what has more names no choice
 # Choices that mean true or false themselves.
 _TRUTH = {"yes": True, "true": True, "no": False, "false": False}
 
@@ -34,7 +35,7 @@ def right_choice(gold: Any, choices: Sequence[str], labels: Sequence[Any], place
     if number is None and named is not None:
         if named in choices:
             return list(choices).index(named)
-        number = int(named) if named.isdecimal() else None
+        number = int(named) if named.isdecimal() and len(named) <= _DIGITS else None
     if number is not None:
         return number if 0 <= number < len(choices) else None
     letters = string.ascii_uppercase[: len(choices)]

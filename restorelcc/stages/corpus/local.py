@@ -27,7 +27,8 @@ def read_file(path: Path, source: str) -> Rows:
     Raises BadInput for a file that is not there or of another kind; reading the rows raises it for what is in them.
     """
     if not path.is_file():
-        raise BadInput(f"data file {path} does not exist: correct its path under models.<name>.data")
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise BadInput(f"data file {path} {what}: correct its path under models.<name>.data")
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise BadInput(f"data file {path} has an unknown ending: use {', '.join(_READERS)}")
@@ -106,6 +107,8 @@ def _csv(path: Path) -> Numbered:
         if fields is None:
             return
         if header is None:
+            if not any(field.strip() for field in fields):
+                raise BadInput(f"line 1 of {path} is empty: the first line of a .csv file has to name its columns")
             header = _distinct(fields, path)
         elif fields:
             number += 1
@@ -135,11 +138,36 @@ def _columns_as_they_are(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """Rows as Python has them; numbers of less than 64 bits stay as narrow as they are, so that 0.1 is written 0.1."""
     rows = batch.to_pylist()
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        narrow = _NARROW.get(column.type)
-        if narrow is not None:
+        if _holds_narrow(column.type):
             for row in rows:
-                row[name] = None if row[name] is None else narrow(row[name])
+                row[name] = _narrowed(row[name], column.type)
     return rows
+
+
+def _parts(kind: pa.DataType) -> list[pa.DataType]:
+    """Types of what a value of a type holds: of a list's items, an object's fields, a dictionary's words."""
+    if pa.types.is_dictionary(kind):
+        return [kind.value_type]
+    return [kind.field(number).type for number in range(kind.num_fields)]
+
+
+def _holds_narrow(kind: pa.DataType) -> bool:
+    return kind in _NARROW or any(map(_holds_narrow, _parts(kind)))
+
+
+def _narrowed(value: Any, kind: pa.DataType) -> Any:
+    """A value of a type with its numbers as narrow as the type has them, those within lists and objects too."""
+    if value is None:
+        return None
+    if kind in _NARROW:
+        return _NARROW[kind](value)
+    if pa.types.is_dictionary(kind):
+        return _narrowed(value, kind.value_type)
+    if isinstance(value, dict):
+        return {name: _narrowed(each, kind.field(name).type) for name, each in value.items()}
+    if isinstance(value, list) and kind.num_fields == 1 and not pa.types.is_map(kind):
+        return [_narrowed(each, kind.field(0).type) for each in value]
+    return value
 
 
 def _distinct(names: list[str], path: Path) -> list[str]:

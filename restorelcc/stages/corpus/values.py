@@ -27,7 +27,7 @@ _KINDS: dict[type, tuple[str, str]] = {
 def plain_text(value: Any, place: str) -> str | None:
     """The value as text; None where it is missing. Raises BadInput that begins with `place` where it is no text."""
     if value is None or isinstance(value, str):
-        return value if value is None else value.strip()
+        return value if value is None else whole_characters(value, place).strip()
     if isinstance(value, bool | np.bool_):
         return YES if value else NO
     if isinstance(value, int | np.integer):
@@ -40,6 +40,17 @@ def plain_text(value: Any, place: str) -> str | None:
         raise BadInput(f"{place} is an infinite number, where a text is wanted: correct the row")
     kind, mend = _KINDS.get(type(value), (f"a value of type {type(value).__name__}", "write it as text"))
     raise BadInput(f"{place} is {kind}, where a text is wanted: {mend}")
+
+
+def whole_characters(text: str, place: str) -> str:
+    """The text itself. Raises BadInput that begins with `place` for half of a character (a lone surrogate), which JSON
+    can hold and no file of text can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise BadInput(f"{place} holds {half}, half of a character: write the whole one, or remove it") from error
+    return text
 
 
 def is_missing(value: Any) -> bool:

@@ -97,6 +97,15 @@ def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:
     assert found.question == "### Instruction:\nSay it.\n\n### Input:\nloud\n\n### Response:"
 
 
+def _labelled(label: Any, gold: str) -> dict[str, Any]:
+    return {"question": "q", "choices": {"text": ["a", "b"], "label": label}, "gold": gold}
+
+
+def test_labels_that_are_null_are_none() -> None:
+    (found,) = examples(Rows("file", [(1, _labelled(None, "B"))]), _data(Path("f")), Account())
+    assert (found.response, found.wrong) == ("b", ("a",))
+
+
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
@@ -106,6 +115,14 @@ def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:
         ({"messages": [{"role": "user"}]}, {}, "which lacks role or content"),
         ({"question": "q", "choices": ["a"], "gold": 0}, {}, "no list of at least two texts"),
         ({"question": "q", "choices": ["a", "b"], "gold": 7}, {}, "whose gold 7 names none of its 2 choices"),
+        (_labelled(["A", "B", "C"], "C"), {}, "row 1 of file is a row with 3 labels for its 2 choices: correct"),
+        (_labelled(["A"], "A"), {}, "row 1 of file is a row with 1 labels for its 2 choices"),
+        (_labelled(1, "A"), {}, "row 1 of file is a row whose labels of choices are 1, no list with one label"),
+        (_labelled(True, "A"), {}, "whose labels of choices are True, no list"),
+        (_labelled("AB", "A"), {}, "whose labels of choices are 'AB', no list"),
+        (_labelled({"x": 1}, "x"), {}, r"whose labels of choices are \{'x': 1\}, no list"),
+        (_labelled([], "A"), {}, r"whose labels of choices are \[\], no list"),
+        (_labelled(None, "9" * 5000), {}, "row 1 of file is a row whose gold '9{79}[.]{3} names none of its"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit_are_one_sentence(row: dict[str, Any], options: dict[str, Any], message: str) -> None:

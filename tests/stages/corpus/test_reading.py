@@ -15,7 +15,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account, Rows
-from restorelcc.stages.corpus.formats import examples, texts
+from restorelcc.stages.corpus.formats import examples, raw_texts, texts
 from restorelcc.stages.corpus.local import read_file
 from restorelcc.stages.corpus.sources import calibration_texts, heldout_texts
 from restorelcc.stages.corpus.stage import run
@@ -68,6 +68,8 @@ def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> Non
         ("a.csv", b"question,response\na\n", "has 1 fields, but the header names 2"),
         ("a.csv", b"text,text\na,b\n", "two columns 'text': rename"),
         ("a.csv", b'text\n"a\n', "line 2 of .* cannot be read as CSV"),
+        ("a.csv", b"\ntext\na\n", "^line 1 of .* is empty: the first line of a .csv file has to name its columns"),
+        ("a.csv", b",\na,b\n", "^line 1 of .* is empty"),
         ("a.txt", b"a\n\xe9\n", "line 2 of .* as UTF-8"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
@@ -86,6 +88,42 @@ def _account(rows: list[Any], **options: Any) -> tuple[int, dict[str, tuple[int,
     data = DataFiles.model_validate(DATA.model_dump() | options)
     found = list(examples(Rows("f", enumerate(rows, 1)), data, account))
     return len(found), {why: (count, account.first[why]) for why, count in account.skipped.items()}
+
+
+HALF = "bad \ud800 one?"
+HALVES = [
+    ({"question": HALF, "response": "r"}, "column 'question'"),
+    ({"text": f"One. {HALF} Two."}, "column 'text'"),
+    ({"messages": [{"role": "user", "content": HALF}]}, "column 'messages'"),
+    ({"question": "q", "choices": ["a", HALF], "gold": 0}, "column 'choices'"),
+    ({"question": "q", "response": "r", HALF: 1}, "the name .* of a column"),
+]
+
+
+@pytest.mark.parametrize(("row", "where"), HALVES)
+def test_half_a_character_is_refused_with_its_line(row: dict[str, Any], where: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n" + json.dumps(row) + "\n")
+    message = rf"^line 2 of .*a\.jsonl: {where} holds \\ud800, half of a character: write the whole one, or remove it$"
+    with pytest.raises(BadInput, match=message):
+        list(examples(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
+
+
+def test_half_a_character_is_refused_in_texts_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": HALF}))
+    with pytest.raises(BadInput, match=r"line 1 of .*: column 'text' holds \\ud800"):
+        list(raw_texts(read_file(tmp_path / "a.jsonl", "a"), DATA, Account()))
+
+
+def test_a_question_of_ones_own_has_no_mark_of_a_rendered_one() -> None:
+    """U+0002 at the start says that a chat template made the question."""
+    for row in (
+        {"question": " \x02\x02 who?", "response": "me"},
+        {"instruction": "\x02who?", "input": "", "output": "me"},
+        {"messages": [{"role": "user", "content": "\x02who?"}, {"role": "assistant", "content": "me"}]},
+        {"question": "\x02who?", "choices": ["me", "you"], "gold": 0},
+    ):
+        (found,) = examples(Rows("f", [(1, row)]), DATA, Account())
+        assert (found.question, found.response) == ("who?", "me")
 
 
 def _said(role: Any, content: Any) -> dict[str, Any]:
@@ -125,8 +163,12 @@ def test_other_rows_that_cannot_be_used_are_counted_by_reason() -> None:
         1,
         {"no sentence end within the text": (1, 2), "null text": (1, 3), "duplicate question": (1, 4)},
     )
-    rows = [{"question": "q", "choices": ["a", "b"], "gold": gold} for gold in (None, "", 0)]
-    assert _account(rows) == (1, {"null gold": (1, 1), "empty gold": (1, 2)})
+    rows = [{"question": "q", "choices": ["a", "b"], "gold": gold} for gold in (None, "", " ", 0)]
+    assert _account(rows) == (1, {"null gold": (1, 1), "empty gold": (2, 2)})
+    rows = [{"instruction": None, "input": "n", "output": "o"}, {"instruction": " ", "input": "n", "output": "o"}]
+    assert _account(rows) == (0, {"null instruction": (1, 1), "empty instruction": (1, 2)})
+    rows = [{"question": "\x02", "response": "r"}, {"question": "q", "response": "r"}]
+    assert _account(rows) == (1, {"empty question": (1, 1)})
     with pytest.raises(BadInput, match="row 2 of f: column 'response' is a list"):
         _account([{"question": "a", "response": "b"}, {"question": "c", "response": ["d"]}])
 

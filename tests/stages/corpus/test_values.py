@@ -82,6 +82,7 @@ def test_parquet_values_of_every_type(tmp_path: Path) -> None:
     assert read(pa.array(["a", None, " "])) == (["a"], {"null text": 1, "empty text": 1})
     assert read(pa.array([0, None, 2])) == (["0", "2"], {"null text": 1})
     assert read(pa.array([0.1, None, math.nan], pa.float32())) == (["0.1"], {"null text": 2})
+    assert read(pa.array([0.1, 0.1], pa.float32()).dictionary_encode()) == (["0.1", "0.1"], {})
     assert read(pa.array([False, True])) == (["no", "yes"], {})
     assert read(pa.array(["a", "b", "a"]).dictionary_encode()) == (["a", "b", "a"], {})
     assert read(pa.array(["a"], pa.large_string())) == (["a"], {})
@@ -90,6 +91,27 @@ def test_parquet_values_of_every_type(tmp_path: Path) -> None:
     for column, kind in (([b"a"], "bytes"), ([["a"]], "a list"), ([{"a": 1}], "an object")):
         with pytest.raises(BadInput, match=f"row 1 of {path}: column 'text' is {kind}, where a text is wanted"):
             read(pa.array(column))
+
+
+def test_numbers_within_lists_and_objects_stay_as_narrow_as_they_are(tmp_path: Path) -> None:
+    numbers = pa.list_(pa.float32())
+    kinds = [
+        numbers,
+        pa.large_list(pa.float16()),
+        pa.list_(pa.float32(), 3),
+        pa.struct([("text", numbers), ("label", pa.list_(pa.string()))]),
+    ]
+    for kind in kinds:
+        values: Any = [0.1, None, 2.5]
+        if kind == pa.large_list(pa.float16()):
+            values = [np.float16(0.1), None, np.float16(2.5)]
+        if pa.types.is_struct(kind):
+            values = {"text": values, "label": ["a", "b", "c"]}
+        columns = {"question": ["q", "r"], "choices": pa.array([values, None], kind), "gold": [0, 0]}
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        account = Account()
+        (found,) = examples(read_file(tmp_path / "t.parquet", "t"), DATA, account)
+        assert (found.response, found.wrong, account.skipped) == ("0.1", ("2.5",), {"null choices": 1}), kind
 
 
 GOLD: list[tuple[Any, list[str], list[Any], int | None]] = [
@@ -111,6 +133,8 @@ GOLD: list[tuple[Any, list[str], list[Any], int | None]] = [
     (True, ["it does not", "it does"], [], 1),
     (np.True_, ["a", "b"], [], 1),
     ("c", ["a", "b"], [], None),
+    ("9" * 5000, ["a", "b"], [], None),
+    ("9" * 5000, ["a", "9" * 5000], [], 1),
 ]
 
 
@@ -150,7 +174,7 @@ def test_numbers_and_nulls_of_a_pair_and_an_instruction() -> None:
         "used": 0,
         "shortened": 0,
         "skipped": {
-            "empty question": {"count": 1, "first": 3},
+            "null instruction": {"count": 1, "first": 3},
             "null output": {"count": 1, "first": 4},
             "duplicate question": {"count": 1, "first": 5},
         },
