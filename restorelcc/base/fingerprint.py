@@ -28,13 +28,14 @@ class TaskPrint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """How one model was measured. tokenizer, heldout: digests of its vocabulary with how it cuts the held-out texts,
+    """How one model was measured. context: tokens that its longest sequence could have. tokenizer, heldout: digests of its vocabulary with how it cuts the held-out texts,
     and of these texts."""
 
     lm_eval: str
     limit: int | None
     heldout: str
     perplexity_tokens: int
+    context: int
     tokenizer: str
     tasks: dict[str, TaskPrint]
 
@@ -65,6 +66,7 @@ _WHOLE = {
     "limit": "evaluate.limit",
     "heldout": "the held-out texts",
     "perplexity_tokens": "evaluate.perplexity_tokens",
+    "context": "the model's context",
     "tokenizer": "the tokenizer",
 }
 _OF_TASK = {

@@ -40,7 +40,7 @@ from restorelcc.stages.evaluate.adapters import MERGED, with_adapter
 from restorelcc.stages.evaluate.config import EvaluateConfig
 from restorelcc.stages.evaluate.details import head_details, pruning_details
 from restorelcc.stages.evaluate.fingerprint import fingerprint
-from restorelcc.stages.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
+from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
 from restorelcc.stages.evaluate.reference import Reference, dense_reference, read_reference, write_reference
 from restorelcc.stages.evaluate.sanity import complaint
@@ -208,6 +208,8 @@ class Evaluation:
         counted = [task["value"] for task in tasks.values() if task["averaged"]]
         self.metrics["mean"] = sum(counted) / len(counted) if counted else None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
+        asked = max(LONGEST, config.perplexity_tokens)
+        limits["context"] = context_length(self.network.config.get_text_config(), asked)
         self.fingerprint = fingerprint(results, self.averaged, self.tokenizer, self.texts, **limits)
         self.metrics["measured"] = self.fingerprint.digest
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()

@@ -31,6 +31,7 @@ FINGERPRINT = Fingerprint(
     limit=None,
     heldout="h0",
     perplexity_tokens=2048,
+    context=2048,
     tokenizer="t0",
     tasks={"world_arc": _TASK, "world_rte": _TASK},
 )
