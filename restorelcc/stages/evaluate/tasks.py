@@ -119,6 +119,7 @@ def load_tasks(
     datasets.disable_progress_bars()
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}}
     asked_for: dict[str, Asked] = {}
+    origins: dict[str, str] = {}
     for asked, file, manager in _resolved([_asked(task) for task in tasks]):
         with local_data(datasets, asked.name, local, cache):
             try:
@@ -127,12 +128,30 @@ def load_tasks(
                 raise
             except Exception as error:  # whatever a task file, its functions or its data make lm-eval say
                 raise unusable(asked.name, file, error) from error
+        for name in found["tasks"]:
+            _check_origin(name, _origin(name, asked, file, manager), origins)
         for kind, content in found.items():
             loaded[kind].update(content)
         for name, task in found["tasks"].items():
             asked_for[name] = _merged(replace(asked, task=name), asked_for.get(name))
             loaded["scoring"][name] = _prepared(task, name, asked_for[name], file)
     return loaded
+
+
+def _origin(name: str, asked: Asked, file: str | None, manager: Any) -> str:
+    """The file that a task is read from."""
+    if isinstance(asked.task, dict):
+        return "the tasks of the corpus itself"
+    path = manager.task_index[name].yaml_path if name in manager.task_index else None
+    return str(Path(path or file or asked.name).resolve())
+
+
+def _check_origin(name: str, origin: str, origins: dict[str, str]) -> None:
+    """Raises BadInput for a second task of a name: results go by names, and one of the two would vanish."""
+    if (before := origins.setdefault(name, origin)) != origin:
+        raise BadInput(
+            f"models.<name>.tasks has two tasks with the name {name!r}, of {before} and of {origin}: rename one of them"
+        )
 
 
 def _prepared(task: Any, name: str, asked: Asked, file: str | None) -> Any:
