@@ -232,6 +232,32 @@ def test_two_tasks_of_one_name_are_refused_with_both_files(tmp_path: Path) -> No
     assert set(load_tasks([str(tmp_path / "a"), str(tmp_path / "a" / "more")])["tasks"]) == {"choice", "written"}
 
 
+def test_code_at_second_hand_is_part_of_how_a_task_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tasks"
+    path = write_task(folder, "written")
+    path.write_text(path.read_text() + "process_results: !function score2h.results\n")
+    (folder / "score2h.py").write_text(
+        "def results(doc, found):\n    from judge2h import right\n    return {'exact_match': right(doc, found)}\n"
+    )
+    (folder / "judge2h.py").write_text("import json, deeper2h\ndef right(doc, found):\n    return deeper2h.YES\n")
+    (folder / "deeper2h.py").write_text("YES = 1.0\n")
+    (folder / "unasked.py").write_text("YES = 1.0\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+    def digest() -> str:
+        return load_tasks([str(folder)])["scoring"]["written"].config
+
+    found = [digest()]
+    (folder / "unasked.py").write_text("YES = 2.0\n")
+    assert digest() == found[0]
+    for name in ("judge2h", "deeper2h"):
+        (folder / f"{name}.py").write_text((folder / f"{name}.py").read_text() + "# edited\n")
+        found.append(digest())
+    assert len(set(found)) == 3
+
+
 def test_a_folder_without_a_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     with pytest.raises(BadInput, match=r"holds no task: a task file is a \.yaml with at least task, dataset_path"):
