@@ -100,3 +100,10 @@ def split_files(folder: Path, name: str | None) -> tuple[str, dict[str, list[str
         f"{folder} holds no data file{f' of configuration {name}' if name else ''}: files are named after their split, "
         "for example validation-00000-of-00001.parquet or validation.jsonl"
     )
+
+
+def datasets_under(root: Path, datasets: str | dict[str, str] | None) -> str | dict[str, str] | None:
+    """evaluate.datasets with paths that count from the folder of params.yaml."""
+    if isinstance(datasets, dict):
+        return {name: str(root / Path(folder).expanduser()) for name, folder in datasets.items()}
+    return None if datasets is None else str(root / Path(datasets).expanduser())

@@ -67,7 +67,31 @@ def selected_tasks(folder: Path, tasks: Sequence[str | dict[str, Any]], root: Pa
 def _found(name: str, root: Path) -> str:
     """A folder or file of tasks where it lies; any other name as it is."""
     path = root / Path(name).expanduser()
-    return str(path) if path.exists() else name
+    if path.exists():
+        return str(path)
+    if "/" in name or name.startswith("~") or name.endswith((".yaml", ".yml")):
+        raise BadInput(
+            f"models.<name>.tasks has {name!r}, which is no folder or file of tasks: correct the path, which counts "
+            "from the folder of params.yaml"
+        )
+    return name
+
+
+def own_tasks(asked: Sequence[Asked]) -> list[Asked]:
+    """Those that are read from the user's own files. Raises BadInput for a name that lm-eval does not know."""
+    own = [each for each in asked if Path(each.name).exists()]
+    if len(own) < len(asked):
+        folders = tuple(each.name for each in own if Path(each.name).is_dir())
+        everywhere = _manager(folders, True)
+        for each in asked:
+            if each in own:
+                continue
+            if each.name not in everywhere.all_tasks:
+                raise BadInput(_unknown(each.name, everywhere.all_tasks))
+            path = everywhere.task_index[each.name].yaml_path
+            if path is not None and any(Path(path).is_relative_to(Path(folder)) for folder in folders):
+                own.append(each)
+    return own
 
 
 def _asked(task: str | dict[str, Any] | Asked) -> Asked:
