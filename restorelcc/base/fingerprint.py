@@ -28,8 +28,8 @@ class TaskPrint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """How one model was measured. context: tokens that its longest sequence could have. tokenizer, heldout: digests of its vocabulary with how it cuts the held-out texts,
-    and of these texts."""
+    """How one model was measured. context: tokens that its longest sequence could have. tokenizer, heldout: digests of
+    its vocabulary with how it cuts the held-out texts, and of these texts."""
 
     lm_eval: str
     limit: int | None

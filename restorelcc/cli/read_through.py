@@ -133,7 +133,7 @@ def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as cache:
         write_json(Path(cache) / "tasks.json", {"embedded": []})
         asked = selected_tasks(Path(cache), params.models[alias].tasks_document, layout.root, cache)
-        loaded = load_tasks(own_tasks(asked), local, cache)
+        loaded = load_tasks(own_tasks(asked), local, cache, layout.root)
         if not loaded:
             return {}
         return {name: len(list(task.eval_docs)) for name, task in loaded["tasks"].items()}

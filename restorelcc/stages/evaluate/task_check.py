@@ -84,7 +84,9 @@ def check_shots(task: Any, name: str, shots: int) -> None:
 
 
 def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str, ...] | None:
-    """Render the items, of a task of lm-eval the first; returns the metrics that they will have, None where only the run can tell.
+    """Render the items, of a task of lm-eval the first; returns the metrics that they will have.
+
+    None where only the run can tell.
 
     Raises BadInput, with the number of the item, for one that cannot be rendered or has nothing to choose from.
     """

@@ -126,11 +126,13 @@ def load_tasks(
     tasks: Sequence[str | dict[str, Any] | Asked],
     local: str | dict[str, str] | None = None,
     cache: str | None = None,
+    root: Path | None = None,
 ) -> dict[str, Any]:
     """lm-eval's task objects with their data, what `lm_eval.evaluate` takes, and their `scoring`. Empty without tasks.
 
     A task is a config, a name, or a folder of task files (all of its tasks). Tasks of lm-eval are zero-shot unless
     asked otherwise; those of a folder have the shots that their files say. local: where copies of data sets lie.
+    root: the folder that relative data_files count from.
     Raises BadInput for a task that lm-eval does not know, naming the nearest, for data that cannot be had, for a metric
     that the task does not have, and for a task whose first items cannot be rendered.
     """
@@ -145,7 +147,7 @@ def load_tasks(
     asked_for: dict[str, Asked] = {}
     origins: dict[str, str] = {}
     for asked, file, manager in _resolved([_asked(task) for task in tasks]):
-        with local_data(datasets, asked.name, local, cache):
+        with local_data(datasets, asked.name, local, cache, root):
             try:
                 found = manager.load([asked.task])
             except (BadInput, StageFailed):

@@ -226,15 +226,15 @@ def test_two_tasks_of_one_name_are_refused_with_both_files(tmp_path: Path) -> No
     with pytest.raises(BadInput, match=rf"two tasks with the name 'choice', of {first} and of {second}: rename"):
         load_tasks(list(map(str, folders)))
     write_task(tmp_path / "b", "written", task="choice")
-    with pytest.raises(BadInput, match=rf"two tasks with the name 'choice', of {second} and of .*written\.yaml: rename"):
+    with pytest.raises(
+        BadInput, match=rf"two tasks with the name 'choice', of {second} and of .*written\.yaml: rename"
+    ):
         load_tasks([str(tmp_path / "b")])
     write_task(tmp_path / "a" / "more", "written")
     assert set(load_tasks([str(tmp_path / "a"), str(tmp_path / "a" / "more")])["tasks"]) == {"choice", "written"}
 
 
-def test_code_at_second_hand_is_part_of_how_a_task_is_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_at_second_hand_is_part_of_how_a_task_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tasks"
     path = write_task(folder, "written")
     path.write_text(path.read_text() + "process_results: !function score2h.results\n")
@@ -256,6 +256,15 @@ def test_code_at_second_hand_is_part_of_how_a_task_is_scored(
         (folder / f"{name}.py").write_text((folder / f"{name}.py").read_text() + "# edited\n")
         found.append(digest())
     assert len(set(found)) == 3
+
+
+def test_relative_data_files_count_from_the_projects_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kwargs = {"data_files": {"test": "tasks/choice.jsonl"}}
+    write_task(tmp_path / "tasks", "choice", dataset_kwargs=kwargs)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load_tasks([str(tmp_path / "tasks")], None, str(tmp_path / "cache"), tmp_path)
+    assert len(loaded["tasks"]["choice"].eval_docs) == ITEMS
 
 
 def test_a_folder_without_a_task_is_refused(tmp_path: Path) -> None:
