@@ -58,6 +58,7 @@ def test_texts_beyond_the_context_are_no_warning(tmp_path: Path, monkeypatch: py
     tokenizer = pico.word_tokenizer()
     tokenizer.model_max_length = 8
     tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     AutoTokenizer.from_pretrained(tmp_path)("w3 " * 20)
     assert len(said) == 1 and "Token indices sequence length is longer" in said[0]
     for quiet in (load_tokenizer(tmp_path), source_tokenizer("models.m.source", str(tmp_path), None, tmp_path)):
