@@ -6,7 +6,14 @@ from dataclasses import fields, replace
 
 from restorelcc.base.fingerprint import Fingerprint, TaskPrint
 
-_WHOLE = {"lm_eval": "0.3.0", "limit": 7, "heldout": "other", "perplexity_tokens": 512, "tokenizer": "other"}
+_WHOLE = {
+    "lm_eval": "0.3.0",
+    "limit": 7,
+    "heldout": "other",
+    "perplexity_tokens": 512,
+    "context": 128,
+    "tokenizer": "other",
+}
 _OF_TASK = {"metric": "acc_norm", "filter": "flexible", "averaged": False, "shots": 5, "fewshot_seed": 1} | {
     "version": "9.9",
     "config": "other",
@@ -19,6 +26,7 @@ SWAPS = {
     "limit": "evaluate.limit (",
     "heldout": "the held-out texts:",
     "perplexity_tokens": "evaluate.perplexity_tokens (",
+    "context": "the model's context (",
     "tokenizer": "the tokenizer:",
     "metric": "the metric of task ",
     "filter": "the filter of task ",

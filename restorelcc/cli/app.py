@@ -160,9 +160,15 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
 
 @app.command("table", help="Print the result table of the last report.")
 def table(params: ParamsOption = _PARAMS) -> None:
+    from restorelcc.stages.report.results import changed_since
     from restorelcc.stages.report.terminal import print_results
 
-    print_results(Layout(params.resolve().parent).report)
+    layout = Layout(params.resolve().parent)
+    print_results(layout.report)
+    if changed := changed_since(layout):
+        typer.echo(
+            f"note: this report is older than the results of {', '.join(changed)}: run dvc repro report", err=True
+        )
 
 
 @app.command("versions", help="Write the versions of what is installed into versions/, where DVC sees them.")

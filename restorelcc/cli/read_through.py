@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import median_low
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from restorelcc.base.documents import write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.models.response_mask import split_pairs
@@ -121,14 +123,19 @@ def _overlap(instructions: list[Example], heldout: list[str]) -> dict[str, Any]:
 
 
 def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
-    """Items of the tasks in the model's own folders of task files; lm-eval's tasks would be downloads."""
-    folders = [str(layout.root / name) for name in params.models[alias].task_names if (layout.root / name).is_dir()]
-    if not folders:
+    """Items of the tasks in the model's own task files, as evaluate reads them; lm-eval's tasks would be downloads."""
+    if not params.models[alias].tasks:
         return {}
-    from restorelcc.stages.evaluate.tasks import load_tasks
+    from restorelcc.stages.evaluate.local_data import datasets_under
+    from restorelcc.stages.evaluate.tasks import load_tasks, own_tasks, selected_tasks
 
+    local = datasets_under(layout.root, params.section(alias, "evaluate").datasets)
     with tempfile.TemporaryDirectory() as cache:
-        loaded = load_tasks(list(folders), None, cache)
+        write_json(Path(cache) / "tasks.json", {"embedded": []})
+        asked = selected_tasks(Path(cache), params.models[alias].tasks_document, layout.root, cache)
+        loaded = load_tasks(own_tasks(asked), local, cache, layout.root)
+        if not loaded:
+            return {}
         return {name: len(list(task.eval_docs)) for name, task in loaded["tasks"].items()}
 
 

@@ -24,6 +24,7 @@ from restorelcc.models.hub import Repository, fetch_model
 from restorelcc.models.references import Pinned
 from restorelcc.models.runtime import pick_device, pick_dtype
 from restorelcc.models.text import context_length
+from restorelcc.models.tokenizers import without_length_warning
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
 
@@ -145,7 +146,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; padding uses its end token where it has no padding token."""
     source = local_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = without_length_warning(AutoTokenizer.from_pretrained(source))
     except (OSError, ValueError) as error:
         raise BadInput(f"no tokenizer can be loaded from {source}: {first_line(error)}") from error
     if tokenizer.pad_token is None:

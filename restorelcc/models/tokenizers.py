@@ -14,9 +14,15 @@ from restorelcc.models.references import local_source
 def source_tokenizer(key: str, source: str, revision: str | None, root: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or of a hub id. Raises BadInput when there is none, StageFailed as the hub does."""
     try:
-        return AutoTokenizer.from_pretrained(_folder(key, source, revision, root))
+        return without_length_warning(AutoTokenizer.from_pretrained(_folder(key, source, revision, root)))
     except (OSError, ValueError) as error:
         raise BadInput(f"{key}: no tokenizer can be loaded from {source}: {first_line(error)}") from error
+
+
+def without_length_warning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same one, which does not warn of texts beyond the model's context: whoever reads them here cuts them."""
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def source_config(key: str, source: str, revision: str | None, root: Path) -> PretrainedConfig:

@@ -106,8 +106,27 @@ def test_items_of_own_tasks_are_counted(
     task |= {"doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "gold"}
     task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
     (folder / "tasks" / "mine_items.yaml").write_text(yaml.safe_dump(task))
-    assert _check(monkeypatch, "--model", "mine", "--json", "--set", "models.mine.tasks=[tasks, arc_easy]") == 0
-    assert json.loads(capsys.readouterr().out)["tasks"] == {"mine_items": 3}
+
+    def tasks(listed: str, *more: str) -> tuple[dict[str, int] | None, str]:
+        _check(monkeypatch, "--model", "mine", "--json", "--set", f"models.mine.tasks={listed}", *more)
+        found = json.loads(capsys.readouterr().out)
+        return found["tasks"], " ".join(found["problems"])
+
+    assert tasks("[tasks, arc_easy]") == ({"mine_items": 3}, "")
+    assert tasks("[tasks/mine_items.yaml]") == ({"mine_items": 3}, "")
+    assert tasks("[arc_easy]") == ({}, "")
+    assert "'/nowhere/x/', which is no folder or file of tasks" in tasks("[tasks, /nowhere/x/]")[1]
+    assert "did you mean 'arc_easy'" in tasks("[arc_easi]")[1]
+    assert "the metric 'bogus' of task 'mine_items', which has acc" in tasks("[{name: tasks, metric: bogus}]")[1]
+    assert "num_fewshot 1 and takes its examples from 'test'" in tasks("[{name: tasks, num_fewshot: 1}]")[1]
+    monkeypatch.setenv("HOME", str(folder))
+    assert tasks("[~/tasks]") == ({"mine_items": 3}, "")
+    # Data of the hub, of which evaluate.datasets has a copy.
+    (folder / "copies" / "some" / "set").mkdir(parents=True)
+    (folder / "copies" / "some" / "set" / "test.jsonl").write_text("\n".join(map(json.dumps, items[:2])))
+    elsewhere = task | {"dataset_path": "some/set", "dataset_kwargs": {}}
+    (folder / "tasks" / "mine_items.yaml").write_text(yaml.safe_dump(elsewhere))
+    assert tasks("[tasks]", "--set", "models.mine.settings={evaluate: {datasets: copies}}") == ({"mine_items": 2}, "")
 
 
 def test_without_a_model_check_is_what_it_was(

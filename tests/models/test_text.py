@@ -1,9 +1,15 @@
 """Questions and responses become tokens in one way."""
 
+from pathlib import Path
+
 import pytest
+from transformers import AutoTokenizer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.checkpoints import load_tokenizer
 from restorelcc.models.text import batches_by_length, batches_of_equal_length, encode_pair, right_padded
+from restorelcc.models.tokenizers import source_tokenizer
+from tests import pico
 from tests.pico import word_tokenizer
 
 
@@ -44,3 +50,17 @@ def test_equal_length_batches_never_mix_lengths() -> None:
     batches = list(batches_of_equal_length(lengths, token_budget=6))
     assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
     assert all(len({lengths[p] for p in batch}) == 1 for batch in batches)
+
+
+def test_texts_beyond_the_context_are_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *_: said.append(text))
+    tokenizer = pico.word_tokenizer()
+    tokenizer.model_max_length = 8
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    AutoTokenizer.from_pretrained(tmp_path)("w3 " * 20)
+    assert len(said) == 1 and "Token indices sequence length is longer" in said[0]
+    for quiet in (load_tokenizer(tmp_path), source_tokenizer("models.m.source", str(tmp_path), None, tmp_path)):
+        assert len(quiet("w3 " * 20)["input_ids"]) == 20
+    assert len(said) == 1

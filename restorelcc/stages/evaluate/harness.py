@@ -10,12 +10,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
 from restorelcc.stages.evaluate.scoring import Scoring, number, standard_error
 from restorelcc.stages.evaluate.statistics import MEAN
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
 
-_LONGEST = 2048  # tokens of one request
+LONGEST = 2048  # tokens of one request
 
 
 def run_harness(
@@ -61,7 +62,7 @@ def run_harness(
 
 def longest(model: PreTrainedModel) -> int:
     """Tokens of the longest sequence: the model's context, at most 2,048."""
-    return min(_LONGEST, getattr(model.config, "max_position_embeddings", _LONGEST))
+    return context_length(model.config.get_text_config(), LONGEST)
 
 
 def task_metrics(

@@ -16,7 +16,9 @@ _SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
 @contextmanager
-def local_data(datasets: Any, task: str, local: str | dict[str, str] | None, cache: str | None) -> Iterator[None]:
+def local_data(
+    datasets: Any, task: str, local: str | dict[str, str] | None, cache: str | None, root: Path | None = None
+) -> Iterator[None]:
     """While tasks are built, data sets with a local copy are read from it; the others come from the hub or its cache.
 
     lm-eval has one place where it loads data, `datasets.load_dataset`, and no setting for where they lie.
@@ -29,6 +31,8 @@ def local_data(datasets: Any, task: str, local: str | dict[str, str] | None, cac
             if folder is None:
                 # Files of the user's are read anew each time: the library's cache knows them by name, size and time.
                 own = {"cache_dir": cache} if path in _READERS or Path(path).exists() else {}
+                if path in _READERS and root is not None and arguments.get("data_files") is not None:
+                    arguments["data_files"] = _rooted(arguments["data_files"], root)
                 return original(path=path, name=name, **own | arguments)
             kind, files = split_files(folder, name)
             loaded = original(path=kind, data_files=files, cache_dir=cache)
@@ -47,6 +51,15 @@ def local_data(datasets: Any, task: str, local: str | dict[str, str] | None, cac
         yield
     finally:
         datasets.load_dataset = original
+
+
+def _rooted(files: Any, root: Path) -> Any:
+    """data_files whose relative paths count from the project's folder, as everywhere; addresses stay as they are."""
+    if isinstance(files, dict):
+        return {split: _rooted(each, root) for split, each in files.items()}
+    if isinstance(files, list | tuple):
+        return [_rooted(each, root) for each in files]
+    return files if "://" in str(files) else str(root / Path(files).expanduser())
 
 
 def _with_empty_split(loaded: Any, split: str) -> Any:
@@ -100,3 +113,10 @@ def split_files(folder: Path, name: str | None) -> tuple[str, dict[str, list[str
         f"{folder} holds no data file{f' of configuration {name}' if name else ''}: files are named after their split, "
         "for example validation-00000-of-00001.parquet or validation.jsonl"
     )
+
+
+def datasets_under(root: Path, datasets: str | dict[str, str] | None) -> str | dict[str, str] | None:
+    """evaluate.datasets with paths that count from the folder of params.yaml."""
+    if isinstance(datasets, dict):
+        return {name: str(root / Path(folder).expanduser()) for name, folder in datasets.items()}
+    return None if datasets is None else str(root / Path(datasets).expanduser())

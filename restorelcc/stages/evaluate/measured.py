@@ -22,6 +22,7 @@ def how_measured(
     *,
     limit: int | None,
     perplexity_tokens: int,
+    context: int,
 ) -> Fingerprint:
     """Of results of `run_harness` and of perplexity on the held-out texts."""
     return Fingerprint(
@@ -29,6 +30,7 @@ def how_measured(
         limit=limit,
         heldout=_digest(texts),
         perplexity_tokens=perplexity_tokens,
+        context=context,
         tokenizer=tokenizer_digest(tokenizer, texts),
         tasks={task: _of_task(results, task, averaged[task]) for task in sorted(results["samples"])},
     )

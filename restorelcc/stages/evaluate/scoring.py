@@ -6,12 +6,16 @@ at all. Letters: N items.
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
+import sys
+import sysconfig
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,8 @@ from restorelcc.stages.evaluate.statistics import MEAN, TOGETHER
 _DRAWS = 100  # of the bootstrap, where no formula gives the standard error; lm-eval's own count for BLEU
 # Of a task file, what says where it or its data lie, or is a part of the fingerprint of its own.
 _NOT_HOW = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "num_fewshot", "task_alias", "tag")
+
+_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +146,8 @@ def standard_error(aggregate: Callable[[Sequence[Any]], Any] | None, items: Sequ
 
 
 def config_digest(task: Any) -> str:
-    """SHA-256 of how a task file asks and scores and of the modules its functions lie in, not of where its data lie."""
+    """SHA-256 of how a task file asks and scores, of the modules its functions lie in and of those of the user's own
+    that they import; not of where its data lie."""
     content = {key: value for key, value in vars(task.config).items() if key not in _NOT_HOW}
     metadata = content.get("metadata")
     if isinstance(metadata, dict):
@@ -150,7 +157,7 @@ def config_digest(task: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a task file as JSON: functions by name and by the content of their module."""
+    """A value of a task file as JSON: functions by name and by the content of their module and its imports."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):
@@ -160,6 +167,62 @@ def _plain(value: Any) -> Any:
     if callable(value):
         named = inspect.isroutine(value) or inspect.isclass(value)
         source = inspect.getsourcefile(inspect.unwrap(value)) if named and not inspect.isbuiltin(value) else None
-        digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source and Path(source).is_file() else None
+        digest = _code_digest(Path(source)) if source and Path(source).is_file() else None
         return [getattr(value, "__name__", type(value).__name__), digest]
     return _plain(vars(value)) if hasattr(value, "__dict__") else type(value).__name__
+
+
+def _code_digest(source: Path) -> str:
+    """SHA-256 of a module and of what it imports, at first or second hand, that is not part of an installed package."""
+    found, ahead = {source.resolve()}, [source.resolve()]
+    while ahead:
+        new = {path for path in _imported(ahead.pop()) if not _installed(path)} - found
+        found |= new
+        ahead += new
+    contents = [source.read_bytes(), *sorted(path.read_bytes() for path in found - {source.resolve()})]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
+
+
+def _installed(path: Path) -> bool:
+    """Whether a file came with Python or with a package: their versions are no part of a task."""
+    return any(path.is_relative_to(Path(folder).resolve()) for folder in _INSTALLED)
+
+
+def _imported(source: Path) -> Iterator[Path]:
+    """The files that a module imports anywhere in it: as Python finds them, or beside it."""
+    if source.suffix != ".py" or _installed(source):
+        return
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # who imports it is told so by Python
+    for node in ast.walk(tree):
+        names: list[str] = []
+        beside = source.parent
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            beside = source.parents[min(max(node.level, 1), len(source.parents)) - 1]
+            stem = f"{node.module}." if node.module else ""
+            names = [stem + alias.name for alias in node.names] + ([node.module] if node.module else [])
+        relative = isinstance(node, ast.ImportFrom) and node.level > 0
+        for name in names:
+            parts = name.split(".")
+            for length in range(1, len(parts) + 1):
+                module = None if relative else _module_file(".".join(parts[:length]))
+                place = beside.joinpath(*parts[:length])
+                for path in (module, place.with_suffix(".py"), place / "__init__.py"):
+                    if path is not None and path.is_file():
+                        yield path.resolve()
+
+
+def _module_file(name: str) -> Path | None:
+    loaded = sys.modules.get(name)
+    if loaded is None and "." in name:
+        return None  # to find it would run its package
+    try:
+        spec = importlib.util.find_spec(name) if loaded is None else loaded.__spec__
+        origin = getattr(loaded, "__file__", None) or (spec.origin if spec is not None else None)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return Path(origin) if isinstance(origin, str) and origin.endswith(".py") else None

@@ -34,7 +34,8 @@ from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
 from restorelcc.stages.evaluate.adapter_variants import MERGED, with_adapter
 from restorelcc.stages.evaluate.details import head_details, pruning_details
-from restorelcc.stages.evaluate.harness import item_rows, longest, run_harness, scratch_cache, task_metrics
+from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
+from restorelcc.stages.evaluate.local_data import datasets_under
 from restorelcc.stages.evaluate.measured import how_measured
 from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
 from restorelcc.stages.evaluate.reference import Reference, dense_reference, read_reference, write_reference
@@ -140,7 +141,7 @@ class Evaluation:
         self._cache = scratch_cache(layout.work)
         folder = layout.corpus(cell) / "tasks"
         selected = selected_tasks(folder, model.tasks_document, layout.root, self._cache.name)
-        self._tasks = load_tasks(selected, _under(layout.root, config.datasets), self._cache.name)
+        self._tasks = load_tasks(selected, datasets_under(layout.root, config.datasets), self._cache.name, layout.root)
         self.network: PreTrainedModel = load_entry(checkpoint, model, offload=None if at_hand else layout.work)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
@@ -203,6 +204,8 @@ class Evaluation:
         counted = [task["value"] for task in tasks.values() if task["averaged"]]
         self.metrics["mean"] = sum(counted) / len(counted) if counted else None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
+        asked = max(LONGEST, config.perplexity_tokens)
+        limits["context"] = context_length(self.network.config.get_text_config(), asked)
         self.fingerprint = how_measured(results, self.averaged, self.tokenizer, self.texts, **limits)
         self.metrics["measured"] = self.fingerprint.digest
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
@@ -299,10 +302,3 @@ class Evaluation:
             write_table(scratch[2], self.rows, SAMPLES, {MEASURED: self.fingerprint.as_text()})
             if len(scratch) > 3 and self.reference is not None:
                 write_reference(scratch[3], self.reference, model_digest(self.checkpoint))
-
-
-def _under(root: Path, datasets: str | dict[str, str] | None) -> str | dict[str, str] | None:
-    """evaluate.datasets with paths that count from the folder of params.yaml."""
-    if isinstance(datasets, dict):
-        return {name: str(root / Path(folder).expanduser()) for name, folder in datasets.items()}
-    return None if datasets is None else str(root / Path(datasets).expanduser())

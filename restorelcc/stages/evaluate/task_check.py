@@ -1,4 +1,4 @@
-"""Is a task what its file says? Its first items are rendered before any weight is read: what is wrong with a task file
+"""Is a task what its file says? Its items are rendered before any weight is read: what is wrong with a task file
 ends here in one sentence, not hours later in a traceback of lm-eval."""
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 from restorelcc.base.errors import BadInput
 
-_STOCK, _OWN = 3, 100  # items rendered of a task of lm-eval, and of one's own
+_STOCK = 3  # items rendered of a task of lm-eval; of one's own all
+_UNREAD = {"__pycache__", ".ipynb_checkpoints"}  # folders that lm-eval passes over
 _NEEDS = (
     "a task file is a .yaml with at least task, dataset_path, a test_split or validation_split, doc_to_text and "
     "doc_to_target (docs/evaluation.md)"
@@ -19,18 +20,28 @@ _COLUMNS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 def check_folder(folder: str, found: Sequence[str]) -> None:
-    """Raises BadInput for a folder without a task, and for a file in it that cannot be read as YAML."""
+    """Raises BadInput for a folder without a task, for a file in it that cannot be read as YAML, and for two files
+    with a task of the same name, of which lm-eval takes the first."""
     import yaml
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    files: dict[str, Path] = {}
     for path in sorted(Path(folder).rglob("*.yaml")):
+        if not _UNREAD.isdisjoint(path.parts):
+            continue
         try:
-            load_yaml(path, resolve_func=False)
+            content = load_yaml(path, resolve_func=False)
         except (yaml.YAMLError, ValueError, OSError) as error:
             raise BadInput(
                 f"the task file {path} of models.<name>.tasks cannot be read ({' '.join(str(error).split())}): "
                 "correct it or take it away"
             ) from error
+        name = content.get("task")
+        if isinstance(name, str) and "group" not in content and files.setdefault(name, path) != path:
+            raise BadInput(
+                f"models.<name>.tasks has two tasks with the name {name!r}, of {files[name]} and of {path}: rename one "
+                "of them"
+            )
     if not found:
         raise BadInput(f"the folder {folder!r} of models.<name>.tasks holds no task: {_NEEDS}")
 
@@ -73,7 +84,9 @@ def check_shots(task: Any, name: str, shots: int) -> None:
 
 
 def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str, ...] | None:
-    """Render the first items; returns the metrics that they will have, None where only the run can tell.
+    """Render the items, of a task of lm-eval the first; returns the metrics that they will have.
+
+    None where only the run can tell.
 
     Raises BadInput, with the number of the item, for one that cannot be rendered or has nothing to choose from.
     """
@@ -82,19 +95,55 @@ def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str
             raise BadInput(f"evaluation task {name!r} {reason}, which is not done here: choose another task")
     if file is not None:
         _check_columns(task, name, file)
+    printed = _templates(task) if file is not None else {}
     metrics: tuple[str, ...] | None = None
-    for number, document in enumerate(islice(task.eval_docs, _STOCK if file is None else _OWN), start=1):
+    for number, document in enumerate(islice(task.eval_docs, _STOCK if file is None else None), start=1):
         try:
+            for key, template in printed.items():
+                _check_printed(key, template, document)
             context = task.fewshot_context(doc=document, num_fewshot=shots)
             requests = task.construct_requests(doc=document, ctx=context, metadata=(name, number, 1))
             choices = task.doc_to_choice(document) if _has_choices(task) else None
+            if choices is not None and len(choices) == 0:
+                raise ValueError("it has no choices")
+            if file is not None and choices is not None and task.OUTPUT_TYPE == "multiple_choice":
+                _check_answer(task, document, list(choices))
         except Exception as error:
             raise unusable(f"{name} (item {number})", file, error) from error
-        if choices is not None and len(choices) == 0:
-            raise unusable(f"{name} (item {number})", file, ValueError("it has no choices"))
         if number == 1:
             metrics = _metrics(task, document, requests if isinstance(requests, list) else [requests])
     return metrics
+
+
+def _templates(task: Any) -> dict[str, Any]:
+    """The templates of a task file, which refuse to print a value that is null, where lm-eval would print None."""
+    from lm_eval.utils import env
+
+    def filled(value: Any) -> Any:
+        if value is None:
+            raise ValueError("a value that it prints is null")
+        return value
+
+    strict = env.overlay(finalize=filled)
+    written = {key: getattr(task.config, key, None) for key in _COLUMNS}
+    return {key: strict.from_string(text) for key, text in written.items() if isinstance(text, str) and "{{" in text}
+
+
+def _check_printed(key: str, template: Any, document: Any) -> None:
+    try:
+        template.render(**document)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def _check_answer(task: Any, document: Any, choices: list[Any]) -> None:
+    """Raises ValueError for an answer that is none of the choices, which lm-eval counts as wrong whatever is said."""
+    answer = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    for each in answer if isinstance(answer, list) else [answer]:
+        if isinstance(each, int) and not 0 <= each < len(choices):
+            raise ValueError(f"its answer is {each}, and there are {len(choices)} choices, counted from 0")
+        if isinstance(each, str) and each not in choices:
+            raise ValueError(f"its answer {each[:60]!r} is none of its choices")
 
 
 def _has_choices(task: Any) -> bool:

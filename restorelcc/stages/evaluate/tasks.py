@@ -67,7 +67,31 @@ def selected_tasks(folder: Path, tasks: Sequence[str | dict[str, Any]], root: Pa
 def _found(name: str, root: Path) -> str:
     """A folder or file of tasks where it lies; any other name as it is."""
     path = root / Path(name).expanduser()
-    return str(path) if path.exists() else name
+    if path.exists():
+        return str(path)
+    if "/" in name or name.startswith("~") or name.endswith((".yaml", ".yml")):
+        raise BadInput(
+            f"models.<name>.tasks has {name!r}, which is no folder or file of tasks: correct the path, which counts "
+            "from the folder of params.yaml"
+        )
+    return name
+
+
+def own_tasks(asked: Sequence[Asked]) -> list[Asked]:
+    """Those that are read from the user's own files. Raises BadInput for a name that lm-eval does not know."""
+    own = [each for each in asked if Path(each.name).exists()]
+    if len(own) < len(asked):
+        folders = tuple(each.name for each in own if Path(each.name).is_dir())
+        everywhere = _manager(folders, True)
+        for each in asked:
+            if each in own:
+                continue
+            if each.name not in everywhere.all_tasks:
+                raise BadInput(_unknown(each.name, everywhere.all_tasks))
+            path = everywhere.task_index[each.name].yaml_path
+            if path is not None and any(Path(path).is_relative_to(Path(folder)) for folder in folders):
+                own.append(each)
+    return own
 
 
 def _asked(task: str | dict[str, Any] | Asked) -> Asked:
@@ -102,11 +126,13 @@ def load_tasks(
     tasks: Sequence[str | dict[str, Any] | Asked],
     local: str | dict[str, str] | None = None,
     cache: str | None = None,
+    root: Path | None = None,
 ) -> dict[str, Any]:
     """lm-eval's task objects with their data, what `lm_eval.evaluate` takes, and their `scoring`. Empty without tasks.
 
     A task is a config, a name, or a folder of task files (all of its tasks). Tasks of lm-eval are zero-shot unless
     asked otherwise; those of a folder have the shots that their files say. local: where copies of data sets lie.
+    root: the folder that relative data_files count from.
     Raises BadInput for a task that lm-eval does not know, naming the nearest, for data that cannot be had, for a metric
     that the task does not have, and for a task whose first items cannot be rendered.
     """
@@ -119,20 +145,39 @@ def load_tasks(
     datasets.disable_progress_bars()
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}}
     asked_for: dict[str, Asked] = {}
+    origins: dict[str, str] = {}
     for asked, file, manager in _resolved([_asked(task) for task in tasks]):
-        with local_data(datasets, asked.name, local, cache):
+        with local_data(datasets, asked.name, local, cache, root):
             try:
                 found = manager.load([asked.task])
             except (BadInput, StageFailed):
                 raise
             except Exception as error:  # whatever a task file, its functions or its data make lm-eval say
                 raise unusable(asked.name, file, error) from error
+        for name in found["tasks"]:
+            _check_origin(name, _origin(name, asked, file, manager), origins)
         for kind, content in found.items():
             loaded[kind].update(content)
         for name, task in found["tasks"].items():
             asked_for[name] = _merged(replace(asked, task=name), asked_for.get(name))
             loaded["scoring"][name] = _prepared(task, name, asked_for[name], file)
     return loaded
+
+
+def _origin(name: str, asked: Asked, file: str | None, manager: Any) -> str:
+    """The file that a task is read from."""
+    if isinstance(asked.task, dict):
+        return "the tasks of the corpus itself"
+    path = manager.task_index[name].yaml_path if name in manager.task_index else None
+    return str(Path(path or file or asked.name).resolve())
+
+
+def _check_origin(name: str, origin: str, origins: dict[str, str]) -> None:
+    """Raises BadInput for a second task of a name: results go by names, and one of the two would vanish."""
+    if (before := origins.setdefault(name, origin)) != origin:
+        raise BadInput(
+            f"models.<name>.tasks has two tasks with the name {name!r}, of {before} and of {origin}: rename one of them"
+        )
 
 
 def _prepared(task: Any, name: str, asked: Asked, file: str | None) -> Any:

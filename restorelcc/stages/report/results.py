@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, read_metrics
+from restorelcc.base.documents import cell_of, read_json, read_metrics
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike
 from restorelcc.base.layout import Layout
@@ -105,6 +106,23 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
     return results
+
+
+def changed_since(layout: Layout) -> list[str]:
+    """The cells of the report whose metrics are no longer those that it shows."""
+    shown = {row["cell"]: row for row in read_json(layout.report / "results.json")["rows"]}
+    found = []
+    for path in sorted((layout.data / "metrics").rglob("*.json")):
+        content = _read(path)
+        if path.name.endswith(".details.json") or not {"schema", "tasks", "measured"} <= content.keys():
+            continue
+        metrics = read_metrics(path)
+        cell = cell_of(metrics)
+        row = json.loads(json.dumps(result_row(cell, metrics, _read(layout.details(cell)))))
+        own = shown.get(str(cell))
+        if own is not None and any(own.get(key) != value for key, value in row.items() if key != "p_holm"):
+            found.append(str(cell))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -199,6 +199,74 @@ def test_what_is_wrong_with_a_task_file_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"choices": []}, r"item 151\)' .*it has no choices"),
+        ({"gold": 2}, r"item 151\)' .*its answer is 2, and there are 2 choices, counted from 0"),
+        ({"gold": None}, r"item 151\)' .*doc_to_target: a value that it prints is null"),
+        ({"question": None}, r"item 151\)' .*doc_to_text: a value that it prints is null"),
+    ],
+)
+def test_templates_are_rendered_for_every_item(tmp_path: Path, broken: dict[str, Any], message: str) -> None:
+    templates = {"doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{gold}}"}
+    items = rows(160)
+    write_task(tmp_path / "tasks", "choice", items, **templates)
+    assert len(load_tasks([str(tmp_path / "tasks")])["tasks"]["choice"].eval_docs) == 160
+    items[150] |= broken
+    write_task(tmp_path / "tasks", "choice", items, **templates)
+    with pytest.raises(BadInput, match=message):
+        load_tasks([str(tmp_path / "tasks")])
+
+
+def test_two_tasks_of_one_name_are_refused_with_both_files(tmp_path: Path) -> None:
+    """In two folders, and in one; the same folder, or a folder and its part, are no two tasks."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    first, second = (write_task(folder, "choice") for folder in folders)
+    with pytest.raises(BadInput, match=rf"two tasks with the name 'choice', of {first} and of {second}: rename"):
+        load_tasks(list(map(str, folders)))
+    write_task(tmp_path / "b", "written", task="choice")
+    with pytest.raises(
+        BadInput, match=rf"two tasks with the name 'choice', of {second} and of .*written\.yaml: rename"
+    ):
+        load_tasks([str(tmp_path / "b")])
+    write_task(tmp_path / "a" / "more", "written")
+    assert set(load_tasks([str(tmp_path / "a"), str(tmp_path / "a" / "more")])["tasks"]) == {"choice", "written"}
+
+
+def test_code_at_second_hand_is_part_of_how_a_task_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tasks"
+    path = write_task(folder, "written")
+    path.write_text(path.read_text() + "process_results: !function score2h.results\n")
+    (folder / "score2h.py").write_text(
+        "def results(doc, found):\n    from judge2h import right\n    return {'exact_match': right(doc, found)}\n"
+    )
+    (folder / "judge2h.py").write_text("import json, deeper2h\ndef right(doc, found):\n    return deeper2h.YES\n")
+    (folder / "deeper2h.py").write_text("YES = 1.0\n")
+    (folder / "unasked.py").write_text("YES = 1.0\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+    def digest() -> str:
+        return load_tasks([str(folder)])["scoring"]["written"].config
+
+    found = [digest()]
+    (folder / "unasked.py").write_text("YES = 2.0\n")
+    assert digest() == found[0]
+    for name in ("judge2h", "deeper2h"):
+        (folder / f"{name}.py").write_text((folder / f"{name}.py").read_text() + "# edited\n")
+        found.append(digest())
+    assert len(set(found)) == 3
+
+
+def test_relative_data_files_count_from_the_projects_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kwargs = {"data_files": {"test": "tasks/choice.jsonl"}}
+    write_task(tmp_path / "tasks", "choice", dataset_kwargs=kwargs)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load_tasks([str(tmp_path / "tasks")], None, str(tmp_path / "cache"), tmp_path)
+    assert len(loaded["tasks"]["choice"].eval_docs) == ITEMS
+
+
 def test_a_folder_without_a_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     with pytest.raises(BadInput, match=r"holds no task: a task file is a \.yaml with at least task, dataset_path"):

@@ -278,6 +278,16 @@ def test_texts_longer_than_the_models_context_are_cut_to_it(layout: Layout) -> N
     assert read_json(layout.metrics(other))["perplexity"]["tokens"] == 3 * 63
 
 
+def test_a_checkpoint_with_another_context_is_not_held_against_the_dense_model(layout: Layout, tmp_path: Path) -> None:
+    """The same weights, whose config.json of another tool allows fewer tokens: perplexity is of shorter sequences."""
+    shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
+    elsewhere, path = Layout(tmp_path), Layout(tmp_path).pruned(PRUNED) / "config.json"
+    context = read_json(path)["max_position_embeddings"]
+    write_json(path, read_json(path) | {"max_position_embeddings": 8})
+    with pytest.raises(BadInput, match=rf"measured differently in the model's context \({context} against 8\): run"):
+        run_pruned(PRUNED, CONFIG, ENTRY, elsewhere)
+
+
 def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
     stuck = pico.pico()
     stuck.lm_head.weight.zero_()

@@ -29,6 +29,7 @@ FINGERPRINT = Fingerprint(
     limit=None,
     heldout="h0",
     perplexity_tokens=2048,
+    context=2048,
     tokenizer="t0",
     tasks={"world_arc": _TASK, "world_rte": _TASK},
 )
