@@ -33,8 +33,11 @@ from restorelcc.models.heads import HeadLayout, main_component  # noqa: E402
 from restorelcc.models.text import EncodedContrast, EncodedPair  # noqa: E402
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples  # noqa: E402
 from restorelcc.stages.extract.decompose import decompose  # noqa: E402
-from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads  # noqa: E402
-from restorelcc.stages.probe.stage import rank_heads  # noqa: E402
+from restorelcc.stages.probe.contrastive import (  # noqa: E402
+    heldout_mask,
+    probe_heads,
+    rank_heads,
+)
 from restorelcc.stages.prune import PruneConfig  # noqa: E402
 from restorelcc.stages.prune.prune import prune_model  # noqa: E402
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation, attached  # noqa: E402

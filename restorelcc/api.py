@@ -31,8 +31,7 @@ from restorelcc.stages.capture.capture import capture_heads, question_samples, r
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.extract.decompose import decompose
 from restorelcc.stages.probe import ProbeConfig
-from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads
-from restorelcc.stages.probe.stage import rank_heads
+from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads, rank_heads
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
 from restorelcc.stages.prune.prune import PrunedTensor, prune_model

@@ -48,7 +48,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
         assert any(line.startswith("fault") and named in line for line in done.text.splitlines()), named + done.text
     assert "doctor found 6 faults" in done.text
 
-    assert "numpy: 0.1 -> " in project.restorelcc("versions").text
+    assert "numpy 0.1 -> " in project.restorelcc("versions").text
     cached.write_bytes(content)
     assert project.sh("dvc", "repro", "--quiet", "corpus") == ""
     assert project.executed() == ["inputs@tiny"], "healed: the corpus came from the run-cache"

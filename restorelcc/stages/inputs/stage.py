@@ -17,6 +17,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.base.weights import weight_files
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import absolute, files_below, named_file, referred_files, task_paths
 
@@ -51,7 +52,12 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
         path = absolute(root, source) if source else None
-        found[name] = path.absolute() if path is not None and path.is_dir() else {"source": source}
+        if path is not None and path.is_dir():
+            if name not in ("tokenizer", "encoder"):
+                weight_files(path)  # refuses a folder with two models, or without any
+            found[name] = path.absolute()
+        else:
+            found[name] = {"source": source}
     return found | _tasks(alias, named, root)
 
 

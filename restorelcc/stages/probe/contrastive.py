@@ -1,6 +1,6 @@
 """The contrastive probe of RestoreLCC, for all heads of a layer at once; and the scores its ablations put in its place.
 
-Letters: N tuples or samples, H heads, D head dim, K components.
+Letters: N tuples or samples, L layers, H heads, D head dim, K components.
 """
 
 from __future__ import annotations
@@ -129,3 +129,12 @@ def kl_scores(dense_NHD: Tensor, pruned_NHD: Tensor) -> Tensor:
 def energy_scores(loadings_HD: Tensor, components: int) -> Tensor:
     """|c_h|^2 = sum_{i<=K} alpha_i^2: the size of what a constant offset can bring back, [H] float64."""
     return loadings_HD[:, :components].double().square().sum(dim=-1)
+
+
+def rank_heads(score_LH: Tensor, log_loss_LH: Tensor) -> Tensor:
+    """Rank of every head, 0 the best: highest score, then lowest log-loss, then lowest (layer, head). [L, H] int64."""
+    score, log_loss = score_LH.flatten().tolist(), log_loss_LH.flatten().tolist()
+    order = sorted(range(len(score)), key=lambda flat: (-score[flat], log_loss[flat], flat))
+    rank = torch.empty(len(order), dtype=torch.long)
+    rank[torch.tensor(order)] = torch.arange(len(order))
+    return rank.reshape(score_LH.shape)

@@ -20,19 +20,16 @@ from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.probe import ProbeConfig
-from restorelcc.stages.probe.contrastive import energy_scores, heldout_mask, kl_scores, mse_scores, probe_heads
+from restorelcc.stages.probe.contrastive import (
+    energy_scores,
+    heldout_mask,
+    kl_scores,
+    mse_scores,
+    probe_heads,
+    rank_heads,
+)
 from restorelcc.stages.probe.margins import margin_scores
 from restorelcc.stages.probe.relational import relational_scores
-
-
-def rank_heads(score_LH: Tensor, log_loss_LH: Tensor) -> Tensor:
-    """Rank of every head, 0 the best: highest score, then lowest log-loss, then lowest (layer, head). [L, H] int64."""
-    score, log_loss = score_LH.flatten().tolist(), log_loss_LH.flatten().tolist()
-    order = sorted(range(len(score)), key=lambda flat: (-score[flat], log_loss[flat], flat))
-    rank = torch.empty(len(order), dtype=torch.long)
-    rank[torch.tensor(order)] = torch.arange(len(order))
-    return rank.reshape(score_LH.shape)
-
 
 _LOG_LOSS = "log_loss"
 _NUMBERS_AT_ONCE = 1024  # of a sample, from as many layers as have them: probing a few small heads is all overhead

@@ -15,10 +15,11 @@ from restorelcc.stages.probe.contrastive import (
     kl_scores,
     mse_scores,
     probe_heads,
+    rank_heads,
 )
 from restorelcc.stages.probe.newton import _FLOOR, RIDGE, PairProbe, fit_pairs
 from restorelcc.stages.probe.relational import relational_scores
-from restorelcc.stages.probe.stage import head_rows, layer_groups, rank_heads
+from restorelcc.stages.probe.stage import head_rows, layer_groups
 
 LAYERS, HEADS, HEAD_DIM, SAMPLES = 3, 8, 5, 200
 SOLVERS: tuple[Solver, ...] = ("newton", "adam")
