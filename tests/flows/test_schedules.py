@@ -84,18 +84,18 @@ def test_a_sweep_is_one_experiment_and_leaves_the_folder_alone(project: LightPro
     before = (project.folder / "params.yaml").read_bytes()
     done = project.run(*SWEEP, "--pruning", "wanda-0.5", "--pruning", "wanda-0.6", "--name", "night")
     assert done.code == 0, done.text[-3000:]
-    assert len(project.executed()) == 4 + 2 * 7 + 1
+    assert len(project.executed()) == 5 + 2 * 7 + 1
     assert (project.folder / "params.yaml").read_bytes() == before
     assert not (project.folder / "data").exists() or not list((project.folder / "data").glob("tiny*"))
     assert "night" in project.sh("dvc", "exp", "list", "--name-only")
     shown = json.loads(project.sh("dvc", "exp", "show", "--json"))
     assert "wanda-0.6" in json.dumps(shown)
     project.sh("dvc", "repro", "--quiet")
-    assert len(project.executed()) == 4 + 2 * 7 + 1 + 1, "the shared cache had all but this grid's report"
+    assert len(project.executed()) == 5 + 2 * 7 + 1 + 1, "the shared cache had all but this grid's report"
     done = project.run(*SWEEP, "--pruning", "wanda-0.6", "--name", "night")
     assert done.code == 0, done.text[-3000:]
     assert project.executed()[-1] == "report"
-    assert len(project.executed()) == 4 + 2 * 7 + 1 + 2
+    assert len(project.executed()) == 5 + 2 * 7 + 1 + 2
 
 
 # --- with a server
