@@ -45,6 +45,8 @@ def check(
         return
     if as_json:
         raise BadInput("check --json is what a model's data hold: add --model NAME")
+    for alias in checked.grid.model:
+        lay_out(alias, checked.named(alias), layout.root)  # refuses a file or folder that is not there
     typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
     for sentence in hidden_changes(checked):
         typer.echo(f"restorelcc: note: {sentence}", err=True)
@@ -69,8 +71,6 @@ def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) 
 
 def _compare_sources(params: Params, layout: Layout) -> None:
     """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
-    for alias in params.grid.model:
-        lay_out(alias, params.named(alias), layout.root)  # refuses a file or folder that is not there
     models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
     external = any(parse_pruning(pruning).external for pruning in prunings)
     if not external and all(entry.is_microworld for entry in models.values()):
