@@ -70,6 +70,7 @@ def lock_owner(path: Path) -> str | None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: a second one would only break into that
     raise KeyboardInterrupt
 
 
