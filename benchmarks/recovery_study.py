@@ -92,7 +92,7 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     if rates:
         overrides = (*overrides, f"{method.stage}.learning_rates={rates}")
     seconds = run_stage(root, method.stage, cell, overrides)
-    run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'baseline'}", cell)
+    run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'recovered'}", cell)
     if method.ranking is not None:
         run_stage(root, "probe", pruned)
     layout = Layout(root)
@@ -113,7 +113,7 @@ def training(layout: Layout, cell: Cell, method: Method) -> dict:
     """What the stage has noted of its training."""
     if method.stage == "compensate":
         return read_json(layout.training(cell))
-    return read_json(layout.baseline(cell) / DOCUMENT)["training"]
+    return read_json(layout.recovered(cell) / DOCUMENT)["training"]
 
 
 def _measures(metrics: dict, task: str | None = None) -> dict:
@@ -134,7 +134,7 @@ def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
         recovered = load_model(layout.pruned(cell), torch.float32, device)
         fold(recovered, read_compensation(layout.compensation(cell))[0])
     else:
-        folder = layout.baseline(cell)
+        folder = layout.recovered(cell)
         kind = read_json(folder / DOCUMENT)["kind"]
         if kind == "adapter":
             return None

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from restorelcc.base.baselines import BASELINES, Ships
 from restorelcc.base.cell import Cell
+from restorelcc.base.recoveries import RECOVERIES, Ships
 
 SEEDS = (0, 1, 2)
 ALL_SITES = "[o, v, q, k, gate, up, down]"
@@ -98,7 +98,7 @@ class Method:
     title: str
     stage: str = "compensate"
     ratio: str = "0.25"
-    baseline: str = ""
+    recovery: str = ""
     overrides: tuple[str, ...] = ()
     ranking: str | None = None  # probe.score, where it is not the shipped one
     table: str = "recovery"
@@ -107,17 +107,17 @@ class Method:
     @property
     def ships(self) -> Ships:
         """What a user has to ship beside, or in place of, the pruned checkpoint."""
-        return BASELINES[self.baseline].ships if self.baseline else "biases"
+        return RECOVERIES[self.recovery].ships if self.recovery else "biases"
 
     @property
     def labels(self) -> bool:
         """Whether it is trained on responses."""
-        return BASELINES[self.baseline].labels if self.baseline else True
+        return RECOVERIES[self.recovery].labels if self.recovery else True
 
     def cell(self, pruned: Cell) -> Cell:
         if self.stage == "compensate":
             return dataclasses.replace(pruned, head_ratio=self.ratio)
-        return dataclasses.replace(pruned, baseline=self.baseline)
+        return dataclasses.replace(pruned, recovery=self.recovery)
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class StudyCell:
         return named | {"method": self.method.name, "measure": measure}
 
 
-def _baseline(name: str, title: str, *overrides: str, baseline: str = "", table: str = "recovery") -> Method:
-    return Method(name, title, "baseline", baseline=baseline or name, overrides=overrides, table=table)
+def _other(name: str, title: str, *overrides: str, recovery: str = "", table: str = "recovery") -> Method:
+    return Method(name, title, "recover", recovery=recovery or name, overrides=overrides, table=table)
 
 
 def _sites(name: str, title: str, *overrides: str, ratio: str = "0.25") -> Method:
@@ -163,17 +163,17 @@ def _ablation(name: str, title: str, *overrides: str, ranking: str | None = None
 
 
 # Rates that changes of whole weights and adapters choose from: as many as the compensations have, but lower ones.
-_WEIGHT_RATES = "baseline.learning_rates=[0.001, 0.005]"
-_RANK_1 = ("baseline.rank=1", "baseline.lora_sites=[o]")
+_WEIGHT_RATES = "recover.learning_rates=[0.001, 0.005]"
+_RANK_1 = ("recover.rank=1", "recover.lora_sites=[o]")
 
 PAPER = Method("paper-0.25", "heads, 25 % (the paper)")
 PAPER_ALL = Method("paper-1.0", "heads, all (the paper)", ratio="1.0")
 SITES = _sites("sites", "heads 25 % and a bias on every other linear")
-BIAS = _baseline("bias", "a free bias on every out-projection (limit of heads)")
-MASKED_BOTH = _baseline("masked-compensated", "surviving weights, then biases", _WEIGHT_RATES)
-LORA_1 = _baseline("lora-r1-o", "LoRA r=1 on the out-projections, unmerged", *_RANK_1, baseline="lora")
-MASKED = _baseline("masked", "surviving weights", _WEIGHT_RATES)
-RECONSTRUCTED_BOTH = _baseline("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES)
+BIAS = _other("bias", "a free bias on every out-projection (limit of heads)")
+MASKED_BOTH = _other("masked-compensated", "surviving weights, then biases", _WEIGHT_RATES)
+LORA_1 = _other("lora-r1-o", "LoRA r=1 on the out-projections, unmerged", *_RANK_1, recovery="lora")
+MASKED = _other("masked", "surviving weights", _WEIGHT_RATES)
+RECONSTRUCTED_BOTH = _other("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES)
 FIRST: tuple[Method, ...] = (PAPER, SITES, MASKED_BOTH, LORA_1, BIAS)
 FURTHER: tuple[Method, ...] = (
     Method("paper-0.1", "heads, 10 % (the paper)", ratio="0.1"),
@@ -183,23 +183,23 @@ FURTHER: tuple[Method, ...] = (
     _sites("sites-distilled", "heads 25 %, biases, and distillation", "compensate.distill={weight: 0.5}"),
     Method("heads-auto", "heads, ratio chosen on the validation pairs", ratio="auto"),
     MASKED,
-    _baseline("masked-lora", "LoRA r=8 under the mask, merged", _WEIGHT_RATES),
-    _baseline("reconstruct", "block reconstruction", _WEIGHT_RATES),
+    _other("masked-lora", "LoRA r=8 under the mask, merged", _WEIGHT_RATES),
+    _other("reconstruct", "block reconstruction", _WEIGHT_RATES),
     RECONSTRUCTED_BOTH,
-    _baseline("lora", "LoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
-    _baseline("dora", "DoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
-    _baseline("eora", "EoRA r=8 on every linear, unmerged"),
-    _baseline("meanshift", "mean shift (FLAP-style)"),
-    _baseline("lofit", "LoFiT"),
-    _baseline("ffn", "a free bias on every FFN output"),
+    _other("lora", "LoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
+    _other("dora", "DoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
+    _other("eora", "EoRA r=8 on every linear, unmerged"),
+    _other("meanshift", "mean shift (FLAP-style)"),
+    _other("lofit", "LoFiT"),
+    _other("ffn", "a free bias on every FFN output"),
 )
 ABLATIONS: tuple[Method, ...] = (
-    _baseline("random", "random heads", table="ablation"),
+    _other("random", "random heads", table="ablation"),
     _ablation("mse", "heads by the mean squared error of their activations", ranking="mse"),
     _ablation("kl", "heads by the divergence of their activations (KL)", ranking="kl"),
     _ablation("no-directions", "no directions (b only)", "compensate.parts=[bias]"),
     _ablation("no-bias", "no bias (beta only)", "compensate.parts=[beta]"),
-    _baseline("ffn-ablation", "FFN outputs instead of heads", baseline="ffn", table="ablation"),
+    _other("ffn-ablation", "FFN outputs instead of heads", recovery="ffn", table="ablation"),
     _ablation("heads-and-ffn", "heads and FFN outputs", "compensate.sites=[o, down]"),
 )
 TARGET = "world_hellaswag"
@@ -216,10 +216,10 @@ STORIES_FURTHER: tuple[Method, ...] = (SITES, MASKED, RECONSTRUCTED_BOTH)
 
 def all_subjects(real: Path) -> list[Subject]:
     """The embedded default with three seeds of its pretraining, and stories260K."""
-    budget = ("compensate.learning_rates=[0.01, 0.03]", "baseline.learning_rates=[0.01, 0.03]")
+    budget = ("compensate.learning_rates=[0.01, 0.03]", "recover.learning_rates=[0.01, 0.03]")
     found = [Subject(f"tiny-s{seed}", "tiny", seed, overrides=budget) for seed in SEEDS]
-    stories = [f"{stage}.{key}" for stage in ("compensate", "baseline") for key in ("epochs=3", "batch_size=2")]
-    stories += ["compensate.learning_rates=[0.03, 0.05]", "baseline.learning_rates=[0.01, 0.03]"]
+    stories = [f"{stage}.{key}" for stage in ("compensate", "recover") for key in ("epochs=3", "batch_size=2")]
+    stories += ["compensate.learning_rates=[0.03, 0.05]", "recover.learning_rates=[0.01, 0.03]"]
     return [*found, Subject("stories", "stories", real=real, overrides=tuple(stories))]
 
 

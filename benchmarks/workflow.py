@@ -126,7 +126,7 @@ def own_files(folder: Path) -> str:
         file.truncate(WEIGHT_BYTES)
     project = LightProject(folder / "project")
     axes = project.params()["grid"]
-    project.write_params(user_params(project.params(), home) | {"grid": axes | {"model": [MODEL], "baseline": []}})
+    project.write_params(user_params(project.params(), home) | {"grid": axes | {"model": [MODEL], "recovery": []}})
     stages = len(project.repro())
     project.sh("dvc", "repro", "--quiet")
     idle = median(seconds(project, "dvc", "repro", "--quiet") for _ in range(3))

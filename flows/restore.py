@@ -32,6 +32,7 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.renamed import rename_in_file
 from restorelcc.pipeline.versions import FOLDER, write_versions
 
 
@@ -74,12 +75,14 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
 def plan(root: Path) -> Dag:
     """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
     gate_folder()
-    params = load_params(root / "params.yaml")
+    file = root / "params.yaml"
+    renamed = rename_in_file(file) if file.is_file() else []
+    params = load_params(file)
     for alias in params.grid.model:
         lay_out_inputs(params, alias, Layout(root))
     changed = write_versions(root) if (root / FOLDER).is_dir() else []
     dag = read_dag(root, params)
-    for note in (*changed, *dag.notes):
+    for note in (*renamed, *changed, *dag.notes):
         get_run_logger().info(note)
     return dag
 

@@ -39,7 +39,7 @@ def sweep(
     models: list[str] | None = None,
     prunings: list[str] | None = None,
     head_ratios: list[float] | None = None,
-    baselines: list[str] | None = None,
+    recoveries: list[str] | None = None,
     name: str = "sweep",
     revision: str = "HEAD",
     skip_when_late_minutes: int = 60,
@@ -52,7 +52,7 @@ def sweep(
         models: keys of `models` in params.yaml; left out, any axis is that of params.yaml.
         prunings: for example wanda-0.5, sparsegpt-2of4.
         head_ratios: shares of the heads, for example 0.1, 0.25.
-        baselines: methods to compare with.
+        recoveries: methods to compare with.
         name: of the experiment; a later sweep of the same name replaces it.
         revision: what to run: a branch, tag or commit.
         skip_when_late_minutes: a scheduled run that could not start for so long is skipped; 0 never skips.
@@ -61,7 +61,7 @@ def sweep(
     """
     if late := _late_by(skip_when_late_minutes):
         return Cancelled(name=LATE_STATE, message=f"it was due {late} ago; the next run is as scheduled")
-    grid = {"model": models, "pruning": prunings, "head_ratio": head_ratios, "baseline": baselines}
+    grid = {"model": models, "pruning": prunings, "head_ratio": head_ratios, "recovery": recoveries}
     return in_words(run_sweep, ROOT, grid, name, revision, local_slots(parallel, gpus))
 
 
@@ -93,7 +93,7 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise BadInput(f"the sweep's name is {name!r}: use letters, digits, dashes and underscores")
     for axis, values in grid.items():
-        if values == [] and axis != "baseline":
+        if values == [] and axis != "recovery":
             raise BadInput(f"the sweep's axis {axis} is empty: give at least one value, or leave it out")
     commit = committed_revision(root, revision)
     overrides = tuple(f"grid.{axis}={values}" for axis, values in grid.items() if values is not None)
@@ -135,7 +135,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="a key of `models`; repeatable")] = None,
     pruning: Annotated[list[str] | None, typer.Option("--pruning", "-p", help="e.g. wanda-0.6; repeatable")] = None,
     head_ratio: Annotated[list[float] | None, typer.Option("--head-ratio", "-r", help="repeatable")] = None,
-    baseline: Annotated[list[str] | None, typer.Option("--baseline", "-b", help="repeatable")] = None,
+    recovery: Annotated[list[str] | None, typer.Option("--recovery", "--baseline", "-b", help="repeatable")] = None,
     name: Annotated[str, typer.Option(help="name of the DVC experiment")] = "sweep",
     revision: Annotated[str, typer.Option(help="branch, tag or commit to run")] = "HEAD",
     parallel: Annotated[int | None, typer.Option(min=1, help="stages on the CPU at once")] = None,
@@ -143,7 +143,7 @@ def main(
     dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
 ) -> None:
     """Run a grid in a clone and keep it as an experiment; axes left out are those of params.yaml."""
-    axes: dict[str, Any] = {"models": model, "prunings": pruning, "head_ratios": head_ratio, "baselines": baseline}
+    axes: dict[str, Any] = {"models": model, "prunings": pruning, "head_ratios": head_ratio, "recoveries": recovery}
     given = {axis: values or None for axis, values in axes.items()}
     grid = {axis.removesuffix("s"): values for axis, values in given.items()}
     check_sweep(ROOT, grid, name, revision)

@@ -39,7 +39,7 @@ def words(count: int, seed: int) -> str:
 
 
 def recovery_project(root: Path, pairs: int = 24, family: str = "llama") -> Layout:
-    """Write all that the stages compensate, baseline and evaluate read."""
+    """Write all that the stages compensate, recover and evaluate read."""
     layout, model, tokenizer = Layout(root), pico.pico(family), pico.word_tokenizer()
     save_checkpoint(layout.dense(CELL), model, tokenizer)
     prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])

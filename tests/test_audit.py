@@ -36,9 +36,9 @@ from tests.release.export.restored import pruned_model
 from tests.stages.prune.project import words
 
 MODEL, PRUNING, RATIO = "mine", "wanda-0.5", "0.25"
-CELL = {"model": MODEL, "pruning": PRUNING, "head_ratio": RATIO, "baseline": "bias"}
+CELL = {"model": MODEL, "pruning": PRUNING, "head_ratio": RATIO, "recovery": "bias"}
 STAGES = ("inputs", "corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
-STAGES += ("baseline", "evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_baseline", "report")
+STAGES += ("recover", "evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_recovered", "report")
 
 # Of the project, without being a dependency of the stage that opens it, and why that is right.
 NO_INPUTS = {
@@ -122,11 +122,11 @@ def _params(home: Path) -> dict[str, Any]:
         | {"data": {role: str(home / name) for role, name in data.items()}}
     }
     params["grid"] = {"model": [MODEL], "pruning": [PRUNING, "external-theirs"], "head_ratio": [float(RATIO)]}
-    params["grid"]["baseline"] = ["bias"]
+    params["grid"]["recovery"] = ["bias"]
     params["prune"] |= {"samples": 8, "sequence_length": 16}
     params["prune"]["external"] = {MODEL: {"theirs": {"source": str(home / "theirs")}}}
     params["probe"] |= {"steps": 5}
-    for section in ("compensate", "baseline"):
+    for section in ("compensate", "recover"):
         params[section] |= {"epochs": 1, "learning_rates": [0.01]}
     params["evaluate"] |= {
         "bootstrap_samples": 100,
@@ -137,7 +137,7 @@ def _params(home: Path) -> dict[str, Any]:
 
 
 # Stages that start from a process with packages that each of them depends on; the others start from nothing.
-NUMERICS = ("corpus", "dense", "capture", "prune", "extract", "probe", "compensate", "baseline")
+NUMERICS = ("corpus", "dense", "capture", "prune", "extract", "probe", "compensate", "recover")
 PACKAGES = ("torch", "transformers", "transformers.models.llama.modeling_llama", "safetensors.torch", "pyarrow.parquet")
 HARNESS = ("lm_eval.tasks", "lm_eval.models.huggingface", "sacrebleu", "datasets")
 

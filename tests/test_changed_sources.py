@@ -31,14 +31,14 @@ from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.sources import compare_sources
 from restorelcc.release.export.cell import cell_options
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
-from restorelcc.stages.baseline import BaselineConfig
-from restorelcc.stages.baseline.stage import run as baseline
 from restorelcc.stages.capture.stage import run_dense as capture_dense
 from restorelcc.stages.capture.stage import run_pruned as capture_pruned
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run as compensate
-from restorelcc.stages.evaluate.stage import run_baseline, run_dense, run_pruned, run_restored
+from restorelcc.stages.evaluate.stage import run_dense, run_pruned, run_recovered, run_restored
 from restorelcc.stages.prune.stage import run as prune
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.stage import run as recover
 from tests import pico
 from tests.dag import ROOT
 from tests.recovery_project import ENTRY, EVALUATE, recovery_project, write_components
@@ -47,10 +47,10 @@ from tests.stages.capture.project import tuples, write_tuples
 from tests.stages.prune.project import CONFIG as PRUNE
 
 CELL = Cell("pico", "wanda-0.5")
-DENSE, RESTORED, BASELINE = Cell("pico"), replace(CELL, head_ratio="0.25"), replace(CELL, baseline="meanshift")
+DENSE, RESTORED, RECOVERED = Cell("pico"), replace(CELL, head_ratio="0.25"), replace(CELL, recovery="meanshift")
 TRAIN = CompensateConfig(learning_rates=(0.01,), epochs=1, batch_size=8, max_tokens=16)
 DISTILLED = TRAIN.model_copy(update={"start": "ridge"})
-OTHER = BaselineConfig(learning_rates=(0.01,), epochs=1, batch_size=8, max_tokens=16)
+OTHER = RecoverConfig(learning_rates=(0.01,), epochs=1, batch_size=8, max_tokens=16)
 
 
 def _export(layout: Layout) -> None:
@@ -65,14 +65,14 @@ STAGES: dict[str, Callable[[Layout], object]] = {
     "capture_pruned": lambda layout: capture_pruned(CELL, CAPTURE, ENTRY, layout),
     "compensate": lambda layout: compensate(RESTORED, TRAIN, ENTRY, layout),
     "compensate distilled": lambda layout: compensate(RESTORED, DISTILLED, ENTRY, layout),
-    "baseline": lambda layout: baseline(BASELINE, OTHER, ENTRY, layout),
+    "recover": lambda layout: recover(RECOVERED, OTHER, ENTRY, layout),
     "evaluate_dense": lambda layout: run_dense(DENSE, EVALUATE, ENTRY, layout),
     "evaluate_pruned": lambda layout: run_pruned(CELL, EVALUATE, ENTRY, layout),
     "evaluate_restored": lambda layout: run_restored(RESTORED, EVALUATE, ENTRY, layout),
-    "evaluate_baseline": lambda layout: run_baseline(BASELINE, EVALUATE, ENTRY, layout),
+    "evaluate_recovered": lambda layout: run_recovered(RECOVERED, EVALUATE, ENTRY, layout),
     "export": _export,
 }
-OF_DENSE = ("prune", "capture_dense", "compensate distilled", "baseline", "evaluate_dense", "export")
+OF_DENSE = ("prune", "capture_dense", "compensate distilled", "recover", "evaluate_dense", "export")
 OF_PRUNED = tuple(name for name in STAGES if name not in ("prune", "capture_dense", "evaluate_dense"))
 
 
@@ -90,7 +90,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads = head_layout(pico.pico())
     write_components(layout, heads)
     write_tuples(layout, tuples(12))
-    for name in ("evaluate_dense", "evaluate_pruned", "compensate", "evaluate_restored", "baseline"):
+    for name in ("evaluate_dense", "evaluate_pruned", "compensate", "evaluate_restored", "recover"):
         STAGES[name](layout)
     return root
 

@@ -27,7 +27,7 @@ from tests.dag import PACKAGE, ROOT, imported_modules, module_file, module_name,
 DVC_FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DVC = DVC_FILE["stages"]
 AXES = {"model": "${item.model}", "pruning": "${item.pruning}", "head_ratio": "${item.head_ratio}"}
-AXES |= {"baseline": "${item.baseline}"}
+AXES |= {"recovery": "${item.recovery}"}
 # Floors of the house: imports point only downwards, and rooms of one floor do not meet.
 FLOORS = (
     {"base"},
@@ -166,7 +166,7 @@ def test_the_matrix_is_the_grid_and_the_command_names_the_cell(stage: str) -> No
 def test_paths_are_those_of_the_layout() -> None:
     layout = Layout(Path())
     model, pruned, restored = Cell(AXES["model"]), Cell(*list(AXES.values())[:2]), Cell(*list(AXES.values())[:3])
-    recovered = Cell(*list(AXES.values())[:2], baseline=AXES["baseline"])
+    recovered = Cell(*list(AXES.values())[:2], recovery=AXES["recovery"])
     expected = {
         "inputs": [layout.inputs(model) / "settings"],
         "corpus": [layout.corpus(model), layout.sources(model)],
@@ -185,8 +185,8 @@ def test_paths_are_those_of_the_layout() -> None:
         ],
         "evaluate_pruned": [layout.samples(pruned), layout.details(pruned), layout.metrics(pruned)],
         "evaluate_restored": [layout.samples(restored), layout.details(restored), layout.metrics(restored)],
-        "baseline": [layout.baseline(recovered)],
-        "evaluate_baseline": [layout.samples(recovered), layout.details(recovered), layout.metrics(recovered)],
+        "recover": [layout.recovered(recovered)],
+        "evaluate_recovered": [layout.samples(recovered), layout.details(recovered), layout.metrics(recovered)],
         "report": [layout.report],
     }
     for stage, paths in expected.items():

@@ -91,12 +91,12 @@ def test_only_what_a_change_touches_runs_again(project: Project) -> None:
     project.set("grid", "head_ratio", [0.25, 0.5])
     assert project.repro() == {"compensate@tiny-wanda-0.5-0.5", "evaluate_restored@tiny-wanda-0.5-0.5", "report"}
     project.set("grid", "head_ratio", [0.25])
-    project.set("grid", "baseline", ["meanshift"])
-    assert project.repro() == {f"{stage}@tiny-wanda-0.5-meanshift" for stage in ("baseline", "evaluate_baseline")} | {
+    project.set("grid", "recovery", ["meanshift"])
+    assert project.repro() == {f"{stage}@tiny-wanda-0.5-meanshift" for stage in ("recover", "evaluate_recovered")} | {
         "report"
     }
     assert "| meanshift |" in (project.folder / "data/report/report.md").read_text()
-    project.set("grid", "baseline", [])
+    project.set("grid", "recovery", [])
     project.set("grid", "pruning", ["magnitude-2of4"])
     ran = project.repro() - {"inputs@tiny"}  # it looks at files and computes nothing
     assert {name.split("@")[0] for name in ran} == {

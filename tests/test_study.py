@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.study_cells import OPENING_WORDS, STORY_TOKENS, all_cells, all_subjects, write_story_pairs
 from benchmarks.study_pages import interval, recovered, write_pages
-from restorelcc.base.baselines import BASELINES
 from restorelcc.base.documents import write_json
+from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 
@@ -35,7 +35,7 @@ def _cell(name: str, restored: float, **changes: object) -> dict:
 def test_cells_are_distinct_start_with_the_telling_ones_and_use_settings_that_exist() -> None:
     assert len({cell.name for cell in CELLS}) == len(CELLS)
     assert CELLS[0].name == "tiny-0-wanda-0.5-paper-0.25"
-    assert {cell.method.baseline for cell in CELLS} - {""} == set(BASELINES)
+    assert {cell.method.recovery for cell in CELLS} - {""} == set(RECOVERIES)
     for overrides in {(*cell.subject.overrides, *cell.method.overrides) for cell in CELLS}:
         load_params(ROOT / "params.yaml", overrides)
 

@@ -1,4 +1,4 @@
-"""One cell of the grid: which model, pruned how, restored with what share of its heads or by which baseline.
+"""One cell of the grid: which model, pruned how, restored with what share of its heads or by which other method.
 
 And checks of the names that cells are made of: a model's key, a head ratio's label.
 """
@@ -40,30 +40,30 @@ def ratio_label(value: object) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """Names of one grid cell; each is None where a stage comes before it, head ratio or baseline too."""
+    """Names of one grid cell; each is None where a stage comes before it, head ratio or recovery too."""
 
     model: str
     pruning: str | None = None
     head_ratio: str | None = None
-    baseline: str | None = None
+    recovery: str | None = None
 
     @property
     def kind(self) -> str:
-        """dense, pruned, restored or baseline."""
+        """dense, pruned, restored or recovered."""
         if self.pruning is None:
             return "dense"
-        if self.baseline is not None:
-            return "baseline"
+        if self.recovery is not None:
+            return "recovered"
         return "pruned" if self.head_ratio is None else "restored"
 
     @property
     def evaluation(self) -> str:
         """The stage that evaluates the cell, as dvc.yaml names it."""
-        parts = (self.model, self.pruning, self.head_ratio, self.baseline)
+        parts = (self.model, self.pruning, self.head_ratio, self.recovery)
         return f"evaluate_{self.kind}@{'-'.join(filter(None, parts))}"
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.model, self.pruning, self.head_ratio, self.baseline)))
+        return " ".join(filter(None, (self.model, self.pruning, self.head_ratio, self.recovery)))
 
 
 def evaluated_again(*cells: Cell) -> str:

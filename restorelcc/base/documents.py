@@ -57,4 +57,4 @@ def cell_of(metrics: dict[str, Any]) -> Cell:
     """The cell that a metrics document is of."""
     ratio = metrics["head_ratio"]
     label = None if ratio is None else AUTO if metrics.get("head_ratio_auto") else f"{ratio:g}"
-    return Cell(metrics["model"], metrics["pruning"], label, metrics.get("baseline"))
+    return Cell(metrics["model"], metrics["pruning"], label, metrics.get("recovery"))

@@ -66,16 +66,17 @@ class Layout:
     def training(self, cell: Cell) -> Path:
         return self._pruning(cell) / f"heads-{cell.head_ratio}" / "training.json"
 
-    def baseline(self, cell: Cell) -> Path:
-        return self._pruning(cell) / f"baseline-{cell.baseline}"
+    def recovered(self, cell: Cell) -> Path:
+        """Of another recovery method. (The axis was once called `baseline`; others read this path, so it stays.)"""
+        return self._pruning(cell) / f"baseline-{cell.recovery}"
 
     def metrics(self, cell: Cell) -> Path:
-        """Metrics JSON of the dense model, the pruned one, the restored one or a baseline, by what the cell names."""
+        """Metrics JSON of the dense, the pruned, the restored or an otherwise recovered model, by what the cell names."""
         folder = self.data / "metrics" / cell.model
         if cell.pruning is None:
             return folder / "dense.json"
-        if cell.baseline is not None:
-            return folder / cell.pruning / f"{cell.baseline}.json"
+        if cell.recovery is not None:
+            return folder / cell.pruning / f"{cell.recovery}.json"
         return folder / cell.pruning / ("pruned.json" if cell.head_ratio is None else f"heads-{cell.head_ratio}.json")
 
     def samples(self, cell: Cell) -> Path:

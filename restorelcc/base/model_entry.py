@@ -48,7 +48,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "extract": ("threads",),
     "probe": _RUNS,
     "compensate": _RUNS,
-    "baseline": _RUNS,
+    "recover": _RUNS,
     "evaluate": ("tasks", *_RUNS),
 }
 

@@ -31,12 +31,13 @@ from restorelcc.cli import (
 )
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.renamed import rename_in_file
 from restorelcc.pipeline.running import stage_running, started_by_dvc
 from restorelcc.pipeline.stages import (
-    PER_BASELINE,
     PER_MODEL,
     PER_PRUNING,
     PER_RATIO,
+    PER_RECOVERY,
     STAGES,
     TOGETHER,
     Stage,
@@ -60,17 +61,21 @@ PruningOption = Annotated[
     typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or sparsegpt-2of4; or external-<name>"),
 ]
 RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
-BaselineOption = Annotated[
-    str, typer.Option("--baseline", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all")
+RecoveryOption = Annotated[
+    str,
+    typer.Option(
+        "--recovery", "--baseline", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all"
+    ),
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable")]
 _PARAMS = Path("params.yaml")
+_OLD_VERBS = {"recover": ["baseline"], "evaluate_recovered": ["evaluate_baseline"]}
 
 
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     params = load_params(params_file, tuple(overrides or ()))
-    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("baseline"))
+    cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("recovery"))
     stage = STAGES[name]
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
@@ -111,22 +116,23 @@ def _add_verb(name: str, stage: Stage) -> None:
     ) -> None:
         _run(name, params, set_, model=model, pruning=pruning, head_ratio=head_ratio)
 
-    def per_baseline(
+    def per_recovery(
         model: ModelOption,
         pruning: PruningOption,
-        baseline: BaselineOption,
+        recovery: RecoveryOption,
         params: ParamsOption = _PARAMS,
         set_: SetOption = None,
     ) -> None:
-        _run(name, params, set_, model=model, pruning=pruning, baseline=baseline)
+        _run(name, params, set_, model=model, pruning=pruning, recovery=recovery)
 
     of: dict[tuple[str, ...], Any] = {PER_MODEL: per_model, PER_PRUNING: per_pruning}
-    of |= {PER_RATIO: per_ratio, PER_BASELINE: per_baseline}
+    of |= {PER_RATIO: per_ratio, PER_RECOVERY: per_recovery}
     command = of[stage.axes]
     help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in stage.axes)}."
     app.command(name, help=help_text)(command)
-    if "_" in name:
-        app.command(name.replace("_", "-"), help=help_text, hidden=True)(command)
+    aliases = [name.replace("_", "-")] if "_" in name else []
+    for alias in aliases + _OLD_VERBS.get(name, []):
+        app.command(alias, help=help_text, hidden=True)(command)
 
 
 for _name, _stage in STAGES.items():
@@ -139,6 +145,9 @@ def inputs(
     params: ParamsOption = _PARAMS,
     set_: SetOption = None,
 ) -> None:
+    if params.is_file():
+        for sentence in rename_in_file(params):
+            typer.echo(f"restorelcc: {params}: {sentence}", err=True)
     checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
     for alias in [model] if model else checked.grid.model:
         checked.cell(alias, None, None)

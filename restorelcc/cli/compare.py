@@ -132,7 +132,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 
 def _name(metrics: dict[str, Any]) -> str:
     ratio = metrics["head_ratio"]
-    last = metrics.get("baseline") or ("pruned" if ratio is None else f"heads {ratio:g}")
+    last = metrics.get("recovery") or ("pruned" if ratio is None else f"heads {ratio:g}")
     return metrics["model"] + (" dense" if metrics["pruning"] is None else f" {metrics['pruning']} {last}")
 
 

@@ -1,6 +1,7 @@
 """`compensation.safetensors`: the offset of every head, further sites, and what they were trained as.
 
-And the names in a baseline's folder: a document, and a compensation, a whole checkpoint, both, or an adapter.
+And the names in the folder of another recovery method: a document, and a compensation, a whole checkpoint, both, or
+an adapter.
 
 Letters: P chosen heads, L layers, H heads, D head dim, O output features of a linear.
 """
@@ -16,8 +17,8 @@ from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.models.tensors import read_all_tensors, write_tensors
 
-# In a baseline's folder:
-DOCUMENT = "baseline.json"  # name, kind ("compensation", "checkpoint" or "adapter"), parents, training
+# In the folder of another recovery method:
+DOCUMENT = "recovery.json"  # name, kind ("compensation", "checkpoint" or "adapter"), parents, training
 COMPENSATION = "compensation.safetensors"
 MODEL = "model"
 ADAPTER = "adapter"

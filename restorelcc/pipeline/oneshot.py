@@ -25,7 +25,7 @@ from restorelcc.pipeline.stages import STAGES
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
 TARGET = "compensate"
-_SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "baseline", "evaluate", "report")
+_SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "recover", "evaluate", "report")
 _HELDOUT = 1_000  # texts at most, of the instructions: nothing is evaluated on them
 
 
@@ -84,7 +84,7 @@ def _project(request: Request) -> dict[str, Any]:
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
-    grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)], "baseline": []}
+    grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)], "recovery": []}
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 
 

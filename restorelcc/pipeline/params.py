@@ -9,13 +9,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from restorelcc.base.baselines import check_baseline
 from restorelcc.base.cell import AUTO, Cell, check_alias, ratio_label
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry, over
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
+from restorelcc.base.recoveries import check_recovery
 from restorelcc.base.section import Section, sentence, unknown
-from restorelcc.stages.baseline import BaselineConfig
+from restorelcc.pipeline.renamed import new_name, with_new_names
 from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.corpus import CorpusConfig
@@ -25,6 +25,7 @@ from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.report import ReportConfig
 
 
@@ -34,7 +35,7 @@ class Grid(Section):
     model: tuple[str, ...] = Field(min_length=1)
     pruning: tuple[str, ...] = Field(min_length=1)
     head_ratio: tuple[int | float | Literal["auto"], ...] = Field(min_length=1)
-    baseline: tuple[str, ...] = ()
+    recovery: tuple[str, ...] = ()
 
 
 class Params(Section):
@@ -49,19 +50,19 @@ class Params(Section):
     extract: ExtractConfig
     probe: ProbeConfig
     compensate: CompensateConfig
-    baseline: BaselineConfig
+    recover: RecoverConfig
     evaluate: EvaluateConfig
     report: ReportConfig
 
-    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, baseline: str | None = None) -> Cell:
+    def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, recovery: str | None = None) -> Cell:
         """A validated cell of names given on the command line. Raises BadInput for a model not in the catalogue."""
         if model not in self.models:
             raise BadInput(unknown("--model", model, self.models, "add it to `models` in params.yaml"))
         _check_lengths(self, str(model))
         if pruning is not None:
             _check_external(self, str(model), pruning)
-        if baseline is not None:
-            return Cell(model, pruning, baseline=check_baseline("--baseline", baseline))
+        if recovery is not None:
+            return Cell(model, pruning, recovery=check_recovery("--recovery", recovery))
         return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
 
     def section(self, alias: str, name: str) -> Any:
@@ -117,8 +118,9 @@ def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
 
 def checked(raw: dict[str, Any], overrides: tuple[str, ...] = ()) -> Params:
     """The content of a file, overridden in place, as an object. Raises BadInput with one sentence."""
+    with_new_names(raw)
     for override in overrides:
-        _override(raw, override)
+        _override(raw, new_name(override))
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
@@ -213,7 +215,7 @@ def _check_lengths(params: Params, alias: str) -> None:
     if params.models[alias].is_microworld:  # its rows are a dozen words
         return
     fitted = params.section(alias, "corpus").max_tokens
-    for name in ("capture", "probe", "compensate", "baseline"):
+    for name in ("capture", "probe", "compensate", "recover"):
         allowed = params.section(alias, name).max_tokens
         if allowed < fitted:
             raise BadInput(
@@ -242,18 +244,18 @@ def _check_grid(params: Params) -> None:
             _check_external(params, alias, pruning)
     for ratio in grid.head_ratio:
         ratio_label(ratio)
-    for name in grid.baseline:
-        check_baseline("params.yaml: grid.baseline", name)
-    for axis in ("model", "pruning", "head_ratio", "baseline"):
+    for name in grid.recovery:
+        check_recovery("params.yaml: grid.recovery", name)
+    for axis in ("model", "pruning", "head_ratio", "recovery"):
         values = getattr(grid, axis)
         if twice := [value for position, value in enumerate(values) if value in values[:position]]:
             raise BadInput(f"params.yaml: grid.{axis} has {twice[0]!r} twice: remove one")
     pruned = [f"{model}-{pruning}" for model in grid.model for pruning in grid.pruning]
     restored = [f"{name}-{ratio_label(ratio)}" for name in pruned for ratio in grid.head_ratio]
-    recovered = [f"{name}-{baseline}" for name in pruned for baseline in grid.baseline]
+    recovered = [f"{name}-{recovery}" for name in pruned for recovery in grid.recovery]
     for names in (pruned, restored, recovered):
         if twice := [name for position, name in enumerate(names) if name in names[:position]]:
             raise BadInput(
                 f"params.yaml: two cells of the grid join to the same stage name, {twice[0]!r}: rename a model or an "
-                "external pruning so that <model>-<pruning>-<head ratio or baseline> is unique"
+                "external pruning so that <model>-<pruning>-<head ratio or recovery> is unique"
             )

@@ -44,7 +44,7 @@ class Stage:
 
 
 PER_MODEL, PER_PRUNING = ("model",), ("model", "pruning")
-PER_RATIO, PER_BASELINE = ("model", "pruning", "head_ratio"), ("model", "pruning", "baseline")
+PER_RATIO, PER_RECOVERY = ("model", "pruning", "head_ratio"), ("model", "pruning", "recovery")
 _EVALUATED = ("samples", "details", "metrics")
 # `inputs` and `report`, which are of the whole params.yaml, are verbs of their own.
 STAGES: dict[str, Stage] = {
@@ -56,24 +56,24 @@ STAGES: dict[str, Stage] = {
     "extract": Stage("extract", "run", PER_PRUNING, ("components",)),
     "probe": Stage("probe", "run", PER_PRUNING, ("heads",), loads_model=True),
     "compensate": Stage("compensate", "run", PER_RATIO, ("compensation", "training"), loads_model=True),
-    "baseline": Stage("baseline", "run", PER_BASELINE, ("baseline",), loads_model=True),
+    "recover": Stage("recover", "run", PER_RECOVERY, ("recovered",), loads_model=True),
     "evaluate_dense": Stage(
         "evaluate", "run_dense", PER_MODEL, ("samples", "details", "reference", "metrics"), loads_model=True
     ),
     "evaluate_pruned": Stage("evaluate", "run_pruned", PER_PRUNING, _EVALUATED, loads_model=True),
     "evaluate_restored": Stage("evaluate", "run_restored", PER_RATIO, _EVALUATED, loads_model=True),
-    "evaluate_baseline": Stage("evaluate", "run_baseline", PER_BASELINE, _EVALUATED, loads_model=True),
+    "evaluate_recovered": Stage("evaluate", "run_recovered", PER_RECOVERY, _EVALUATED, loads_model=True),
 }
-TOGETHER = ("compensate", "baseline")  # stages that `accelerate launch` and torchrun may start in several processes
+TOGETHER = ("compensate", "recover")  # stages that `accelerate launch` and torchrun may start in several processes
 
 
 def grid_cells(grid: Grid) -> list[Cell]:
-    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and baselines."""
+    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and recoveries."""
     cells = []
     for model in grid.model:
         cells.append(Cell(model))
         for pruning in grid.pruning:
             cells.append(Cell(model, pruning))
             cells += [Cell(model, pruning, ratio_label(ratio)) for ratio in grid.head_ratio]
-            cells += [Cell(model, pruning, baseline=name) for name in grid.baseline]
+            cells += [Cell(model, pruning, recovery=name) for name in grid.recovery]
     return cells

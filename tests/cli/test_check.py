@@ -141,7 +141,7 @@ def test_without_a_model_check_is_what_it_was(
     assert _check(monkeypatch, "--json") == 2
 
 
-@pytest.mark.parametrize("section", ["capture", "probe", "compensate", "baseline"])
+@pytest.mark.parametrize("section", ["capture", "probe", "compensate", "recover"])
 def test_no_later_stage_may_allow_less_than_rows_are_fitted_to(
     section: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

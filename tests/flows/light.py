@@ -45,7 +45,7 @@ class LightProject:
         content = self.shipped_params()
         names = ("tiny", "second", "third")[:models]
         content["models"] = dict.fromkeys(names, content["models"]["tiny"])
-        content["grid"] |= {"model": list(names), "baseline": []} | (grid or {})
+        content["grid"] |= {"model": list(names), "recovery": []} | (grid or {})
         self.write_params(content)
         self.sh("git", "init", "--quiet", "--initial-branch", "main")
         self.sh("dvc", "init", "--quiet")

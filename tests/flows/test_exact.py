@@ -79,10 +79,10 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
     "extract": (param("extract.solver", "gram"), cells("extract", "probe", *PER_RATIO) | REPORT),
     "probe": (param("probe.steps", 9), cells("probe", *PER_RATIO) | REPORT),
     "compensate": (param("compensate.epochs", 9), cells(*PER_RATIO) | REPORT),
-    "baseline": (param("baseline.rank", 3), set()),  # none in this grid
-    "a baseline more": (
-        param("grid.baseline", ["meanshift"]),
-        {f"{kind}@{m}-wanda-0.5-meanshift" for kind in ("baseline", "evaluate_baseline") for m in MODELS} | REPORT,
+    "recover": (param("recover.rank", 3), set()),  # none in this grid
+    "another recovery method": (
+        param("grid.recovery", ["meanshift"]),
+        {f"{kind}@{m}-wanda-0.5-meanshift" for kind in ("recover", "evaluate_recovered") for m in MODELS} | REPORT,
     ),
     "evaluate": (
         param("evaluate.batch_size", 9),

@@ -19,9 +19,9 @@ from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
 from tests.flows.light import LightProject
 
-GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1], "baseline": ["bias"]}
-ON_GPU = {"capture_dense", "prune", "capture_pruned", "probe", "compensate", "baseline"}
-ON_GPU |= {"evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_baseline"}
+GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1], "recovery": ["bias"]}
+ON_GPU = {"capture_dense", "prune", "capture_pruned", "probe", "compensate", "recover"}
+ON_GPU |= {"evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_recovered"}
 ON_CPU = {
     "inputs",
     "corpus",

@@ -33,7 +33,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"head_ratio": [0]}, "grid.head_ratio has 0"),
     ({"head_ratio": []}, "the sweep's axis head_ratio is empty"),
     ({"head_ratio": [0.1, 0.1]}, "grid.head_ratio has 0.1 twice"),
-    ({"baseline": ["lroa"]}, "did you mean 'lora'"),
+    ({"recovery": ["lroa"]}, "did you mean 'lora'"),
     ({"name": "a b"}, "the sweep's name is 'a b'"),
     ({"revision": "nowhere"}, "has no commit 'nowhere'"),
 ]
@@ -47,7 +47,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
 @pytest.mark.workflow
 @pytest.mark.parametrize(("given", "sentence"), BAD)
 def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any], sentence: str) -> None:
-    grid = {axis: given.get(axis) for axis in ("model", "pruning", "head_ratio", "baseline")}
+    grid = {axis: given.get(axis) for axis in ("model", "pruning", "head_ratio", "recovery")}
     with pytest.raises(BadInput) as caught:
         check_sweep(project.folder, grid, given.get("name", "sweep"), given.get("revision", "HEAD"))
     assert sentence in str(caught.value)
@@ -71,7 +71,7 @@ def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -
     copy = project.copy(tmp_path / "copy")
     content = copy.params()
     content["prune"]["external"] = {"tiny": {"a": {"source": "x"}, "a-masked": {"source": "x"}}}
-    content["grid"] |= {"pruning": ["external-a", "external-a-masked"], "baseline": ["lora", "masked-lora"]}
+    content["grid"] |= {"pruning": ["external-a", "external-a-masked"], "recovery": ["lora", "masked-lora"]}
     copy.write_params(content)
     for command in ((PYTHON, "-m", "flows.restore"), (PYTHON, "-m", "restorelcc", "check")):
         done = copy.run(*command)

@@ -17,12 +17,12 @@ from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
 from restorelcc.release.export.cell import cell_options
-from restorelcc.stages.baseline import BaselineConfig
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.evaluate import EvaluateConfig
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.recover import RecoverConfig
 from tests.dag import ROOT
 
 SHIPPED = ROOT / "params.yaml"
@@ -70,7 +70,7 @@ EMBEDDED = {
     | {"components": 1, "solver": "auto", "steps": 200, "learning_rate": 0.01, "heldout_share": 0.3, "seed": 42},
     "compensate": {"learning_rates": [0.03], "epochs": 3, "batch_size": 16, "max_tokens": 1024, "initial_std": 0.001}
     | {"max_gradient_norm": 1.0, "seed": 42},
-    "baseline": {"learning_rates": [0.003, 0.01, 0.03, 0.1], "epochs": 3, "batch_size": 16, "max_tokens": 1024}
+    "recover": {"learning_rates": [0.003, 0.01, 0.03, 0.1], "epochs": 3, "batch_size": 16, "max_tokens": 1024}
     | {"seed": 42, "head_ratio": 0.25, "rank": 8, "calibration_tokens": 2048},
     "evaluate": {"batch_size": "auto", "limit": None, "perplexity_tokens": 2048, "bootstrap_samples": 10000, "seed": 42}
     | {
@@ -98,7 +98,7 @@ def test_the_defaults_are_the_papers() -> None:
     train = CompensateConfig()
     assert (train.learning_rates, train.epochs, train.batch_size, train.seed) == ((1e-3,), 3, 8, 42)
     assert (train.initial_std, train.start, train.sites, train.parts) == (1e-3, "normal", ("o",), ("beta", "bias"))
-    others = BaselineConfig()
+    others = RecoverConfig()
     assert (others.learning_rates, others.epochs, others.batch_size) == ((1e-3,), 3, 8)
     assert (PruneConfig().samples, PruneConfig().sequence_length) == (128, 2048)
     assert (CorpusConfig().calibration, CorpusConfig().train, CorpusConfig().contrast) == (128, 2000, 1000)
@@ -148,9 +148,9 @@ def test_what_the_command_line_sets_counts_for_models_with_a_value_of_their_own(
             ["compensate.learning_rates is [0.01] and does not count for tiny, whose entry in `models` has [0.03]"],
         ),
         (
-            {"prune": {"samples": 9}, "baseline": {"batch_size": 4}},
+            {"prune": {"samples": 9}, "recover": {"batch_size": 4}},
             [
-                "baseline.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
+                "recover.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
                 "prune.samples is 9 and does not count for tiny, whose entry in `models` has 256",
             ],
         ),

@@ -46,9 +46,9 @@ BAD = [
     ("grid.pruning=wanda-0.5", r"grid\.pruning is 'wanda-0\.5'"),
     ("grid.model=[tinny]", r"grid\.model 'tinny' is unknown: did you mean 'tiny'"),
     ("grid.model=[zzz]", r"grid\.model 'zzz' is unknown.*add it to `models`"),
-    ("grid.baseline=[randmo]", r"grid\.baseline has 'randmo', which is no baseline.*did you mean 'random'"),
-    ("grid.baseline=[random, random]", r"grid\.baseline has 'random' twice"),
-    ("grid.baseline=random", r"grid\.baseline is 'random'.*list in brackets"),
+    ("grid.recovery=[randmo]", r"grid\.recovery has 'randmo', which is no way to recover.*did you mean 'random'"),
+    ("grid.recovery=[random, random]", r"grid\.recovery has 'random' twice"),
+    ("grid.recovery=random", r"grid\.recovery is 'random'.*list in brackets"),
     ("models={metrics: {source: microworld}}", r"'metrics', which names a folder"),
     ("models={a.b: {source: microworld}}", r"'a\.b': use lower-case"),
     ("models={tiny: {}}", r"key 'models\.tiny\.source' is missing"),
@@ -98,19 +98,19 @@ ENTRY = {"source": "microworld"}
 
 
 @pytest.mark.parametrize(
-    ("models", "pruning", "baseline", "twice"),
+    ("models", "pruning", "recovery", "twice"),
     [
         (["tiny", "tiny-external"], ["external-external-a", "external-a"], [], "tiny-external-external-a"),
         (["tiny"], ["external-a", "external-a-masked"], ["lora", "masked-lora"], "tiny-external-a-masked-lora"),
     ],
 )
 def test_cells_whose_names_would_collide_are_refused(
-    models: list[str], pruning: list[str], baseline: list[str], twice: str, tmp_path: Path
+    models: list[str], pruning: list[str], recovery: list[str], twice: str, tmp_path: Path
 ) -> None:
     content = yaml.safe_load(SHIPPED.read_text())
     content["models"] = dict.fromkeys(models, ENTRY)
     content["prune"]["external"] = dict.fromkeys(models, EXTERNAL)
-    content["grid"] |= {"model": models, "pruning": pruning, "baseline": baseline}
+    content["grid"] |= {"model": models, "pruning": pruning, "recovery": recovery}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(BadInput, match=f"join to the same stage name, '{twice}': rename"):
         load_params(tmp_path / "params.yaml")

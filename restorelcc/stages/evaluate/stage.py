@@ -1,4 +1,4 @@
-"""Stages `evaluate_dense`, `_pruned`, `_restored` and `_baseline`: metrics JSON and per-item samples.
+"""Stages `evaluate_dense`, `_pruned`, `_restored` and `_recovered`: metrics JSON and per-item samples.
 
 Beside the metrics, which are equal for equal models, lie details: timings, continuations, tests per task, and what the
 report shows of the heads.
@@ -83,12 +83,12 @@ def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
     evaluation.write()
 
 
-def run_baseline(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/<pruning>/<baseline>.json and so on."""
-    folder = layout.baseline(cell)
+def run_recovered(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write metrics/<model>/<pruning>/<recovery>.json and so on."""
+    folder = layout.recovered(cell)
     document = read_json(folder / DOCUMENT)
     recorded, found = document["parents"].get("pruned"), model_digest(layout.pruned(cell))
-    expect_digest(f"the baseline in {folder} was made for another pruned model", recorded, found)
+    expect_digest(f"the result in {folder} was made for another pruned model", recorded, found)
     others = [Cell(cell.model), Cell(cell.model, cell.pruning)]
 
     def loaded(variant: str | None = None) -> tuple[Evaluation, cost.Biases | None]:
@@ -285,8 +285,8 @@ class Evaluation:
         metrics: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}
         ratio = self.metrics.pop("head_ratio", cell.head_ratio)
         metrics["head_ratio"] = None if ratio is None else float(ratio)
-        if cell.baseline is not None:
-            metrics["baseline"] = cell.baseline
+        if cell.recovery is not None:
+            metrics["recovery"] = cell.recovery
         first = ("measured", "tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")
         metrics |= {name: self.metrics[name] for name in first} | self.metrics
         metrics["seconds"] = round(self._elapsed(), 3)

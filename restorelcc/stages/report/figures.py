@@ -35,7 +35,7 @@ class Palette:
     line: str
     dense: str
     pruned: str
-    series: tuple[str, ...]  # restored models and baselines, in order
+    series: tuple[str, ...]  # restored and recovered models, in order
 
 
 LIGHT = Palette(
@@ -119,10 +119,10 @@ def _legend(axis: matplotlib.axes.Axes, palette: Palette, **place: Any) -> None:
 
 
 def recovered_figure(group: Group) -> Draw | None:
-    """Recovered share against head ratio, with intervals; each baseline is a level."""
+    """Recovered share against head ratio, with intervals; each other method is a level."""
     restored = sorted((r for r in group.of_kind("restored") if r["recovered"] is not None), key=_ratio)
-    baselines = [row for row in group.of_kind("baseline") if row["recovered"] is not None]
-    if not restored and not baselines:
+    recovered = [row for row in group.of_kind("recovered") if row["recovered"] is not None]
+    if not restored and not recovered:
         return None
 
     def draw(palette: Palette) -> matplotlib.figure.Figure:
@@ -136,7 +136,7 @@ def recovered_figure(group: Group) -> Draw | None:
             axis.lines[-1].set_label("chosen heads")
             axis.set_xticks(x, [f"{value:g}" for value in x])
             axis.set_xlim(min(0, min(x)), max(x) * 1.12)
-        for number, row in enumerate(baselines):
+        for number, row in enumerate(recovered):
             level = axis.axhline(100 * row["recovered"], label=row["what"], linewidth=1.3, linestyle="--")
             level.set_color(series_colour(palette, number + 1))
         axis.set_xlabel("heads with a compensation, %")
@@ -147,7 +147,7 @@ def recovered_figure(group: Group) -> Draw | None:
             0.995, 100, "dense ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", **_small(palette)
         )
         axis.text(0.995, 0, "pruned ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", **_small(palette))
-        if baselines:
+        if recovered:
             _legend(axis, palette, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         return figure
 

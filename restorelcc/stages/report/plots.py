@@ -11,7 +11,7 @@ from restorelcc.stages.report.results import Results
 
 
 def write_plots(folder: Path, results: Results) -> None:
-    """recovered.csv, a row per restored model or baseline; tasks.csv, a row per model and task."""
+    """recovered.csv, a row per restored or recovered model; tasks.csv, a row per model and task."""
     folder.mkdir()
     _write(
         folder / "recovered.csv",

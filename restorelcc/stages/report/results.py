@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Group:
-    """One model and one pruning: rows of dense, pruned, every head ratio and every baseline, as far as they exist."""
+    """One model and one pruning: rows of dense, pruned, every head ratio and every recovery, as far as they exist."""
 
     model: str
     pruning: str
@@ -42,7 +42,7 @@ class Group:
     @property
     def recovering(self) -> list[Row]:
         """Rows of models that something was done to after pruning."""
-        return [row for row in self.rows if row["kind"] in ("restored", "baseline")]
+        return [row for row in self.rows if row["kind"] in ("restored", "recovered")]
 
     def of_kind(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row["kind"] == kind]
@@ -102,7 +102,7 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
         ]
         if own:
             results.groups.append(Group(model, pruning, own))
-    tested = [row for row in results.rows if row["p"] is not None and row["kind"] in ("restored", "baseline")]
+    tested = [row for row in results.rows if row["p"] is not None and row["kind"] in ("restored", "recovered")]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
     return results
@@ -131,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
     """What the stage that recovers took, where this machine ran it."""
-    stage = "baseline" if cell.baseline is not None else "compensate"
+    stage = "recover" if cell.recovery is not None else "compensate"
     return _read(layout.log(stage, cell)).get("seconds")
 
 
@@ -147,7 +147,7 @@ def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> 
         "what": label,
         **{name: metrics[name] for name in names},
         **{name: metrics.get(name) for name in optional},
-        "baseline": metrics.get("baseline"),
+        "recovery": metrics.get("recovery"),
         "variants": metrics.get("variants"),
         "tasks": metrics["tasks"],
         "items": sum(task["n"] for task in metrics["tasks"].values()),
@@ -169,8 +169,8 @@ def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> 
 def _kind(metrics: dict[str, Any]) -> tuple[str, str]:
     if metrics["pruning"] is None:
         return "dense", "dense"
-    if metrics.get("baseline") is not None:
-        return "baseline", str(metrics["baseline"])
+    if metrics.get("recovery") is not None:
+        return "recovered", str(metrics["recovery"])
     if metrics["head_ratio"] is None:
         return "pruned", "pruned"
     chosen = f"{metrics['head_ratio']:g}"

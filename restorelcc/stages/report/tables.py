@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from restorelcc.base.baselines import BASELINES, Baseline
+from restorelcc.base.recoveries import RECOVERIES, Recovery
 from restorelcc.stages.report.results import Group, Row
 
-_HEADS = Baseline("the heads that the probe ranks first")
+_HEADS = Recovery("the heads that the probe ranks first")
 Table = list[dict[str, str]]  # rows; every row has the same columns, title to text
 
 
@@ -235,7 +235,7 @@ def is_unchanged(row: Row) -> bool:
 
 
 # A constraint a user may have, and the methods that respect it.
-_BUDGETS: dict[str, Callable[[Baseline], bool]] = {
+_BUDGETS: dict[str, Callable[[Recovery], bool]] = {
     "only biases may change": lambda method: method.ships == "biases",
     "weights may change, zeros stay": lambda method: method.ships != "adapter",
     "only an adapter may be added": lambda method: method.ships == "adapter",
@@ -246,14 +246,14 @@ _BUDGETS: dict[str, Callable[[Baseline], bool]] = {
 def picks(rows: list[Row], decimals: int) -> Table:
     """What to pick, as the numbers show it: for every constraint the measured method that recovers most under it.
 
-    Empty where no baseline was measured: there is nothing to choose from but head ratios.
+    Empty where no other method was measured: there is nothing to choose from but head ratios.
     """
-    known = [row for row in rows if row["kind"] in ("restored", "baseline") and row["recovered"] is not None]
-    if not any(row["kind"] == "baseline" for row in known):
+    known = [row for row in rows if row["kind"] in ("restored", "recovered") and row["recovered"] is not None]
+    if not any(row["kind"] == "recovered" for row in known):
         return []
     table = []
     for budget, respected in _BUDGETS.items():
-        fitting = [row for row in known if respected(BASELINES.get(row["baseline"], _HEADS))]
+        fitting = [row for row in known if respected(RECOVERIES.get(row["recovery"], _HEADS))]
         if fitting:
             best = max(fitting, key=lambda row: row["recovered"])
             table.append(

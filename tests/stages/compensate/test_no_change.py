@@ -18,11 +18,11 @@ from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.apply import apply_compensation, described, remove_compensation
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.verify.verify import subject, verify
-from restorelcc.stages.baseline import BaselineConfig
-from restorelcc.stages.baseline.stage import run as run_method
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
-from restorelcc.stages.evaluate.stage import run_baseline, run_pruned, run_restored
+from restorelcc.stages.evaluate.stage import run_pruned, run_recovered, run_restored
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.stage import run as run_method
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.stage import run as run_report
 from restorelcc.training.best import Start, fit_best
@@ -140,14 +140,14 @@ def test_an_automatic_ratio_that_gains_nothing_is_the_smallest(layout: Layout) -
 
 @pytest.mark.parametrize("name", ["random", "bias", "ffn", "lofit", "masked", "masked-lora", "lora", "dora"])
 def test_a_method_that_gains_nothing_leaves_the_pruned_model(name: str, layout: Layout) -> None:
-    cell = dataclasses.replace(CELL, baseline=name)
-    run_method(cell, BaselineConfig.model_validate(SETTINGS | {"rank": 2}), ENTRY, layout)
-    document = read_json(layout.baseline(cell) / "baseline.json")
+    cell = dataclasses.replace(CELL, recovery=name)
+    run_method(cell, RecoverConfig.model_validate(SETTINGS | {"rank": 2}), ENTRY, layout)
+    document = read_json(layout.recovered(cell) / "recovery.json")
     assert document["no_change"] is True
     assert document["training"]["chosen"]["reason"] == SAID
     if name not in ("bias", "masked", "lora"):  # one of each kind that is shipped
         return
-    run_baseline(cell, EVALUATE, ENTRY, layout)
+    run_recovered(cell, EVALUATE, ENTRY, layout)
     metrics, pruned = read_json(layout.metrics(cell)), read_json(layout.metrics(CELL))
     assert metrics["perplexity"]["value"] == pytest.approx(pruned["perplexity"]["value"], rel=1e-6)
     assert metrics["sparsity"] == pruned["sparsity"]
@@ -156,16 +156,16 @@ def test_a_method_that_gains_nothing_leaves_the_pruned_model(name: str, layout: 
 
 @pytest.mark.parametrize("name", ["masked-compensated", "reconstruct"])
 def test_methods_of_several_trainings_count_as_changed_where_one_of_them_is(name: str, layout: Layout) -> None:
-    cell = dataclasses.replace(CELL, baseline=name)
-    config = BaselineConfig.model_validate(SETTINGS | ({"learning_rates": (0.5,)} if name == "reconstruct" else {}))
+    cell = dataclasses.replace(CELL, recovery=name)
+    config = RecoverConfig.model_validate(SETTINGS | ({"learning_rates": (0.5,)} if name == "reconstruct" else {}))
     run_method(cell, config, ENTRY, layout)
-    assert read_json(layout.baseline(cell) / "baseline.json")["no_change"] is True
+    assert read_json(layout.recovered(cell) / "recovery.json")["no_change"] is True
     before = {key: tensor.read() for key, tensor in stored_tensors(layout.pruned(CELL)).items()}
-    after = {key: tensor.read() for key, tensor in stored_tensors(layout.baseline(cell) / "model").items()}
+    after = {key: tensor.read() for key, tensor in stored_tensors(layout.recovered(cell) / "model").items()}
     assert all(torch.equal(after[key], value) for key, value in before.items())
     if name == "reconstruct":
         run_method(cell, config.model_copy(update={"learning_rates": (0.5, 0.002)}), ENTRY, layout)
-        document = read_json(layout.baseline(cell) / "baseline.json")
+        document = read_json(layout.recovered(cell) / "recovery.json")
         assert document["no_change"] is False
         assert {block["learning_rate"] for block in document["training"]["blocks"]} == {0.002}
 

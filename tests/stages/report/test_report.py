@@ -189,21 +189,21 @@ def test_the_table_says_that_it_is_older_than_the_metrics(layout: Layout) -> Non
     assert f"note: this report is older than the results of {CELLS[1]}: run dvc repro report" in told.output
 
 
-def test_with_baselines_the_report_says_what_to_pick_and_what_merging_leaves(layout: Layout) -> None:
+def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves(layout: Layout) -> None:
     """Each constraint gets the method that recovers most among those that respect it, by hand."""
     found = {"masked": 0.9, "meanshift": 0.75, "lora": 0.93}
-    cells = [Cell("a", "wanda-0.5", baseline=name) for name in found]
+    cells = [Cell("a", "wanda-0.5", recovery=name) for name in found]
     for cell, mean in zip(cells, found.values(), strict=True):
         share = (mean - 0.7) / 0.25
-        content = metrics(cell, mean) | {"baseline": cell.baseline, "params_trained": 77}
+        content = metrics(cell, mean) | {"recovery": cell.recovery, "params_trained": 77}
         content |= {"recovered": {"mean": share, "ci95": [share - 0.1, share + 0.1]}}
-        if cell.baseline == "lora":
+        if cell.recovery == "lora":
             merged = {name: content[name] for name in ("tasks", "perplexity", "bits_per_byte")}
             merged |= {"mean": 0.8, "sparsity": 0.0, "recovered": {"mean": 0.4, "ci95": [0.3, 0.5]}}
             content["variants"] = {"merged": merged}
         write_json(layout.metrics(cell), content)
         write_json(layout.details(cell), details(cell))
-    write_json(layout.log("baseline", cells[0]), {"stage": "baseline", "cell": str(cells[0]), "seconds": 12.5})
+    write_json(layout.log("recover", cells[0]), {"stage": "recover", "cell": str(cells[0]), "seconds": 12.5})
     run([*CELLS, *cells], ReportConfig(), layout)
     texts = _texts(layout)
     for line in (

@@ -1,4 +1,4 @@
-"""Baselines that end in biases: random heads, free biases, and the mean shift of the removed weights.
+"""Methods that end in biases: random heads, free biases, and the mean shift of the removed weights.
 
 Letters: P chosen heads, D head dim, O output features, I input features.
 """
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
 from restorelcc.training.closed_form import mean_inputs, removed_bias
 from restorelcc.training.compensation import fit_compensation
@@ -51,7 +51,7 @@ def free_biases(sites: tuple[SiteName, ...]) -> Callable[[Inputs], Recovered]:
 def trained_compensation(inputs: Inputs, model: PreTrainedModel, initial: TrainableCompensation) -> Recovered:
     """Train a compensation of the model on the pairs."""
     initial = initial.to(model.device)
-    title = f"baseline {inputs.cell.baseline}"
+    title = f"recover {inputs.cell.recovery}"
     pairs = inputs.pairs()
     best = fit_compensation(model, initial, pairs, inputs.config, title=title, stores=inputs.states)
     training = best.choice.as_json() | pairs.as_json()

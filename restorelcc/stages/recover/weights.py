@@ -1,4 +1,4 @@
-"""Baselines that change the weights which pruning left, and no zero: masked fine-tuning and masked LoRA."""
+"""Methods that change the weights which pruning left, and no zero: masked fine-tuning and masked LoRA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
-from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.training.best import fit_best
@@ -33,7 +33,7 @@ def _trained(
     inputs: Inputs, model: PreTrainedModel, linears: dict[str, nn.Linear], change: MaskedChange | MaskedLora
 ) -> Recovered:
     pairs = inputs.pairs()
-    title = f"baseline {inputs.cell.baseline}"
+    title = f"recover {inputs.cell.recovery}"
     with (
         attached_weights(model, linears, change),
         checkpointed_blocks(model, inputs.config.gradient_checkpointing),

@@ -1,11 +1,10 @@
-"""Stage `baseline`: recover a pruned model in another way than by its best-ranked heads, for comparison."""
+"""Stage `recover`: recover a pruned model in another way than by its best-ranked heads, for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from restorelcc.base.baselines import BASELINES, check_baseline
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import write_json
@@ -13,17 +12,18 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import published
+from restorelcc.base.recoveries import RECOVERIES, check_recovery
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_compensation
 from restorelcc.models.checkpoints import load_tokenizer, save_checkpoint
 from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.baseline import BaselineConfig
-from restorelcc.stages.baseline.adapters import dora, eora, lora, write_adapter
-from restorelcc.stages.baseline.biases import compensated, free_biases, meanshift, random
-from restorelcc.stages.baseline.lofit import lofit
-from restorelcc.stages.baseline.reconstruct import reconstruct
-from restorelcc.stages.baseline.result import Inputs, Recovered
-from restorelcc.stages.baseline.weights import masked, masked_lora
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.adapters import dora, eora, lora, write_adapter
+from restorelcc.stages.recover.biases import compensated, free_biases, meanshift, random
+from restorelcc.stages.recover.lofit import lofit
+from restorelcc.stages.recover.reconstruct import reconstruct
+from restorelcc.stages.recover.result import Inputs, Recovered
+from restorelcc.stages.recover.weights import masked, masked_lora
 from restorelcc.training.pairs import TRAIN, VALID
 from restorelcc.training.state import TrainingStates
 
@@ -44,19 +44,19 @@ METHODS: dict[str, Callable[[Inputs], Recovered]] = {
 }
 
 
-def run(cell: Cell, config: BaselineConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write <model>/<pruning>/baseline-<name>/: baseline.json, and compensation.safetensors, a checkpoint
+def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) -> None:
+    """Write <model>/<pruning>/baseline-<name>/: recovery.json, and compensation.safetensors, a checkpoint
     (model/), both (the compensation is then that checkpoint's), or an adapter (adapter/)."""
-    name = check_baseline("--baseline", cell.baseline)
+    name = check_recovery("--recovery", cell.recovery)
     prepare(seed=config.seed, threads=model.threads)
     parents = _checked_parents(cell, layout)
     settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
-    states = TrainingStates(layout, "baseline", cell, parents | settings)
+    states = TrainingStates(layout, "recover", cell, parents | settings)
     result = METHODS[name](Inputs(cell, config, model, layout, states))
     if not is_first_process():
         return
-    document = {"baseline": name, "what": BASELINES[name].does, "parents": parents}
-    with published(layout, layout.baseline(cell)) as (folder,):
+    document = {"recovery": name, "what": RECOVERIES[name].does, "parents": parents}
+    with published(layout, layout.recovered(cell)) as (folder,):
         folder.mkdir()
         document |= _write(folder, result, cell, layout, parents)
         write_json(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
@@ -75,7 +75,7 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
         of = model_digest(folder / MODEL)
     if result.compensation is not None:
         heads = result.heads
-        metadata = parents | {"pruned": of, "model": cell.model, "baseline": str(cell.baseline)}
+        metadata = parents | {"pruned": of, "model": cell.model, "recovery": str(cell.recovery)}
         metadata |= {name: str(getattr(heads, name)) for name in ("layers", "heads", "head_dim")}
         frozen, parts = result.compensation.frozen(heads), result.compensation.trained(heads)
         write_compensation(folder / COMPENSATION, frozen, metadata, parts)

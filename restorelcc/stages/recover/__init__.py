@@ -1,6 +1,6 @@
 """Every other way to recover a pruned model: biases, weights under the mask, adapters, reconstruction.
 
-Here: the `baseline` section of params.yaml.
+Here: the `recover` section of params.yaml.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pydantic import Field
 from restorelcc.training.config import SITES, FitConfig, SiteName
 
 
-class BaselineConfig(FitConfig):
+class RecoverConfig(FitConfig):
     """Other ways to recover, trained on the same pairs with the same learning rates to choose from."""
 
     head_ratio: float = Field(default=0.25, gt=0, le=1)  # random, lofit: share of the heads

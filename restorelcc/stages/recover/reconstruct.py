@@ -17,7 +17,7 @@ from restorelcc.base.progress import progress
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.models.hooks import hooked
 from restorelcc.models.walk import BlockStep, first_output, walk_blocks
-from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached_weights import MaskedChange, apply_change, attached_weights
 from restorelcc.training.best import Choice, fit_best
 from restorelcc.training.loop import Task

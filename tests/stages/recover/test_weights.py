@@ -1,4 +1,4 @@
-"""Baselines that change weights: their formulas, and that no zero is filled where that is promised."""
+"""Methods that change weights: their formulas, and that no zero is filled where that is promised."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from restorelcc.models.architectures import head_layout, out_projections, prunab
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.walk import walk_blocks
-from restorelcc.stages.baseline import BaselineConfig
-from restorelcc.stages.baseline.adapters import eigenspace_factors
-from restorelcc.stages.baseline.lofit import strongest_heads
-from restorelcc.stages.baseline.reconstruct import block_outputs
-from restorelcc.stages.baseline.stage import run
 from restorelcc.stages.evaluate.adapter_variants import read_adapter
-from restorelcc.stages.evaluate.stage import run_baseline
+from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune.prune import prune_model
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.adapters import eigenspace_factors
+from restorelcc.stages.recover.lofit import strongest_heads
+from restorelcc.stages.recover.reconstruct import block_outputs
+from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.training.config import SITES
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 
-CONFIG = BaselineConfig(learning_rates=(0.005, 0.02), epochs=2, batch_size=8, max_tokens=16, rank=2)
+CONFIG = RecoverConfig(learning_rates=(0.005, 0.02), epochs=2, batch_size=8, max_tokens=16, rank=2)
 CPU = torch.device("cpu")
 
 
@@ -40,9 +40,9 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def _run(name: str, layout: Layout) -> tuple[Cell, dict]:
-    cell = dataclasses.replace(CELL, baseline=name)
+    cell = dataclasses.replace(CELL, recovery=name)
     run(cell, CONFIG, ENTRY, layout)
-    return cell, read_json(layout.baseline(cell) / "baseline.json")
+    return cell, read_json(layout.recovered(cell) / "recovery.json")
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def _weights(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["masked", "masked-lora", "reconstruct", "masked-compensated"])
 def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> None:
     cell, document = _run(name, layout)
-    folder = layout.baseline(cell) / "model"
+    folder = layout.recovered(cell) / "model"
     before = load_model(layout.pruned(CELL), torch.float32, CPU)
     after = load_model(folder, torch.float32, CPU)
     for key, weight in _weights(before).items():
@@ -65,7 +65,7 @@ def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> Non
     if name in ("masked", "reconstruct"):
         assert document["params_trained"] == survivors
     if name == "masked-compensated":
-        run_baseline(cell, EVALUATE, ENTRY, layout)
+        run_recovered(cell, EVALUATE, ENTRY, layout)
         assert read_json(layout.metrics(cell))["sparsity"] == pytest.approx(0.5)
         assert read_json(layout.metrics(cell))["params_trained"] == document["params_trained"]
 
@@ -79,20 +79,20 @@ def test_training_survivors_lowers_the_loss_and_more_with_biases(layout: Layout)
 
 def test_a_compensation_of_another_checkpoint_is_refused(layout: Layout) -> None:
     cell, _ = _run("masked-compensated", layout)
-    folder = layout.baseline(cell) / "model"
+    folder = layout.recovered(cell) / "model"
     model = load_model(folder, torch.float32, CPU)
     out_projections(model)[0].weight[0] += 1.0
     model.save_pretrained(folder)
     with pytest.raises(BadInput, match="was trained for another pruned model"):
-        run_baseline(cell, EVALUATE, ENTRY, layout)
+        run_recovered(cell, EVALUATE, ENTRY, layout)
 
 
 @pytest.mark.parametrize("name", ["dora", "eora"])
 def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name: str, layout: Layout) -> None:
     cell, document = _run(name, layout)
     assert document["kind"] == "adapter"
-    assert {path.suffix for path in (layout.baseline(cell) / "adapter").iterdir()} == {".json", ".safetensors"}
-    run_baseline(cell, EVALUATE, ENTRY, layout)
+    assert {path.suffix for path in (layout.recovered(cell) / "adapter").iterdir()} == {".json", ".safetensors"}
+    run_recovered(cell, EVALUATE, ENTRY, layout)
     metrics = read_json(layout.metrics(cell))
     merged, remasked = (metrics["variants"][key] for key in ("merged", "merged, zeros put back"))
     assert merged["perplexity"]["value"] == pytest.approx(metrics["perplexity"]["value"], rel=1e-3)
@@ -104,7 +104,7 @@ def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name:
 
 def test_an_adapter_that_is_no_safetensors_file_is_refused(layout: Layout) -> None:
     cell, _ = _run("eora", layout)
-    folder = layout.baseline(cell) / "adapter"
+    folder = layout.recovered(cell) / "adapter"
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(BadInput, match=r"holds no adapter_model\.safetensors"):
         read_adapter(folder, load_model(layout.pruned(CELL), torch.float32, CPU))

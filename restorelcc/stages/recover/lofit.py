@@ -10,8 +10,8 @@ from torch import Tensor
 
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count
-from restorelcc.stages.baseline.biases import trained_compensation
-from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.stages.recover.biases import trained_compensation
+from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation, site_linears
 from restorelcc.training.attached_weights import HeadScales, attached_weights
 from restorelcc.training.best import fit_best
@@ -40,7 +40,7 @@ def lofit(inputs: Inputs) -> Recovered:
 
     with attached_weights(model, linears, scales), checkpointed_blocks(model, config.gradient_checkpointing):
         task = Task(penalized, plain.tokens, plain.validate, plain.loss_scale)
-        title, stores = "baseline lofit, heads", inputs.states.part("heads")
+        title, stores = "recover lofit, heads", inputs.states.part("heads")
         # They choose heads and are then forgotten: the best there are, whatever they are worth themselves.
         choice = fit_best(scales, task, config, title=title, may_stay=False, stores=stores)
     chosen = strongest_heads(scales.score_LH(heads), heads, config.head_ratio)

@@ -19,7 +19,7 @@ from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import pick_device
 from restorelcc.models.text import batches_of_equal_length, encode_documents
-from restorelcc.stages.baseline import BaselineConfig
+from restorelcc.stages.recover import RecoverConfig
 from restorelcc.training.attached import TrainableCompensation
 from restorelcc.training.compensation import Pairs
 from restorelcc.training.pairs import read_pairs
@@ -31,7 +31,7 @@ class Inputs:
     """Where a method finds its models and data. The dense and the pruned model are never in memory together."""
 
     cell: Cell
-    config: BaselineConfig
+    config: RecoverConfig
     entry: ModelEntry
     layout: Layout
     states: TrainingStates

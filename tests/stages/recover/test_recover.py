@@ -1,4 +1,4 @@
-"""Every baseline runs, keeps what it promises to keep, and is evaluated as what it is."""
+"""Every recovery method runs, keeps what it promises to keep, and is evaluated as what it is."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from restorelcc.base.baselines import BASELINES
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
-from restorelcc.stages.baseline import BaselineConfig
-from restorelcc.stages.baseline.biases import random_heads
-from restorelcc.stages.baseline.stage import METHODS, run
-from restorelcc.stages.evaluate.stage import run_baseline
+from restorelcc.stages.evaluate.stage import run_recovered
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.biases import random_heads
+from restorelcc.stages.recover.stage import METHODS, run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.closed_form import mean_inputs
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, recovery_project
 
-CONFIG = BaselineConfig(learning_rates=(0.01, 0.03), epochs=1, batch_size=8, max_tokens=16)
+CONFIG = RecoverConfig(learning_rates=(0.01, 0.03), epochs=1, batch_size=8, max_tokens=16)
 CPU = torch.device("cpu")
 
 
@@ -36,23 +36,23 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 def _cell(name: str):
-    return dataclasses.replace(CELL, baseline=name)
+    return dataclasses.replace(CELL, recovery=name)
 
 
 def test_every_name_has_a_method_and_a_line() -> None:
-    assert set(METHODS) == set(BASELINES)
-    assert not set(BASELINES) & {"pruned", "dense"}, "metrics of a baseline lie beside pruned.json"
+    assert set(METHODS) == set(RECOVERIES)
+    assert not set(RECOVERIES) & {"pruned", "dense"}, "metrics of a method lie beside pruned.json"
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_is_written_and_byte_identical_when_run_again(name: str, layout: Layout) -> None:
+@pytest.mark.parametrize("name", RECOVERIES)
+def test_a_method_is_written_and_byte_identical_when_run_again(name: str, layout: Layout) -> None:
     cell = _cell(name)
     before = {path: path.read_bytes() for path in layout.pruned(cell).iterdir()}
     run(cell, CONFIG, ENTRY, layout)
-    folder = layout.baseline(cell)
+    folder = layout.recovered(cell)
     first = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    document = read_json(folder / "baseline.json")
-    assert document["baseline"] == name
+    document = read_json(folder / "recovery.json")
+    assert document["recovery"] == name
     assert not any(layout.work.iterdir()), "no state of a finished training is left"
     run(cell, CONFIG, ENTRY, layout)
     assert first == {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -62,9 +62,9 @@ def test_a_baseline_is_written_and_byte_identical_when_run_again(name: str, layo
 def test_a_compensation_is_evaluated_as_one(layout: Layout) -> None:
     cell = _cell("meanshift")
     run(cell, CONFIG, ENTRY, layout)
-    run_baseline(cell, EVALUATE, ENTRY, layout)
+    run_recovered(cell, EVALUATE, ENTRY, layout)
     metrics = read_json(layout.metrics(cell))
-    assert (metrics["baseline"], metrics["pruning"], metrics["head_ratio"]) == ("meanshift", "wanda-0.5", None)
+    assert (metrics["recovery"], metrics["pruning"], metrics["head_ratio"]) == ("meanshift", "wanda-0.5", None)
     assert metrics["perplexity"]["value"] > 0
     assert metrics["sparsity"] == pytest.approx(0.5)
     assert metrics["params_trained"] == metrics["params_added"] == 2 * pico.LAYERS * pico.WIDTH
@@ -75,10 +75,10 @@ def test_free_biases_reach_at_least_what_any_heads_reach(layout: Layout) -> None
     losses = {}
     for name in ("random", "bias"):
         run(_cell(name), config, ENTRY, layout)
-        losses[name] = read_json(layout.baseline(_cell(name)) / "baseline.json")["training"]["runs"][0]["train_losses"]
+        losses[name] = read_json(layout.recovered(_cell(name)) / "recovery.json")["training"]["runs"][0]["train_losses"]
     assert losses["bias"][-1] < losses["bias"][0]
     assert losses["random"][-1] < losses["random"][0]
-    compensation, _ = read_compensation(layout.baseline(_cell("bias")) / "compensation.safetensors")
+    compensation, _ = read_compensation(layout.recovered(_cell("bias")) / "compensation.safetensors")
     assert {site.linear for site in compensation.sites} == {"self_attn.o_proj"}
     assert not compensation.compensates_heads
 
@@ -93,11 +93,11 @@ def test_random_heads_are_distinct_as_many_as_asked_and_differ_by_seed() -> None
 
 def test_the_mean_shift_gives_each_linear_its_dense_mean_output(layout: Layout) -> None:
     run(_cell("meanshift"), CONFIG, ENTRY, layout)
-    compensation, _ = read_compensation(layout.baseline(_cell("meanshift")) / "compensation.safetensors")
+    compensation, _ = read_compensation(layout.recovered(_cell("meanshift")) / "compensation.safetensors")
     dense, pruned = (load_model(f, torch.float32, CPU) for f in (layout.dense(CELL), layout.pruned(CELL)))
     assert len(compensation.sites) == 2 * pico.LAYERS
     # Whatever the inputs are: dense W x + 0 and pruned W x + b agree on their mean.
-    from restorelcc.stages.baseline.result import Inputs
+    from restorelcc.stages.recover.result import Inputs
 
     batches = Inputs(_cell("meanshift"), CONFIG, ENTRY, layout, None).calibration()  # type: ignore[arg-type]
     linears = site_linears(dense, ("o", "down"))
@@ -121,23 +121,23 @@ def test_mean_inputs_are_those_of_all_tokens() -> None:
     torch.testing.assert_close(means["1.self_attn.o_proj"].float(), torch.cat(seen).mean(dim=0))
 
 
-def test_a_baseline_of_another_pruned_model_is_refused(tmp_path: Path) -> None:
+def test_a_method_of_another_pruned_model_is_refused(tmp_path: Path) -> None:
     layout = recovery_project(tmp_path)
     run(_cell("meanshift"), CONFIG, ENTRY, layout)
     model = load_model(layout.pruned(CELL), torch.float32, CPU)
     next(prunable_linears(model))[2].weight[0, 0] += 1.0
     model.save_pretrained(layout.pruned(CELL))
     with pytest.raises(BadInput, match="made for another pruned model"):
-        run_baseline(_cell("meanshift"), EVALUATE, ENTRY, layout)
+        run_recovered(_cell("meanshift"), EVALUATE, ENTRY, layout)
     with pytest.raises(BadInput, match="components were extracted for another pruned model"):
         run(_cell("random"), CONFIG, ENTRY, layout)
 
 
-def test_zeros_stay_zeros_when_a_baselines_biases_are_folded(layout: Layout) -> None:
+def test_zeros_stay_zeros_when_biases_of_a_method_are_folded(layout: Layout) -> None:
     run(_cell("ffn"), CONFIG, ENTRY, layout)
     model = load_model(layout.pruned(CELL), torch.float32, CPU)
     before = {name: linear.weight.clone() for _, name, linear in prunable_linears(model)}
-    compensation, _ = read_compensation(layout.baseline(_cell("ffn")) / "compensation.safetensors")
+    compensation, _ = read_compensation(layout.recovered(_cell("ffn")) / "compensation.safetensors")
     fold(model, compensation)
     assert all(torch.equal(linear.weight, before[name]) for _, name, linear in prunable_linears(model))
     assert head_layout(model).layers == pico.LAYERS

@@ -1,4 +1,4 @@
-"""Baselines that add low-rank adapters beside the pruned weights: LoRA and DoRA (peft), and EoRA in closed form.
+"""Methods that add low-rank adapters beside the pruned weights: LoRA and DoRA (peft), and EoRA in closed form.
 
 Merged into the weights they fill every zero; evaluation reports them unmerged, merged, and merged with the mask put
 back. Letters: N tokens, O output features, I input features, R rank.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import family_of, head_layout
-from restorelcc.stages.baseline.result import Inputs, Recovered
+from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
 from restorelcc.training.closed_form import input_grams
@@ -49,7 +49,7 @@ def _trained(inputs: Inputs, *, dora: bool) -> Recovered:
     adapted = with_adapters(model, config.lora_sites, config.rank, dora=dora)
     task = pairs_task(adapted, pairs)  # type: ignore[arg-type]
     with checkpointed_blocks(model, config.gradient_checkpointing):
-        title = f"baseline {inputs.cell.baseline}"
+        title = f"recover {inputs.cell.recovery}"
         choice = fit_best(adapted, task, config, title=title, stores=inputs.states)
     training = choice.as_json() | pairs.as_json()
     return Recovered(heads, adapter=adapted, training=training, unchanged=choice.unchanged)

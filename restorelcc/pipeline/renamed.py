@@ -1,0 +1,106 @@
+"""Keys of params.yaml that have had another name: read for now, said once, and renamed in the file before DVC reads it.
+
+DVC fills dvc.yaml in from params.yaml by itself and knows no aliases, so that a file with an old name has to be mended.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restorelcc.base.errors import BadInput
+
+# Where a key stands (* is any), its old name and the new one.
+RENAMED: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("grid",), "baseline", "recovery"),
+    ((), "baseline", "recover"),
+    (("models", "*", "settings"), "baseline", "recover"),
+)
+_said: set[str] = set()
+
+
+def with_new_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """The content of a params.yaml under today's names, changed in place; a warning for every old one, once.
+
+    Raises BadInput where both names of a key are there.
+    """
+    for path, old, new in RENAMED:
+        for where, mapping in list(_at(raw, path)):
+            if old not in mapping:
+                continue
+            before, now = ".".join((*where, old)), ".".join((*where, new))
+            if new in mapping:
+                raise BadInput(f"params.yaml has both {now} and {before}, its old name: remove {before}")
+            mapping[new] = mapping.pop(old)
+            _say(f"{before} is now called {now}; the old name is read for now")
+    return raw
+
+
+def new_name(override: str) -> str:
+    """`section.key=value` under today's name of the key."""
+    key, sign, value = override.partition("=")
+    parts = key.split(".")
+    for path, old, new in RENAMED:
+        place = len(path)
+        fits = len(parts) > place and all(want in ("*", part) for want, part in zip(path, parts[:place], strict=True))
+        if fits and parts[place] == old:
+            parts[place] = new
+            _say(f"{key} is now called {'.'.join(parts)}; the old name is read for now")
+            break
+    return ".".join(parts) + sign + value
+
+
+def rename_in_file(path: Path) -> list[str]:
+    """Give old keys of a params.yaml their new names, and leave every other byte as it is. Returns what was renamed."""
+    text = path.read_text(encoding="utf-8")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    found: list[tuple[int, int, str, str]] = []  # first and last character, new name, sentence
+    for names, old, new in RENAMED:
+        for where, mapping in _nodes(root, names):
+            for key, _ in mapping.value:
+                if key.value == old:
+                    sentence = f"{'.'.join((*where, old))} was renamed to {'.'.join((*where, new))}"
+                    found.append((key.start_mark.index, key.end_mark.index, new, sentence))
+    for start, end, new, _ in sorted(found, reverse=True):
+        text = text[:start] + new + text[end:]
+    if found:
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    return [sentence for *_, sentence in sorted(found)]
+
+
+def _at(value: Any, path: tuple[str, ...], where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """(keys that lead there, mapping) of every mapping at a path."""
+    if not isinstance(value, dict):
+        return
+    if not path:
+        yield where, value
+        return
+    for key in list(value) if path[0] == "*" else [path[0]] if path[0] in value else []:
+        yield from _at(value[key], path[1:], (*where, str(key)))
+
+
+def _nodes(
+    node: yaml.Node | None, path: tuple[str, ...], where: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], yaml.MappingNode]]:
+    """The same of YAML's nodes, which know where in the text they stand."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    if not path:
+        yield where, node
+        return
+    for key, value in node.value:
+        if path[0] in ("*", key.value):
+            yield from _nodes(value, path[1:], (*where, str(key.value)))
+
+
+def _say(sentence: str) -> None:
+    if sentence not in _said:
+        _said.add(sentence)
+        print(f"restorelcc: warning: {sentence}", file=sys.stderr)
