@@ -71,7 +71,7 @@ class Layout:
         return self._pruning(cell) / f"baseline-{cell.recovery}"
 
     def metrics(self, cell: Cell) -> Path:
-        """Metrics JSON of the dense, the pruned, the restored or an otherwise recovered model, by what the cell names."""
+        """Metrics JSON of the dense, pruned, restored or otherwise recovered model, by what the cell names."""
         folder = self.data / "metrics" / cell.model
         if cell.pruning is None:
             return folder / "dense.json"

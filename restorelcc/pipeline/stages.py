@@ -68,7 +68,7 @@ TOGETHER = ("compensate", "recover")  # stages that `accelerate launch` and torc
 
 
 def grid_cells(grid: Grid) -> list[Cell]:
-    """All cells that have metrics, in the order of the grid: dense, then each pruning with its ratios and recoveries."""
+    """All cells that have metrics, in the order of the grid: dense, each pruning, its ratios and its recoveries."""
     cells = []
     for model in grid.model:
         cells.append(Cell(model))
