@@ -24,7 +24,7 @@ def committed_revision(root: Path, revision: str = "HEAD") -> str:
         return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except StageFailed:
         raise BadInput(
-            f"{root} has no commit {revision!r}: commit the project first, clones run what is committed"
+            f"{root} has no commit {revision!r}: commit the project first, because clones run committed revisions"
         ) from None
 
 

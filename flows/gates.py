@@ -33,8 +33,8 @@ def gate_folder() -> Path:
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
         raise BadInput(
-            f"{folder}, where flows share this machine's devices, is not a folder that you alone may write: have it "
-            "removed, or set RESTORELCC_GATES to a folder of your own"
+            f"{folder}, which holds the locks of this machine's devices, is not a folder that only you can write: "
+            "have it removed, or set RESTORELCC_GATES to a folder of your own"
         )
     return folder
 

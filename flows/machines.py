@@ -114,7 +114,7 @@ def check_machines(root: Path, remote: str | None) -> str:
     load_params(root / "params.yaml")
     committed_revision(root)
     if changed := git(root, "status", "--porcelain", "--", *_CODE):
-        raise BadInput(f"{changed.split()[-1]} is not committed, and workers run what is committed: commit it first")
+        raise BadInput(f"{changed.split()[-1]} is not committed, but workers run committed revisions: commit it first")
     with Repo(str(root), _wait_for_lock=True) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)

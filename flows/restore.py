@@ -106,7 +106,7 @@ def _submit_and_wait(dag: Dag, root: Path, slots: dict[str, int]) -> list[StageR
 def _result(name: str, future: PrefectFuture[Any]) -> StageResult:
     state = future.state
     if state.name == "NotReady":
-        message = "not run: a stage that it needs did not end well"
+        message = "not run: a stage that it needs did not succeed"
         skipped = Cancelled(name=SKIPPED_STATE, message=message)
         with get_client(sync_client=True) as client:
             client.set_task_run_state(future.task_run_id, skipped, force=True)

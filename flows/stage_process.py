@@ -70,7 +70,7 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
             return _outcome(text)
         if not _BUSY.search(text) or _ending.is_set():
             raise _error(command.stage, code, lines)
-        say(f"{command.stage} or what it reads is in use by another run: waiting {pause:g} s")
+        say(f"{command.stage} or one of its inputs is in use by another run: waiting {pause:g} s")
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
 

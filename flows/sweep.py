@@ -103,7 +103,7 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
         try:
             load_params(params, overrides)
         except BadInput as error:
-            raise BadInput(f"{error} (a sweep runs what is committed: {revision} is {commit[:9]})") from error
+            raise BadInput(f"{error} (a sweep runs a committed revision: {revision} is {commit[:9]})") from error
     return commit
 
 

@@ -76,7 +76,7 @@ class DataFiles(Section):
     def _columns_are_roles(cls, columns: dict[str, str]) -> dict[str, str]:
         for role in columns:
             if role not in ROLES:
-                raise ValueError(f"{role!r} is no role of a column; roles are {', '.join(ROLES)}")
+                raise ValueError(f"{role!r} is not a role of a column; roles are {', '.join(ROLES)}")
         return columns
 
     @field_validator("template")

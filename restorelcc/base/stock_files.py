@@ -61,5 +61,5 @@ def check_stock(folder: Path) -> None:
     if found is not None:
         raise BadInput(
             f"{folder / found} asks for code of its own (auto_map), which is never run here: give a checkpoint of a "
-            "class that transformers has, or take auto_map out when it is one"
+            "class that transformers has, or remove auto_map if it is one already"
         )

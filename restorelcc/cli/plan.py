@@ -30,7 +30,7 @@ def plan(
     pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="instead of those of the grid")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda, instead of the model's own")] = None,
     params: Annotated[Path, typer.Option("--params", help="the parameter file")] = Path("params.yaml"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, bytes and seconds")] = False,
 ) -> None:
     """Work out what the stages of one model take, and print it."""

@@ -29,8 +29,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"Weights in {plan['dtype']} on the {plan['device']}; time at {plan['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
-        "what a forward gets of this machine's matmul rate. Disk is in data/ and the hub's cache; DVC's cache holds as "
-        "much again unless the file system links (docs/plan.md).",
+        "half of the matmul rate. Disk is in data/ and the hub's cache; DVC's cache needs as "
+        "much again unless the file system links files (docs/plan.md).",
         soft_wrap=True,
         highlight=False,
     )

@@ -173,7 +173,7 @@ def _sentences(found: dict[str, Any]) -> Iterator[str]:
     if (overlap := found.get("overlap") or {}).get("texts"):
         yield (
             f"{overlap['texts']:,} of {overlap['of']:,} held-out texts are in the instructions too, the first is "
-            f"{overlap['first']!r}: perplexity is then measured on what is trained on."
+            f"{overlap['first']!r}: perplexity is then measured on training data."
         )
     for task, items in (found["tasks"] or {}).items():
         yield f"Task {task}: {items:,} items."

@@ -131,8 +131,8 @@ def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
     absent = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if absent and spread.offload is None:
         raise BadInput(
-            f"the model does not fit into the devices that models.<name>.max_memory leaves it ({absent[0]} is left "
-            "over), and this stage needs all its weights at hand: raise max_memory, use more devices, or start several "
+            f"the model does not fit on the devices within models.<name>.max_memory ({absent[0]} is left "
+            "over), but this stage needs all its weights on them: raise max_memory, use more devices, or start several "
             "processes that share the weights (docs/models.md)"
         )
     if model.get_input_embeddings().weight.device.type == "meta":

@@ -216,7 +216,7 @@ def _check_id(repository: Repository) -> None:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         where = f"{key}.source" if repository.kind == "model" and not key.endswith("source") else key
         raise BadInput(
-            f"{where} is {name!r}, which is no folder: correct the path, or give an id of the hub, <owner>/<name>"
+            f"{where} is {name!r}, which is not a folder: correct the path, or give an id of the hub, <owner>/<name>"
         )
 
 
@@ -251,8 +251,8 @@ def _explained(repository: Repository, error: Exception, wanted: str) -> BadInpu
         )
     if is_disk_full(error):
         return StageFailed(
-            f"{key}: the disk is full while the {what} is being fetched to {constants.HF_HUB_CACHE}: make room or set "
-            "HF_HOME to a larger disk, then run again; files that are complete are kept"
+            f"{key}: the disk became full while the {what} was being fetched to {constants.HF_HUB_CACHE}: make room or "
+            "set HF_HOME to a larger disk, then run again; files that are complete are kept"
         )
     if is_offline():
         return BadInput(

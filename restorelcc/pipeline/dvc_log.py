@@ -11,7 +11,7 @@ from restorelcc.base.progress import notice
 
 _TOLD = {
     re.compile(r"Stage '(\w+)@.*' didn't change, skipping"): "is done",
-    re.compile(r"Stage '(\w+)@.*' is cached - skipping run"): "was done before, and comes back from the cache",
+    re.compile(r"Stage '(\w+)@.*' is cached - skipping run"): "was computed before and is restored from the cache",
 }
 
 

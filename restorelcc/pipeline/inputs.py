@@ -29,7 +29,7 @@ def lay_out_what_is_here(params: Params, layout: Layout) -> list[str]:
         try:
             lay_out_inputs(params, alias, layout)
         except BadInput as error:
-            absent.append(f"{error}; what was computed from it can be read here, and not computed anew")
+            absent.append(f"{error}; results computed from it can be read here, but not computed again")
     return absent
 
 

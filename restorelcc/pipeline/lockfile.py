@@ -47,8 +47,8 @@ def heal(root: Path) -> str | None:
     committed = subprocess.run(["git", "show", f"HEAD:./{FILE}"], cwd=root, capture_output=True, check=False)
     if committed.returncode == 0 and _entries(committed.stdout) is not None:
         _write(root, committed.stdout)
-        return f"{FILE} was broken; the committed one is back, and results since then come from the run-cache"
-    return f"{FILE} was broken and is gone; results come back from the run-cache"
+        return f"{FILE} was broken; the committed one is restored, and later results come from the run-cache"
+    return f"{FILE} was broken and has been removed; results come from the run-cache"
 
 
 def merge(root: Path, entries: dict[str, Any]) -> None:

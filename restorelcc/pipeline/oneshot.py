@@ -124,7 +124,7 @@ def _data_source(option: str, source: str, preset: str) -> str:
     path = Path(source).expanduser()
     if not path.is_file():
         raise BadInput(
-            f"{option} {source!r} is no file: give a .jsonl, .json, .csv, .parquet or .txt file, `{preset}`, or "
+            f"{option} {source!r} is not a file: give a .jsonl, .json, .csv, .parquet or .txt file, `{preset}`, or "
             "hub:<dataset>"
         )
     return str(path.resolve())

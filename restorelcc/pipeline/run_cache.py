@@ -90,6 +90,6 @@ def opened(root: Path) -> Any:
     try:
         return Repo(str(root.resolve()), _wait_for_lock=True)
     except NotDvcRepoError as error:
-        raise BadInput(f"{root.resolve()} is no DVC project: run in the project's folder or give --root") from error
+        raise BadInput(f"{root.resolve()} is not a DVC project: run in the project's folder or give --root") from error
     except DvcException as error:
         raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error

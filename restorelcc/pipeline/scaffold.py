@@ -114,7 +114,7 @@ def _git_root(folder: Path) -> Path | None:
             ["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        raise BadInput("git is not installed: a project's versions are kept by it") from None
+        raise BadInput("git is not installed: install it, because a project keeps its versions in git") from None
     return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
 
 

@@ -75,8 +75,8 @@ def code_digest(folder: str) -> str:
     top, total = _PACKAGE / folder, hashlib.sha256()
     if not top.is_dir():
         raise BadInput(
-            f"{FOLDER}/{CODE}/{folder} is of a folder that the installed restorelcc has not: it was upgraded, take "
-            "dvc.yaml and versions/ from a new project (`restorelcc init`)"
+            f"{FOLDER}/{CODE}/{folder} belongs to a folder that the installed restorelcc does not have: it was "
+            "upgraded, take dvc.yaml and versions/ from a new project (`restorelcc init`)"
         )
     for path in sorted(top.rglob("*")):
         name = path.relative_to(top)

@@ -75,7 +75,7 @@ def write_original(folder: Path, out: Path) -> None:
             for tensor in _names(header):
                 file.write(raw_bytes(kept[tensor] if tensor in kept else _found(stored, tensor, folder).read()))
         if file_digest(out / name) != entry["sha256"]:
-            raise StageFailed(f"{name} does not come out as it was before: weights in {folder} have been changed since")
+            raise StageFailed(f"{name} cannot be restored exactly: weights in {folder} have been changed since")
     for name, text in document["texts"].items():
         (out / name).write_text(text, encoding="utf-8")
 
@@ -83,7 +83,7 @@ def write_original(folder: Path, out: Path) -> None:
 def _document(folder: Path) -> dict[str, Any]:
     if not can_be_taken_out(folder):
         raise BadInput(
-            f"{folder} does not hold what it takes to get the pruned checkpoint back ({OWN_FOLDER}/{_DOCUMENT}): it "
+            f"{folder} does not hold the data needed to get the pruned checkpoint back ({OWN_FOLDER}/{_DOCUMENT}): it "
             "was not written by `restorelcc export` or `compensation apply`, or heads were cut out of it; use the "
             "pruned checkpoint itself"
         )

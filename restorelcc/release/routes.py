@@ -148,7 +148,7 @@ def _on_values(config: PretrainedConfig, compensation: Compensation, layout: Hea
     if not bool((offset_LGHD == shared_LGD[:, :, None]).all()):
         return (
             f"the bias of {values} can carry a compensation only when all query heads that share a key/value head "
-            "have the same offset, which these have not"
+            "have the same offset, which is not the case here"
         )
     sites = dict(compensation.sites)
     for layer in compensation.head_layers():

@@ -119,7 +119,7 @@ def _check_heads_can_go(model: PreTrainedModel) -> None:
     kind = model.config.model_type
     if not family_of(model).free_head_dim:
         raise BadInput(
-            f"heads cannot be cut out of {kind!r} models: their class takes the head dim to be hidden size / heads, so "
+            f"heads cannot be cut out of {kind!r} models: their class computes the head dim as hidden size / heads, so "
             "fewer heads would mean wider ones; keep the model with its zeros"
         )
     if getattr(model.config, "qk_layernorm", False):
@@ -139,7 +139,7 @@ def _smallest_config(
             return kept, config
         if not same_class and (other := _same_without_biases(model, config)):
             return kept, other
-    raise BadInput(f"the config of the {model.config.model_type!r} model is not one that its own class takes")
+    raise BadInput(f"the config of the {model.config.model_type!r} model is refused by its own class")
 
 
 def _smaller_config(model: PreTrainedModel, groups: HeadGroups, kept: int, channels: int) -> PretrainedConfig:

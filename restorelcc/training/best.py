@@ -20,7 +20,7 @@ Candidate = Literal["no change", "start", "training"]
 REASONS: dict[Candidate, str] = {
     "no change": "no candidate beat the pruned model on the validation pairs",
     "start": "no training beat what it started from on the validation pairs",
-    "training": "the least loss on the validation pairs",
+    "training": "the lowest loss on the validation pairs",
 }
 
 

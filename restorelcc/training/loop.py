@@ -109,8 +109,8 @@ def _together(accelerator: Accelerator, title: str) -> Iterator[None]:
         if accelerator.num_processes == 1 or not _from_the_network(error):
             raise
         raise StageFailed(
-            f"{title}: another of the {accelerator.num_processes} processes has ended, what it said above tells "
-            "why; run the same command again, and training goes on from its last saved state"
+            f"{title}: another of the {accelerator.num_processes} processes has ended, its message above says "
+            "why; run the same command again, and training continues from its last saved state"
         ) from error
 
 

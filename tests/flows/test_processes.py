@@ -103,7 +103,7 @@ def test_a_broken_lock_file_gives_way_to_the_committed_one(tmp_path: Path, broke
     git(tmp_path, "add", "dvc.lock")
     git(tmp_path, "commit", "-m", "x")
     lock.write_text(broken)
-    assert "the committed one is back" in str(heal(tmp_path))
+    assert "the committed one is restored" in str(heal(tmp_path))
     assert lock.read_text() == whole
     assert (tmp_path / ".work/dvc.lock.broken").read_text() == broken
 

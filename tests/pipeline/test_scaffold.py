@@ -117,7 +117,7 @@ def test_a_digest_is_of_names_and_content_and_not_of_caches(tmp_path: Path, monk
     second = versions.code_digest("base")
     (tmp_path / "base" / "a.py").rename(tmp_path / "base" / "b.py")
     assert len({first, second, versions.code_digest("base")}) == 3
-    with pytest.raises(BadInput, match="versions/code/gone is of a folder that the installed restorelcc has not"):
+    with pytest.raises(BadInput, match="versions/code/gone belongs to a folder that the installed restorelcc does not"):
         versions.code_digest("gone")
 
 

@@ -60,14 +60,14 @@ def check_own_digests(folder: Path, record: dict[str, Any]) -> str:
 def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path | None) -> str:
     """The parent that is given, or still lies where it was, has the digest that was recorded."""
     if given is None and recorded["path"] is None:
-        return f"{name} {recorded['digest'][:12]} (not known where it lies: not checked)"
+        return f"{name} {recorded['digest'][:12]} (location unknown: not checked)"
     path = given or (folder.resolve() / recorded["path"])
     if not path.exists():
         return f"{name} {recorded['digest'][:12]} (not at {recorded['path']}: not checked)"
     found = path_digest(path)
     if found != recorded["digest"]:
         raise Violation(
-            f"{path} is not the {name} that the checkpoint was made of: it has the digest {found[:12]}, recorded is "
+            f"{path} is not the {name} that the checkpoint was made from: it has the digest {found[:12]}, recorded is "
             f"{recorded['digest'][:12]}"
         )
     return f"{name} {found[:12]}"

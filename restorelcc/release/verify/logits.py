@@ -120,5 +120,7 @@ def pruned_from_restored(folder: Path) -> PreTrainedModel:
     )
     model, report = loaded
     if report["missing_keys"]:
-        raise StageFailed(f"the pruned model cannot be made of {folder}: it lacks {sorted(report['missing_keys'])[0]}")
+        raise StageFailed(
+            f"the pruned model cannot be rebuilt from {folder}: it lacks {sorted(report['missing_keys'])[0]}"
+        )
     return model.eval().requires_grad_(False)

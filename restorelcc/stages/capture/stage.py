@@ -152,7 +152,7 @@ def _captured(
     paths = {number: path for number, path in found.items() if path is not None}
     missing = [batch for batch in batches if batch.number not in paths]
     if paths:
-        notice(title, f"{len(paths)} of {len(batches)} batches are there from a run that was stopped")
+        notice(title, f"{len(paths)} of {len(batches)} batches are kept from a run that was stopped")
     bar = progress(None, title, "batches", total=len(batches), initial=len(paths))
     started, tokens = time.perf_counter(), 0
     for batch, z_LBRX in read_batches(reader, samples, missing):

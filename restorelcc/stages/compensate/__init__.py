@@ -41,7 +41,7 @@ class CompensateConfig(FitConfig):
     @classmethod
     def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(values)) < len(values):
-            raise ValueError("a name stands there twice, remove one")
+            raise ValueError("a name is listed twice, remove one")
         return values
 
     @field_validator("auto_ratios")

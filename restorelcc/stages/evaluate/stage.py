@@ -59,7 +59,7 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
         if found:
             raise StageFailed(
                 f"the dense model {cell.model} looks broken: {found}; check that its weights and its tokenizer belong "
-                "together, or set evaluate.sanity_gate to false to go on"
+                "together, or set evaluate.sanity_gate to false to continue"
             )
     evaluation.write()
 

@@ -71,8 +71,8 @@ def _found(name: str, root: Path) -> str:
         return str(path)
     if "/" in name or name.startswith("~") or name.endswith((".yaml", ".yml")):
         raise BadInput(
-            f"models.<name>.tasks has {name!r}, which is no folder or file of tasks: correct the path, which counts "
-            "from the folder of params.yaml"
+            f"models.<name>.tasks has {name!r}, which is not a folder or file of tasks: correct the path, which is "
+            "relative to the folder of params.yaml"
         )
     return name
 

@@ -102,7 +102,7 @@ def _referred(task_file: Path, root: Path) -> Iterator[Path]:
 
 def _there(task_file: Path, path: Path) -> Path:
     if not path.exists():
-        raise BadInput(f"the task file {task_file} names {path}, which is not there: correct the path")
+        raise BadInput(f"the task file {task_file} names {path}, which does not exist: correct the path")
     return path
 
 

@@ -16,7 +16,7 @@ NOTES = (
     "Recovered = (restored - pruned) / (dense - pruned) of mean accuracy, with a paired bootstrap interval over the "
     "test items, drawn within each task.",
     "McNemar's test (mid-p) is over the items that only one of two models answered; intervals and p are of the test "
-    "items and say nothing of other training seeds.",
+    "items and say nothing about other training seeds.",
     "Latency is the median of forward passes of one batch; restored / pruned is measured in turn in one process, on "
     "the same weights with and without the biases that restoring adds.",
 )

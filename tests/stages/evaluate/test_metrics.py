@@ -165,7 +165,7 @@ def _broken(**changes: Any) -> list[dict[str, Any]]:
             "choice",
             None,
             {"doc_to_text": "prompt"},
-            r"has doc_to_text: prompt, which is no column of its data \(question",
+            r"has doc_to_text: prompt, which is not a column of its data \(question",
         ),
         (
             "choice",
