@@ -126,7 +126,7 @@ def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Lay
             metrics["recovered"] = {"mean": None, "ci95": None, "method": "paired bootstrap", "reason": "nothing lost"}
             write_json(layout.metrics(cell), metrics)
     run(CELLS, ReportConfig(), layout)
-    assert "No share of a loss can be given for this group." in _texts(layout)["report.html"]
+    assert "No recovered share can be given for this group." in _texts(layout)["report.html"]
     run([cell for cell in CELLS if cell.head_ratio is None], ReportConfig(), layout)
     assert "No restored model of this group has been evaluated." in _texts(layout)["report.html"]
 
