@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dag:
-    """All stages, each after what it needs, and what had to be mended before they could be read."""
+    """All stages, each after the stages it needs, and messages about what was repaired before they could be read."""
 
     stages: tuple[Stage, ...]
     notes: tuple[str, ...] = ()

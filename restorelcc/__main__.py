@@ -19,13 +19,13 @@ DEFAULTS = {
 
 
 def set_defaults() -> None:
-    """Set what the user has not; before torch and pyarrow are imported, which read it once."""
+    """Set variables that the user has not set, before torch and pyarrow are imported, which read them once."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def main() -> None:
-    """Run a command and end as it ends: with one sentence and an exit code of its own where it fails."""
+    """Run a command; if it fails, end with its one sentence and its exit code."""
     set_defaults()
     from restorelcc.cli.app import app
 

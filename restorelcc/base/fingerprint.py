@@ -111,7 +111,7 @@ def _pair(part: str, title: str, first: object, second: object) -> Iterator[str]
 def check_comparable(name: str, first: Fingerprint, other: str, second: Fingerprint, again: str) -> None:
     """Raises BadInput, naming the part that differs, unless both were measured in the same way.
 
-    again: the command that measures them anew.
+    again: the command that measures them again.
     """
     if found := difference(first, second):
         raise BadInput(

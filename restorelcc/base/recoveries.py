@@ -1,4 +1,4 @@
-"""The recovery methods that `grid.recovery` can name: what each does in a line, what it ships, and what it needs."""
+"""The recovery methods that `grid.recovery` can name: what each does in a line, produces, and needs."""
 
 from __future__ import annotations
 

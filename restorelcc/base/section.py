@@ -1,4 +1,4 @@
-"""Base class of every typed section of params.yaml, and the sentence for what a section does not take."""
+"""Base class of every typed section of params.yaml, and the sentence for a value that a section refuses."""
 
 from __future__ import annotations
 

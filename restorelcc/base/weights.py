@@ -1,4 +1,4 @@
-"""Which weights a folder means: those that `AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)` reads.
+"""Which weights a folder has: those that `AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)` reads.
 
 The rule is transformers' own (`modeling_utils._get_resolved_checkpoint_files`), repeated here because digests and hub
 listings must not wait for torch; tests/base/test_weights.py asks both the same. Where other readers would take another
@@ -116,7 +116,7 @@ def _check_plain(where: str, name: str, source: str) -> None:
 
 
 def _check_alone(where: str, names: Collection[str], read: Callable[[str], Any]) -> None:
-    """Raises BadInput where a whole model lies beside shards of one, as a download over an older one leaves them."""
+    """Raises BadInput for a whole model next to shards of one, as a download over an older one leaves them."""
     if WHOLE not in names:
         return
     shards = [name for name in sorted(names) if _SHARD.fullmatch(name)]

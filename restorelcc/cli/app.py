@@ -1,4 +1,4 @@
-"""The command line: every stage is a verb, as are `inputs`, `report`, `table`, `versions` and the files beside it.
+"""The command line: every stage is a command; the other files of this folder add more.
 
 Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 """

@@ -62,7 +62,7 @@ def compare(
 def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int) -> dict[str, Any]:
     """Both results, and B - A on their common items; several files of a side are training seeds of one model.
 
-    Raises BadInput for a file of another schema, without samples beside it, or measured in another way.
+    Raises BadInput for a file of another schema, without samples next to it, or measured in another way.
     """
     from restorelcc.stages.evaluate import statistics
 

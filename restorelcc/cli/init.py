@@ -1,4 +1,4 @@
-"""`restorelcc init`: a project of your own for the installed package."""
+"""`restorelcc init`: a new project for the installed package."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def plan(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, bytes and seconds")] = False,
 ) -> None:
-    """Work out what the stages of one model take, and print it."""
+    """Estimate what the stages of one model need, and print it."""
     checked = load_params(params, tuple(set_ or ()))
     prunings = (pruning,) if pruning else checked.grid.pruning
     cells = [checked.cell(model, name, None) for name in prunings]

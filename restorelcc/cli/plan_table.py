@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """One row per stage, a total below, and what the numbers rest on."""
+    """One row per stage, a total, and the assumptions behind the numbers."""
     gpu = plan["device"] == "cuda"
     title = f"{plan['model']} ({plan['source']}): {plan['parameters'] / 1e6:,.1f} M parameters, {plan['layers']} layers"
     table = Table(title=title, title_justify="left")

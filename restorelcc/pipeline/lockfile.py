@@ -1,4 +1,4 @@
-"""dvc.lock: healed after a kill while it was written, and entries of other clones merged into it by stage name."""
+"""dvc.lock: repaired after a kill cut it off, and entries of other clones merged into it by stage name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _entries(content: bytes) -> dict[str, Any] | None:
 
 
 def heal(root: Path) -> str | None:
-    """Mend a dvc.lock that is empty or cut off; what was done, or None where nothing had to be.
+    """Repair a dvc.lock that is empty or cut off. Returns what was done, or None if nothing was needed.
 
     The broken file is kept in .work. The committed one takes its place, or none: every stage that had been computed
     then comes back from the run-cache. The caller holds DVC's lock, so that nobody is writing the file.

@@ -1,4 +1,4 @@
-"""The team's remote: which one, whether it answers, and what to say when it does not. No credentials are read here."""
+"""The team's remote: which one it is, whether it answers, and the message if not. No credentials are read here."""
 
 from __future__ import annotations
 

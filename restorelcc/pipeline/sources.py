@@ -1,4 +1,4 @@
-"""Has what a project was computed from moved since? DVC knows files and parameters, it never asks the hub.
+"""Have a project's sources changed since it was computed? DVC watches files and parameters, and never asks the hub.
 
 The stages `dense` and `prune` record the commit of a hub model, with the content ids of the files it uses, or the
 digests of a folder; the stage `corpus` records the commits of hub datasets and the digests of files. Here they are

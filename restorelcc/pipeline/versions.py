@@ -1,4 +1,4 @@
-"""versions/: the packages that stages depend on, as DVC sees them, and in a project of its own also their code.
+"""versions/: package versions that stages depend on, as files for DVC; in a separate project also digests of the code.
 
 DVC knows files and parameters, not packages. So the versions that can change a result are tracked files, one for each
 group of packages by what they can change; a stage depends on one or two of them. Where this package is installed rather

@@ -1,4 +1,4 @@
-"""Folders that a user names: refused when something is in the way, written beside their place, renamed when whole."""
+"""Output folders: refused if something is in the way, written under a temporary name, renamed when complete."""
 
 from __future__ import annotations
 

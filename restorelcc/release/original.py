@@ -1,4 +1,4 @@
-"""What it takes to get the pruned checkpoint back, bit for bit: kept in a folder beside the restored weights."""
+"""The data needed to get the pruned checkpoint back, bit for bit, stored in a subfolder of the restored checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> No
 
 
 def can_be_taken_out(folder: Path) -> bool:
-    """Whether the folder holds what it takes to get the pruned checkpoint back."""
+    """Whether the folder holds the data needed to get the pruned checkpoint back."""
     return (folder / OWN_FOLDER / _DOCUMENT).is_file()
 
 
@@ -65,7 +65,7 @@ def original_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def write_original(folder: Path, out: Path) -> None:
     """Write the pruned checkpoint's weights, index and config as they were, byte for byte.
 
-    Raises StageFailed when a file does not come out with the digest it had.
+    Raises StageFailed when a file does not have its original digest.
     """
     document, stored, kept = _document(folder), stored_tensors(folder), _kept_biases(folder)
     for name, entry in document["files"].items():

@@ -1,4 +1,4 @@
-"""`restorelcc.json`: what a restored checkpoint was made of, and what every tensor in it is.
+"""`restorelcc.json`: what a restored checkpoint was made from, and a description of every tensor.
 
 Letters: O output features, I input features.
 """
@@ -32,7 +32,7 @@ _PACKAGES = ("restorelcc", "torch", "transformers", "safetensors")
 
 @dataclass(frozen=True)
 class Parent:
-    """Something the checkpoint was made of: where it was, and the digest that it had."""
+    """Something the checkpoint was made from: where it was, and the digest that it had."""
 
     path: Path | None  # None: nobody knows where it lies
     digest: str

@@ -88,7 +88,7 @@ def plan_slicing(model: PreTrainedModel, *, same_class: bool = False) -> Slicing
 def sliced(model: PreTrainedModel, *, same_class: bool = False) -> PreTrainedModel:
     """A smaller stock model with equal logits: heads and channels that nothing reads are not in it.
 
-    What is kept, and of which class the result is, is told by `plan_slicing`, which also raises its BadInput. Biases go
+    `plan_slicing` says what is kept and which class the result has, and also raises its BadInput. Biases are cut
     with their rows. The model given is not changed, and shares no memory with the result.
     """
     slicing = plan_slicing(model, same_class=same_class)

@@ -17,7 +17,7 @@ a zero here, and the surviving weights are the same, bit for bit."""
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What the card says beside the record: the base model, its licence, and metrics JSONs where they exist."""
+    """Facts for the card that are not in the record: the base model, its licence, and metrics JSONs if they exist."""
 
     title: str | None = None
     base_model: str | None = None

@@ -90,7 +90,7 @@ def _former_rope_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_companions(folder: Path, source: Source) -> list[str]:
-    """Tokenizer, generation config and licence files; returns the names of those made here rather than copied.
+    """Tokenizer, generation config and licence files; returns the names of files that were made here, not copied.
 
     Raises BadInput when the source has no tokenizer.
     """

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint folder that need no weights: what lies in it, and whether it is what was written."""
+"""Checks of a checkpoint folder that need no weights: which files it has, and whether they are as written."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def hooked_logits(model: PreTrainedModel, compensation: Compensation, tokens: li
 
 
 def pruned_from_restored(folder: Path) -> PreTrainedModel:
-    """The pruned model in float32, made of the restored checkpoint's own files: its weights, and the biases it kept."""
+    """The pruned model in float32, rebuilt from the restored checkpoint's weights and the biases it kept."""
     content = original_config(folder)
     config = AutoConfig.for_model(**content)
     # Typed by hand: its annotation does not know the pair that is returned.

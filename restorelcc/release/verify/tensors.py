@@ -66,7 +66,7 @@ def _check_names(found: set[str], expected: set[str]) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """The pruned checkpoint, and how its compensation is taken up."""
+    """The pruned checkpoint, and how its compensation is carried."""
 
     stored: Stored
     family: Family

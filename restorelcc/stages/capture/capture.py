@@ -98,7 +98,7 @@ def plan(samples: Sequence[Sample], token_budget: int, *, joint: bool = True) ->
 
 
 class _Seen(Exception):
-    """Raised by the last layer's hook: what comes after it is read by nobody."""
+    """Raised by the last layer's hook: nothing reads the rest of the model."""
 
 
 class HeadReader:

@@ -145,7 +145,7 @@ def _mark(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedMo
 def _captured(
     folder: Path, reader: HeadReader, samples: list[Sample], batches: list[Batch], roles: int, title: str
 ) -> list[Path]:
-    """The part file of every batch; those that an earlier run has left are not computed again."""
+    """The part file of every batch; those of an earlier run are not computed again."""
     heads = head_layout(reader.model)
     shapes = [(heads.layers, len(batch.samples), roles * heads.width) for batch in batches]
     found = {batch.number: finished_part(folder, batch.number, shapes[batch.number]) for batch in batches}

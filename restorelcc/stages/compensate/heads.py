@@ -1,4 +1,4 @@
-"""Which heads get a compensation: the best-ranked of heads.parquet, and what share of them the validation pairs choose.
+"""Which heads get a compensation: the best-ranked of heads.parquet, and the share that the validation pairs choose.
 
 Letters: N validation pairs, P chosen heads.
 """

@@ -1,4 +1,4 @@
-"""How much goes into one forward pass: a budget of tokens, halved when memory runs out.
+"""The size of one forward pass: a budget of tokens, halved when memory runs out.
 
 A result does not depend on it, up to the rounding of sums taken in another order (about 1e-6 of a log-likelihood).
 """

@@ -1,4 +1,4 @@
-"""Is a task what its file says? Its items are rendered before any weight is read: what is wrong with a task file
+"""Does a task work? Its items are rendered before any weight is read, so that a mistake in a task file
 ends here in one sentence, not hours later in a traceback of lm-eval."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which files and folders of a user are read for a setting of params.yaml.
+"""Which of the user's files and folders a setting of params.yaml refers to.
 
 Only names and task files are read here, never a weight or a row: this runs before every `make repro`.
 """
@@ -30,7 +30,7 @@ def named_file(key: str, text: str, root: Path) -> Path:
 
 
 def absolute(root: Path, text: str) -> Path:
-    """Where a path of params.yaml lies."""
+    """The absolute form of a path of params.yaml."""
     return root / Path(text).expanduser()
 
 

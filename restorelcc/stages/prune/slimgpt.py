@@ -1,4 +1,4 @@
-"""SlimGPT: remove whole attention heads and FFN channels by optimal brain surgeon; the rest makes up for them.
+"""SlimGPT: remove whole attention heads and FFN channels by optimal brain surgeon; the remaining columns compensate.
 
 Letters: O output features, I input features, G parts, X columns of one part, S removed columns, K kept columns.
 """

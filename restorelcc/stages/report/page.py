@@ -67,7 +67,7 @@ def slug(group: Group) -> str:
 
 
 def page(results: Results, figures: list[Figure], config: ReportConfig, stages: tables.Table) -> str:
-    """The whole page. stages: seconds of each stage, as far as they are known."""
+    """The whole page. stages: seconds of each stage, if they are known."""
     environment = Environment(
         loader=PackageLoader("restorelcc.stages.report", "templates"),
         autoescape=True,

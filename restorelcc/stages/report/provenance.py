@@ -1,4 +1,4 @@
-"""Where the numbers come from, and how to get them again."""
+"""Where the numbers come from, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def packages(results: Results) -> Table:
 
 
 def data_rows(results: Results) -> Table:
-    """What became of every row of the models' data."""
+    """How many rows of the models' data were used, shortened or skipped."""
     return [
         {"data of": f"{model}, {role}", "source": str(origin["source"]), "read": f"{origin['rows']['read']:,}"}
         | {name: f"{origin['rows'][name]:,}" for name in ("used", "shortened")}

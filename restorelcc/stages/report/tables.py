@@ -48,7 +48,7 @@ def size_text(size: float | None) -> str:
 
 
 def summary(rows: list[Row], decimals: int) -> Table:
-    """Every row as a person reads it, and below an adapter what is left of it once it is merged."""
+    """Every row for a reader; below an adapter, a row for each way of merging it."""
     table = []
     for row in rows:
         table.append(_summary_columns(row, decimals))
@@ -204,7 +204,7 @@ def won_back(row: Row) -> bool:
 
 
 def nothing_won(rows: list[Row], decimals: int) -> list[str]:
-    """A plain sentence for every row that won nothing back, or nothing beyond doubt."""
+    """A plain sentence for every row that recovered nothing, or nothing beyond doubt."""
     return [
         f"{row['what']}: nothing was recovered{' beyond doubt' if row['recovered'] > 0 else ''}: "
         f"{percent(row['recovered'], decimals)} % {_interval_in_words(row['ci95'], decimals)}."
