@@ -11,7 +11,7 @@ from restorelcc.base.errors import ending
 DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait spin by default: beside another busy process a step then takes twenty times as long.
+    # Waiting threads spin by default: with another busy process, a step then takes twenty times as long.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Arrow's own pool keeps what it has had: writing activations then takes three times the memory in use.
     "ARROW_DEFAULT_MEMORY_POOL": "system",

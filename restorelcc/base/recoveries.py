@@ -8,8 +8,8 @@ from typing import Literal
 
 from restorelcc.base.errors import BadInput
 
-# What goes to whoever runs the model: biases for the pruned checkpoint, another sparse checkpoint, or an adapter to put
-# beside it, which fills the zeros when it is merged.
+# What goes to whoever runs the model: biases for the pruned checkpoint, another sparse checkpoint, or an adapter for
+# it, which fills the zeros when it is merged.
 Ships = Literal["biases", "checkpoint", "adapter"]
 
 

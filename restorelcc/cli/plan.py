@@ -63,7 +63,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
     for stage, pruning, runs, cost in _costs(params, cells, network, shapes, work, dtype, stored, device.type):
         libraries = LIBRARIES[stage.split("_")[0]]
         seconds = runs * (cost.seconds / rate + 5)  # a stage is a process, which takes seconds to start
-        # On a GPU the model is there, and what lies beside it on the host is the libraries with the GPU's own.
+        # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
         on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", *off_gpu)
         memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})

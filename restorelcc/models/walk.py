@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import blocks_of
 
-# What one block received beside the hidden state, for one batch.
+# What one block received in addition to the hidden state, for one batch.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from restorelcc.base.errors import BadInput
 
-# Where a key stands (* is any), its old name and the new one.
+# The path of a key (* is any), its old name and the new one.
 RENAMED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("grid",), "baseline", "recovery"),
     ((), "baseline", "recover"),

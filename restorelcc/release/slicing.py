@@ -20,7 +20,7 @@ from restorelcc.models.architectures import blocks_of, family_of, linear_of
 from restorelcc.sparsity.structure import HeadGroups, head_groups, removed_parts
 
 # The same computation where no linear has a bias, in a class that takes any number of heads: its model_type, and what
-# its config needs beside the keys that both have.
+# its config needs in addition to the keys that both have.
 _SAME_WITHOUT_BIASES: dict[str, tuple[str, dict[str, Any]]] = {"llama": ("mistral", {"sliding_window": None})}
 # Keys of these configs that say nothing of a model without biases.
 _ABOUT_BIASES = ("attention_bias", "mlp_bias", "pretraining_tp")

@@ -40,7 +40,7 @@ from restorelcc.stages.capture.capture import (
 )
 from restorelcc.stages.capture.parts import PartReader, finished_part, mark_of, part_folder, write_part
 
-LARGE_BUFFER = 2 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for
+LARGE_BUFFER = 2 * 2**20  # bytes; for smaller buffers, asking the system again would take longer than their use
 _PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from restorelcc.base.errors import BadInput
 
-_STOCK = 3  # items rendered of a task of lm-eval; of one's own all
+_STOCK = 3  # items rendered of a task of lm-eval; of a user's task all are
 _UNREAD = {"__pycache__", ".ipynb_checkpoints"}  # folders that lm-eval passes over
 _NEEDS = (
     "a task file is a .yaml with at least task, dataset_path, a test_split or validation_split, doc_to_text and "

@@ -117,7 +117,7 @@ def _merged(asked: Asked, before: Asked | None) -> Asked:
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
     task = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # The file's data path counts from the project's folder; here the data lie beside the file.
+    # The file's data path is relative to the project's folder; here the data are next to the file.
     task["dataset_kwargs"] = {"data_files": {"test": str(path.with_suffix(".parquet"))}, "cache_dir": cache}
     return task
 
