@@ -171,7 +171,7 @@ def compensate(
     encoded = [encode_pair(tokenizer, row["question"], row["response"], config.max_tokens) for row in pairs]
     held = max(1, round(valid_share * len(encoded)))
     if len(encoded) < 2 or held >= len(encoded):
-        raise BadInput(f"{len(encoded)} pairs leave none to train on beside {held} for validation: give more pairs")
+        raise BadInput(f"{len(encoded)} pairs leave none to train on after {held} for validation: give more pairs")
     directions_PDD = torch.stack([components.directions[layer, head] for layer, head in heads])
     initial = HeadCompensation(directions_PDD, heads, initial_std=config.initial_std, seed=config.seed)
     task = Pairs(encoded[:-held], encoded[-held:], tokenizer.pad_token_id or 0)

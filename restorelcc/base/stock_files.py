@@ -60,6 +60,6 @@ def check_stock(folder: Path) -> None:
     found = remote_code(folder)
     if found is not None:
         raise BadInput(
-            f"{folder / found} asks for code of its own (auto_map), which is never run here: give a checkpoint of a "
+            f"{folder / found} asks for custom code (auto_map), which is never run here: give a checkpoint of a "
             "class that transformers has, or remove auto_map if it is one already"
         )

@@ -63,7 +63,7 @@ class Family:
         """The path of a linear given by its path or by the last part of it. Raises BadInput, listing the known ones."""
         matches = [path for path in self.linears if name in (path, path.rpartition(".")[2])]
         if len(matches) != 1:
-            raise BadInput(f"{name!r} is no linear layer of this model family: it has {', '.join(self.linears)}")
+            raise BadInput(f"{name!r} is not a linear layer of this model family: it has {', '.join(self.linears)}")
         return matches[0]
 
 

@@ -98,7 +98,7 @@ def check_remote(repo: Any, name: str) -> None:
 def _check_folder(path: Path) -> None:
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
-        raise NotADirectoryError(f"{existing} is no folder")
+        raise NotADirectoryError(f"{existing} is not a folder")
 
 
 def _connect(endpoint: str) -> None:

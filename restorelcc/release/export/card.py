@@ -116,7 +116,7 @@ def _content(record: dict[str, Any]) -> str:
         f"exactly zero{patterns}.",
         f"- Compensation: {len(route['folded'])} biases carry it ({route['name']}); {route['added_parameters']:,} "
         "parameters were added.",
-        "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no code of its own, safetensors only.",
+        "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
         "- `restorelcc.json` records what it was made from, with digests; `restorelcc verify` checks it.",
     ]
     if route["relabelled_from"]:

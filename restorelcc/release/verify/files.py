@@ -25,7 +25,7 @@ def check_stock_only(folder: Path) -> str:
         raise Violation(f"{folder / foreign[0]} is {kind}: a stock checkpoint holds none, and none is ever loaded here")
     asking = remote_code(folder)
     if asking is not None:
-        raise Violation(f"{folder / asking} asks for code of its own (auto_map): a stock checkpoint needs none")
+        raise Violation(f"{folder / asking} asks for custom code (auto_map): a stock checkpoint needs none")
     return "safetensors, JSON and tokenizer only"
 
 

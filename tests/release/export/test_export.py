@@ -204,7 +204,7 @@ def _damaged(folder: Path, how: str) -> None:
     [
         ("truncated", "cut short"),
         ("pickle", "pytorch_model.bin, a pickle, which is never loaded"),
-        ("auto_map", r"code of its own \(auto_map\)"),
+        ("auto_map", r"custom code \(auto_map\)"),
         ("shape", r"its config.json says \(28, 16\): the checkpoint is damaged"),
         ("no weights", "holds no .safetensors file"),
     ],

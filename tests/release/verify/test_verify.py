@@ -144,7 +144,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (_break_pattern, rf"{WEIGHT} no longer has the pattern 2:4"),
     (_change_bias, r"layers.0.self_attn.o_proj.bias has another content"),
     (lambda f: _edit_config(f, attention_bias=False), r"config.json has been changed since it was written"),
-    (lambda f: _edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config.json asks for code of its own"),
+    (lambda f: _edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config.json asks for custom code"),
     (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     (lambda f: (f / "modeling.py").write_text("import os"), "modeling.py is a program"),
     (_pickle, "pytorch_model.bin is a pickle"),
