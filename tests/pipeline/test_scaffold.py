@@ -134,7 +134,7 @@ def test_a_repository_that_is_there_is_used_and_its_ignore_files_added_to(tmp_pa
         other = tmp_path / name.partition(".")[0]
         other.mkdir()
         (other / name).touch()
-        with pytest.raises(BadInput, match=f"has {name} already"):
+        with pytest.raises(BadInput, match=f"already has {name}"):
             CliRunner().invoke(app, ["init", str(other)], catch_exceptions=False)
         assert [path.name for path in other.iterdir()] == [name]
 
