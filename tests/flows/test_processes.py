@@ -96,7 +96,7 @@ def test_a_broken_lock_file_gives_way_to_the_committed_one(tmp_path: Path, broke
     assert heal(tmp_path) is None
     lock = tmp_path / "dvc.lock"
     lock.write_text(broken)
-    assert "is gone" in str(heal(tmp_path))
+    assert "has been removed" in str(heal(tmp_path))
     assert not lock.exists()
     lock.write_text(whole)
     assert heal(tmp_path) is None
