@@ -1,6 +1,6 @@
 """The method on models in memory, for notebooks: prune, capture, extract, probe, compensate, fold, attach.
 
-Thin over the same functions that the stages run; nothing is written unless a path is given.
+Thin layers over the functions that the stages run; nothing is written unless a path is given.
 
 Letters: L layers, H heads, D head dim, N samples, R roles, X = H*D.
 """
@@ -171,7 +171,7 @@ def compensate(
     encoded = [encode_pair(tokenizer, row["question"], row["response"], config.max_tokens) for row in pairs]
     held = max(1, round(valid_share * len(encoded)))
     if len(encoded) < 2 or held >= len(encoded):
-        raise BadInput(f"{len(encoded)} pairs leave none to train on beside {held} for validation: give more pairs")
+        raise BadInput(f"{len(encoded)} pairs leave none to train on after {held} for validation: give more pairs")
     directions_PDD = torch.stack([components.directions[layer, head] for layer, head in heads])
     initial = HeadCompensation(directions_PDD, heads, initial_std=config.initial_std, seed=config.seed)
     task = Pairs(encoded[:-held], encoded[-held:], tokenizer.pad_token_id or 0)
@@ -220,7 +220,7 @@ class Attached:
 def attach(model: PreTrainedModel, compensation: Compensation | Tensor | Path | str) -> Attached:
     """Add a compensation (or its file) to the model by hooks: any family, no tensor changed, `.remove()` takes it off.
 
-    This is the way for classes that no stock checkpoint can carry it in.
+    Use this for classes whose stock checkpoints cannot carry a compensation.
     """
     return Attached(model, _loaded(compensation))
 

@@ -1,6 +1,6 @@
-"""What every stage takes in memory, disk and time, by arithmetic on a model's shapes; no weight is loaded.
+"""The memory, disk and time that every stage needs, computed from a model's shapes; no weight is loaded.
 
-Memory is the peak of the process: what Python and the libraries take, the weights, and what is alive beside them at
+Memory is the peak of the process: Python and the libraries, the weights, and everything else that is alive at
 once. Time counts floating point operations against what this machine was measured to do a second.
 
 Letters: N samples, T tokens, L layers, H heads, D head dim, X = H*D, M model width, F FFN width, V vocabulary.
@@ -179,7 +179,7 @@ def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -
 
 
 def needs_model(config: ProbeConfig) -> bool:
-    """Whether the probe loads the pruned model, beside the activations."""
+    """Whether the probe loads the pruned model as well as the activations."""
     return bool({"gradient", "causal"} & set(config.scores))
 
 

@@ -1,4 +1,4 @@
-"""What a remote and the run-cache hold of a project: brought back, stage by stage, without computing anything."""
+"""Restore a project's results from a remote and the run-cache, stage by stage, without computing anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from restorelcc.pipeline.lockfile import heal
 
 
 def mend(repo: Any, root: Path) -> str | None:
-    """Heal dvc.lock; what was done, or None where nothing had to be."""
+    """Repair dvc.lock. Returns what was done, or None if nothing was needed."""
     from dvc.repo import lock_repo
 
     with lock_repo(repo):
@@ -20,7 +20,7 @@ def mend(repo: Any, root: Path) -> str | None:
 
 
 def lost_files(root: Path) -> list[str]:
-    """Outputs that dvc.lock names and the local cache lacks: after a fetch, what the remote could not give."""
+    """Outputs that dvc.lock names and the local cache lacks: after a fetch, those that the remote does not have."""
     from dvc.repo import lock_repo
 
     with opened(root) as repo, lock_repo(repo):
@@ -90,6 +90,6 @@ def opened(root: Path) -> Any:
     try:
         return Repo(str(root.resolve()), _wait_for_lock=True)
     except NotDvcRepoError as error:
-        raise BadInput(f"{root.resolve()} is no DVC project: run in the project's folder or give --root") from error
+        raise BadInput(f"{root.resolve()} is not a DVC project: run in the project's folder or give --root") from error
     except DvcException as error:
         raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error

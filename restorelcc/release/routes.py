@@ -1,4 +1,4 @@
-"""How a stock checkpoint takes a compensation up: which class it is written as, and which of its biases carry what.
+"""How a stock checkpoint carries a compensation: the class it is written as, and what each of its biases carries.
 
 Letters: L layers, H heads, G key/value heads, D head dim, X = H*D.
 """
@@ -27,7 +27,7 @@ _ALTERNATIVE = (
 
 @dataclass(frozen=True)
 class Route:
-    """What is written: a config, and the compensation as that class takes it up.
+    """What is written: a config, and the compensation as that class carries it.
 
     `biased`: paths of the linears that have a bias in every block of the written checkpoint; those that nothing is
     folded into keep the bias they have, or get zeros.
@@ -148,7 +148,7 @@ def _on_values(config: PretrainedConfig, compensation: Compensation, layout: Hea
     if not bool((offset_LGHD == shared_LGD[:, :, None]).all()):
         return (
             f"the bias of {values} can carry a compensation only when all query heads that share a key/value head "
-            "have the same offset, which these have not"
+            "have the same offset, which is not the case here"
         )
     sites = dict(compensation.sites)
     for layer in compensation.head_layers():

@@ -40,7 +40,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     for named in (
         "versions/ has 0.1: run `restorelcc versions`",
         "1 scratch folders of killed stages: rm -r",
-        "dvc.lock was broken and is gone",
+        "dvc.lock was broken and has been removed",
         f"{cached.name} was altered, and a push would spread it",
         "its files are not verified: dvc remote modify share verify true",
         "no Prefect server answers at http://127.0.0.1:9/api",

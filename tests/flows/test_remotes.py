@@ -155,7 +155,7 @@ BAD = [
     (["share", "ssh://me:secret@host/path"], "holds a password"),
     (["share", "s3://"], "names no bucket"),
     (["share", "folder", "--endpoint", "http://x"], "--endpoint is the address of an S3 server"),
-    (["push", "--root", "/"], "is no DVC project"),
+    (["push", "--root", "/"], "is not a DVC project"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What the report shows beside the numbers, copied from the artifacts of a cell, so that it cannot be another cell's.
+"""Further data for the report, copied from the artifacts of a cell, so that they cannot be another cell's.
 
 Letters: L layers, H heads, D head dim.
 """

@@ -1,4 +1,4 @@
-"""How much memory pruning a model takes, from its shapes alone.
+"""The memory that pruning a model needs, computed from its shapes alone.
 
 Letters: N tokens of a batch, K sampled tokens, M model width, O output features, I input features.
 """
@@ -20,7 +20,7 @@ _LIBRARIES = 64 * 2**20  # bytes that the libraries' kernels take when they firs
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBudget:
-    """Bytes that are needed at once, beside what Python, torch and the model's code take before anything runs."""
+    """Bytes that are needed at once, in addition to Python, torch and the model's code."""
 
     outside_blocks: int  # embeddings, last norm, output head
     block: int  # one block's weights

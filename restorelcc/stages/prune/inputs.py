@@ -1,4 +1,4 @@
-"""What a block's linears receive during calibration: sums of squares, Gram matrices, and a sample of whole inputs.
+"""Statistics of the inputs of a block's linears during calibration: squares, Gram matrices, sampled inputs.
 
 Letters: N tokens, K sampled tokens, I input features.
 """

@@ -164,7 +164,7 @@ def _checked(
     inputs: InputStatistics,
 ) -> PrunedTensor:
     found, spare = int((pruned_OI == 0).sum()), int((dense_OI == 0).sum())
-    # Weights that were zero before may stay beside those that were removed.
+    # Weights that were zero before may be kept zero in addition to those removed.
     if not wanted <= found <= wanted + spare:
         raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
     error = output_error(dense_OI, pruned_OI, inputs.sampled_KI(name))

@@ -1,4 +1,4 @@
-"""Structured pruning of one block: which heads and channels go, and what becomes of its linears.
+"""Structured pruning of one block: chooses the heads and channels to remove, and updates the linears.
 
 Letters: O output features, I input features, G removable parts, X columns of one part.
 """

@@ -1,4 +1,4 @@
-"""The report as Markdown: what the page says, without its figures."""
+"""The report as Markdown: the text of the page, without its figures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _chapter(group: Group, decimals: int) -> list[str]:
 
 
 def degenerate(rows: list[dict]) -> list[dict]:
-    """Rows whose model does not write any more."""
+    """Rows whose model no longer writes sensible text."""
     return [row for row in rows if (row["generation"] or {}).get("degenerate")]
 
 
