@@ -9,6 +9,7 @@ from restorelcc.stages.report.tables import (
     Table,
     comparison_note,
     cost_columns,
+    how_pruned,
     layer_table,
     not_averaged,
     nothing_won,
