@@ -25,6 +25,7 @@ from restorelcc.compensation.fold import check_class_carries
 from restorelcc.compensation.fold import fold as fold_in_place
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
+from restorelcc.models.biases import give_zero_biases
 from restorelcc.models.heads import HeadLayout, chosen_count, main_component
 from restorelcc.models.text import context_length, encode_contrasts, encode_pair
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
@@ -86,11 +87,14 @@ def prune(
 ) -> list[PrunedTensor]:
     """Prune the model in place: `wanda-0.5`, `sparsegpt-2of4`, ... (docs/pruning.md), calibrated on texts.
 
-    settings: fields of the `prune` section of params.yaml. Returns zeros and output error of every weight.
+    settings: fields of the `prune` section of params.yaml. `refined` gives biases to the linears whose class can carry
+    one, and turns them on in model.config. Returns zeros and output error of every weight.
     """
-    config = PruneConfig(**settings)
+    config, parsed = PruneConfig(**settings), parse_pruning(pruning)
+    if parsed.pruner == "refined" and config.refined.bias:
+        give_zero_biases(model)
     batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
-    return prune_model(model, parse_pruning(pruning), batches, config)
+    return prune_model(model, parsed, batches, config)
 
 
 def capture(

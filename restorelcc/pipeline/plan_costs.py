@@ -136,6 +136,14 @@ def prune_cost(
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)
+    if pruning.pruner == "refined":  # Gram matrices, and a product of weight and Gram matrix for each of some 40 steps
+        pairs = (
+            (shapes.width, 3 * shapes.joined),
+            (shapes.joined, shapes.width),
+            (shapes.width, 2 * shapes.ffn),
+            (shapes.ffn, shapes.width),
+        )
+        flops += shapes.layers * sum(2 * tokens * i**2 + 80 * o * i**2 for i, o in pairs)
     budget = memory_budget(model, pruning, config, dtype).total
     return Cost(memory=budget, disk=shapes.parameters * stored, seconds=flops)
 

@@ -18,7 +18,7 @@ from restorelcc.models.tensors import read_tensors
 def pruning_details(pruned: Path) -> dict[str, Any]:
     """Sparsity and reconstruction error of every layer, and what the pruning was calibrated on."""
     sparsity = read_json(pruned / "sparsity.json")
-    return {"layers": sparsity["layers"], "calibration": sparsity.get("calibration")}
+    return {key: sparsity.get(key) for key in ("layers", "calibration", "refined")}
 
 
 def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:

@@ -37,6 +37,10 @@ class StructuredPruner:
         ends = (self._family.out_proj, self._family.ffn_out)
         return [name for name in linears if name.endswith(tuple(f".{end}" for end in ends))]
 
+    def moves_constant(self, linear: nn.Linear) -> bool:
+        """No: what is removed as a whole is made up for by the columns that stay."""
+        return False
+
     def prune(
         self, layer: int, linears: dict[str, nn.Linear], inputs: InputStatistics
     ) -> Iterator[tuple[str, Tensor, int]]:

@@ -112,7 +112,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "summary": tables.summary(rows, decimals),
         "picks": tables.picks(rows, decimals),
         "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
-        "unchanged": tables.unchanged(rows),
+        "unchanged": [*tables.unchanged(rows), *tables.how_pruned(group)],
         "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
         "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],
         "perplexity": [tables.perplexity_columns(row) for row in rows],

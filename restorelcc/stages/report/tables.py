@@ -197,6 +197,23 @@ def verdict(rows: list[Row], decimals: int) -> str:
     )
 
 
+def how_pruned(group: Group) -> list[str]:
+    """One sentence on what `refined` did, with the parts that were left out; empty for the other pruners."""
+    refined = group.detail("refined")
+    if not refined:
+        return []
+    centred = refined["bias"] and refined["centred"]
+    steps = [f"the mask starts from {'Wanda' if refined['start'] == 'wanda' else 'SparseGPT'}"]
+    if refined["swaps"]:
+        steps.append("is improved by exchanging kept weights with removed ones while that lowers a layer's error")
+    if refined["update"]:
+        steps.append("the surviving weights are fitted to it by least squares")
+    if refined["bias"]:
+        steps.append("biases take up the constant part of what is lost")
+    about = ", all of it by statistics about the mean" if centred else ""
+    return [f"How it was pruned: {', '.join(steps[:-1])}{' and ' if len(steps) > 1 else ''}{steps[-1]}{about}."]
+
+
 def won_back(row: Row) -> bool:
     """Whether a share of the lost accuracy was recovered beyond doubt: above zero with all of its interval."""
     low = (row["ci95"] or [None])[0]
