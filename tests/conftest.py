@@ -7,10 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: pruning collects garbage after every block, which would look through all of it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
