@@ -19,6 +19,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def stock_forks() -> Iterator[None]:
+    """The process that `verify` starts, which knows transformers alone, is a fork of one that has imported it."""
+    from tests.fresh import verify_in_forks
+
+    with verify_in_forks():
+        yield
+
+
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The socket of the one process whose forks are the stages of projects that share imports."""

@@ -13,12 +13,13 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 STOCK = ("torch", "transformers.models.auto.modeling_auto", "transformers.modeling_utils", "safetensors.torch")
 MODELS = ("llama", "mistral")
@@ -53,6 +54,15 @@ def stock_logits(folder: Path, tokens: list[list[int]]) -> tuple[Any, list[str]]
     return model(input_ids=torch.tensor(tokens)).logits.detach().numpy(), own_modules()
 
 
+@contextmanager
+def verify_in_forks() -> Iterator[None]:
+    """The process that `verify` starts, which knows transformers alone, is such a fork."""
+    from restorelcc.release.verify import logits
+
+    with mock.patch.object(logits, "subprocess", SimpleNamespace(run=run_script)):
+        yield
+
+
 def run_script(command: list[str], *, cwd: str, **_: object) -> SimpleNamespace:
     """subprocess.run of `python -P SCRIPT ARGUMENTS`, in such a process."""
     done = SimpleNamespace(returncode=0, stdout="", stderr="")
@@ -68,6 +78,8 @@ def _script(command: list[str], folder: str) -> tuple[int, str]:
         try:
             runpy.run_path(command[0], run_name="__main__")
             assert not own_modules()
+        except SystemExit as end:
+            return 1, f"{said.getvalue()}{end.code}\n"
         except BaseException:
             traceback.print_exc()
             return 1, said.getvalue()
