@@ -47,7 +47,7 @@ def _bare_environment(folder: Path) -> set[str]:
 def test_the_benchmark_runs_with_torch_transformers_and_safetensors_alone(tmp_path: Path) -> None:
     packages = _bare_environment(tmp_path)
     assert {"torch", "transformers", "safetensors"} <= packages and not {"accelerate", "pyarrow", "datasets"} & packages
-    sizes = ["--samples", "8", "--train", "16", "--sequences", "4", "--length", "64", "--slice", "8"]
+    sizes = ["--samples", "8", "--train", "8", "--sequences", "4", "--length", "64", "--slice", "8"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         # -S: no site-packages but the links

@@ -14,6 +14,8 @@ from tests import pico
 from tests.dag import ROOT
 from tests.stages.prune.project import words
 
+pytestmark = pytest.mark.usefixtures("known_tasks")
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from restorelcc.__main__ import main
 from restorelcc.base.errors import BadInput
 from restorelcc.cli.app import app
 from restorelcc.cli.export import size_in_bytes
-from tests.dag import ROOT
 from tests.release.export.restored import Pair, pair_of
 
 
@@ -68,7 +64,9 @@ def test_sizes_are_read_as_people_write_them() -> None:
             size_in_bytes("--size", text)
 
 
-def test_one_flipped_zero_ends_verify_with_1_and_the_tensors_name(pair: Pair, tmp_path: Path) -> None:
+def test_one_flipped_zero_ends_verify_with_1_and_the_tensors_name(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     _run("export", "--pruned", pair.pruned, "--compensation", pair.compensation, "--out", out)
     import torch
@@ -79,9 +77,12 @@ def test_one_flipped_zero_ends_verify_with_1_and_the_tensors_name(pair: Pair, tm
     value = stored.read()
     value[tuple(torch.nonzero(value == 0)[-1])] = 1e-3
     stored.overwrite(value)
-    environment: Any = os.environ | {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"}
-    command = [sys.executable, "-m", "restorelcc", "verify", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.startswith("restorelcc: failed: model.layers.2.self_attn.v_proj.weight has")
-    assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+    monkeypatch.setattr("sys.argv", ["restorelcc", "verify", str(out)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("restorelcc: failed: model.layers.2.self_attn.v_proj.weight has")
+    assert said.count("\n") == 1

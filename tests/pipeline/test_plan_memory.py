@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.plan_memory import PROJECTS, measured_peak, peaks, planned_peaks, random_project
+from benchmarks.plan_memory import PROJECTS, PRUNING, measured_peak, peaks, random_project
 from restorelcc.__main__ import main
 
 
 def test_the_planned_peak_of_a_small_model_is_within_30_percent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = random_project(tmp_path, width=768, ffn=2048, layers=6)
     monkeypatch.chdir(tmp_path)
-    for stage in ("corpus", "dense"):
-        monkeypatch.setattr("sys.argv", ["restorelcc", stage, "--model", model])
+
+    def said(*command: str) -> str:
+        monkeypatch.setattr("sys.argv", ["restorelcc", *command, "--model", model])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             main()
         assert not end.value.code
+        return capsys.readouterr().out
+
+    for stage in ("corpus", "dense"):
+        said(stage)
     weights = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert weights > 100 * 2**20, "it counts beside the libraries"
-    measured, planned = measured_peak(tmp_path, "capture_dense", model), planned_peaks(tmp_path, model)["capture_dense"]
-    assert planned == pytest.approx(measured, rel=0.3)
+    stages = json.loads(said("plan", "--pruning", PRUNING, "--json"))["stages"]
+    planned = {row["stage"]: row["memory"] for row in stages}
+    measured = measured_peak(tmp_path, "capture_dense", model)
+    assert planned["capture_dense"] == pytest.approx(measured, rel=0.3)
 
 
 @pytest.mark.slow

@@ -1,8 +1,5 @@
 """masked == sliced, for every family whose class can express it; the others are refused with the reason."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from restorelcc.release.slicing import plan_slicing, sliced
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
+from tests.fresh import fresh, stock_logits
 from tests.zeros import heads_removed_per_layer
 
 CUTTABLE = [family for family in pico.FAMILIES if FAMILIES[family].free_head_dim]
@@ -129,21 +127,9 @@ def test_a_llama_with_a_number_of_heads_it_may_not_have_becomes_the_equivalent_m
     assert smaller.config.intermediate_size == slicing.channels
     torch.testing.assert_close(_logits(smaller), _logits(model), atol=1e-5, rtol=0)
     smaller.save_pretrained(tmp_path)
-    torch.testing.assert_close(_logits_in_a_fresh_process(tmp_path), _logits(model), atol=1e-5, rtol=0)
-
-
-def _logits_in_a_fresh_process(folder: Path) -> torch.Tensor:
-    """Logits by transformers alone, in a process that has never seen this project's code."""
-    torch.save(pico.tokens(length=16), folder / "tokens.pt")
-    program = (
-        "import sys, torch, transformers as t; f = sys.argv[1]\n"
-        "m, r = t.AutoModelForCausalLM.from_pretrained(f, output_loading_info=True)\n"
-        "assert not r['missing_keys'] and not r['unexpected_keys'], r\n"
-        "torch.save(m(input_ids=torch.load(f + '/tokens.pt')).logits.detach(), f + '/logits.pt')"
-    )
-    command = [sys.executable, "-c", program, str(folder)]
-    subprocess.run(command, check=True, cwd=folder, env=os.environ | {"PYTHONPATH": ""})
-    return torch.load(folder / "logits.pt", weights_only=True)
+    stock, own = fresh(stock_logits, tmp_path, pico.tokens(length=16).tolist())
+    assert not own, "a process that has never seen this project's code"
+    torch.testing.assert_close(torch.from_numpy(stock), _logits(model), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("why", ["asked to", "biased"])

@@ -19,6 +19,7 @@ from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.verify.logits import Loaded, load_fresh
 from tests import pico
+from tests.fresh import verify_in_forks
 from tests.release.export.restored import heads_of, pruned_model, sites_of, write_pair
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -66,7 +67,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, torch.
         folder = root / str(number) / "out"
         record = export_checkpoint(pair.pruned, pair.compensation, folder, ExportOptions(max_shard_bytes=8_000))
         made[family, dtype] = (folder, pair.pruned, record, *_in_memory(model, compensation))
-    loaded = load_fresh([(folder, pico.tokens().tolist()) for folder, *_ in made.values()])
+    with verify_in_forks():
+        loaded = load_fresh([(folder, pico.tokens().tolist()) for folder, *_ in made.values()])
     return {case: Exported(*values, found) for (case, values), found in zip(made.items(), loaded, strict=True)}
 
 

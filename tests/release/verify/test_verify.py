@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from restorelcc.compensation.file import write_compensation
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.provenance import RECORD
-from restorelcc.release.verify import fresh
 from restorelcc.release.verify import logits as logits_module
 from restorelcc.release.verify.files import Violation
 from restorelcc.release.verify.verify import subject, verify
@@ -50,18 +48,6 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load in this process what verify loads in a fresh one: the same code, without importing transformers again."""
-
-    def run(command: list[str], **_: object) -> SimpleNamespace:
-        for request in json.loads(Path(command[-1]).read_text()):
-            fresh.answer(request)
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(logits_module.subprocess, "run", run)
-
-
 def _run(folder: Path, against: Path | None = None, compensation: Path | None = None) -> dict[str, str]:
     return dict(verify(subject(folder, against, compensation)))
 
@@ -73,12 +59,12 @@ def test_an_export_is_verified_by_itself(whole: Path) -> None:
     assert "2:4, 4:8" in found["tensors"]
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("stock_forks")
 def test_an_export_is_verified_against_its_parents(whole: Path, pair: Pair) -> None:
     assert _run(whole, pair.pruned, pair.compensation)["against"].endswith("2 biases folded")
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("stock_forks")
 def test_a_cut_export_is_verified_against_the_parent_that_it_remembers(tmp_path: Path) -> None:
     model = pico.pico("llama", intermediate_size=48)
     prune_model(model, parse_pruning("slimgpt-0.45"), [pico.tokens()], PruneConfig())
@@ -89,7 +75,7 @@ def test_a_cut_export_is_verified_against_the_parent_that_it_remembers(tmp_path:
     assert "not compared: heads were cut out" in _run(tmp_path / "out")["logits"]
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("stock_forks")
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma3_text", "qwen2", "opt"])
 def test_other_families_are_verified_in_bfloat16(family: str, tmp_path: Path) -> None:
     pair = pair_of(tmp_path, family, torch.bfloat16)
@@ -168,7 +154,7 @@ def _forget(folder: Path) -> None:
     (folder / RECORD).unlink()
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("stock_forks")
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -203,7 +189,7 @@ def test_a_zero_that_became_a_weight_is_seen_even_when_the_record_was_made_to_ag
         _run(copy, pair.pruned, pair.compensation)
 
 
-@pytest.mark.usefixtures("in_process")
+@pytest.mark.usefixtures("stock_forks")
 def test_parents_that_changed_are_named_and_those_that_are_gone_are_told(pair: Pair, tmp_path: Path) -> None:
     for name in ("pruned", "compensation.safetensors"):
         source = pair.pruned.parent / name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
-import time
+import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +24,6 @@ from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import capture_heads, response_samples
 from restorelcc.stages.capture.stage import run_dense, run_pruned
 from tests import pico
-from tests.dag import ROOT
 from tests.stages.capture.project import CELL, CONFIG, ENTRY, capture, project, tuples, write_tuples
 
 SHAPE = HeadLayout(pico.LAYERS, pico.HEADS, pico.HEAD_DIM)
@@ -69,55 +68,58 @@ def test_the_token_budget_changes_no_more_than_rounding(tmp_path: Path) -> None:
     )
 
 
-def _child(root: Path) -> None:
-    os.environ["RESTORELCC_PROGRESS"] = "0"
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def _killed_before(root: Path, last: int | None, counted: Path) -> None:
+    """In a fork: capture, and die before the change number `last` below root; how many there were, in a file."""
+    changes = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal changes
+        opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (opened or event in CHANGES) and str(arguments[0]).startswith(str(root)):
+            changes += 1
+            if changes == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
     run_dense(Cell("pico"), CONFIG, ENTRY, Layout(root))
+    counted.write_text(str(changes))
 
 
-def test_killed_at_five_random_moments_it_goes_on_and_ends_byte_identical(
+def test_killed_at_any_point_it_goes_on_and_ends_byte_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = project(tmp_path, count=150)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # else the server finds no module of the tests, and says nothing
-    # A server that has imported everything once forks the processes that are killed.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.stages.capture.test_stage"])
+    """Points are changes on disk: of the first parts, of later ones, and each of the last, which publish the layers."""
+    monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
+    layout, counted = project(tmp_path / "project"), tmp_path / "changes"
 
-    def started() -> multiprocessing.process.BaseProcess:
-        process = processes.Process(target=_child, args=(tmp_path,))
+    def ended(last: int | None) -> int:
+        process = multiprocessing.get_context("fork").Process(target=_killed_before, args=(layout.root, last, counted))
         process.start()
-        return process
-
-    begin = time.perf_counter()
-    for _ in range(2):  # the first also starts the server
-        begin = time.perf_counter()
-        whole = started()
-        whole.join()
-        assert whole.exitcode == 0
-    seconds = time.perf_counter() - begin
-    folder, rng, killed, resumed = layout.dense_activations(CELL), random.Random(7), 0, 0
-    expected = _contents(folder)
-    for attempt in range(40):
-        process = started()
-        # Later and later: beside other work a run takes longer than the one that was timed.
-        time.sleep(rng.uniform(0.02, 0.95) * seconds * (1 + attempt / 10))
-        process.kill()
         process.join()
-        if process.exitcode == 0:
-            continue
-        assert process.exitcode == -signal.SIGKILL
-        assert _contents(folder) == expected, "what was there before is still there, whole"
-        killed += 1
+        assert process.exitcode is not None
+        return process.exitcode
+
+    assert ended(None) == 0
+    folder, resumed = layout.dense_activations(CELL), 0
+    expected = _contents(folder)
+    assert ended(None) == 0, "over what is there"
+    total = int(counted.read_text())
+    assert total > 30
+    for last in (1, 2, 7, total // 3, total // 2, *range(total - 9, total + 1)):
+        assert ended(last) == -signal.SIGKILL
+        if folder.exists():
+            assert _contents(folder) == expected, "what was there before is still there, whole"
+        else:  # the moment between two renames
+            (old,) = layout.work.glob("write-*/old-*")
+            assert _contents(old) == expected
         resumed += bool(list(layout.work.glob("capture_dense-pico-*/part-*.npy")))
-        again = started()
-        again.join()
-        assert again.exitcode == 0
+        run_dense(Cell("pico"), CONFIG, ENTRY, layout)
         assert _contents(folder) == expected
-        assert not list(layout.work.glob("capture_dense-*"))
-        if killed >= 5 and resumed:
-            break
-    assert killed >= 5
-    assert resumed
+        assert list(layout.work.iterdir()) == []
+    assert resumed >= 5
 
 
 def test_finished_batches_are_not_computed_again_unless_damaged(

@@ -106,6 +106,7 @@ def test_what_gains_nothing_is_zero_and_said(changes: dict, layout: Layout, caps
     assert f"compensate 0.5: {SAID} (loss 4." in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("stock_forks")
 def test_a_zero_compensation_goes_through_every_later_step(layout: Layout, tmp_path: Path) -> None:
     run(RESTORED, CONFIG, ENTRY, layout)
     run_restored(RESTORED, EVALUATE, ENTRY, layout)

@@ -18,6 +18,8 @@ from tests import pico
 from tests.hub_layout import PLACES, generated_rows, real_rows, write_hub
 from tests.real import real_folder
 
+pytestmark = pytest.mark.usefixtures("known_tasks")
+
 
 def _write_task(folder: Path, count: int) -> list[dict]:
     from restorelcc.stages.corpus.stage import _task

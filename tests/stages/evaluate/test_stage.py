@@ -42,6 +42,8 @@ CONFIG = EvaluateConfig(
     generation=GenerationConfig(prompts=4, new_tokens=8, heldout_tokens=60),
 )
 
+pytestmark = pytest.mark.usefixtures("known_tasks")
+
 
 def _words(count: int, seed: int) -> str:
     return " ".join(f"w{3 + (seed * 17 + n * (7 + seed % 5)) % 60}" for n in range(count))

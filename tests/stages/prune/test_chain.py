@@ -12,8 +12,8 @@ STAGES = {"prune", "capture_pruned", "extract", "probe", "compensate", "evaluate
 
 
 @pytest.mark.slow
-def test_each_pruning_is_one_change_of_the_grid(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project")
+def test_each_pruning_is_one_change_of_the_grid(tmp_path: Path, forked: Path) -> None:
+    project = Project(tmp_path / "project", socket=forked)
     project.set("grid", "pruning", ["sparsegpt-2of4"])
     project.repro()
     elsewhere = tmp_path / "elsewhere"
@@ -21,7 +21,7 @@ def test_each_pruning_is_one_change_of_the_grid(tmp_path: Path) -> None:
     project.set("prune", "external", {"tiny": {"x": {"source": str(elsewhere)}}})
     for pruning, sparsity in (("wanda-4of8", 0.5), ("slimgpt-0.2", 0.2), ("external-x", 0.5)):
         project.set("grid", "pruning", [pruning])
-        ran = project.repro()
+        ran = project.repro() - {"inputs@tiny"}  # it looks at files and computes nothing
         assert {name.split("@")[0] for name in ran} == STAGES
         metrics = json.loads((project.folder / f"data/metrics/tiny/{pruning}/heads-0.25.json").read_text())
         assert metrics["pruning"] == pruning
