@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+from dvc.repo import Repo
+from networkx import topological_sort
 
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
+from tests.flows.in_process import repo_here
 
 STANDIN = Path(__file__).with_name("standin.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
@@ -48,7 +50,7 @@ class LightProject:
         content["grid"] |= {"model": list(names), "recovery": []} | (grid or {})
         self.write_params(content)
         self.sh("git", "init", "--quiet", "--initial-branch", "main")
-        self.sh("dvc", "init", "--quiet")
+        Repo.init(str(folder)).close()
         self.commit("start")
 
     def shipped_params(self) -> dict[str, Any]:
@@ -130,21 +132,17 @@ class LightProject:
         """The real command line, not the stand-in."""
         return self.run(sys.executable, "-m", "restorelcc", *arguments, **environment)
 
-    def repro(self, *options: str) -> list[str]:
-        """`dvc repro`; the stages that were executed by it."""
+    def repro(self) -> list[str]:
+        """`dvc repro`, DVC and the stand-in in this process; the stages that were executed by it."""
         before = len(self.executed())
-        self.sh("dvc", "repro", "--quiet", *options)
+        with repo_here(self.folder, self.environment) as repo:
+            repo.reproduce()
         return self.executed()[before:]
 
     def status(self) -> dict[str, Any]:
         """What `dvc status` finds changed, asked in this process."""
-        from dvc.repo import Repo
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
-            patch.chdir(self.folder)  # names of stages and of files are relative to it
-            with Repo(str(self.folder)) as repo:
-                found: dict[str, Any] = repo.status()
+        with repo_here(self.folder, self.environment) as repo:
+            found: dict[str, Any] = repo.status()
         return found
 
     def would_run(self) -> set[str]:
@@ -153,19 +151,14 @@ class LightProject:
         A stage's outputs change with its parameters, its command and its data, as the stand-in's do: not with its code,
         nor with the version of a package. `inputs` is run, by a call. Not for what the run-cache may bring back.
         """
-        from dvc.repo import Repo
-        from networkx import topological_sort
-
-        running = {name for name in self.status() if name.startswith("inputs@")}
         params = load_params(self.folder / "params.yaml")
-        for name in running:
-            lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
-        status = self.status()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
-            patch.chdir(self.folder)  # names of stages and of files are relative to it
-            with Repo(str(self.folder)) as repo:
-                stages = [(stage.addressing, stage) for stage in reversed(list(topological_sort(repo.index.graph)))]
+        with repo_here(self.folder, self.environment) as repo:
+            running = set(repo.status([f"inputs@{model}" for model in params.grid.model]))
+            for name in running:
+                lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
+        with repo_here(self.folder, self.environment) as repo:
+            status = repo.status()
+            stages = [(stage.addressing, stage) for stage in reversed(list(topological_sort(repo.index.graph)))]
         moved: set[Path] = set()  # outputs that will be others
         for name, stage in stages:
             changes = status.get(name, [])
