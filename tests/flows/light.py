@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 from tests.flows.in_process import repo_here
 
+# Stages enough where a test is about who runs them, when and how often.
+FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 
@@ -36,13 +40,29 @@ class Done:
 class LightProject:
     """The project's pipeline in a git and DVC repository of its own, `restorelcc` replaced by the stand-in."""
 
-    def __init__(self, folder: Path, grid: dict[str, Any] | None = None, models: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        grid: dict[str, Any] | None = None,
+        models: int = 1,
+        stages: Sequence[str] | None = None,
+        code: Sequence[str] | None = None,
+    ) -> None:
+        """`stages`: of dvc.yaml those that stay. `code`: of the code the files that stay, where no process starts.
+
+        All of them, unless told otherwise.
+        """
         self.folder = folder
         folder.mkdir(parents=True)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         for name in ("restorelcc", "flows", "versions"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in [] if code is None else [*folder.glob("restorelcc/**/*.py"), *folder.glob("flows/*.py")]:
+            if path.name != "__init__.py" and str(path.relative_to(folder)) not in code:
+                path.unlink()
+        if stages:
+            (folder / "dvc.yaml").write_text(_only(stages, (ROOT / "dvc.yaml").read_text()))
         self._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
         content = self.shipped_params()
         names = ("tiny", "second", "third")[:models]
@@ -215,6 +235,15 @@ class LightProject:
     def results(self) -> dict[str, object]:
         """What must be the same however the grid is run."""
         return dict(self.artifacts())
+
+
+def _only(stages: Sequence[str], text: str) -> str:
+    """dvc.yaml with some of its stages, their text as it stands."""
+    start, blank, rest = text.partition("stages:\n")
+    body, plots, end = rest.partition("\nplots:\n")
+    kept = [block for block in re.split(r"\n(?=  \w+:\n)", body) if block.strip().partition(":")[0] in stages]
+    assert len(kept) == len(stages)
+    return start + blank + "\n".join(kept) + plots + end
 
 
 def _event(line: str) -> tuple[str, str, int, float]:

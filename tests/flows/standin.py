@@ -2,8 +2,8 @@
 
 Reads from dvc.yaml what the stage reads and writes, and writes outputs that are a digest of the stage's command, its
 parameters, the package versions and every file it depends on. Each start and end is a line in $STANDIN_LOG.
-$STANDIN_FAIL maps stages to an exit code, $STANDIN_SECONDS is how long a stage takes. A command in a process of its own,
-or a call of `main` in the test's.
+$STANDIN_FAIL maps stages to an exit code, $STANDIN_SECONDS is how long a stage takes. It is a command, or a call of
+`main` in the test's own process.
 """
 
 import ctypes
