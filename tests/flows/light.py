@@ -171,14 +171,12 @@ class LightProject:
         A stage's outputs change with its parameters, its command and its data, as the stand-in's do: not with its code,
         nor with the version of a package. `inputs` is run, by a call. Not for what the run-cache may bring back.
         """
-        params = load_params(self.folder / "params.yaml")
-        with repo_here(self.folder, self.environment) as repo:
-            running = set(repo.status([f"inputs@{model}" for model in params.grid.model]))
+        status, stages = self._status_and_stages()
+        if running := {name for name in status if name.startswith("inputs@")}:
+            params = load_params(self.folder / "params.yaml")
             for name in running:
                 lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
-        with repo_here(self.folder, self.environment) as repo:
-            status = repo.status()
-            stages = [(stage.addressing, stage) for stage in reversed(list(topological_sort(repo.index.graph)))]
+            status, stages = self._status_and_stages()
         moved: set[Path] = set()  # outputs that will be others
         for name, stage in stages:
             changes = status.get(name, [])
@@ -196,6 +194,12 @@ class LightProject:
             ):
                 moved |= {Path(out.fs_path) for out in stage.outs}
         return running
+
+    def _status_and_stages(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        """Both as DVC has them; each stage after those that it needs."""
+        with repo_here(self.folder, self.environment) as repo:
+            status = repo.status()
+            return status, [(each.addressing, each) for each in reversed(list(topological_sort(repo.index.graph)))]
 
     def executed(self) -> list[str]:
         """Every execution so far, in order."""
