@@ -2,8 +2,8 @@
 
 Reads from dvc.yaml what the stage reads and writes, and writes outputs that are a digest of the stage's command, its
 parameters, the package versions and every file it depends on. Each start and end is a line in $STANDIN_LOG.
-$STANDIN_FAIL maps stages to an exit code, $STANDIN_SECONDS is how long a stage takes. It is a command, or a call of
-`main` in the test's own process.
+$STANDIN_FAIL maps stages to an exit code; $STANDIN_SECONDS, or a file .slow beside the log, is how long a stage takes.
+It is a command, or a call of `main` in the test's own process.
 """
 
 import ctypes
@@ -123,7 +123,8 @@ def main(arguments, look):
         for part in filled(key, cell).split("."):
             value = value[part]
         parts.append(value)
-    time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
+    slow = Path(os.environ["STANDIN_LOG"]).with_suffix(".slow")
+    time.sleep(float(slow.read_text() if slow.exists() else os.environ.get("STANDIN_SECONDS", "0")))
     failures = json.loads(os.environ.get("STANDIN_FAIL", "{}"))
     code = failures.get(name, failures.get(kind, 0))
     if flag := os.environ.get("STANDIN_FAIL_ONCE"):

@@ -108,7 +108,7 @@ def test_schedules_and_distributed(tmp_path: Path, prefect_home: Path) -> None:
         project.set("dense.pretrain.seed", 9)
         project.commit("more")
         before = len(project.executed())
-        project.environment["STANDIN_SECONDS"] = "30"
+        project.log.with_suffix(".slow").write_text("30")
         project.sh("prefect", "deployment", "run", "restore/now")
         wait_for(lambda: len(project.executed()) > before, "a stage to run")
         current = next(run["id"] for run in runs(project) if run["state_type"] == "RUNNING")
