@@ -203,8 +203,8 @@ def test_an_ended_flow_leaves_nothing_and_a_rerun_runs_only_what_is_missing(
     flow = copy.start(*FLOW, STANDIN_SECONDS="60")
     pid = started(copy, "dense")
     flow.send_signal(number)
-    flow.communicate(timeout=120)
-    wait_for(lambda: not alive(pid) and not left_behind(copy), f"no process left: {left_behind(copy)}", 60)
+    flow.communicate(timeout=600)
+    wait_for(lambda: not alive(pid) and not left_behind(copy), f"no process left: {left_behind(copy)}")
     if number != signal.SIGKILL:
         assert flow.returncode == 130
     copy.repro()

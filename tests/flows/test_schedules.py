@@ -176,18 +176,18 @@ def test_a_scheduled_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves
     often = ("--interval", "3600", "--anchor-date", due, "--timezone", "UTC")
     served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", *often)
     with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "60"}):
-        wait_for(lambda: "dense@tiny" in served.executed()[before:], "a stage of the scheduled run", 120)
+        wait_for(lambda: "dense@tiny" in served.executed()[before:], "a stage of the scheduled run")
         (run,) = [run for run in runs(served) if run["state_type"] == "RUNNING"]
         assert run["auto_scheduled"]
         (deployment,) = post(served, "/deployments/filter", deployments={"name": {"any_": ["nightly"]}})
         second = post(served, f"/deployments/{deployment['id']}/create_flow_run")["id"]
-        assert wait_for(lambda: ended(served, second), "the overlapping run to be cancelled", 120) == "CANCELLED"
+        assert wait_for(lambda: ended(served, second), "the overlapping run to be cancelled") == "CANCELLED"
         pid = next(pid for what, _, pid, _ in reversed(served.events()) if what == "start")
         served.sh(PREFECT, "flow-run", "cancel", run["id"])
-        wait_for(lambda: not alive(pid), "the stage to end", 120)
+        wait_for(lambda: not alive(pid), "the stage to end")
         clone = str(served.folder / ".work/sweeps/nightly")
-        wait_for(lambda: clone not in "".join(left_behind(served).values()), "its processes to end", 60)
-        assert wait_for(lambda: ended(served, run["id"]), "the run to be cancelled", 120) == "CANCELLED"
+        wait_for(lambda: clone not in "".join(left_behind(served).values()), "its processes to end")
+        assert wait_for(lambda: ended(served, run["id"]), "the run to be cancelled") == "CANCELLED"
     served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
 
 
@@ -214,7 +214,7 @@ def test_a_killed_worker_leaves_a_run_that_ends_and_a_rerun_finishes(served: Lig
         run = begun(served)
         worker.kill()
         worker.wait()
-        wait_for(lambda: ended(served, run), "the run to end", 120)
+        wait_for(lambda: ended(served, run), "the run to end")
     before = len(served.executed())
     assert (served.repro() == []) == (ended(served, run) == "COMPLETED")
     assert len(served.executed()) == before or ended(served, run) != "COMPLETED"
@@ -238,7 +238,7 @@ def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_mis
         for pid, line in left_behind(served).items():
             if "prefect" in line:
                 os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not alive(stage), "the stage to end with its flow", 60)
+        wait_for(lambda: not alive(stage), "the stage to end with its flow")
     assert not ended(served, run), "nobody could tell the server"
     assert wait_for(lambda: ended(served, run), "the run to be marked") == "CRASHED"
     before = len(served.executed())
