@@ -241,6 +241,9 @@ def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_mis
         wait_for(lambda: not alive(stage), "the stage to end with its flow")
     assert not ended(served, run), "nobody could tell the server"
     assert wait_for(lambda: ended(served, run), "the run to be marked") == "CRASHED"
+    (automation,) = post(served, "/automations/filter")
+    url = f"{served.environment['PREFECT_API_URL']}/automations/{automation['id']}"
+    urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=30).close()
     before = len(served.executed())
     with process(*WORKER, log=tmp_path / "again.log", **served.environment):
         served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
