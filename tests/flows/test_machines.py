@@ -86,7 +86,7 @@ def four_ways(first: LightProject, tmp_path: Path, prefect: dict[str, str], node
     assert done.code == 0, done.text[-3000:]
     on_machines(head, tmp_path, prefect)
     for project in others:
-        assert sorted(project.executed()) == sorted(first.executed()), project.folder.name
+        assert computed(project) == computed(first), project.folder.name
     expected = first.results()
     assert flow.results() == expected
     assert dask.results() == expected
@@ -98,6 +98,11 @@ def four_ways(first: LightProject, tmp_path: Path, prefect: dict[str, str], node
     assert fresh.restorelcc("pull").code == 0
     assert fresh.repro() == []
     assert fresh.results() == expected
+
+
+def computed(project: LightProject) -> list[str]:
+    """Every execution but of `inputs`, which looks at files; on a machine the job itself does that."""
+    return sorted(name for name in project.executed() if not name.startswith("inputs@"))
 
 
 def on_machines(project: LightProject, folder: Path, prefect: dict[str, str]) -> None:
