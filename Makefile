@@ -23,7 +23,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help repro graph flow share test test-durations test-workflow test-slow check study ablation bench bench-capture bench-extract \
+.PHONY: help repro graph flow share test test-durations test-slow check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
 
 help: ## List the targets
@@ -67,18 +67,15 @@ share: $(READY) ## Use a folder, s3://... or ssh://... as the team's remote: mak
 graph: $(READY) ## Draw the stages of the grid and what each waits for
 	dvc dag | cat
 
-test: $(READY)-test ## Run the tests
-	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow"
+test: $(READY)-test ## Run the tests, also of caching, remotes, schedules and machines (servers on loopback)
+	pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 test-durations: $(READY)-test ## Run the tests and print how long each file took, the slowest first
 	mkdir -p .work
-	pytest --numprocesses 2 --dist loadfile -m "not slow and not workflow" --durations 0 --durations-min 0.01 \
+	pytest --numprocesses 2 --dist loadfile -m "not slow" --durations 0 --durations-min 0.01 \
 		| tee .work/durations | tail -n 3
 	awk '/s (call|setup|teardown) / { split($$3, part, "::"); sum[part[1]] += $$1 } \
 		END { for (file in sum) printf "%7.1f s  %s\n", sum[file], file }' .work/durations | sort -rn | head -n 40
-
-test-workflow: $(READY)-test ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
-	pytest --numprocesses 2 --dist loadfile -m workflow
 
 test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing
 	pytest -m slow

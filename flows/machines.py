@@ -34,7 +34,7 @@ from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
 
 DEPLOYMENT = "model-job/machines"
 _POLL_SECONDS = 2.0
-_CODE = ["dvc.yaml", "params.yaml", "restorelcc", "imports", ".dvc/config"]
+_CODE = ["dvc.yaml", "params.yaml", "restorelcc", "versions", ".dvc/config"]
 
 
 @flow(name="machines", validate_parameters=True)

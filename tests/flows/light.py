@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+from dvc.repo import Repo
+from networkx import topological_sort
 
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
+from tests.flows.in_process import repo_here
 
+# Stages enough where a test is about who runs them, when and how often.
+FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 
@@ -34,13 +40,29 @@ class Done:
 class LightProject:
     """The project's pipeline in a git and DVC repository of its own, `restorelcc` replaced by the stand-in."""
 
-    def __init__(self, folder: Path, grid: dict[str, Any] | None = None, models: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        grid: dict[str, Any] | None = None,
+        models: int = 1,
+        stages: Sequence[str] | None = None,
+        code: Sequence[str] | None = None,
+    ) -> None:
+        """`stages`: of dvc.yaml those that stay. `code`: of the code the files that stay, where no process starts.
+
+        All of them, unless told otherwise.
+        """
         self.folder = folder
         folder.mkdir(parents=True)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         for name in ("restorelcc", "flows", "versions"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in [] if code is None else [*folder.glob("restorelcc/**/*.py"), *folder.glob("flows/*.py")]:
+            if path.name != "__init__.py" and str(path.relative_to(folder)) not in code:
+                path.unlink()
+        if stages:
+            (folder / "dvc.yaml").write_text(_only(stages, (ROOT / "dvc.yaml").read_text()))
         self._prepare(folder.with_name(f"{folder.name}-bin"), folder.with_name(f"{folder.name}.log"))
         content = self.shipped_params()
         names = ("tiny", "second", "third")[:models]
@@ -48,7 +70,7 @@ class LightProject:
         content["grid"] |= {"model": list(names), "recovery": []} | (grid or {})
         self.write_params(content)
         self.sh("git", "init", "--quiet", "--initial-branch", "main")
-        self.sh("dvc", "init", "--quiet")
+        Repo.init(str(folder)).close()
         self.commit("start")
 
     def shipped_params(self) -> dict[str, Any]:
@@ -130,21 +152,17 @@ class LightProject:
         """The real command line, not the stand-in."""
         return self.run(sys.executable, "-m", "restorelcc", *arguments, **environment)
 
-    def repro(self, *options: str) -> list[str]:
-        """`dvc repro`; the stages that were executed by it."""
+    def repro(self) -> list[str]:
+        """`dvc repro`, DVC and the stand-in in this process; the stages that were executed by it."""
         before = len(self.executed())
-        self.sh("dvc", "repro", "--quiet", *options)
+        with repo_here(self.folder, self.environment) as repo:
+            repo.reproduce()
         return self.executed()[before:]
 
     def status(self) -> dict[str, Any]:
         """What `dvc status` finds changed, asked in this process."""
-        from dvc.repo import Repo
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
-            patch.chdir(self.folder)  # names of stages and of files are relative to it
-            with Repo(str(self.folder)) as repo:
-                found: dict[str, Any] = repo.status()
+        with repo_here(self.folder, self.environment) as repo:
+            found: dict[str, Any] = repo.status()
         return found
 
     def would_run(self) -> set[str]:
@@ -153,19 +171,12 @@ class LightProject:
         A stage's outputs change with its parameters, its command and its data, as the stand-in's do: not with its code,
         nor with the version of a package. `inputs` is run, by a call. Not for what the run-cache may bring back.
         """
-        from dvc.repo import Repo
-        from networkx import topological_sort
-
-        running = {name for name in self.status() if name.startswith("inputs@")}
-        params = load_params(self.folder / "params.yaml")
-        for name in running:
-            lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
-        status = self.status()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DVC_SITE_CACHE_DIR", self.environment["DVC_SITE_CACHE_DIR"])
-            patch.chdir(self.folder)  # names of stages and of files are relative to it
-            with Repo(str(self.folder)) as repo:
-                stages = [(stage.addressing, stage) for stage in reversed(list(topological_sort(repo.index.graph)))]
+        status, stages = self._status_and_stages()
+        if running := {name for name in status if name.startswith("inputs@")}:
+            params = load_params(self.folder / "params.yaml")
+            for name in running:
+                lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
+            status, stages = self._status_and_stages()
         moved: set[Path] = set()  # outputs that will be others
         for name, stage in stages:
             changes = status.get(name, [])
@@ -183,6 +194,12 @@ class LightProject:
             ):
                 moved |= {Path(out.fs_path) for out in stage.outs}
         return running
+
+    def _status_and_stages(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        """Both as DVC has them; each stage after those that it needs."""
+        with repo_here(self.folder, self.environment) as repo:
+            status = repo.status()
+            return status, [(each.addressing, each) for each in reversed(list(topological_sort(repo.index.graph)))]
 
     def executed(self) -> list[str]:
         """Every execution so far, in order."""
@@ -222,6 +239,15 @@ class LightProject:
     def results(self) -> dict[str, object]:
         """What must be the same however the grid is run."""
         return dict(self.artifacts())
+
+
+def _only(stages: Sequence[str], text: str) -> str:
+    """dvc.yaml with some of its stages, their text as it stands."""
+    start, blank, rest = text.partition("stages:\n")
+    body, plots, end = rest.partition("\nplots:\n")
+    kept = [block for block in re.split(r"\n(?=  \w+:\n)", body) if block.strip().partition(":")[0] in stages]
+    assert len(kept) == len(stages)
+    return start + blank + "\n".join(kept) + plots + end
 
 
 def _event(line: str) -> tuple[str, str, int, float]:

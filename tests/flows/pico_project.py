@@ -33,6 +33,12 @@ class PicoProject(LightProject):
         start = f'#!/bin/sh\nnote() {{ [ -z "$DVC_STAGE" ] || {note}; }}\nnote start\n'
         return f'{start}{self.forked} "$@" || exit $?\nnote end\n'
 
+    def repro(self) -> list[str]:
+        """`dvc repro` as a command: the true stages are forks that it starts."""
+        before = len(self.executed())
+        self.sh("dvc", "repro", "--quiet")
+        return self.executed()[before:]
+
     def results(self) -> dict[str, object]:
         """What stages compute, bytes and metrics; no timings, nor the logs and the report, which show them."""
         found: dict[str, object] = {}

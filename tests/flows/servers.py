@@ -9,12 +9,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,17 @@ def forked_command(socket: Path) -> str:
     return f'{sys.executable} -I -S {FORKED} "{socket}"'
 
 
+def migrated(home: Path, template: Path) -> Path:
+    """A folder for $PREFECT_HOME with another's database: making its tables takes longer than many a test."""
+    home.mkdir(parents=True)
+    with (
+        closing(sqlite3.connect(template / "prefect.db")) as source,
+        closing(sqlite3.connect(home / "prefect.db")) as copy,
+    ):
+        source.backup(copy)
+    return home
+
+
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
     """`prefect server start`; the environment that makes Prefect's client use it."""
@@ -99,8 +111,8 @@ def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_API_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     start = (str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
     with process(*start, log=folder / "prefect.log", **environment) as server:

@@ -2,7 +2,8 @@
 
 Reads from dvc.yaml what the stage reads and writes, and writes outputs that are a digest of the stage's command, its
 parameters, the package versions and every file it depends on. Each start and end is a line in $STANDIN_LOG.
-$STANDIN_FAIL maps stages to an exit code, $STANDIN_SECONDS is how long a stage takes.
+$STANDIN_FAIL maps stages to an exit code; $STANDIN_SECONDS, or a file .slow beside the log, is how long a stage takes.
+It is a command, or a call of `main` in the test's own process.
 """
 
 import ctypes
@@ -96,21 +97,24 @@ def write(path, text):
     path.write_text(text)
 
 
-def main():
-    kind, options = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+def look(model):
+    """What every true stage begins with: it looks at the files that the user named, without torch."""
+    return subprocess.run([sys.executable, "-m", "restorelcc", "inputs", "--model", model], check=False).returncode
+
+
+def main(arguments, look):
+    """Run a stage in the working folder; `look` lays out a model's files. The exit code."""
+    kind, options = arguments[0], dict(zip(arguments[1::2], arguments[2::2], strict=True))
     if kind == "table":
         return 0
     cell = {option[2:].replace("-", "_"): value for option, value in options.items()}
     name = os.environ.get("DVC_STAGE", kind)
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # as the real stage: it ends with dvc
     log("start", name)
-    if kind in ("inputs", "evaluate_dense"):  # what every true stage begins with: it looks at files, without torch
-        model = sys.argv[sys.argv.index("--model") + 1]
-        done = subprocess.run([sys.executable, "-m", "restorelcc", "inputs", "--model", model], check=False)
-        if kind == "inputs" or done.returncode:
+    if kind in ("inputs", "evaluate_dense"):
+        code = look(options["--model"])
+        if kind == "inputs" or code:
             log("end", name)
-            return done.returncode
+            return code
     own, deps = sections(kind)
     params = parameters(Path("params.yaml").read_text())
     parts = []
@@ -119,7 +123,8 @@ def main():
         for part in filled(key, cell).split("."):
             value = value[part]
         parts.append(value)
-    time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
+    slow = Path(os.environ["STANDIN_LOG"]).with_suffix(".slow")
+    time.sleep(float(slow.read_text() if slow.exists() else os.environ.get("STANDIN_SECONDS", "0")))
     failures = json.loads(os.environ.get("STANDIN_FAIL", "{}"))
     code = failures.get(name, failures.get(kind, 0))
     if flag := os.environ.get("STANDIN_FAIL_ONCE"):
@@ -131,7 +136,7 @@ def main():
     data = [Path(filled(dep, cell)) for dep in own["deps"] if dep.startswith("data/")]
     if kind == "report":
         data = of_grid(Path("data/metrics"), params["grid"])
-    head = json.dumps([sys.argv[1:], parts])
+    head = json.dumps([arguments, parts])
     text = digest(data, head)
     for out in own.get("outs", []) + own.get("metrics", []) + own.get("plots", []):
         path = Path(filled(out, cell))
@@ -151,4 +156,7 @@ def main():
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # as the real stage: it ends with dvc
+    sys.exit(main(sys.argv[1:], look))

@@ -9,15 +9,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from tests.dag import ROOT
-from tests.flows.light import LightProject
-from tests.flows.servers import free_port, process, s3_server, ssh_server, wait_for
+from tests.flows.light import FEW, LightProject
+from tests.flows.servers import free_port, migrated, process, wait_for
 from tests.flows.test_restore import alive
 from tests.flows.test_schedules import runs
 
-pytestmark = pytest.mark.workflow
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}
 
 
@@ -42,28 +39,26 @@ def run(project: LightProject, body: str, **environment: str) -> None:
     assert done.code == 0, f"{body}\n{done.text[-4000:]}"
 
 
-def test_sharing(tmp_path: Path) -> None:
-    project = LightProject(tmp_path / "project", GRID)
+def test_sharing(tmp_path: Path, s3: dict[str, str], ssh: tuple[int, Path]) -> None:
+    project = LightProject(tmp_path / "project", GRID, stages=FEW)
     real_commands(project)
     project.repro()
-    with ExitStack() as stack:
-        keys = stack.enter_context(s3_server(tmp_path))
-        port, home = stack.enter_context(ssh_server(tmp_path))
-        environment = keys | {
-            "S3_ENDPOINT": keys["ENDPOINT"],
-            "TEAM_FOLDER": str(tmp_path / "team"),
-            "SSH_REMOTE": f"ssh://127.0.0.1:{port}{tmp_path}/results",
-            "HOME": str(home),
-        }
-        found = blocks("sharing.md")
-        assert len(found) == 5
-        for _, body in found:
-            run(project, body, **environment)
+    port, home = ssh
+    environment = s3 | {
+        "S3_ENDPOINT": s3["ENDPOINT"],
+        "TEAM_FOLDER": str(tmp_path / "team"),
+        "SSH_REMOTE": f"ssh://127.0.0.1:{port}{tmp_path}/results",
+        "HOME": str(home),
+    }
+    found = blocks("sharing.md")
+    assert len(found) == 5
+    for _, body in found:
+        run(project, body, **environment)
     assert list((tmp_path / "results" / "files").rglob("*")), "the last remote holds the results"
 
 
-def test_schedules_and_distributed(tmp_path: Path) -> None:
-    project = LightProject(tmp_path / "project", GRID)
+def test_schedules_and_distributed(tmp_path: Path, prefect_home: Path) -> None:
+    project = LightProject(tmp_path / "project", GRID, stages=FEW)
     real_commands(project)
     port = free_port()
     project.environment |= {
@@ -73,6 +68,7 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
         "RESTORELCC_ROOT": str(project.folder),
         "RESTORELCC_CLONES": str(tmp_path / "clones"),
     }
+    migrated(project.folder / ".work/prefect", prefect_home)
     found = blocks("schedules.md")
     assert [kind for kind, _ in found] == ["", "server", "", "", "worker", "", "", "", "serve", "cancel"]
     bodies = {kind: body for kind, body in found if kind}
@@ -100,7 +96,7 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
         wait_for(lambda: b"sweep/nightly" in (tmp_path / "serve.log").read_bytes() or not alive(serving.pid), "serve")
         assert alive(serving.pid), (tmp_path / "serve.log").read_text()[-2000:]
         os.killpg(serving.pid, 2)
-        serving.wait(60)
+        serving.wait(300)
         run(project, deploy)
 
         project.restorelcc("share", str(tmp_path / "remote"))
@@ -109,13 +105,13 @@ def test_schedules_and_distributed(tmp_path: Path) -> None:
             if kind != "worker":
                 run(project, body)
 
-        project.set("extract.solver", "gram")
+        project.set("dense.pretrain.seed", 9)
         project.commit("more")
         before = len(project.executed())
-        project.environment["STANDIN_SECONDS"] = "30"
+        project.log.with_suffix(".slow").write_text("30")
         project.sh("prefect", "deployment", "run", "restore/now")
         wait_for(lambda: len(project.executed()) > before, "a stage to run")
         current = next(run["id"] for run in runs(project) if run["state_type"] == "RUNNING")
         pid = project.events()[-1][2]
         run(project, bodies["cancel"], FLOW_RUN=current)
-        wait_for(lambda: not alive(pid), "the stage to end", 120)
+        wait_for(lambda: not alive(pid), "the stage to end")

@@ -28,7 +28,6 @@ def shown(project: LightProject, *command: str) -> Any:
     return json.loads(project.sh("dvc", *command, "--json").splitlines()[-1])
 
 
-@pytest.mark.workflow
 def test_an_experiment_runs_its_cells_only_and_is_compared(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     copy.sh("dvc", "exp", "run", "--set-param", "grid.head_ratio=[0.5]", "--name", "half")
@@ -46,7 +45,6 @@ def test_an_experiment_runs_its_cells_only_and_is_compared(project: LightProject
     assert shown(copy, "params", "diff")["params.yaml"]["grid.head_ratio"] == {"old": "[0.25]", "new": "[0.5]"}
 
 
-@pytest.mark.workflow
 def test_an_experiment_in_a_folder_of_its_own_leaves_this_one_alone(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     before, artifacts = (copy.folder / "params.yaml").read_bytes(), copy.artifacts()
@@ -57,7 +55,6 @@ def test_an_experiment_in_a_folder_of_its_own_leaves_this_one_alone(project: Lig
     assert "sparser" in copy.sh("dvc", "exp", "list", "--name-only")
 
 
-@pytest.mark.workflow
 def test_metrics_plots_and_the_dag_show_every_cell(project: LightProject) -> None:
     metrics = shown(project, "metrics", "show")[""]["data"]
     assert set(metrics) == {*CELLS, "data/metrics/tiny/wanda-0.5/heads-0.25.json"}

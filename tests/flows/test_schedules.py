@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import sys
 import urllib.request
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prefect.server.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import serve
+from flows.serve import nightly
 from flows.sweep import check_sweep
 from restorelcc.base.errors import BadInput
-from tests.flows.light import LightProject
-from tests.flows.servers import prefect_server, process, wait_for
+from tests.flows.light import FEW, LightProject
+from tests.flows.servers import process, wait_for
 from tests.flows.test_machines import deployed
 from tests.flows.test_restore import alive, left_behind
 
@@ -44,7 +49,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
     return LightProject(tmp_path_factory.mktemp("sweep") / "project", GRID)
 
 
-@pytest.mark.workflow
 @pytest.mark.parametrize(("given", "sentence"), BAD)
 def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any], sentence: str) -> None:
     grid = {axis: given.get(axis) for axis in ("model", "pruning", "head_ratio", "recovery")}
@@ -54,7 +58,6 @@ def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.workflow
 def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     copy.set("models.new", copy.params()["models"]["tiny"])
@@ -66,7 +69,6 @@ def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path
     assert not (copy.folder / ".work/sweeps").exists()
 
 
-@pytest.mark.workflow
 def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     content = copy.params()
@@ -79,37 +81,32 @@ def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -
     assert copy.executed() == []
 
 
-@pytest.mark.workflow
-def test_a_sweep_is_one_experiment_and_leaves_the_folder_alone(project: LightProject) -> None:
-    before = (project.folder / "params.yaml").read_bytes()
-    done = project.run(*SWEEP, "--pruning", "wanda-0.5", "--pruning", "wanda-0.6", "--name", "night")
+def test_a_sweep_is_one_experiment_and_leaves_the_folder_alone(served: LightProject) -> None:
+    before = (served.folder / "params.yaml").read_bytes()
+    done = served.run(*SWEEP, "--pruning", "wanda-0.5", "--pruning", "wanda-0.6", "--name", "night")
     assert done.code == 0, done.text[-3000:]
-    assert len(project.executed()) == 5 + 2 * 7 + 1
-    assert (project.folder / "params.yaml").read_bytes() == before
-    assert not (project.folder / "data").exists() or not list((project.folder / "data").glob("tiny*"))
-    assert "night" in project.sh("dvc", "exp", "list", "--name-only")
-    shown = json.loads(project.sh("dvc", "exp", "show", "--json"))
+    assert len(served.executed()) == 4 + 2 * 2 + 1
+    assert (served.folder / "params.yaml").read_bytes() == before
+    assert not (served.folder / "data").exists() or not list((served.folder / "data").glob("tiny*"))
+    assert "night" in served.sh("dvc", "exp", "list", "--name-only")
+    shown = json.loads(served.sh("dvc", "exp", "show", "--json"))
     assert "wanda-0.6" in json.dumps(shown)
-    project.sh("dvc", "repro", "--quiet")
-    assert len(project.executed()) == 5 + 2 * 7 + 1 + 1, "the shared cache had all but this grid's report"
-    done = project.run(*SWEEP, "--pruning", "wanda-0.6", "--name", "night")
+    assert served.repro() == ["inputs@tiny", "report"], "the shared cache had all else"
+    done = served.run(*SWEEP, "--pruning", "wanda-0.6", "--name", "night")
     assert done.code == 0, done.text[-3000:]
-    assert project.executed()[-1] == "report"
-    assert len(project.executed()) == 5 + 2 * 7 + 1 + 2
+    assert [name for name in served.executed()[11:] if name != "inputs@tiny"] == ["report"]
 
 
 # --- with a server
 
 
 @pytest.fixture(scope="module")
-def served(project: LightProject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightProject]:
-    folder = tmp_path_factory.mktemp("server")
-    with prefect_server(folder) as server:
-        project.environment |= server
-        deployed(project, server)
-        yield project
-    for name in server:
-        del project.environment[name]
+def served(tmp_path_factory: pytest.TempPathFactory, prefect: dict[str, str]) -> LightProject:
+    """A project with its deployments on the session's server."""
+    project = LightProject(tmp_path_factory.mktemp("served") / "project", GRID, stages=FEW)
+    project.environment |= prefect
+    deployed(project)
+    return project
 
 
 def post(project: LightProject, path: str, **body: Any) -> Any:
@@ -128,11 +125,14 @@ def runs(project: LightProject, **body: Any) -> list[dict[str, Any]]:
     return [run for run in found if run["start_time"] or run["state_type"] in ("CANCELLED", "CANCELLING", "RUNNING")]
 
 
-def states(project: LightProject) -> list[str]:
-    return [run["state_name"] for run in runs(project)]
+def without_automations(project: LightProject) -> bool:
+    """Have the server forget its automations; whether it has none."""
+    for each in post(project, "/automations/filter"):
+        url = f"{project.environment['PREFECT_API_URL']}/automations/{each['id']}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=30).close()
+    return not post(project, "/automations/filter")
 
 
-@pytest.mark.workflow
 def test_a_run_completes_with_its_artifacts_and_state_names(served: LightProject) -> None:
     served.set("report.title", "Seen through the API")
     done = served.run(PYTHON, "-m", "flows.restore")
@@ -155,37 +155,46 @@ def test_a_run_completes_with_its_artifacts_and_state_names(served: LightProject
     assert any("Running stage 'report'" in log["message"] for log in logs)
 
 
-@pytest.mark.workflow
-def test_a_cron_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_process(
+def test_a_cron_line_is_when_the_sweep_runs(served: LightProject) -> None:
+    """As the schedule itself says: no night is waited for."""
+    now = datetime(2026, 3, 28, 12, tzinfo=UTC)  # the clocks of Vienna go forward at two in the next night
+    schedule = CronSchedule(cron="30 3 * * *", timezone="Europe/Vienna")
+    assert nightly("30 3 * * *", "Europe/Vienna").cron == schedule.cron
+    dates = [date.astimezone(UTC).isoformat() for date in asyncio.run(schedule.get_dates(2, start=now))]
+    assert dates == ["2026-03-29T01:30:00+00:00", "2026-03-30T01:30:00+00:00"]
+    (deployed,) = post(served, "/deployments/filter", deployments={"name": {"any_": ["nightly"]}})
+    (kept,) = deployed["schedules"]
+    assert (kept["active"], kept["schedule"]["cron"], kept["schedule"]["timezone"]) == (True, "0 2 * * *", "UTC")
+    assert deployed["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_a_scheduled_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves_no_process(
     served: LightProject, tmp_path: Path
 ) -> None:
+    served.repro()
+    served.set("dense.pretrain.seed", 11)
+    served.commit("something to compute")
+    before = len(served.executed())
     served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
-    served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", "--cron", "* * * * *", "--timezone", "UTC")
-    slow = served.environment | {"STANDIN_SECONDS": "15"}
-    worker = (PREFECT, "worker", "start", "--pool", "restorelcc")
-    with process(*worker, log=tmp_path / "worker.log", **slow):
-        served.set("extract.solver", "gram")
-        served.commit("something to compute")
-        wait_for(lambda: "Cancelled" in states(served), "the overlapping run to be cancelled", 300)
+    often = ("--interval", "20", "--timezone", "UTC")
+    served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", *often)
+    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "600"}):
+        wait_for(lambda: "dense@tiny" in served.executed()[before:], "a stage of the scheduled run")
+        (run,) = [run for run in runs(served) if run["state_type"] == "RUNNING"]
+        assert run["auto_scheduled"]
+        wait_for(lambda: cancelled(served), "the overlapping run to be cancelled")
         served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
-        fired = [run for run in runs(served) if run["state_type"] in ("RUNNING", "COMPLETED") and run["auto_scheduled"]]
-        assert fired, states(served)
-        wait_for(lambda: "RUNNING" not in {run["state_type"] for run in runs(served)}, "the cron run to end", 600)
-        assert any(run["state_type"] == "COMPLETED" and run["auto_scheduled"] for run in runs(served)), states(served)
-
-        before = len(served.executed())
-        served.set("extract.solver", "svd")
-        served.set("probe.steps", 77)
-        served.commit("something else")
-        served.sh(PREFECT, "deployment", "run", "sweep/nightly")
-        wait_for(lambda: len(served.executed()) > before, "a stage to run", 300)
         pid = next(pid for what, _, pid, _ in reversed(served.events()) if what == "start")
-        run = next(run for run in runs(served) if run["state_type"] == "RUNNING")
         served.sh(PREFECT, "flow-run", "cancel", run["id"])
-        wait_for(lambda: not alive(pid), "the stage to end", 120)
+        wait_for(lambda: not alive(pid), "the stage to end")
         clone = str(served.folder / ".work/sweeps/nightly")
-        wait_for(lambda: clone not in "".join(left_behind(served).values()), "its processes to end", 60)
-        assert wait_for(lambda: ended(served, run["id"]), "the run to be cancelled", 120) == "CANCELLED"
+        wait_for(lambda: clone not in "".join(left_behind(served).values()), "its processes to end")
+        assert wait_for(lambda: ended(served, run["id"]), "the run to be cancelled") == "CANCELLED"
+
+
+def cancelled(project: LightProject) -> bool:
+    """Whether a scheduled run was cancelled, and had not begun."""
+    return any(run["state_type"] == "CANCELLED" and run["auto_scheduled"] for run in runs(project))
 
 
 def ended(project: LightProject, run: str) -> str | None:
@@ -205,31 +214,28 @@ def begun(project: LightProject) -> str:
 WORKER = (PREFECT, "worker", "start", "--pool", "restorelcc")
 
 
-@pytest.mark.workflow
 def test_a_killed_worker_leaves_a_run_that_ends_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
-    served.set("probe.steps", 78)
-    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "8"}) as worker:
+    served.set("dense.pretrain.seed", 78)
+    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "1"}) as worker:
         run = begun(served)
         worker.kill()
         worker.wait()
-        with process(*WORKER, log=tmp_path / "again.log", **served.environment):
-            wait_for(lambda: ended(served, run), "the run to end")
-            served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
-    assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
-    assert served.repro() == []
-    assert len(served.executed()) == len(set(served.executed())) or ended(served, run) != "COMPLETED"
+        wait_for(lambda: ended(served, run), "the run to end")
+    before = len(served.executed())
+    assert (served.repro() == []) == (ended(served, run) == "COMPLETED")
+    assert len(served.executed()) == before or ended(served, run) != "COMPLETED"
 
 
-@pytest.mark.workflow
 def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_missing(
     served: LightProject, tmp_path: Path
 ) -> None:
     """kill -9 of everything at once. Heartbeats and the time without one are shorter than the shipped ones."""
     automations = yaml.safe_load((served.folder / "flows/automations.yaml").read_text())
-    automations["automations"][0]["trigger"]["within"] = 40
+    automations["automations"][0]["trigger"]["within"] = 35
     (tmp_path / "automations.yaml").write_text(json.dumps(automations))
     served.sh(PREFECT, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
-    served.set("probe.steps", 79)
+    served.repro()
+    served.set("dense.pretrain.seed", 79)
     slow = served.environment | {"STANDIN_SECONDS": "600", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     with process(*WORKER, log=tmp_path / "worker.log", **slow) as worker:
         run = begun(served)
@@ -238,28 +244,28 @@ def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_mis
         for pid, line in left_behind(served).items():
             if "prefect" in line:
                 os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not alive(stage), "the stage to end with its flow", 60)
+        wait_for(lambda: not alive(stage), "the stage to end with its flow")
     assert not ended(served, run), "nobody could tell the server"
     assert wait_for(lambda: ended(served, run), "the run to be marked") == "CRASHED"
+    wait_for(lambda: without_automations(served), "the automation to go: the server has other tests")
     before = len(served.executed())
     with process(*WORKER, log=tmp_path / "again.log", **served.environment):
         served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
     assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
     kinds = [name.partition("@")[0] for name in served.executed()[before:]]
-    assert sorted(kinds) == ["compensate", "evaluate_restored", "probe", "report"]
+    assert sorted(kinds) == ["dense", "evaluate_dense", "evaluate_pruned", "prune", "report"]
     assert served.repro() == []
 
 
-@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "PREFECT_API_URL is not set: start `prefect server start`"),
-        (["--cron", "at noon"], "--cron 'at noon' is not a cron line"),
-        (["--timezone", "Nowhere"], "--timezone 'Nowhere' is unknown"),
+        (["0 2 * * *", "UTC"], "PREFECT_API_URL is not set: start `prefect server start`"),
+        (["at noon", "UTC"], "--cron 'at noon' is not a cron line"),
+        (["0 2 * * *", "Nowhere"], "--timezone 'Nowhere' is unknown"),
     ],
 )
-def test_serve_refuses_in_one_sentence(project: LightProject, options: list[str], sentence: str) -> None:
-    done = project.run(PYTHON, "-m", "flows.serve", *options, PREFECT_API_URL="")
-    assert (done.code, sentence in done.text) == (2, True), done.text
-    assert len(done.text.strip().splitlines()) == 1
+def test_serve_refuses_in_one_sentence(options: list[str], sentence: str) -> None:
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(BadInput) as caught:
+        serve.main(*options)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)

@@ -11,11 +11,12 @@ from tests.dag import ROOT
 from tests.flows.light import LightProject
 from tests.flows.pico_project import PicoProject
 from tests.flows.test_exact import ALL, CHANGES, GRID, MODELS, REPORT, Change, cells, param
-from tests.flows.test_machines import GRID as WIDE
 from tests.flows.test_machines import four_ways
 from tests.whole_project import Project
 
 pytestmark = pytest.mark.slow
+WIDE = {"pruning": ["wanda-0.5", "wanda-0.6"], "head_ratio": [0.1, 0.25, 0.5]}
+NODES = 3 * 5 + 6 * 5 + 18 * 2 + 1
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,10 @@ def test_a_change_runs_exactly_what_depends_on_it(base: LightProject, tmp_path: 
     assert sorted(project.repro()) == sorted(expected)
 
 
-def test_four_ways_run_every_stage_once_and_give_the_same_bytes(tmp_path: Path, forked: Path) -> None:
-    four_ways(PicoProject(tmp_path / "repro", forked, WIDE, models=3), tmp_path)
+def test_four_ways_run_every_stage_once_and_give_the_same_bytes(
+    tmp_path: Path, forked: Path, prefect: dict[str, str]
+) -> None:
+    four_ways(PicoProject(tmp_path / "repro", forked, WIDE, models=3), tmp_path, prefect, NODES)
 
 
 def test_the_flow_writes_what_repro_writes_with_processes_of_their_own(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_the_flow_writes_what_repro_writes_with_processes_of_their_own(tmp_path:
     one.repro()
     other.environment |= {"RESTORELCC_ROOT": str(other.folder), "PYTHONPATH": str(ROOT)}
     text = other.run(sys.executable, "-m", "flows.restore", "--parallel", "2")
-    assert "12 Ran" in text
+    assert "13 Ran" in text
     for name in ("components.safetensors", "heads.parquet", "heads-0.25/compensation.safetensors"):
         path = f"data/tiny/wanda-0.5/{name}"
         assert (one.folder / path).read_bytes() == (other.folder / path).read_bytes(), name

@@ -60,7 +60,6 @@ def test_what_a_stage_refuses_is_one_sentence_and_exit_code_2(given: Path) -> No
     assert not (given / "out").exists()
 
 
-@pytest.mark.workflow
 def test_after_an_edit_of_the_installed_code_it_prunes_again(given: Path, tmp_path: Path) -> None:
     packages = tmp_path / "site-packages"
     shutil.copytree(PACKAGE, packages / "restorelcc", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,7 +1,7 @@
 """dvc.lock by libyaml, in every process of a light project: DVC's own parser in Python takes 0.5 s for every stage.
 
 Imported by Python itself where this folder is on PYTHONPATH. Nothing but that differs, and that a
-process parses no text twice.
+process parses no text twice. tests/flows/in_process.py has the same in the test's own process.
 """
 
 import copy
@@ -25,13 +25,13 @@ class _Finder:
 
         def exec_module(module):
             run(module)
-            _patch(module)
+            patch_yaml(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-def _patch(module):
+def patch_yaml(module):
     import yaml
 
     class Loader(yaml.CSafeLoader):
@@ -74,4 +74,5 @@ def _patch(module):
     module.parse_yaml, module.parse_yaml_for_update, module._dump = parse_yaml, parse_yaml_for_update, _dump
 
 
-sys.meta_path.insert(0, _Finder)
+if __name__ == "sitecustomize":
+    sys.meta_path.insert(0, _Finder)

@@ -1,0 +1,58 @@
+"""DVC and its stages in the test's own process: real pipelines, locks and caches, without the seconds of imports."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dvc.utils.serialize
+import pytest
+from dvc.repo import Repo
+from dvc.stage.exceptions import StageCmdFailedError
+from dvc.utils.serialize import _yaml
+
+from restorelcc.base.errors import BadInput
+from restorelcc.cli.app import app
+from tests.flows import standin
+from tests.flows.fast_lock.sitecustomize import patch_yaml
+
+FAST = ("parse_yaml", "parse_yaml_for_update", "_dump")
+
+
+@contextmanager
+def repo_here(folder: Path, environment: dict[str, str]) -> Iterator[Repo]:
+    """The repository in `folder`, as a process there has it. Its stages are calls of the stand-in."""
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
+        for name in [name for name in os.environ if name not in environment and not name.startswith("PYTEST")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for name in FAST:
+            patch.setattr(_yaml, name, getattr(_yaml, name))  # put back at the end
+        patch_yaml(_yaml)
+        patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
+        patch.setattr("dvc.stage.run._run", _run)
+        with Repo() as repo:
+            yield repo
+
+
+def _run(executable: str, command: str, cwd: str, env: dict[str, str], **rest: Any) -> None:
+    name, *arguments = shlex.split(command)
+    assert name == "restorelcc"
+    with pytest.MonkeyPatch.context() as patch, chdir(cwd):
+        patch.setenv("DVC_STAGE", env["DVC_STAGE"])
+        code = standin.main(arguments, _look)
+    if code:
+        raise StageCmdFailedError(command, code)
+
+
+def _look(model: str) -> int:
+    try:
+        app(["inputs", "--model", model], standalone_mode=False)
+    except BadInput:
+        return 2
+    return 0
