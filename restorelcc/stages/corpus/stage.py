@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import MICROWORLD, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
@@ -34,22 +35,23 @@ def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> 
     destination = layout.corpus(cell)
     with published(layout, destination, layout.sources(cell)) as (folder, sources):
         folder.mkdir()
-        write_json(folder / "world" / "source.json", {"source": model.source})
+        write_document(folder / "world" / "source.json", {"source": model.source})
         names, origins = [], dict[str, Any]()
         if model.is_microworld:
             names = _write_microworld(folder, config, destination.relative_to(layout.root))
         else:
             origins = with_licences(_write_local(folder, config, model, layout.root, f"models.{cell.model}"))
             announce(origins, layout)
-            write_json(folder / "sources.json", origins)
-        write_json(sources, origins)
-        write_json(folder / "tasks" / "tasks.json", {"embedded": names})
+            write_document(folder / "sources.json", origins)
+        write_document(sources, origins)
+        write_document(folder / "tasks" / "tasks.json", {"embedded": names})
+        write_manifest(folder)
 
 
 def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) -> list[str]:
     """Returns the names of the evaluation tasks."""
     world = generate(config.microworld)
-    write_json(folder / "world" / "vocabulary.json", {"words": world.vocabulary})
+    write_document(folder / "world" / "vocabulary.json", {"words": world.vocabulary})
     write_texts(folder / "world" / "pretrain.parquet", world.pretrain)
     write_calibration(folder / "calibration.parquet", world.calibration, {"source": MICROWORLD})
     write_texts(folder / "heldout.parquet", world.heldout)
