@@ -56,7 +56,7 @@ def stream_layer(
     }
     # The field within a list is called `element`, which is its name in the file too.
     vector = pa.list_(pa.field("element", pa.float32()), layout.width)
-    schema = pa.schema([("sample_id", pa.int64()), *((role, vector) for role in roles)])
+    schema = pa.schema([("sample_id", pa.int64()), *((role, vector) for role in roles)], metadata=metadata)
     # Mantissas repeat in no dictionary, but their bytes compress better apart: half the size in half the time.
     writer = pq.ParquetWriter(
         layer_file(folder, layer),
@@ -83,7 +83,8 @@ def stream_layer(
             writer.write_table(pa.table(columns, schema=schema), row_group_size=rows)
             written += rows
         columns_of = {name: digest.hexdigest() for name, digest in digests_of.items()}
-        writer.add_key_value_metadata(sealed_metadata(schema, metadata, columns_of))
+        sealed = sealed_metadata(schema, metadata, columns_of)  # known only now: the rows come block by block
+        writer.add_key_value_metadata({key: value for key, value in sealed.items() if key not in metadata})
     if written != len(sample_ids):
         raise ValueError(f"layer {layer}: {written} rows for {len(sample_ids)} samples")
 

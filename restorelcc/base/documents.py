@@ -161,7 +161,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_document(path: Path, content: dict[str, Any]) -> None:
     """`write_json` of one of our own documents, which carries its digest in the last key."""
-    write_json(path, content | {SEAL: _digest(content)})
+    plain = {key: value for key, value in content.items() if key != SEAL}
+    write_json(path, plain | {SEAL: _digest(plain)})
 
 
 def read_document(path: Path) -> dict[str, Any]:

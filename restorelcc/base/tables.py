@@ -91,7 +91,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _digest_of_metadata(schema: pa.Schema, metadata: dict[str, str]) -> str:
-    told = {"schema": schema.remove_metadata().to_string(), "metadata": metadata}
+    # A list's field is called `item` in memory and `element` in the file.
+    columns = [[field.name, str(field.type).replace("<item: ", "<element: ")] for field in schema]
+    told = {"schema": columns, "metadata": metadata}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
