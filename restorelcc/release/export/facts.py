@@ -7,7 +7,7 @@ from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import REFERENCE
-from restorelcc.base.documents import parse_yaml, read_document, read_metrics
+from restorelcc.base.documents import parse_yaml, read_document, read_metrics, read_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike
 from restorelcc.base.layout import Layout
@@ -68,10 +68,10 @@ def _of_folder(folder: Path) -> tuple[str | None, str | None]:
 def _front_matter(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    parts = path.read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
     try:
+        parts = read_text(path).split("---\n", 2)
+        if len(parts) < 3 or parts[0].strip():
+            return {}
         found = parse_yaml(parts[1], str(path))
     except BadInput:
         return {}  # a card that cannot be read says nothing
