@@ -24,7 +24,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import MEASURED, SAMPLES, read_texts, write_table
-from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, read_compensation
+from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, check_ratio, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.models.placement import all_at_hand
@@ -164,6 +164,7 @@ class Evaluation:
         content, metadata = read_compensation(compensation)
         recorded, found = metadata.get("pruned"), model_digest(self.checkpoint)
         expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
+        check_ratio(compensation, metadata, self.cell)
         trained = read_tensors(compensation, ("beta", "bias"))[0]
         self.details["digests"]["compensation"] = file_digest(compensation)
         before = cost.linear_biases(self.network) if all_at_hand(self.network) else None

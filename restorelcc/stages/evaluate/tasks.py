@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.documents import read_document, read_yaml
+from restorelcc.base.documents import AGAIN, read_document, read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.manifest import check_file
 from restorelcc.stages.evaluate.local_data import local_data
 from restorelcc.stages.evaluate.scoring import scoring
 from restorelcc.stages.evaluate.task_check import check_folder, check_items, check_shots, unusable
@@ -114,9 +115,14 @@ def _merged(asked: Asked, before: Asked | None) -> Asked:
 
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
+    items = path.with_suffix(".parquet")
+    check_file(path)
+    check_file(items)  # the library reads it, and looks at no digest
     task = read_yaml(path)
+    if not isinstance(task, dict):
+        raise BadInput(f"{path} is no task file: {AGAIN}")
     # The file's data path counts from the project's folder; here the data lie beside the file.
-    task["dataset_kwargs"] = {"data_files": {"test": str(path.with_suffix(".parquet"))}, "cache_dir": cache}
+    task["dataset_kwargs"] = {"data_files": {"test": str(items)}, "cache_dir": cache}
     return task
 
 
