@@ -29,7 +29,7 @@ def write_table(
     """Write rows with exactly this schema; the same rows give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows, schema=schema)
-    columns = {name: _digest_of_values(table.column(name)) for name in schema.names}
+    columns = {name: _digest_of_values(table.column(name).to_pylist()) for name in schema.names}
     sealed = sealed_metadata(schema, metadata or {}, columns)
     pq.write_table(table.replace_schema_metadata(sealed), path, compression="zstd", write_page_checksum=True)
 
@@ -45,9 +45,10 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
                 raise BadInput(f"{path} is not the table expected here (the column {wanted.name} is {found}): {AGAIN}")
         metadata = metadata_of(table, path)
         content = table.read(columns=schema.names)
-        for name in schema.names:
-            check_seal(path, metadata.get(column_key(name)), _digest_of_values(content.column(name)))
-        return content.to_pylist()
+        columns = {name: content.column(name).to_pylist() for name in schema.names}
+        for name, values in columns.items():
+            check_seal(path, metadata.get(column_key(name)), _digest_of_values(values))
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 @contextmanager
@@ -97,9 +98,9 @@ def _digest_of_metadata(schema: pa.Schema, metadata: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _digest_of_values(column: pa.ChunkedArray) -> str:
+def _digest_of_values(values: list[Any]) -> str:
     """SHA-256 of the values as Python has them, so that it depends on nothing of how they lie in a file."""
-    return hashlib.sha256(json.dumps(column.to_pylist()).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def read_texts(path: Path) -> list[str]:
