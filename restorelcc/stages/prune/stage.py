@@ -73,7 +73,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         }
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
         write_document(folder / "sparsity.json", report)
-        write_manifest(folder)
+        if pruning.external is None:  # of another folder, the reference has the digests
+            write_manifest(folder)
 
 
 def _prune(job: Job, folder: Path) -> list[PrunedTensor]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import model_digest
-from restorelcc.base.documents import read_json, write_document, write_json
+from restorelcc.base.documents import read_json, read_metrics, write_document, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
@@ -325,7 +325,7 @@ def test_evaluation_from_disk_equals_one_in_memory(layout: Layout, tmp_path: Pat
         for path in (elsewhere.metrics(cell), elsewhere.samples(cell), elsewhere.details(cell)):
             path.unlink()
         run(cell, CONFIG, spread, elsewhere)
-        found, expected = (read_json(each.metrics(cell)) for each in (elsewhere, layout))
+        found, expected = (read_metrics(each.metrics(cell)) for each in (elsewhere, layout))
         assert found | {"seconds": 0} == expected | {"seconds": 0}
         assert read_table(elsewhere.samples(cell), SAMPLES) == read_table(layout.samples(cell), SAMPLES)
     assert "ratio" not in read_json(elsewhere.details(RESTORED))["latency"], "it would time the disk"
