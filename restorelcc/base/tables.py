@@ -20,17 +20,26 @@ from restorelcc.base.documents import AGAIN, SEAL, check_seal
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.manifest import check_file
 
+_NAME = "table"
 TEXTS = pa.schema([("text", pa.string())])
 
 
 def write_table(
-    path: Path, rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, str] | None = None
+    path: Path,
+    rows: list[dict[str, Any]],
+    schema: pa.Schema,
+    metadata: dict[str, str] | None = None,
+    *,
+    named: bool = False,
 ) -> None:
-    """Write rows with exactly this schema; the same rows give the same bytes."""
+    """Write rows with exactly this schema; the same rows give the same bytes.
+
+    named: the table notes its file's name, and is refused in the place of another one with the same columns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows, schema=schema)
     columns = {name: _digest_of_values(table.column(name).to_pylist()) for name in schema.names}
-    sealed = sealed_metadata(schema, metadata or {}, columns)
+    sealed = sealed_metadata(schema, (metadata or {}) | ({_NAME: path.stem} if named else {}), columns)
     pq.write_table(table.replace_schema_metadata(sealed), path, compression="zstd", write_page_checksum=True)
 
 
@@ -44,6 +53,8 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
             if found != wanted.type:
                 raise BadInput(f"{path} is not the table expected here (the column {wanted.name} is {found}): {AGAIN}")
         metadata = metadata_of(table, path)
+        if metadata.get(_NAME, path.stem) != path.stem:
+            raise BadInput(f"{path} is the table {metadata[_NAME]}, in the place of another: {AGAIN}")
         content = table.read(columns=schema.names)
         columns = {name: content.column(name).to_pylist() for name in schema.names}
         for name, values in columns.items():
@@ -88,7 +99,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a table, as it was given to `write_table`."""
     with opened(path) as table:
         found = metadata_of(table, path)
-    return {key: value for key, value in found.items() if not key.startswith(f"{SEAL}.")}
+    return {key: value for key, value in found.items() if key != _NAME and not key.startswith(f"{SEAL}.")}
 
 
 def _digest_of_metadata(schema: pa.Schema, metadata: dict[str, str]) -> str:
@@ -108,9 +119,9 @@ def read_texts(path: Path) -> list[str]:
     return [row["text"] for row in read_table(path, TEXTS)]
 
 
-def write_texts(path: Path, texts: list[str], metadata: dict[str, str] | None = None) -> None:
+def write_texts(path: Path, texts: list[str], metadata: dict[str, str] | None = None, *, named: bool = False) -> None:
     """One row per text."""
-    write_table(path, [{"text": text} for text in texts], TEXTS, metadata)
+    write_table(path, [{"text": text} for text in texts], TEXTS, metadata, named=named)
 
 
 SCORES = ("paper", "relational", "causal", "gradient", "random", "mse", "kl", "energy")

@@ -16,7 +16,7 @@ from restorelcc.activations.store import layer_file, read_layer, read_layout
 from restorelcc.base.documents import SCHEMA, read_document, read_json, read_metrics, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import MANIFEST, write_manifest
-from restorelcc.base.tables import EXAMPLES, HEADS, read_metadata, read_table
+from restorelcc.base.tables import EXAMPLES, HEADS, read_metadata, read_table, write_table
 from restorelcc.compensation.compensation import Compensation, Site
 from restorelcc.compensation.file import read_compensation, write_compensation
 from restorelcc.models.checkpoints import local_folder
@@ -155,6 +155,11 @@ def test_a_file_in_anothers_place_is_refused(home: Path, tmp_path: Path) -> None
     shutil.copy(home / "heads.parquet", tmp_path / "valid.parquet")
     with pytest.raises(BadInput, match=r"valid\.parquet was changed"):
         read_table(tmp_path / "valid.parquet", EXAMPLES)
+    write_table(tmp_path / "y" / "train.parquet", [], EXAMPLES, named=True)
+    assert read_table(tmp_path / "y" / "train.parquet", EXAMPLES) == []
+    (tmp_path / "y" / "train.parquet").rename(tmp_path / "y" / "valid.parquet")
+    with pytest.raises(BadInput, match="is the table train, in the place of another"):
+        read_table(tmp_path / "y" / "valid.parquet", EXAMPLES)
     with pytest.raises(BadInput, match=r"not the table expected here .the column task is missing"):
         read_table(home / "heads.parquet", EXAMPLES)
 
