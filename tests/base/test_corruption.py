@@ -147,19 +147,20 @@ def test_a_layer_in_anothers_place_is_refused(home: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_in_anothers_place_is_refused(home: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "listed"
+    listed.mkdir()
     for name in ("train", "valid"):
-        shutil.copy(home / "train.parquet", tmp_path / f"{name}.parquet")
-    shutil.copy(home / "heads.parquet", tmp_path / "heads.parquet")
-    write_manifest(tmp_path)
-    assert read_table(tmp_path / "train.parquet", EXAMPLES)
-    shutil.copy(home / "heads.parquet", tmp_path / "valid.parquet")
+        shutil.copy(home / "train.parquet", listed / f"{name}.parquet")
+    write_manifest(listed)
+    assert read_table(listed / "train.parquet", EXAMPLES)
+    shutil.copy(home / "heads.parquet", listed / "valid.parquet")
     with pytest.raises(BadInput, match=r"valid\.parquet was changed"):
-        read_table(tmp_path / "valid.parquet", EXAMPLES)
-    write_table(tmp_path / "y" / "train.parquet", [], EXAMPLES, named=True)
-    assert read_table(tmp_path / "y" / "train.parquet", EXAMPLES) == []
-    (tmp_path / "y" / "train.parquet").rename(tmp_path / "y" / "valid.parquet")
+        read_table(listed / "valid.parquet", EXAMPLES)
+    write_table(tmp_path / "other" / "train.parquet", [], EXAMPLES, named=True)
+    assert read_table(tmp_path / "other" / "train.parquet", EXAMPLES) == []
+    (tmp_path / "other" / "train.parquet").rename(tmp_path / "other" / "valid.parquet")
     with pytest.raises(BadInput, match="is the table train, in the place of another"):
-        read_table(tmp_path / "y" / "valid.parquet", EXAMPLES)
+        read_table(tmp_path / "other" / "valid.parquet", EXAMPLES)
     with pytest.raises(BadInput, match=r"not the table expected here .the column task is missing"):
         read_table(home / "heads.parquet", EXAMPLES)
 
