@@ -22,7 +22,7 @@ import yaml
 from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects
 from benchmarks.study_pages import recovered, write_pages
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_document, read_json, write_json
 from restorelcc.base.layout import Layout
 from restorelcc.compensation.file import DOCUMENT, MODEL, read_compensation
 from restorelcc.compensation.fold import fold
@@ -96,7 +96,7 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     if method.ranking is not None:
         run_stage(root, "probe", pruned)
     layout = Layout(root)
-    metrics = [read_json(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
+    metrics = [read_document(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
     found = study.as_json() | {"seconds": round(seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
     found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
     found["learning_rates"] = chosen_rates(training(layout, cell, method))
@@ -112,8 +112,8 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
 def training(layout: Layout, cell: Cell, method: Method) -> dict:
     """What the stage has noted of its training."""
     if method.stage == "compensate":
-        return read_json(layout.training(cell))
-    return read_json(layout.recovered(cell) / DOCUMENT)["training"]
+        return read_document(layout.training(cell))
+    return read_document(layout.recovered(cell) / DOCUMENT)["training"]
 
 
 def _measures(metrics: dict, task: str | None = None) -> dict:
@@ -135,7 +135,7 @@ def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
         fold(recovered, read_compensation(layout.compensation(cell))[0])
     else:
         folder = layout.recovered(cell)
-        kind = read_json(folder / DOCUMENT)["kind"]
+        kind = read_document(folder / DOCUMENT)["kind"]
         if kind == "adapter":
             return None
         recovered = load_model(folder / MODEL if kind == "checkpoint" else layout.pruned(cell), torch.float32, device)
