@@ -27,10 +27,11 @@ def is_disk_full(error: BaseException) -> bool:
 
 def ending(error: BaseException) -> tuple[str, int] | None:
     """What a command says that ends with the error, and its exit code; None for a fault of the program itself."""
-    if isinstance(error, BadInput):
-        return f"error: {error}", 2
-    if isinstance(error, StageFailed):
-        return f"failed: {error}", 1
+    if isinstance(error, BadInput | StageFailed):
+        from restorelcc.base.escaping import one_line  # names in a sentence are from files, and may steer a terminal
+
+        title, code = ("error", 2) if isinstance(error, BadInput) else ("failed", 1)
+        return f"{title}: {one_line(error)}", code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing half-written is left", 130
     if is_disk_full(error):

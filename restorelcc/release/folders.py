@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.names import check_links
 from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import weights_of
 
@@ -56,7 +57,11 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
-    """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
+    """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too.
+
+    Raises BadInput for a link that leads out of the source, whose target would be copied.
+    """
+    check_links(source)
     skipped = {"config.json", *weights_of(source).names, *without}
     skipped |= {path.name for path in source.glob("*.safetensors*")}  # those that the library does not read too
     for path in sorted(source.rglob("*")):
