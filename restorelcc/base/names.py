@@ -87,7 +87,10 @@ def _check_link(link: Path, folder: Path) -> None:
 
 def check_without_credentials(what: str, address: str) -> None:
     """Raises BadInput for an address that holds a password, or, as http(s) has it, a token in the place of a name."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise BadInput(f"{what} is {address!r:.80}, which is no address ({error}): correct it") from error
     if parts.password is not None or (parts.scheme in ("http", "https") and parts.username is not None):
         raise BadInput(
             f"{what} holds a password or token, which would be kept where others read it: leave it out of the address "

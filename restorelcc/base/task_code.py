@@ -17,7 +17,8 @@ from restorelcc.base.escaping import one_line
 
 TASK_FILES = (".yaml", ".yml")
 _PROGRAMS = (".py", ".pyc", ".so", ".pyd")
-_STANDARD = "tag:yaml.org,2002:"
+_PLAIN = ("null", "bool", "int", "float", "binary", "timestamp", "omap", "pairs", "set", "str", "seq", "map", "merge")
+_STANDARD = {f"tag:yaml.org,2002:{name}" for name in _PLAIN}
 # Keys of a task whose values are code, or the name of code that the library fetches and runs.
 _CALLS = ("class", "custom_dataset", "use_prompt")
 _TRUE = ("hf_evaluate", "trust_remote_code", "unsafe_code")
@@ -88,7 +89,7 @@ def _foreign_tags(node: yaml.Node) -> Iterator[str]:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        if each.tag and not each.tag.startswith(_STANDARD):
+        if each.tag and each.tag not in _STANDARD:
             yield f"{each.tag} {each.value if isinstance(each, yaml.ScalarNode) else ''}".strip()[:80]
         for part in each.value if isinstance(each, yaml.CollectionNode) else ():
             todo += part if isinstance(part, tuple) else (part,)

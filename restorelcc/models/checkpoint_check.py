@@ -243,7 +243,15 @@ def _is_whole(value: Any) -> bool:
 
 
 def _check_tensors(stored: Mapping[str, StoredTensor]) -> None:
-    """That every tensor has as many bytes as its shape and type need; which numbers they hold is not looked at."""
+    """That every tensor has as many bytes as its shape and type need, of its own; what they hold is not looked at."""
+    ends: dict[Path, tuple[int, str]] = {}
+    for name, tensor in sorted(stored.items(), key=lambda item: (str(item[1].file), item[1].start, item[1].end)):
+        end, other = ends.get(tensor.file, (0, ""))
+        if tensor.start < end:
+            raise BadInput(
+                f"{tensor.file} holds {one_line(name)!r:.80} and {one_line(other)!r:.80} in the same bytes: {_AGAIN}"
+            )
+        ends[tensor.file] = (tensor.end, name)
     for name, tensor in stored.items():
         counted = all(_is_whole(length) and length >= 0 for length in tensor.shape)
         if not counted or math.prod(tensor.shape) * tensor.dtype.itemsize != tensor.end - tensor.start:

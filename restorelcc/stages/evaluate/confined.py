@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import BaseLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -40,23 +40,29 @@ def sandboxed() -> Iterator[None]:
 
 @contextmanager
 def without_code(task: str, *, trusted: bool) -> Iterator[None]:
-    """Inside the `with`, a task file that calls a function raises BadInput, unless it is trusted."""
+    """Inside the `with`, a task file that calls a function or names a metric that lm-eval would have to fetch raises
+    BadInput, unless it is trusted."""
     if trusted:
         yield
         return
-    import evaluate  # type: ignore[import-untyped]
+    from lm_eval.api import registry
+    from lm_eval.api import task as tasks
     from lm_eval.tasks import _yaml_loader
 
-    def refuse(called: Any, *_: Any, **__: Any) -> NoReturn:
+    def refuse(called: Any, *_: Any) -> NoReturn:
         raise BadInput(
             f"evaluation task {one_line(task)!r} calls {one_line(called)!r:.80}, code that runs as you: read its "
             "folder, and if you trust its maker name it as {name: <folder>, trusted: true} in models.<name>.tasks"
         )
 
-    loader: Any = _yaml_loader
-    before = loader._import_func_in_yml, evaluate.load
-    loader._import_func_in_yml, evaluate.load = refuse, refuse
+    def known_metric(name: str, hf_evaluate_metric: bool = False) -> Any:
+        known = registry.metric_registry
+        return known[name] if name in known and not hf_evaluate_metric else refuse(name)
+
+    loader, building = cast(Any, _yaml_loader), cast(Any, tasks)
+    before = loader._import_func_in_yml, building.get_metric
+    loader._import_func_in_yml, building.get_metric = refuse, known_metric
     try:
         yield
     finally:
-        loader._import_func_in_yml, evaluate.load = before
+        loader._import_func_in_yml, building.get_metric = before
