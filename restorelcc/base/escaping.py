@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from restorelcc.base.names import has_controls
+from restorelcc.base.errors import one_line
 
 # Marks that mean something in Markdown: brackets where a link or an image begins or ends, underscores at the edge of a
 # word, the others wherever they stand.
@@ -24,15 +24,6 @@ _MARKS = re.compile(r"[\\`*<>|&~$]|!(?=\[)|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])
 _LINE_START = re.compile(r"^(\s*)(?:(\d+)(?=[.)]\s)|(?=#{1,6}\s|[+-]\s|--|=|:\s))")
 _ADDRESS = re.compile(r"(https?|ftp)(:)(//)|(www)(\.)|(@)", re.IGNORECASE)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
-def one_line(text: object) -> str:
-    """A text whose control characters, ends of lines and changes of direction are shown as escapes, `\\x1b`."""
-    return "".join(_shown(each) if has_controls(each) else each for each in str(text))
-
-
-def _shown(character: str) -> str:
-    return " " if character in "\n\t" else character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def for_html(text: object) -> str:

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, has_controls
 
 LONGEST_PART, LONGEST = 255, 4096  # bytes of one part of a path, and of all, that file systems take
-_OVERRIDES = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn the text around
 _DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
-
-
-def has_controls(text: str) -> bool:
-    """Whether a text has characters that steer what shows it: control codes, halves of characters, changes of
-    direction, ends of a line."""
-    return any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") or each in _OVERRIDES for each in text)
 
 
 def check_name(name: object, where: str, *, nested: bool = False) -> str:

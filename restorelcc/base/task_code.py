@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from restorelcc.base.errors import BadInput
-from restorelcc.base.escaping import one_line
+from restorelcc.base.errors import BadInput, one_line
 
 TASK_FILES = (".yaml", ".yml")
 _PROGRAMS = (".py", ".pyc", ".so", ".pyd")

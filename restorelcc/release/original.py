@@ -16,7 +16,7 @@ from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_name, inside
 from restorelcc.base.weights import weights_of
-from restorelcc.models.checkpoint_check import check_config
+from restorelcc.models.config_check import check_config
 from restorelcc.models.safetensors_header import decoded, read_raw, tensors_of
 from restorelcc.models.shards import raw_bytes
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors

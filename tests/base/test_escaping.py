@@ -10,6 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from restorelcc.base.errors import one_line
 from restorelcc.base.escaping import (
     PlainTable,
     code_for_markdown,
@@ -17,7 +18,6 @@ from restorelcc.base.escaping import (
     for_markdown,
     for_yaml,
     markdown_table,
-    one_line,
     say,
 )
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput
-from restorelcc.models.checkpoint_check import is_plain, loaded_config
+from restorelcc.models.checkpoint_check import loaded_config
 from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.config_check import is_plain
 from restorelcc.sparsity.streaming import empty_model
 from tests import pico
 

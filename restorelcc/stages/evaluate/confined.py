@@ -14,8 +14,7 @@ from typing import Any, NoReturn, cast
 from jinja2 import BaseLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from restorelcc.base.errors import BadInput
-from restorelcc.base.escaping import one_line
+from restorelcc.base.errors import BadInput, one_line
 
 
 @contextmanager

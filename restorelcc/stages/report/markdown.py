@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from restorelcc.base.escaping import code_for_markdown, for_markdown, markdown_table, one_line
+from restorelcc.base.errors import one_line
+from restorelcc.base.escaping import code_for_markdown, for_markdown, markdown_table
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results

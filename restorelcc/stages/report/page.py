@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from restorelcc.base.escaping import for_html, one_line
+from restorelcc.base.errors import one_line
+from restorelcc.base.escaping import for_html
 from restorelcc.stages.report import ReportConfig, tables
 from restorelcc.stages.report import figures as draw
 from restorelcc.stages.report.markdown import degenerate
