@@ -20,7 +20,7 @@ _PLAIN = ("null", "bool", "int", "float", "binary", "timestamp", "omap", "pairs"
 _STANDARD = {f"tag:yaml.org,2002:{name}" for name in _PLAIN}
 # Keys of a task whose values are code, or the name of code that the library fetches and runs.
 _CALLS = ("class", "custom_dataset", "use_prompt")
-_TRUE = ("hf_evaluate", "trust_remote_code", "unsafe_code")
+_TRUE = ("hf_evaluate", "trust_remote_code")
 
 
 def check_trusted(key: str, paths: Iterable[Path], trusted: bool) -> None:

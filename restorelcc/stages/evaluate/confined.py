@@ -55,8 +55,11 @@ def without_code(task: str, *, trusted: bool) -> Iterator[None]:
         )
 
     def known_metric(name: str, hf_evaluate_metric: bool = False) -> Any:
-        known = registry.metric_registry
-        return known[name] if name in known and not hf_evaluate_metric else refuse(name)
+        if hf_evaluate_metric:
+            refuse(name)
+        if name not in registry.metric_registry:
+            raise ValueError(f"lm-eval has no metric {name!r}, and one fetched from the hub is code that needs trust")
+        return registry.metric_registry[name]
 
     loader, building = cast(Any, _yaml_loader), cast(Any, tasks)
     before = loader._import_func_in_yml, building.get_metric

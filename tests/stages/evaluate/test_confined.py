@@ -118,7 +118,7 @@ def test_what_the_look_at_the_text_would_miss_is_refused_where_it_would_run(tmp_
         _yaml_loader.load_yaml(tmp_path / "a.yaml")
     with without_code("a", trusted=False):
         write_task(tmp_path / "tasks", "choice", metric_list=[{"metric": "no_such"}])
-        with pytest.raises(BadInput, match="calls 'no_such'"):
+        with pytest.raises(BadInput, match="lm-eval has no metric 'no_such'"):
             load_tasks([str(tmp_path / "tasks")])
     with without_code("a", trusted=True):
         assert callable(_yaml_loader.load_yaml(tmp_path / "a.yaml")["doc_to_text"])
