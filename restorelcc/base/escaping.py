@@ -32,10 +32,14 @@ def for_html(text: object) -> str:
 
 
 def for_markdown(text: object) -> str:
-    """Text for a paragraph or a cell of a table in Markdown: no markup, HTML, image, link, or end of a line."""
+    """Text for a paragraph or a title in Markdown: no markup, HTML, image, link, list, or end of a line."""
+    return _LINE_START.sub(lambda found: f"{found[1]}{found[2] or ''}\\", cell_for_markdown(text))
+
+
+def cell_for_markdown(text: object) -> str:
+    """`for_markdown` for text within a line, as a cell of a table: a dash at its beginning makes no list there."""
     plain = _MARKS.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
-    plain = _ADDRESS.sub(lambda found: re.sub(r"[:.@]", lambda mark: f"&#{ord(mark[0])};", found[0]), plain)
-    return _LINE_START.sub(lambda found: f"{found[1]}{found[2] or ''}\\", plain)
+    return _ADDRESS.sub(lambda found: re.sub(r"[:.@]", lambda mark: f"&#{ord(mark[0])};", found[0]), plain)
 
 
 def code_for_markdown(text: object) -> str:
@@ -49,7 +53,7 @@ def markdown_table(rows: Iterable[Mapping[str, object]]) -> list[str]:
     if not listed:
         return []
     cells: list[list[object]] = [list(listed[0]), *(list(row.values()) for row in listed)]
-    lines = ["| " + " | ".join(map(for_markdown, row)) + " |" for row in cells]
+    lines = ["| " + " | ".join(map(cell_for_markdown, row)) + " |" for row in cells]
     return [lines[0], "|" + "---|" * len(listed[0]), *lines[1:], ""]
 
 
