@@ -81,7 +81,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folders = random_pair(Path(scratch), asked.width, asked.layers)
-        pruned, restored = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
+        pruned, restored = (
+            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval() for folder in folders
+        )
         tokens = torch.randint(0, 8192, (1, asked.tokens))
         ratios = latency_ratio(pruned, restored, tokens, asked.pairs)
         before, after = (model.num_parameters() for model in (pruned, restored))

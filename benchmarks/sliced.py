@@ -42,13 +42,17 @@ def _save(folder: Path, sparsity: str) -> None:
 
 @torch.no_grad()
 def _logits(folder: Path) -> Tensor:
-    return AutoModelForCausalLM.from_pretrained(folder)(input_ids=random_batches(4, 256)[0]).logits
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)(
+        input_ids=random_batches(4, 256)[0]
+    ).logits
 
 
 @torch.no_grad()
 def _seconds(folders: dict[str, Path], rounds: int) -> dict[str, list[float]]:
     """Time of every forward, the models in turns; the first round warms up and is left out."""
-    models = {name: AutoModelForCausalLM.from_pretrained(folder) for name, folder in folders.items()}
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False) for name, folder in folders.items()
+    }
     tokens_BT = random_batches(4, 256)[0]
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
@@ -60,7 +64,7 @@ def _seconds(folders: dict[str, Path], rounds: int) -> dict[str, list[float]]:
 
 
 def _row(name: str, folder: Path, seconds: list[float]) -> list[str]:
-    config = AutoModelForCausalLM.from_pretrained(folder).config
+    config = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).config
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     shape = f"{config.model_type}, {config.num_attention_heads} heads, {config.intermediate_size} channels"
     return [name, shape, f"{size / 2**20:.1f} MiB", f"{median(seconds) * 1000:.0f} ms"]

@@ -49,7 +49,7 @@ class Subject:
             shipped["dense"]["pretrain"]["seed"] = self.pretrain_seed
         if self.real is not None:
             data = self.real / "data" / "stories"
-            tokenizer = AutoTokenizer.from_pretrained(self.real / "models" / "stories260K")
+            tokenizer = AutoTokenizer.from_pretrained(self.real / "models" / "stories260K", trust_remote_code=False)
             write_story_pairs(data / "train.jsonl", root / "pairs.jsonl", tokenizer)
             task = STORY_ENDING | {
                 "dataset_kwargs": {"data_files": {"test": str(self.real / "data" / "story_ending" / "test.jsonl")}}

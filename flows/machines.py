@@ -28,6 +28,7 @@ from flows.model_job import published_lock, subset
 from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.names import check_without_credentials, without_credentials
 from restorelcc.pipeline.lockfile import merge
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
@@ -64,6 +65,7 @@ def run_machines(
     root: Path, job: dict[str, Any], remote: str | None, deployment: str, hours: float, commit: bool
 ) -> State:
     """The body of the flow. Raises BadInput and StageFailed."""
+    check_without_credentials("repository", job["repository"])
     dag, name = plan(root), check_machines(root, remote)
     _check_deployment(deployment)
     slots = local_slots(job["parallel"])
@@ -133,9 +135,10 @@ def _check_deployment(name: str) -> None:
 
 
 def origin(root: Path) -> str:
-    """Address of the git remote `origin`; the folder itself where there is none."""
+    """Address of the git remote `origin`, without a token or password, which Prefect would keep in its database: a
+    worker has credentials of its own. The folder itself where there is none."""
     try:
-        return git(root, "remote", "get-url", "origin")
+        return without_credentials(git(root, "remote", "get-url", "origin"))
     except StageFailed:
         return str(root)
 

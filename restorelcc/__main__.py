@@ -10,6 +10,7 @@ from restorelcc.base.errors import ending
 # What libraries read from the environment when they load.
 DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "USE_HUB_KERNELS": "NO",  # compiled code from the hub is never fetched in place of the library's own
     "TOKENIZERS_PARALLELISM": "false",
     # Waiting threads spin by default: with another busy process, a step then takes twenty times as long.
     "OMP_WAIT_POLICY": "PASSIVE",

@@ -118,7 +118,7 @@ def _params(home: Path) -> dict[str, Any]:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     data = {"calibration": "calibration.jsonl", "instructions": "pairs.jsonl", "heldout": "heldout.jsonl"}
     params["models"] = {
-        MODEL: {"source": str(home / "dense"), "threads": 1, "tasks": [str(home / "tasks")]}
+        MODEL: {"source": str(home / "dense"), "threads": 1, "tasks": [{"name": str(home / "tasks"), "trusted": True}]}
         | {"data": {role: str(home / name) for role, name in data.items()}}
     }
     params["grid"] = {"model": [MODEL], "pruning": [PRUNING, "external-theirs"], "head_ratio": [float(RATIO)]}
@@ -200,7 +200,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         for stage in [*STAGES, "prune"]:
             external = stage in traces  # the second time, of the checkpoint that another tool pruned
             cell = CELL | ({"pruning": "external-theirs"} if external else {})
-            command = _filled(pipeline[stage]["cmd"], cell).split()[1:]
+            options = " ".join(f"--{axis} {cell[axis]}" for axis in pipeline[stage]["matrix"])
+            command = pipeline[stage]["cmd"].replace("${item}", options).split()[1:]
             opened.read()
             name = "prune external" if external else stage
             traces[name] = Trace(stage, set(), traced(name, *command))

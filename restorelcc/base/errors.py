@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
+
+_OVERRIDES = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn the text around
 
 
 class BadInput(Exception):
@@ -25,12 +28,27 @@ def is_disk_full(error: BaseException) -> bool:
     return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 
 
+def has_controls(text: str) -> bool:
+    """Whether a text has characters that steer what shows it: control codes, halves of characters, changes of
+    direction, ends of a line."""
+    return any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") or each in _OVERRIDES for each in text)
+
+
+def one_line(text: object) -> str:
+    """A text whose control characters and changes of direction are shown as escapes, `\\x1b`: names from files get into
+    sentences, and may steer a terminal. Ends of lines and tabs are blanks."""
+    return "".join(_shown(each) if has_controls(each) else each for each in str(text))
+
+
+def _shown(character: str) -> str:
+    return " " if character in "\n\t" else character.encode("unicode_escape", "surrogatepass").decode()
+
+
 def ending(error: BaseException) -> tuple[str, int] | None:
     """What a command says that ends with the error, and its exit code; None for a fault of the program itself."""
-    if isinstance(error, BadInput):
-        return f"error: {error}", 2
-    if isinstance(error, StageFailed):
-        return f"failed: {error}", 1
+    if isinstance(error, BadInput | StageFailed):
+        title, code = ("error", 2) if isinstance(error, BadInput) else ("failed", 1)
+        return f"{title}: {one_line(error)}", code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing half-written is left", 130
     if is_disk_full(error):

@@ -96,6 +96,8 @@ class TaskChoice(Section):
     metric: str | None = Field(default=None, min_length=1)  # None: the task's own first one
     # Examples before each question; None: none for tasks of lm-eval, what the task file says for one's own.
     num_fewshot: int | None = Field(default=None, ge=0)
+    # That the maker of a folder or file of tasks is trusted: functions (!function) and programs (.py) of it run as you.
+    trusted: bool = False
 
     @model_validator(mode="after")
     def _paper_measures_acc(self) -> TaskChoice:
@@ -110,6 +112,11 @@ Task = Annotated[
     Annotated[str, Tag(BY_NAME)] | Annotated[TaskChoice, Tag(WITH_SETTINGS)],
     Discriminator(lambda given: WITH_SETTINGS if isinstance(given, dict | TaskChoice) else BY_NAME),
 ]
+
+
+def _settings(task: TaskChoice) -> dict[str, Any]:
+    """What is said of a task beside its name; that nobody trusts it goes without saying."""
+    return {key: value for key, value in task.model_dump().items() if value not in (None, False)}
 
 
 class ModelEntry(Section):
@@ -153,6 +160,11 @@ class ModelEntry(Section):
         """Tasks, presets and folders or files of tasks, as they are named."""
         return tuple(task if isinstance(task, str) else task.name for task in self.tasks)
 
+    @property
+    def trusted_tasks(self) -> frozenset[str]:
+        """Names of those that may run code."""
+        return frozenset(task.name for task in self.tasks if isinstance(task, TaskChoice) and task.trusted)
+
     def part_for(self, stage: str) -> ModelEntry:
         """The entry with the fields alone that the stage uses: reading another one raises AttributeError."""
         part = self.model_copy()
@@ -169,7 +181,7 @@ class ModelEntry(Section):
     @property
     def tasks_document(self) -> list[str | dict[str, Any]]:
         """`tasks` as JSON, in the form given."""
-        return [task if isinstance(task, str) else task.model_dump(exclude_none=True) for task in self.tasks]
+        return [task if isinstance(task, str) else _settings(task) for task in self.tasks]
 
     def section_changes(self, section: str) -> dict[str, Any]:
         """This model's overrides of a section of params.yaml."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
@@ -25,7 +26,8 @@ _TOKENIZER_PATTERNS = (
     *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
     *("*.model", "*.tiktoken", "*.jinja"),
 )
-_CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+_CODE_KEYS = ("auto_map", "custom_pipelines")  # keys of a config that name classes to be run from files
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -35,11 +37,19 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def remote_code(folder: Path) -> str | None:
-    """The first config that names code of its own to be run on loading (auto_map); None when none does."""
-    for name in _CONFIGS:
-        if (folder / name).is_file() and read_json(folder / name).get("auto_map"):
+    """The first config that names code of its own to be run on loading (auto_map), at any depth; None for none."""
+    for name in CONFIGS:
+        if (folder / name).is_file() and _names_code(read_json(folder / name)):
             return name
     return None
+
+
+def _names_code(content: Any) -> bool:
+    if isinstance(content, list):
+        return any(map(_names_code, content))
+    if not isinstance(content, dict):
+        return False
+    return any(content.get(key) for key in _CODE_KEYS) or any(map(_names_code, content.values()))
 
 
 def is_of_the_tokenizer(name: Path) -> bool:

@@ -60,7 +60,11 @@ PruningOption = Annotated[
     str,
     typer.Option("--pruning", "-p", help="<pruner>-<sparsity>, e.g. wanda-0.5 or sparsegpt-2of4; or external-<name>"),
 ]
-RatioOption = Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate, e.g. 0.10")]
+RatioOption = Annotated[
+    str,
+    # The second spelling is that of dvc.yaml, where DVC makes options of the names of the grid's axes.
+    typer.Option("--head-ratio", "--head_ratio", "-r", help="share of the heads to compensate, e.g. 0.10"),
+]
 RecoveryOption = Annotated[
     str,
     typer.Option(

@@ -14,6 +14,7 @@ from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.params import Params, hidden_changes, load_params
 from restorelcc.pipeline.stages import grid_cells
+from restorelcc.stages.inputs.files import absolute
 from restorelcc.stages.inputs.stage import lay_out
 
 
@@ -47,10 +48,33 @@ def check(
         raise BadInput("check --json is what a model's data hold: add --model NAME")
     for alias in checked.grid.model:
         lay_out(alias, checked.named(alias), layout.root)  # refuses a file or folder that is not there
+        for sentence in _check_checkpoints(alias, checked, layout):
+            typer.echo(f"restorelcc: note: {sentence}", err=True)
     typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
     for sentence in hidden_changes(checked):
         typer.echo(f"restorelcc: note: {sentence}", err=True)
     _compare_sources(checked, layout)
+
+
+def _check_checkpoints(alias: str, params: Params, layout: Layout) -> list[str]:
+    """Raises BadInput for a model of the grid, or one pruned elsewhere, whose folder holds no checkpoint that can be
+    used; a sentence for one whose result could be measured, but not exported."""
+    named = params.named(alias)
+    sources = [named.entry.source, *(source for name, source in named.external.items() if name in named.prunings)]
+    folders = [path for source in dict.fromkeys(sources) if (path := absolute(layout.root, source)).is_dir()]
+    if not folders:
+        return []
+    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
+    from restorelcc.release.routes import check_route
+
+    notes = []
+    for folder in folders:
+        check_checkpoint(folder)
+        try:
+            check_route(loaded_config(folder))
+        except BadInput as error:
+            notes.append(f"models.{alias}: {folder} can be restored and measured, and not exported: {error}")
+    return notes
 
 
 def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:

@@ -140,20 +140,19 @@ def print_comparison(found: dict[str, Any]) -> None:
     """A table with a row per task and a pooled one, and one sentence."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
 
+    from restorelcc.base.escaping import PlainTable, say
     from restorelcc.stages.report.tables import interval_text, number, p_text, percent
 
     console, a, b = Console(), found["a"], found["b"]
     for letter, side in (("A", a), ("B", b)):
         seeds = f", {side['seeds']} seeds" if side["seeds"] > 1 else ""
-        console.print(
+        say(
+            console,
             f"{letter}  {side['name']}{seeds}: mean {percent(side['mean'], 1)} %, "
             f"perplexity {number(side['perplexity'])}, sparsity {percent(side['sparsity'], 2)} %",
-            highlight=False,
-            soft_wrap=True,
         )
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = PlainTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, title in enumerate(("", "A %", "B %", "B - A", "95 % interval", "B only", "A only", "p")):
         table.add_column(title, justify="right" if position else "left")
     rows = [*found["tasks"].items(), *([("pooled", found["pooled"])] if found["pooled"] else [])]
@@ -167,7 +166,7 @@ def print_comparison(found: dict[str, Any]) -> None:
             shown = "-" if task["ci95"] is None else f"[{', '.join(number(bound) for bound in task['ci95'])}]"
         table.add_row(name, *values, shown, won, lost, p_text(task["p"]))
     console.print(table)
-    console.print(sentence(found), highlight=False, soft_wrap=True)
+    say(console, sentence(found))
 
 
 def sentence(found: dict[str, Any]) -> str:

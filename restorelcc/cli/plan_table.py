@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from restorelcc.base.escaping import PlainTable, say
 
 
 def print_plan(plan: dict[str, Any]) -> None:
     """One row per stage, a total, and the assumptions behind the numbers."""
     gpu = plan["device"] == "cuda"
     title = f"{plan['model']} ({plan['source']}): {plan['parameters'] / 1e6:,.1f} M parameters, {plan['layers']} layers"
-    table = Table(title=title, title_justify="left")
+    table = PlainTable(title=title, title_justify="left")
     for name in ("stage", "pruning", "runs", "memory", *(["GPU memory"] if gpu else []), "disk", "time"):
         table.add_column(name, justify="left" if name in ("stage", "pruning") else "right")
     for row in plan["stages"]:
@@ -27,12 +28,11 @@ def print_plan(plan: dict[str, Any]) -> None:
     table.add_row("most at once, sum", "", "", *peak, *total)
     console = Console()
     console.print(table)
-    console.print(
+    say(
+        console,
         f"Weights in {plan['dtype']} on the {plan['device']}; time at {plan['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
         "half of the matmul rate. Disk is in data/ and the hub's cache; DVC's cache needs as "
         "much again unless the file system links files (docs/plan.md).",
-        soft_wrap=True,
-        highlight=False,
     )
 
 

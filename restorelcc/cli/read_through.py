@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.escaping import PlainTable, say
 from restorelcc.base.layout import Layout
 from restorelcc.models.response_mask import split_pairs
 from restorelcc.pipeline.params import Params
@@ -142,7 +142,7 @@ def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
 def print_reading(found: dict[str, Any], console: Console | None = None) -> None:
     """One row per role, then facts about several roles, then the problems."""
     console = console or Console()
-    table = Table(title=f"{found['model']} ({found['source']})", title_justify="left")
+    table = PlainTable(title=f"{found['model']} ({found['source']})", title_justify="left")
     for name in ("role", "source", "format", "columns", "read", "used", "shortened", "skipped (first)", "tokens"):
         table.add_column(name, justify="right" if name in ("read", "used", "shortened") else "left")
     for role, each in found["roles"].items():
@@ -158,7 +158,7 @@ def print_reading(found: dict[str, Any], console: Console | None = None) -> None
         )
     console.print(table)
     for line in _sentences(found):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(console, line)
 
 
 def _sentences(found: dict[str, Any]) -> Iterator[str]:

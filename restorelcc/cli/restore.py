@@ -69,6 +69,7 @@ def restore(
     check_output(out, overwrite=overwrite)
     given = [Path(text).expanduser() for text in (dense, pruned) if text and Path(text).expanduser().exists()]
     check_apart(out, work, *given)
+    _check_models(given)
     request = Request(
         dense=dense,
         pruned=pruned,
@@ -96,3 +97,14 @@ def restore(
     record = export_checkpoint(done.layout.pruned(done.cell), done.layout.compensation(done.cell), out, options)
     say_what_was_written(out, record)
     typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
+
+
+def _check_models(folders: list[Path]) -> None:
+    """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with a compensation:
+    hours before the chain would come to it. What is on the hub is checked once it is here."""
+    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
+    from restorelcc.release.routes import check_route
+
+    for folder in folders:
+        check_checkpoint(folder)
+        check_route(loaded_config(folder))

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.base.digest import REFERENCE, check_unchanged
 from restorelcc.base.documents import read_document, write_document
-from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import check_folder
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import process_count
-from restorelcc.base.weights import weights_of
+from restorelcc.models.checkpoint_check import check_beside, check_checkpoint, loaded_config, refused
 from restorelcc.models.hub import Repository, fetch_model
 from restorelcc.models.references import Pinned
 from restorelcc.models.runtime import pick_device, pick_dtype
@@ -37,14 +37,25 @@ def write_reference(folder: Path, pinned: Pinned) -> None:
     write_document(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
 
 
-def local_folder(folder: Path, key: str | None = None) -> Path:
+def local_folder(folder: Path, key: str | None = None, *, weights: bool = True) -> Path:
     """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
 
-    Raises BadInput when the folder referred to has other content than it had, BadInput or StageFailed when the hub does
-    not give the files, naming `key`, or else the folder.
+    Raises BadInput when the folder referred to has other content than it had, or a checkpoint that cannot be used
+    (checkpoint_check.py); BadInput or StageFailed when the hub does not give the files, naming `key`, or else the
+    folder. weights: whether they are needed, and checked too.
     """
+    found = _folder_of_files(folder, key)
+    (check_checkpoint if weights else check_beside)(found)
+    return found
+
+
+def _folder_of_files(folder: Path, key: str | None) -> Path:
     if (folder / REFERENCE).is_file():
         reference = read_document(folder / REFERENCE)
+        if not isinstance(reference, dict) or not all(
+            isinstance(reference.get(name), str) for name in ("source", "revision")
+        ):
+            raise BadInput(f"{folder / REFERENCE} names no model: delete its folder and run dvc repro")
         source, commit = reference["source"], reference["revision"]
         if reference.get("files") is None:
             check_unchanged(folder)
@@ -92,15 +103,18 @@ def load_model(
     Raises BadInput for a missing or incomplete checkpoint, and for a spread that does not hold the model.
     """
     source = local_folder(folder)
-    weights_of(source)  # a folder with two models in it is refused before either is read
     placement, scratch = _placement(spread)
-    try:
+    with refused("model", source):
         # Typed by hand: with output_loading_info the method returns a pair, which its annotation does not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement
+            source,
+            config=loaded_config(source),
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **placement,
         )
-    except (OSError, ValueError) as error:
-        raise BadInput(f"no model can be loaded from {source}: {first_line(error)}") from error
     model, report = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
@@ -146,11 +160,9 @@ def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; padding uses its end token where it has no padding token."""
-    source = local_folder(folder)
-    try:
-        tokenizer = without_length_warning(AutoTokenizer.from_pretrained(source))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"no tokenizer can be loaded from {source}: {first_line(error)}") from error
+    source = local_folder(folder, weights=False)
+    with refused("tokenizer", source):
+        tokenizer = without_length_warning(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -158,7 +170,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def context_of(folder: Path, max_tokens: int) -> int:
     """How long a sequence the model may read: max_tokens, or its own context where that is shorter."""
-    return context_length(AutoConfig.from_pretrained(local_folder(folder)).get_text_config(), max_tokens)
+    return context_length(loaded_config(local_folder(folder, weights=False)).get_text_config(), max_tokens)
 
 
 def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from restorelcc.base.errors import BadInput, first_line
+from restorelcc.models.checkpoint_check import check_beside, loaded_config, refused
 from restorelcc.models.hub import Repository, fetch_beside, resolved_commit
 from restorelcc.models.references import local_source
 
 
 def source_tokenizer(key: str, source: str, revision: str | None, root: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or of a hub id. Raises BadInput when there is none, StageFailed as the hub does."""
-    try:
-        return without_length_warning(AutoTokenizer.from_pretrained(_folder(key, source, revision, root)))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{key}: no tokenizer can be loaded from {source}: {first_line(error)}") from error
+    folder = _folder(key, source, revision, root)
+    check_beside(folder)
+    with refused("tokenizer", folder):
+        return without_length_warning(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def without_length_warning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -27,10 +27,7 @@ def without_length_warning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedToke
 
 def source_config(key: str, source: str, revision: str | None, root: Path) -> PretrainedConfig:
     """The config of the text model, found like its tokenizer."""
-    try:
-        return AutoConfig.from_pretrained(_folder(key, source, revision, root)).get_text_config()
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{key}: no config can be loaded from {source}: {first_line(error)}") from error
+    return loaded_config(_folder(key, source, revision, root)).get_text_config()
 
 
 def _folder(key: str, source: str, revision: str | None, root: Path) -> Path:

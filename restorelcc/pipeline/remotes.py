@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.names import check_without_credentials
 
 _HOW = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) in the environment",
@@ -30,8 +31,7 @@ def check_url(url: str) -> str:
     """A folder, s3://bucket/path or ssh://host/path, free of credentials. Raises BadInput; returns the scheme."""
     parts = urlsplit(url)
     scheme = parts.scheme or "local"
-    if parts.password is not None:
-        raise BadInput("the remote's address holds a password, which git would keep: leave it out and use a key")
+    check_without_credentials("the remote's address", url)
     if scheme not in _HOW:
         raise BadInput(f"a remote at {scheme}:// is not supported: give a folder, s3://bucket/path or ssh://host/path")
     if scheme != "local" and not (parts.hostname and (scheme == "ssh" or parts.netloc)):
@@ -50,6 +50,7 @@ def dvc(root: Path, *arguments: str) -> int:
 def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
     """Make `url` the default remote, verified on every download, in .dvc/config."""
     scheme = check_url(url)
+    check_without_credentials("--endpoint", endpoint or "")
     if endpoint and scheme != "s3":
         raise BadInput("--endpoint is the address of an S3 server: leave it out for a folder or SSH")
     settings = [("verify", "true"), *([("endpointurl", endpoint)] if endpoint else [])]
@@ -76,6 +77,7 @@ def check_remote(repo: Any, name: str) -> None:
     settings = repo.config["remote"][name]
     url = str(settings.get("url", ""))
     scheme = check_url(url)
+    check_without_credentials(f"the endpointurl of remote {name!r}", str(settings.get("endpointurl", "")))
     tracked = repo.config.load_one("repo").get("remote", {}).get(name, {})
     if held := [key for key in _SECRETS if key in tracked]:
         raise BadInput(f"remote {name!r} has {held[0]} in .dvc/config, which git would keep: {_HOW[scheme]} instead")

@@ -22,7 +22,7 @@ _PACKAGE = Path(__file__).parents[1]
 # What a new project records; the repository's own files are asserted equal to it.
 GROUPS = {
     "corpus": ("datasets", "jinja2", "scikit-learn", "sentence-transformers"),
-    "evaluate": ("datasets", "lm-eval"),
+    "evaluate": ("datasets", "jinja2", "lm-eval"),
     "numerics": (
         "accelerate",
         "numpy",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import MANIFEST
+from restorelcc.base.names import check_links
 from restorelcc.base.publish import put
 from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import weights_of
@@ -58,7 +59,11 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
-    """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
+    """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too.
+
+    Raises BadInput for a link that leads out of the source, whose target would be copied.
+    """
+    check_links(source)
     skipped = {"config.json", MANIFEST, *weights_of(source).names, *without}
     skipped |= {path.name for path in source.glob("*.safetensors*")}  # those that the library does not read too
     for path in sorted(source.rglob("*")):

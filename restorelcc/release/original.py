@@ -13,7 +13,9 @@ from torch import Tensor
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import parse_json, read_json, read_text, write_json
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.names import check_name, inside
 from restorelcc.base.weights import weights_of
+from restorelcc.models.config_check import check_config
 from restorelcc.models.safetensors_header import decoded, read_raw, tensors_of
 from restorelcc.models.shards import raw_bytes
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
@@ -47,8 +49,11 @@ def can_be_taken_out(folder: Path) -> bool:
 
 
 def original_config(folder: Path) -> dict[str, Any]:
-    """The pruned checkpoint's config.json."""
-    return parse_json(_document(folder)["texts"]["config.json"], f"{folder}: the config that was kept")
+    """The pruned checkpoint's config.json. Raises BadInput for one that no model can have."""
+    path = folder / OWN_FOLDER / _DOCUMENT
+    config = parse_json(_document(folder)["texts"]["config.json"], f"{path}: the config that was kept")
+    check_config(path, config)
+    return config
 
 
 def original_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -65,16 +70,17 @@ def write_original(folder: Path, out: Path) -> None:
     Raises StageFailed when a file does not have its original digest.
     """
     document, stored, kept = _document(folder), stored_tensors(folder), _kept_biases(folder)
+    where = str(folder / OWN_FOLDER / _DOCUMENT)
     for name, entry in document["files"].items():
         header = base64.b64decode(entry["header"])
-        with (out / name).open("wb") as file:
+        with inside(out, name, where).open("wb") as file:
             file.write(header)
             for tensor in _names(header):
                 file.write(raw_bytes(kept[tensor] if tensor in kept else _found(stored, tensor, folder).read()))
         if file_digest(out / name) != entry["sha256"]:
             raise StageFailed(f"{name} cannot be restored exactly: weights in {folder} have been changed since")
     for name, text in document["texts"].items():
-        (out / name).write_text(text, encoding="utf-8")
+        inside(out, name, where).write_text(text, encoding="utf-8")
 
 
 def _document(folder: Path) -> dict[str, Any]:
@@ -84,7 +90,30 @@ def _document(folder: Path) -> dict[str, Any]:
             "was not written by `restorelcc export` or `compensation apply`, or heads were cut out of it; use the "
             "pruned checkpoint itself"
         )
-    return read_json(folder / OWN_FOLDER / _DOCUMENT)
+    return _checked(folder / OWN_FOLDER / _DOCUMENT)
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The document, of which nothing is taken at its word: names of safetensors files with header and digest, and the
+    texts of config.json and an index. Raises BadInput for anything else."""
+    content = read_json(path)
+    files, texts = (content.get(key) if isinstance(content, dict) else None for key in ("files", "texts"))
+    if not isinstance(files, dict) or not files or not isinstance(texts, dict) or "config.json" not in texts:
+        raise BadInput(f"{path} is not what `restorelcc export` writes: export the checkpoint again")
+    for name, entry in files.items():
+        keys: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        texts_there = all(isinstance(keys.get(key), str) for key in ("header", "sha256"))
+        if not check_name(name, str(path)).endswith(".safetensors") or not texts_there:
+            raise BadInput(f"{path} names {name!r:.80} as a file of weights: export the checkpoint again")
+        try:
+            decoded(base64.b64decode(keys["header"], validate=True))
+        except ValueError as error:
+            raise BadInput(f"{path} holds no header of {name} that can be read: export the checkpoint again") from error
+    for name, text in texts.items():
+        known = name == "config.json" or check_name(name, str(path)).endswith(".safetensors.index.json")
+        if not known or not isinstance(text, str):
+            raise BadInput(f"{path} names {name!r:.80}, which is no config and no index: export the checkpoint again")
+    return content
 
 
 def _kept_biases(folder: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -62,6 +63,16 @@ def plan_route(config: PretrainedConfig, compensation: Compensation | Tensor, la
         route = _own_biases(config, moved)
         return Route("v_proj.bias", route.config, route.compensation, route.biased)
     raise BadInput(_refusal(config, compensation, [*reasons, moved]))
+
+
+def check_route(config: PretrainedConfig) -> None:
+    """Raises BadInput where no stock checkpoint of this config could carry offsets of heads, whatever training finds:
+    told before hours of it. An offset of its own for every head stands for the one to be found."""
+    family, heads = family_of_config(config), config.num_attention_heads
+    head_dim = (getattr(config, "head_dim", None) if family.free_head_dim else None) or config.hidden_size // heads
+    layout = HeadLayout(config.num_hidden_layers, heads, head_dim)
+    offset_LHD = torch.ones(layout.layers, heads, head_dim) * torch.arange(1.0, heads + 1)[None, :, None]
+    plan_route(config, Compensation(offset_LHD), layout)
 
 
 def _own_biases(config: PretrainedConfig, compensation: Compensation) -> Route:

@@ -98,7 +98,7 @@ def sliced(model: PreTrainedModel, *, same_class: bool = False) -> PreTrainedMod
         state |= _cut_tensors(model, layer, _cut(slicing.groups, heads, channels), whole)
     state |= {name: tensor.clone() for name, tensor in whole.items() if name not in state}
     with init_empty_weights(include_buffers=False):
-        smaller = AutoModelForCausalLM.from_config(slicing.config, dtype=model.dtype)
+        smaller = AutoModelForCausalLM.from_config(slicing.config, dtype=model.dtype, trust_remote_code=False)
     _match_biases(smaller, state)
     smaller.load_state_dict(state, assign=True)
     smaller.tie_weights()

@@ -16,31 +16,28 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weights_of
 from restorelcc.models.architectures import family_of, family_of_config, prunable_linears
+from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.sparsity.patterns import rounded
 
 
 def read_config(source: Path) -> PretrainedConfig:
     """The checkpoint's config. Raises BadInput when it is missing, of a family not in the table, or quantized."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{source} holds no config.json of a known model: {first_line(error)}") from error
+    config = loaded_config(source)
     family_of_config(config)
-    if getattr(config, "quantization_config", None):
-        raise BadInput(f"{source} is a quantized checkpoint, whose weights cannot be pruned: give the original one")
     return config
 
 
 def empty_model(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a checkpoint without its weights (all on the meta device), in evaluation mode."""
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
+    config = read_config(source)
+    with refused("model", source), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
 
 

@@ -67,7 +67,7 @@ def user_params(params: dict[str, Any], home: Path) -> dict[str, Any]:
         "source": str(home / "dense"),
         "data": {role: str(home / f"{role}.jsonl") for role in ("calibration", "heldout")}
         | {"instructions": str(home / "pairs.jsonl")},
-        "tasks": ["arc_easy", str(home / "tasks")],
+        "tasks": ["arc_easy", {"name": str(home / "tasks"), "trusted": True}],
     }
     return params | {
         "models": {MODEL: entry},

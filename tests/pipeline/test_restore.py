@@ -82,7 +82,7 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     assert all(path.stat().st_nlink > 1 for path in before), "what is in the cache too is on the disk once"
     ran.clear()
     _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK, "--head-ratio", "0.5")
-    assert ran == ["compensate --model model --pruning external-given --head-ratio 0.5"]
+    assert ran == ["compensate --model model --pruning external-given --head_ratio 0.5"]
     after = _times(work)
     assert {path.parent.name for path in set(after) - set(before)} == {"heads-0.5"}
     assert all(after[path] == before[path] for path in before)

@@ -14,9 +14,10 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
+from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.folders import check_apart, copy_other_files, published_folder
-from restorelcc.release.original import can_be_taken_out, write_original
+from restorelcc.release.original import can_be_taken_out, original_config, write_original
 from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD
 
 
@@ -40,9 +41,15 @@ def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> 
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: give the folder of a restored checkpoint")
     check_apart(out, folder)
+    original_config(folder)  # first, since without it nothing can be taken out
+    check_checkpoint(folder)
+    record = read_json(folder / RECORD)
+    made = record.get("made") if isinstance(record, dict) else None
+    if not isinstance(made, list) or not all(isinstance(name, str) for name in made):
+        raise BadInput(f"{folder / RECORD} is not a record of `restorelcc export`: it does not say which files it made")
     with published_folder(out, overwrite=overwrite) as scratch:
         write_original(folder, scratch)
-        copy_other_files(folder, scratch, without=(OWN_FOLDER, *read_json(folder / RECORD)["made"]))
+        copy_other_files(folder, scratch, without=(OWN_FOLDER, *made))
 
 
 def compensation_of(path: Path) -> tuple[Compensation, dict[str, str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from transformers import PretrainedConfig
+
+from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
 
 _METHOD = """\
 The checkpoint was pruned, and part of the loss was recovered with
@@ -31,7 +32,7 @@ def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFact
     """README.md: front matter for the hub, then method, numbers, sparsity, how it loads, limits, licence."""
     names = [str(record[key]) for key in ("model", "pruning", "head_ratio") if record.get(key) is not None]
     title = facts.title or " ".join(["Restored", *(names or [config.model_type])])
-    parts = [_front_matter(facts), f"# {title}", _METHOD, "## Numbers", _numbers(facts)]
+    parts = [_front_matter(facts), f"# {for_markdown(title)}", _METHOD, "## Numbers", _numbers(facts)]
     parts += ["## Contents", _content(record), "## Limits", _limits(record, facts), "## Licence", _licence(facts)]
     return "\n\n".join(parts) + "\n"
 
@@ -43,7 +44,7 @@ def _front_matter(facts: CardFacts) -> str:
     if facts.licence:
         fields["license"] = facts.licence
     fields["tags"] = ["pruned", "sparse", "restorelcc"]
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+    return for_yaml(fields)
 
 
 def _numbers(facts: CardFacts) -> str:
@@ -57,13 +58,13 @@ def _numbers(facts: CardFacts) -> str:
             "None were measured for this checkpoint. `restorelcc evaluate_restored`, or lm-eval on this folder, "
             "measures them."
         )
-    rows = [["task", *columns], ["---"] * (len(columns) + 1)]
+    titles, rows = ["task", *columns], []
     for task, found in columns["restored"]["tasks"].items():
         rows.append([f"{task} ({found['metric']}, n = {found['n']})", *(_share(m, task) for m in columns.values())])
     if columns["restored"].get("mean") is not None:
         rows.append(["mean", *(_number(metrics.get("mean"), 100, 1) for metrics in columns.values())])
     rows.append(["perplexity", *(_perplexity(metrics) for metrics in columns.values())])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = markdown_table(dict(zip(titles, row, strict=True)) for row in rows)
     tasks = columns["restored"]["tasks"]
     shots = sorted({found["shots"] for found in tasks.values()})
     how = "zero-shot" if shots in ([], [0]) else f"with {' or '.join(map(str, shots))} shots"
@@ -71,7 +72,7 @@ def _numbers(facts: CardFacts) -> str:
     others = [name for name, found in tasks.items() if not found["averaged"]]
     if others:
         note += f" Not in the mean, because its metric is not an accuracy: {', '.join(others)}."
-    return "\n".join([*lines, "", note + _recovered(columns["restored"])])
+    return "\n".join([*lines, for_markdown(note + _recovered(columns["restored"]))])
 
 
 def _share(metrics: dict[str, Any], task: str) -> str:
@@ -114,15 +115,16 @@ def _content(record: dict[str, Any]) -> str:
     lines = [
         f"- Sparsity: {100 * sparsity['share']:.2f} % of the {sparsity['targeted']:,} weights that pruning targets are "
         f"exactly zero{patterns}.",
-        f"- Compensation: {len(route['folded'])} biases carry it ({route['name']}); {route['added_parameters']:,} "
+        f"- Compensation: {len(route['folded'])} biases carry it ({for_markdown(route['name'])}); "
+        f"{route['added_parameters']:,} "
         "parameters were added.",
         "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
         "- `restorelcc.json` records what it was made from, with digests; `restorelcc verify` checks it.",
     ]
     if route["relabelled_from"]:
         lines.append(
-            f"- Written as a {route['model_type']} model: the {route['relabelled_from']} class has no such biases, and "
-            "the two compute the same."
+            f"- Written as a {for_markdown(route['model_type'])} model: the "
+            f"{for_markdown(route['relabelled_from'])} class has no such biases, and the two compute the same."
         )
     if route["cut"]:
         lines.append("- Removed heads and channels are cut out: the checkpoint is smaller than the dense one.")
@@ -146,7 +148,7 @@ def _limits(record: dict[str, Any], facts: CardFacts) -> str:
 
 def _licence(facts: CardFacts) -> str:
     if facts.licence:
-        return f"That of the base model: {facts.licence}."
+        return f"That of the base model: {for_markdown(facts.licence)}."
     return (
         "That of the base model. It was not found with the weights: look it up before you redistribute this checkpoint."
     )

@@ -75,7 +75,8 @@ def _config_document(source: Source, route: Route) -> dict[str, Any]:
         flags = route.family.bias_flags
         own |= {flag: getattr(route.config, flag) for flag in flags if getattr(source.config, flag) is False}
         own.setdefault("architectures", [type(source.network).__name__])
-    own.pop("transformers_weights", None)  # how the source names its files
+    for key in ("transformers_weights", "quantization_config", "compression_config"):
+        own.pop(key, None)  # how the source names its files; that it was only pruned, which asks for a further package
     return own | _former_rope_keys(written)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from restorelcc.base.escaping import PlainTable, say
 
 
 def print_inspection(found: dict[str, Any]) -> None:
     """One row per layer, the total, and a line about the files."""
-    table = Table(title=f"{found['folder']} ({found['model_type']})")
+    table = PlainTable(title=f"{found['folder']} ({found['model_type']})")
     for name in ("layer", "sparsity", "N:M held", "heads removed", "channels removed"):
         table.add_column(name, justify="left" if name in ("layer", "N:M held") else "right")
     for layer in found["layers"]:
@@ -32,9 +33,10 @@ def print_inspection(found: dict[str, Any]) -> None:
     )
     console = Console()
     console.print(table)
-    console.print(
+    say(
+        console,
         f"{found['zeros']:,} of {found['targeted']:,} targeted weights are zero; "
-        f"{found['parameters']:,} parameters in all, {found['dtype']}, {_size(found['bytes'])} on disk"
+        f"{found['parameters']:,} parameters in all, {found['dtype']}, {_size(found['bytes'])} on disk",
     )
 
 

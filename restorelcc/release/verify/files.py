@@ -7,10 +7,11 @@ from typing import Any
 
 from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.names import check_links, inside
 from restorelcc.base.stock_files import CODE, foreign_files, has_tokenizer, remote_code
 from restorelcc.models.checkpoints import load_tokenizer
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
-from restorelcc.release.provenance import path_digest
+from restorelcc.release.provenance import RECORD, path_digest
 
 
 class Violation(StageFailed):
@@ -19,6 +20,10 @@ class Violation(StageFailed):
 
 def check_stock_only(folder: Path) -> str:
     """No pickle, no program, no config that asks for code of its own."""
+    try:
+        check_links(folder)
+    except BadInput as error:
+        raise Violation(str(error)) from error
     foreign = foreign_files(folder)
     if foreign:
         kind = "a program" if Path(foreign[0]).suffix in CODE else "a pickle"
@@ -50,10 +55,11 @@ def check_shards(folder: Path) -> dict[str, StoredTensor]:
 def check_own_digests(folder: Path, record: dict[str, Any]) -> str:
     """Every file has the digest it was written with."""
     for name, digest in record["files"].items():
-        if not (folder / name).is_file():
-            raise Violation(f"{folder / name} is missing: it was written with the checkpoint")
-        if file_digest(folder / name) != digest:
-            raise Violation(f"{folder / name} has been changed since it was written (its digest differs)")
+        path = inside(folder, name, str(folder / RECORD), nested=True)
+        if not path.is_file():
+            raise Violation(f"{path} is missing: it was written with the checkpoint")
+        if file_digest(path) != digest:
+            raise Violation(f"{path} has been changed since it was written (its digest differs)")
     return f"{len(record['files'])} files as they were written"
 
 
@@ -62,7 +68,7 @@ def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path 
     if given is None and recorded["path"] is None:
         return f"{name} {recorded['digest'][:12]} (location unknown: not checked)"
     path = given or (folder.resolve() / recorded["path"])
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         return f"{name} {recorded['digest'][:12]} (not at {recorded['path']}: not checked)"
     found = path_digest(path)
     if found != recorded["digest"]:

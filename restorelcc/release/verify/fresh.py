@@ -23,7 +23,9 @@ _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 @torch.no_grad()
 def answer(request: dict[str, Any]) -> None:
     """Load one checkpoint, run it, write its logits and its report."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(request["folder"], output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        request["folder"], trust_remote_code=False, output_loading_info=True
+    )
     model, info = loaded
     tokens = torch.tensor(request["tokens"])
     dtype = str(model.dtype).removeprefix("torch.")

@@ -22,6 +22,7 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import StageFailed
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.hooks import compensated
+from restorelcc.models.checkpoint_check import refused
 from restorelcc.models.tensors import read_tensors
 from restorelcc.release.original import original_config, original_tensors
 from restorelcc.release.verify.files import Violation
@@ -111,10 +112,11 @@ def hooked_logits(model: PreTrainedModel, compensation: Compensation, tokens: li
 def pruned_from_restored(folder: Path) -> PreTrainedModel:
     """The pruned model in float32, rebuilt from the restored checkpoint's weights and the biases it kept."""
     content = original_config(folder)
-    config = AutoConfig.for_model(**content)
+    with refused("config", folder):
+        config = AutoConfig.for_model(**content)
     # Typed by hand: its annotation does not know the pair that is returned.
-    with init_empty_weights():
-        kind: Any = type(AutoModelForCausalLM.from_config(config))
+    with refused("model", folder), init_empty_weights():
+        kind: Any = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     loaded = kind.from_pretrained(
         None, config=config, state_dict=dict(original_tensors(folder)), dtype=torch.float32, output_loading_info=True
     )

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
 
+from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.names import check_links, inside
+from restorelcc.base.stock_files import check_stock
 from restorelcc.base.weights import weights_of
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"  # the paper's
@@ -36,6 +40,7 @@ def find_encoder(setting: str | None, root: Path) -> tuple[Encode | None, str]:
         )
     try:
         folder, name = _folder(setting, root)
+        check_encoder(folder)
     except BadInput:
         if setting == AUTO:
             return None, f"{DEFAULT_ENCODER} is not in the hub's cache"
@@ -44,7 +49,11 @@ def find_encoder(setting: str | None, root: Path) -> tuple[Encode | None, str]:
 
     try:
         model = SentenceTransformer(
-            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"corpus.encoder: {folder} cannot be loaded ({first_line(error)})") from error
@@ -53,6 +62,25 @@ def find_encoder(setting: str | None, root: Path) -> tuple[Encode | None, str]:
         return model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
 
     return encode, name
+
+
+def check_encoder(folder: Path) -> None:
+    """Raises BadInput for an encoder that asks for code of its own, which the library runs from a folder unasked, or
+    that holds links that lead elsewhere."""
+    check_links(folder)
+    for part in [folder, *(path for path in folder.iterdir() if path.is_dir())]:
+        check_stock(part)
+    if not (folder / "modules.json").is_file():
+        return
+    modules: Any = read_json(folder / "modules.json")
+    for module in modules if isinstance(modules, list) else [modules]:
+        kind = module.get("type") if isinstance(module, dict) else module
+        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+            raise BadInput(
+                f"corpus.encoder: {folder / 'modules.json'} names {kind!r:.80}, code of its own, which is never run "
+                "here: give an encoder of the library's own modules"
+            )
+        inside(folder, module.get("path") or "0", f"corpus.encoder: {folder / 'modules.json'}", nested=True)
 
 
 def _folder(setting: str, root: Path) -> tuple[Path, str]:

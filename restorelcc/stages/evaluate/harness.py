@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.base.errors import BadInput
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
+from restorelcc.stages.evaluate.confined import sandboxed
 from restorelcc.stages.evaluate.scoring import Scoring, number, standard_error
 from restorelcc.stages.evaluate.statistics import MEAN
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
@@ -51,7 +52,8 @@ def run_harness(
         else:
             lm = HFLM(batch_size=batch_size, **arguments)
         # No standard errors from lm-eval: it cannot bootstrap with few draws, and 100,000 take hours.
-        results = evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        with sandboxed():
+            results = evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
         assert results is not None
         return dict(results) | {"scoring": loaded["scoring"]}
 

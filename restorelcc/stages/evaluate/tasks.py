@@ -14,6 +14,8 @@ from typing import Any
 from restorelcc.base.documents import AGAIN, read_document, read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.manifest import check_file
+from restorelcc.base.task_code import check_trusted, code_in_task
+from restorelcc.stages.evaluate.confined import sandboxed, without_code
 from restorelcc.stages.evaluate.local_data import local_data
 from restorelcc.stages.evaluate.scoring import scoring
 from restorelcc.stages.evaluate.task_check import check_folder, check_items, check_shots, unusable
@@ -33,6 +35,7 @@ class Asked:
     task: str | dict[str, Any]
     metric: str | None = None
     shots: int | None = None
+    trusted: bool = False  # that code of the user's own task files may run
 
     @property
     def name(self) -> str:
@@ -98,7 +101,7 @@ def _asked(task: str | dict[str, Any] | Asked) -> Asked:
     if isinstance(task, Asked):
         return task
     if isinstance(task, dict) and "name" in task:
-        return Asked(task["name"], task.get("metric"), task.get("num_fewshot"))
+        return Asked(task["name"], task.get("metric"), task.get("num_fewshot"), bool(task.get("trusted")))
     return Asked(task)
 
 
@@ -111,7 +114,7 @@ def _merged(asked: Asked, before: Asked | None) -> Asked:
                 f"models.<name>.tasks asks for {asked.name!r} twice, with {key} {other} and with {one}: keep one"
             )
     shots = before.shots if asked.shots is None else asked.shots
-    return replace(asked, metric=asked.metric or before.metric, shots=shots)
+    return replace(asked, metric=asked.metric or before.metric, shots=shots, trusted=asked.trusted or before.trusted)
 
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
@@ -138,10 +141,30 @@ def load_tasks(
     asked otherwise; those of a folder have the shots that their files say. local: where copies of data sets lie.
     root: the folder that relative data_files count from.
     Raises BadInput for a task that lm-eval does not know, naming the nearest, for data that cannot be had, for a metric
-    that the task does not have, and for a task whose first items cannot be rendered.
+    that the task does not have, for a task whose first items cannot be rendered, and for task files of the user's own
+    that run code and are not trusted. Templates are rendered in a sandbox.
     """
     if not tasks:
         return {}
+    asked = [_asked(task) for task in tasks]
+    _check_code(asked)
+    with sandboxed():
+        return _loaded(asked, local, cache, root)
+
+
+def _check_code(tasks: Sequence[Asked]) -> None:
+    """Raises BadInput for task files that run code and are not trusted; nothing of theirs has been imported then."""
+    for each in tasks:
+        if isinstance(each.task, dict):
+            if found := code_in_task(each.task):
+                raise BadInput(f"the evaluation task {each.name!r} of the corpus has {found}, which is never run")
+        elif Path(each.name).exists():
+            check_trusted("models.<name>.tasks", [Path(each.name)], each.trusted)
+
+
+def _loaded(
+    tasks: Sequence[Asked], local: str | dict[str, str] | None, cache: str | None, root: Path | None
+) -> dict[str, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
 
@@ -150,8 +173,10 @@ def load_tasks(
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}}
     asked_for: dict[str, Asked] = {}
     origins: dict[str, str] = {}
-    for asked, file, manager in _resolved([_asked(task) for task in tasks]):
-        with local_data(datasets, asked.name, local, cache, root):
+    for asked, file, manager in _resolved(list(tasks)):
+        stock = file is None and isinstance(asked.task, str)
+        confined = without_code(asked.name, trusted=stock or asked.trusted)
+        with confined, local_data(datasets, asked.name, local, cache, root):
             try:
                 found = manager.load([asked.task])
             except (BadInput, StageFailed):
@@ -198,6 +223,7 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
     from lm_eval.tasks import TaskManager
 
     folders = tuple(each.name for each in tasks if isinstance(each.task, str) and Path(each.task).is_dir())
+    trusted = {each.name for each in tasks if each.trusted}
     names = any(isinstance(each.task, str) and each.name not in folders for each in tasks)
     everywhere = _manager(folders, names)
     for each in tasks:
@@ -210,7 +236,8 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
             yield each, None, everywhere
         elif each.name in everywhere.all_tasks:
             path = everywhere.task_index[each.name].yaml_path
-            mine = path is not None and any(Path(path).is_relative_to(Path(folder)) for folder in folders)
+            mine = [folder for folder in folders if path is not None and Path(path).is_relative_to(Path(folder))]
+            each = replace(each, trusted=bool(mine) and trusted.issuperset(mine))
             yield each, str(path) if mine else None, everywhere
         elif Path(each.name).is_file():
             yield each, each.name, everywhere

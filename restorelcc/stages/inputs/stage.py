@@ -18,6 +18,7 @@ from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
 from restorelcc.base.publish import put
+from restorelcc.base.task_code import check_trusted
 from restorelcc.base.weights import weight_files
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import absolute, files_below, named_file, referred_files, task_paths
@@ -64,7 +65,10 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
 
 def _tasks(alias: str, named: Named, root: Path) -> Entries:
     """Folders of tasks; and file by file what they refer to outside them, further folders, and local copies of data."""
-    paths = task_paths(f"models.{alias}.tasks", named.entry.task_names, root)
+    key, trusted = f"models.{alias}.tasks", named.entry.trusted_tasks
+    paths = task_paths(key, named.entry.task_names, root)
+    for name in named.entry.task_names:
+        check_trusted(key, task_paths(key, [name], root), name in trusted)
     folders = [path for path in paths if path.is_dir()]
     found: Entries = {
         f"tasks-{number + 1}": folders[number].absolute() if number < len(folders) else {"source": None}

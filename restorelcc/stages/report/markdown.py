@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from restorelcc.base.errors import one_line
+from restorelcc.base.escaping import code_for_markdown, for_markdown, markdown_table
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results
@@ -27,35 +29,42 @@ from restorelcc.stages.report.tables import (
 
 def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
     """One chapter per model and pruning; missing cells first, notes, seconds of the stages and commands last."""
-    lines = [f"# {config.title}", ""]
+    lines = [f"# {for_markdown(config.title)}", ""]
     if results.missing:
         lines += [f"**{len(results.missing)} grid cells have not been evaluated:**", ""]
-        lines += [*(f"- `{path}`" for path in results.missing), ""]
+        lines += [*(f"- {code_for_markdown(path)}" for path in results.missing), ""]
     for group in results.groups:
         lines += _chapter(group, config.decimals)
     note = comparison_note(results.rows)
-    lines += [*([note, ""] if note else []), "## Notes", "", *(f"- {note}" for note in NOTES), ""]
-    lines += ["## Provenance", "", *_table(task_facts(results.rows)), *_table(data_rows(results))]
-    lines += _table(packages(results)) + _table(artifacts(results)) + _table(stages)
-    return "\n".join([*lines, "```sh", *commands(results), "```", ""])
+    lines += [*([for_markdown(note), ""] if note else []), "## Notes", ""]
+    lines += [*(f"- {for_markdown(note)}" for note in NOTES), ""]
+    lines += ["## Provenance", "", *markdown_table(task_facts(results.rows)), *markdown_table(data_rows(results))]
+    lines += markdown_table(packages(results)) + markdown_table(artifacts(results)) + markdown_table(stages)
+    return "\n".join([*lines, "```sh", *map(one_line, commands(results)), "```", ""])
 
 
 def _chapter(group: Group, decimals: int) -> list[str]:
     rows = group.rows
-    lines = [f"## {group.model}, {group.pruning}", "", *_table(summary(rows, decimals))]
+    lines = [f"## {for_markdown(f'{group.model}, {group.pruning}')}", "", *markdown_table(summary(rows, decimals))]
     if rows[0]["tasks"]:
-        lines += _table([task_columns(row, decimals) for row in rows])
+        lines += markdown_table([task_columns(row, decimals) for row in rows])
     plainly = [*nothing_won(rows, decimals), not_averaged(rows)]
-    lines += [verdict(rows, decimals), "", *(f"{sentence}\n" for sentence in plainly if sentence)]
-    lines += _table(picks(rows, decimals))
-    lines += [f"{row['what']} is degenerate: {'; '.join(row['generation']['reasons'])}.\n" for row in degenerate(rows)]
-    lines += [f"{sentence}\n" for sentence in [*unchanged(rows), *how_pruned(group)]]
-    lines += _table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
-    lines += _table([perplexity_columns(row) for row in rows])
-    lines += _table([text_columns(row) for row in rows])
-    lines += _table([cost_columns(row) for row in rows])
-    lines += _table(layer_table(group))
+    lines += _paragraphs(verdict(rows, decimals), *filter(None, plainly))
+    lines += markdown_table(picks(rows, decimals))
+    lines += _paragraphs(
+        *(f"{row['what']} is degenerate: {'; '.join(row['generation']['reasons'])}." for row in degenerate(rows))
+    )
+    lines += _paragraphs(*unchanged(rows), *how_pruned(group))
+    lines += markdown_table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
+    lines += markdown_table([perplexity_columns(row) for row in rows])
+    lines += markdown_table([text_columns(row) for row in rows])
+    lines += markdown_table([cost_columns(row) for row in rows])
+    lines += markdown_table(layer_table(group))
     return lines + _heads(group)
+
+
+def _paragraphs(*sentences: str) -> list[str]:
+    return [line for sentence in sentences for line in (for_markdown(sentence), "")]
 
 
 def degenerate(rows: list[dict]) -> list[dict]:
@@ -69,12 +78,6 @@ def _heads(group: Group) -> list[str]:
         heads = row["details"].get("heads")
         if heads:
             chosen = ", ".join(f"{layer}.{head}" for layer, head in heads["chosen"])
-            lines += [f"{row['what']}: {len(heads['chosen'])} heads, as layer.head, best first: {chosen}.", ""]
+            what = f"{row['what']}: {len(heads['chosen'])} heads, as layer.head, best first: {chosen}."
+            lines += _paragraphs(what)
     return lines
-
-
-def _table(rows: Table) -> list[str]:
-    if not rows:
-        return []
-    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    return [*lines, *("| " + " | ".join(row.values()) + " |" for row in rows), ""]

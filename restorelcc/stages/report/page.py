@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from restorelcc.base.errors import one_line
+from restorelcc.base.escaping import for_html
 from restorelcc.stages.report import ReportConfig, tables
 from restorelcc.stages.report import figures as draw
 from restorelcc.stages.report.markdown import degenerate
@@ -28,7 +29,7 @@ class Figure:
     draw: draw.Draw
 
     def svg(self) -> Markup:
-        return Markup(draw.page_svg(self.draw, self.name, escape(self.caption, quote=True)))
+        return Markup(draw.page_svg(self.draw, self.name, for_html(self.caption)))
 
     def files(self) -> dict[str, bytes]:
         return draw.static_files(self.draw, self.name)
@@ -74,6 +75,7 @@ def page(results: Results, figures: list[Figure], config: ReportConfig, stages: 
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_shown,
     )
     groups = [_context(group, figures, config.decimals) for group in results.groups]
     return environment.get_template("report.html.j2").render(
@@ -90,6 +92,11 @@ def page(results: Results, figures: list[Figure], config: ReportConfig, stages: 
         commands=commands(results),
         palette=draw.LIGHT,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints: text with its control characters as escapes; figures, which are markup, as they are."""
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from restorelcc.base.documents import read_document
+from restorelcc.base.escaping import PlainTable, say
 from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
 
 
@@ -26,14 +26,14 @@ def print_results(folder: Path, console: Console | None = None) -> None:
         if shown[0]["tasks"]:
             console.print(_table("", [task_columns(row, decimals) for row in shown]))
         plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *unchanged(shown), not_averaged(shown)]
-        console.print("\n".join(filter(None, plainly)), "\n", highlight=False, soft_wrap=True)
+        say(console, "\n".join([*filter(None, plainly), "", ""]))
     if results.get("missing"):
-        console.print(f"Not evaluated: {', '.join(results['missing'])}\n", highlight=False, soft_wrap=True)
-    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        say(console, f"Not evaluated: {', '.join(results['missing'])}\n")
+    say(console, f"Report: {folder / 'report.html'}")
 
 
-def _table(title: str, rows: list[dict[str, str]]) -> Table:
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, rows: list[dict[str, str]]) -> PlainTable:
+    table = PlainTable(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, name in enumerate(rows[0]):
         # Long task names may break after their underscore.
         table.add_column(name.replace("_", "_\n", 1), justify="right" if position else "left", no_wrap=not position)

@@ -1,14 +1,18 @@
 """The model card says what was measured, also where a number is missing, and compares nothing else."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import LlamaConfig
 
 from restorelcc.base.documents import read_json, write_document
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, one_line
+from restorelcc.base.escaping import for_markdown
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
-from restorelcc.release.export.card import CardFacts, _numbers
+from restorelcc.release.export.card import CardFacts, _numbers, model_card
 from restorelcc.release.export.facts import cell_facts
 from tests.fingerprints import swapped
 from tests.stages.report.cells import CELLS, FINGERPRINT, write_grid
@@ -35,6 +39,20 @@ def test_a_finished_cell_without_a_bounded_interval_has_a_card(recovered: dict, 
     assert "| wikitext (word_perplexity, n = 9) | 12.35 ± 0.98 | 12.35 ± 0.98 |" in text
     assert "| mean | - | 50.0 |" in text and "| perplexity | - (heldout) |" in text
     assert "Not in the mean, because its metric is not an accuracy: wikitext." in text
+
+
+def test_names_from_elsewhere_are_no_markup() -> None:
+    evil = "mit\n---\n# <script>alert(1)</script> ![x](http://tracker.example) |"
+    facts = CardFacts(title=evil, base_model=evil, licence=evil)
+    sparsity = {"share": 0.5, "targeted": 4, "patterns": []}
+    route = {"folded": [], "name": evil, "added_parameters": 0, "cut": False}
+    route |= {"model_type": "llama", "relabelled_from": evil}
+    card = model_card({"sparsity": sparsity, "route": route}, LlamaConfig(), facts)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    found = yaml.safe_load(front)
+    assert found["license"] == found["base_model"] == one_line(evil) and found["library_name"] == "transformers"
+    assert "<script" not in body and not re.search(r"(?<!\\)!\[", body) and "http://tracker" not in body
+    assert [line for line in body.splitlines() if line.startswith("# ")] == [f"# {for_markdown(evil)}"]
 
 
 def test_a_card_never_shows_numbers_that_were_measured_differently(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def _damaged(folder: Path, how: str) -> None:
         ("truncated", "cut short"),
         ("pickle", "pytorch_model.bin, a pickle, which is never loaded"),
         ("auto_map", r"custom code \(auto_map\)"),
-        ("shape", r"its config.json says \(28, 16\): the checkpoint is damaged"),
+        ("shape", r"its config.json says \(16, 28\): the checkpoint is damaged"),
         ("no weights", "holds no .safetensors file"),
     ],
 )

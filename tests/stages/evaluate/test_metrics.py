@@ -247,7 +247,7 @@ def test_code_at_second_hand_is_part_of_how_a_task_is_scored(tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(folder))
 
     def digest() -> str:
-        return load_tasks([str(folder)])["scoring"]["written"].config
+        return load_tasks([Asked(str(folder), trusted=True)])["scoring"]["written"].config
 
     found = [digest()]
     (folder / "unasked.py").write_text("YES = 2.0\n")

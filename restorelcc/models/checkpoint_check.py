@@ -1,0 +1,220 @@
+"""Can this checkpoint be used, and is it harmless? Told from its config and the headers of its weights alone, before a
+weight is read: fields of config.json, sizes against headers, links, code, kernels, pointers of git-lfs.
+
+Everything that opens a checkpoint goes through `local_folder` (checkpoints.py), which calls `check_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput, StageFailed, first_line, is_disk_full, one_line
+from restorelcc.base.names import check_links, inside
+from restorelcc.base.stock_files import CONFIGS, TOKENIZER_FILES, check_stock
+from restorelcc.base.weights import weights_of
+from restorelcc.models.architectures import Family, family_of_config
+from restorelcc.models.config_check import AGAIN, check_config, is_whole
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+
+_LFS = b"version https://git-lfs"
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in)\.weight")
+_BEYOND = 0.001  # share of a vocabulary that may lie beyond the embedding: marks of images, which no text yields
+
+
+@contextmanager
+def refused(what: str, source: Path) -> Iterator[None]:
+    """Whatever a library makes of a checkpoint that it cannot use ends in BadInput: "no <what> can be loaded from ...".
+    Our own errors, a full disk and a lack of memory pass through."""
+    try:
+        yield
+    except (BadInput, StageFailed, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        reason = f"{type(error).__name__}: " if isinstance(error, LookupError | AttributeError | TypeError) else ""
+        said = one_line(" ".join(str(error).split())[:300] or first_line(error))
+        raise BadInput(f"no {what} can be loaded from {source}: {reason}{said}; {AGAIN}") from error
+
+
+def loaded_config(source: Path) -> PretrainedConfig:
+    """A checkpoint's config as its class has it, without the mark of a compression that left plain weights.
+
+    Raises BadInput as `check_beside`, and for what the class does not take.
+    """
+    check_beside(source)
+    with refused("config", source):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config  # check_beside has refused all but plain ones
+    return config
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raises BadInput, in one sentence, for a checkpoint folder that cannot be used or that asks for code."""
+    check_beside(folder)
+    stamps = sorted(
+        (path.name, stat.st_size, stat.st_mtime_ns)
+        for path in folder.iterdir()
+        if path.is_file() and (stat := path.stat())
+    )
+    _check_once(folder, tuple(stamps))
+
+
+def check_beside(folder: Path) -> None:
+    """`check_checkpoint` without the weights and the tokenizer's content: links, config, code, kernels."""
+    check_links(folder)
+    for name in ("config.json", *TOKENIZER_FILES):
+        check_whole(folder / name)
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            _document(folder / name)
+    check_stock(folder)
+    if (folder / "config.json").is_file():
+        check_config(folder / "config.json", _document(folder / "config.json"))
+
+
+def check_whole(path: Path) -> None:
+    """Raises BadInput for a file that stands in for the one meant: empty, a pointer of git-lfs, a page of the web."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(_LFS):
+        raise BadInput(f"{path} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder")
+    if not start:
+        raise BadInput(f"{path} is empty: the download was cut off, {AGAIN}")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise BadInput(f"{path} is a page of the web, not the file itself: {AGAIN}, with a login where it needs one")
+
+
+@lru_cache(maxsize=16)
+def _check_once(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> None:
+    """What is in the files; their sizes and times say whether it was looked at before."""
+    config = loaded_config(folder)
+    family = family_of_config(config)
+    with refused("model", folder):
+        for name in weights_of(folder).names:
+            check_whole(inside(folder, name, str(folder)))
+        stored = stored_tensors(folder)
+    _check_tensors(stored)
+    _check_shapes(folder, config, family, stored)
+    _check_token_ids(folder, int(config.vocab_size))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not readable JSON ({one_line(first_line(error))}): {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds {type(content).__name__} in place of keys and values: {AGAIN}")
+    return content
+
+
+def _check_tensors(stored: Mapping[str, StoredTensor]) -> None:
+    """That every tensor has as many bytes as its shape and type need, of its own; what they hold is not looked at."""
+    ends: dict[Path, tuple[int, str]] = {}
+    for name, tensor in sorted(stored.items(), key=lambda item: (str(item[1].file), item[1].start, item[1].end)):
+        end, other = ends.get(tensor.file, (0, ""))
+        if tensor.start < end:
+            raise BadInput(
+                f"{tensor.file} holds {one_line(name)!r:.80} and {one_line(other)!r:.80} in the same bytes: {AGAIN}"
+            )
+        ends[tensor.file] = (tensor.end, name)
+    for name, tensor in stored.items():
+        counted = all(is_whole(length) and length >= 0 for length in tensor.shape)
+        if not counted or math.prod(tensor.shape) * tensor.dtype.itemsize != tensor.end - tensor.start:
+            raise BadInput(
+                f"{tensor.file} holds {one_line(name)!r:.80} with shape {list(tensor.shape)!s:.60} in "
+                f"{tensor.end - tensor.start} bytes, which do not agree: {AGAIN}"
+            )
+
+
+def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str, StoredTensor]) -> None:
+    """That the tensors of the blocks and the embedding have the sizes that config.json says, in as many layers.
+
+    Checkpoints of older layouts, whose tensors go by other names, are for the class that loads them to judge.
+    """
+    shapes, found = _expected(config, family), set()
+    block = re.compile(rf"(?:^|\.){re.escape(family.blocks.rpartition('.')[2])}\.(\d{{1,6}})\.(.+)\.weight")
+    for name, tensor in stored.items():
+        wanted = None
+        if match := block.search(name):
+            found.add(int(match[1]))
+            wanted = shapes.get(match[2])
+        elif _EMBEDDING.search(name):
+            wanted = (config.vocab_size, getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+        if wanted is not None and tensor.shape != wanted:
+            raise BadInput(
+                f"{tensor.file} holds {one_line(name)} with shape {tensor.shape}, its config.json says {wanted}: the "
+                f"checkpoint is damaged, {AGAIN}"
+            )
+        if wanted is not None and not tensor.dtype.is_floating_point:
+            raise BadInput(f"{tensor.file} holds {one_line(name)} as {tensor.dtype}: give the original, not quantized")
+    if found and found != set(range(config.num_hidden_layers)):
+        raise BadInput(
+            f"{folder} holds {len(found)} layers, the last is number {max(found)}, counted from 0; its config.json "
+            f"says {config.num_hidden_layers} (num_hidden_layers): {AGAIN}"
+        )
+
+
+def _expected(config: Any, family: Family) -> dict[str, tuple[int, int]]:
+    """Shape of the weight of every linear of a block."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    head_dim = (getattr(config, "head_dim", None) if family.free_head_dim else None) or width // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    inner, channels = heads * head_dim, getattr(config, family.ffn_width)
+    shapes = {family.out_proj: (width, inner), family.ffn_out: (width, channels)}
+    shapes |= dict.fromkeys(family.ffn_in, (channels, width))
+    if len(family.qkv) == 1:
+        return shapes | {family.qkv[0]: (3 * inner, width)}
+    return shapes | dict(zip(family.qkv, ((inner, width), *[(groups * head_dim, width)] * 2), strict=True))
+
+
+def _check_token_ids(folder: Path, rows: int) -> None:
+    """Raises BadInput for a tokenizer whose tokens have no row in the embedding, so that using one ends in an error."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    content = _document(path)
+    added, model = content.get("added_tokens"), content.get("model")
+    ids: dict[str, int] = {}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        ids |= {token: number for token, number in vocabulary.items() if is_whole(number)}
+    elif isinstance(vocabulary, list):
+        ids |= {str(entry[0]): number for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    for entry in added if isinstance(added, list) else ():
+        if isinstance(entry, dict) and is_whole(entry.get("id")):
+            ids[str(entry.get("content"))] = entry["id"]
+    beyond = {token: number for token, number in ids.items() if number >= rows}
+    used = [token for token in beyond if token in _used_tokens(folder)]
+    if used or len(beyond) > _BEYOND * rows:
+        token = used[0] if used else next(iter(beyond))
+        raise BadInput(
+            f"{path} gives {one_line(token)!r:.60} the number {beyond[token]}, and the embedding has {rows} rows "
+            "(vocab_size), counted from 0: give the tokenizer that belongs to the model, or a model whose embedding "
+            "was enlarged with it"
+        )
+
+
+def _used_tokens(folder: Path) -> set[str]:
+    """The tokens that begin, end and fill sequences."""
+    found = set()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        content = _document(folder / name) if (folder / name).is_file() else {}
+        for key in ("pad_token", "bos_token", "eos_token", "unk_token"):
+            value = content.get(key)
+            found.add(str(value.get("content")) if isinstance(value, dict) else str(value))
+    return found

@@ -1,0 +1,133 @@
+"""Can a model have this config? Told field by field, with nothing loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from restorelcc.base.errors import BadInput
+from restorelcc.models.architectures import FAMILIES, Family
+
+AGAIN = "download or write the checkpoint again"
+ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+_MOST = {  # of each size; far beyond every model, and within what can be counted
+    "hidden_size": 2**20,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "vocab_size": 2**28,
+    "intermediate_size": 2**24,
+    "ffn_dim": 2**24,
+    "word_embed_proj_dim": 2**20,
+    "max_position_embeddings": 2**31,
+    "sliding_window": 2**31,
+}
+_MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
+_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
+
+
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises BadInput for the first field of a config.json that no model can have, or that loads a kernel."""
+
+    def wrong(key: str, why: str) -> BadInput:
+        return BadInput(f"{path}: {key} is {config.get(key)!r:.60}, {why}: correct it, or {AGAIN}")
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise wrong("model_type", "and should name the family of the model")
+    for key, value in config.items():
+        if not _is_finite(value):
+            raise wrong(key, "and every number should be finite")
+    for key in _ATTENTION_KEYS:
+        if config.get(key) is not None and config[key] not in ATTENTION:
+            raise wrong(key, f"which would load a kernel from elsewhere; known are {', '.join(ATTENTION)}")
+    _check_compression(path, config)
+    if kind not in FAMILIES:
+        return  # `family_of_config` refuses it, and names those that are known
+    for key, most in _MOST.items():
+        value = config.get(key, 1)
+        if value is None and key in _MAY_BE_NULL:
+            continue
+        if not is_whole(value) or not 0 < value <= most:
+            raise wrong(key, f"and should be a whole number from 1 to {most:,}")
+    for key in _POSITIVE:
+        value = config.get(key, 1)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise wrong(key, "and should be a number above 0")
+    for key in ("tie_word_embeddings", *FAMILIES[kind].bias_flags):
+        if not isinstance(config.get(key, False), bool):
+            raise wrong(key, "and should be true or false")
+    for key in ("dtype", "torch_dtype"):
+        if str(config.get(key) or "auto").removeprefix("torch.") not in _DTYPES:
+            raise wrong(key, f"and weights can be pruned and restored as {', '.join(_DTYPES[:3])} alone")
+    _check_layers_listed(config, wrong)
+    _check_heads(config, FAMILIES[kind], kind, wrong)
+
+
+def _check_layers_listed(config: Mapping[str, Any], wrong: Any) -> None:
+    names, layers = config.get("layer_types"), config.get("num_hidden_layers")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise wrong("layer_types", "and should be a list of names")
+    if names is not None and layers is not None and len(names) != layers:
+        raise wrong("layer_types", f"{len(names)} names for {layers} layers")
+    classes = config.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise wrong("architectures", "and should be a list of names of classes")
+
+
+def _check_heads(config: Mapping[str, Any], family: Family, kind: str, wrong: Any) -> None:
+    """Whole heads: a width that splits into them, and query heads that split among the key/value heads."""
+    width, heads, groups = _sizes(config, kind, "hidden_size", "num_attention_heads", "num_key_value_heads")
+    if groups and heads % groups:
+        raise wrong("num_attention_heads", f"which {groups} key/value heads (num_key_value_heads) cannot share evenly")
+    own_width = family.free_head_dim and (config.get("head_dim") or getattr(CONFIG_MAPPING[kind](), "head_dim", None))
+    if not own_width and width % heads:
+        raise wrong("hidden_size", f"which does not split evenly into {heads} heads (num_attention_heads)")
+
+
+def _sizes(config: Mapping[str, Any], kind: str, *keys: str) -> list[int]:
+    """Fields of a config; where one is missing, what its class takes in its place, 0 for a null.
+
+    (A default of the class that depends on another field, as the number of key/value heads does, counts as a null.)
+    """
+    default = CONFIG_MAPPING[kind]()
+    missing = {key: 0 if key == "num_key_value_heads" else getattr(default, key, None) for key in keys}
+    return [int(config.get(key, missing[key]) or 0) for key in keys]
+
+
+def is_plain(compression: object) -> bool:
+    """Whether a `quantization_config` belongs to weights that are plain numbers: llm-compressor marks what it only
+    pruned so, quant_method compressed-tensors with the format dense."""
+    if not isinstance(compression, dict) or compression.get("quant_method") != "compressed-tensors":
+        return False
+    sparsity = compression.get("sparsity_config") or {}
+    formats = {compression.get("format", "dense"), sparsity.get("format", "dense") if isinstance(sparsity, dict) else 0}
+    return formats == {"dense"} and not compression.get("config_groups") and not compression.get("kv_cache_scheme")
+
+
+def _check_compression(path: Path, config: Mapping[str, Any]) -> None:
+    for key in ("quantization_config", "compression_config"):
+        found = config.get(key)
+        if found and not is_plain(found):
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise BadInput(
+                f"{path.parent} is a quantized checkpoint ({key}: {method!r:.40}), whose weights cannot be pruned or "
+                "restored: give the original one"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

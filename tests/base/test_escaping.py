@@ -1,0 +1,79 @@
+"""Text from elsewhere in HTML, Markdown, YAML and on the terminal."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+
+import pytest
+import yaml
+from rich.console import Console
+
+from restorelcc.base.errors import one_line
+from restorelcc.base.escaping import (
+    PlainTable,
+    code_for_markdown,
+    for_html,
+    for_markdown,
+    for_yaml,
+    markdown_table,
+    say,
+)
+
+NASTY = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "![x](http://tracker.example/p.png)",
+    "[x](javascript:alert(1))",
+    "http://tracker.example",
+    "a|b|c",
+    "a\n---\nlicense: evil",
+    "# title",
+    "1. list",
+    "- list",
+    "`code`",
+    "**bold** _it_ ~~no~~ $x$",
+    "&lt;",
+    "\\|",
+    "\x1b[31mred\x1b[0m",
+    "a\rb",
+    "a\u2028b\u202ec",
+    "[/red]",
+    "[bold red]x[/]",
+    "'''\"\"\"{{7*7}}",
+)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_nothing_of_a_text_is_markup(text: str) -> None:
+    escaped = for_html(text)
+    assert not set("<>\"'") & set(escaped) and html.unescape(escaped) == one_line(text)
+
+    written = for_markdown(text)
+    assert "\n" not in written and "<" not in written and ">" not in written
+    assert not re.search(r"(?<!\\)[|`*~$]|(?<!\\)\]\(|(?<!\\)!\[|https?://|^#|^- |^\d+\. ", written)
+
+    found = yaml.safe_load(for_yaml({"license": text, "tags": [text]}).removeprefix("---\n").removesuffix("---"))
+    assert found == {"license": one_line(text), "tags": [one_line(text)]}
+    assert for_yaml({"license": text}).count("\n---") == 1
+
+    table = markdown_table([{"task": text, text: "1"}])
+    assert len(table) == 4 and all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table[:3])
+
+    screen = io.StringIO()
+    console = Console(file=screen, width=500, force_terminal=True)
+    shown = PlainTable(title=text)
+    shown.add_column(text)
+    shown.add_row(text)
+    console.print(shown)
+    say(console, text)
+    plain = screen.getvalue()
+    assert one_line(text.split("\n")[0]).strip() in plain and "\x1b[31m" not in plain and "\r" not in plain
+
+
+def test_ordinary_names_stay_as_they_are() -> None:
+    for text in ("arc_easy", "wanda-0.5", "heads 0.25", "[12.0, 34.5]", "95 % interval", "a (b), c: d", "-1.5", "-"):
+        assert for_markdown(text) == text
+    assert code_for_markdown("data/metrics/a/b.json") == "`data/metrics/a/b.json`"
+    assert "`" not in code_for_markdown("a`b")[1:-1]
