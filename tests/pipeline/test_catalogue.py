@@ -150,8 +150,8 @@ def test_what_the_command_line_sets_counts_for_models_with_a_value_of_their_own(
         (
             {"prune": {"samples": 9}, "recover": {"batch_size": 4}},
             [
-                "recover.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
                 "prune.samples is 9 and does not count for tiny, whose entry in `models` has 256",
+                "recover.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
             ],
         ),
     ],
