@@ -6,10 +6,11 @@ by key. `restorelcc plan --model NAME` prints what came of it.
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from restorelcc.base.section import Name, Section
 
@@ -84,11 +85,11 @@ class DataFiles(Section):
     @classmethod
     def _template_takes_its_values(cls, template: str) -> str:
         try:
-            names = {name for _, name, *_ in string.Formatter().parse(template) if name is not None}
-            template.format(instruction="", input="")
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"the template may hold {{instruction}} and {{input}} only ({error!r})") from error
-        if not names or not names <= {"instruction", "input"}:  # str.format would reach the attributes of a value
+            fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+        except ValueError:
+            fields = []
+        # Nothing else: str.format would go on to the attributes of a value, or pad it to any width.
+        if not fields or any(tuple(field) not in (("instruction", "", None), ("input", "", None)) for field in fields):
             raise ValueError("the template has to hold {instruction} or {input}, and may hold nothing else in braces")
         return template
 
@@ -108,8 +109,12 @@ class TaskChoice(Section):
         return self
 
 
-MemoryOf = Annotated[str, Field(pattern=r"^([0-9]{1,3}|cpu)$")]
-MemorySize = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMG]i?B)$")]  # what accelerate reads
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError("write auto, cpu, cuda or cuda:<number>")
+    return name
+
+
 BY_NAME, WITH_SETTINGS = "a name", "a task with settings"  # how pydantic tells the two forms of a task apart
 TASK_FORMS = {BY_NAME: str, WITH_SETTINGS: TaskChoice}
 Task = Annotated[
@@ -125,12 +130,10 @@ class ModelEntry(Section):
     revision: Name | None = None  # hub ids only: branch, tag or commit; None is the main branch
     preset: Literal["paper"] | None = None  # shared settings, see base/model_entry.py; keys given here go first
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"  # auto, cpu, cuda, cuda:1
     # Spread the model over all GPUs, main memory and disk (accelerate's device_map); None: it is on `device` whole.
     device_map: Literal["auto", "balanced", "sequential"] | None = None
-    max_memory: dict[
-        MemoryOf, MemorySize
-    ] = {}  # per device at most, with device_map: {"0": 70GiB, cpu: 100GiB}; the rest on disk
+    max_memory: dict[str, str] = {}  # per device at most, with device_map: {"0": 70GiB, cpu: 100GiB}; the rest on disk
     threads: int = Field(default=0, ge=0, le=1024)  # CPU threads of torch; 0 is torch's own choice
     # Tokens of a calibration and of a perplexity sequence; None: prune.sequence_length and evaluate.perplexity_tokens.
     sequence_length: int | None = Field(default=None, ge=2)
@@ -139,6 +142,16 @@ class ModelEntry(Section):
     tasks: tuple[Task, ...] = ()
     # Over the sections of params.yaml, for this model alone: {prune: {samples: 64}, compensate: {epochs: 1}}.
     settings: dict[str, dict[str, Any]] = {}
+
+    @field_validator("max_memory")
+    @classmethod
+    def _memory_is_of_a_device(cls, limits: dict[str, str]) -> dict[str, str]:
+        for device, size in limits.items():
+            if not re.fullmatch(r"[0-9]{1,3}|cpu", device):
+                raise ValueError(f"{device[:80]!r} is no device; use the number of a GPU, or cpu")
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?[KMG]i?B", size):  # what accelerate reads
+                raise ValueError(f"{size[:80]!r} is no size; write for example 70GiB")
+        return limits
 
     @model_validator(mode="before")
     @classmethod

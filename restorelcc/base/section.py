@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args
 
@@ -19,9 +20,14 @@ _WORDS = {
     "dict_type": "keys with values belong here, key: value",
     "tuple_type": "a list in brackets belongs here, [...]",
     "string_type": "text belongs here",
-    "none_required": "leave it out, or write null",
     "bool_type": "write true or false",
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number belongs here"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number belongs here"),
+    "finite_number": "a finite number belongs here",
 }
+# How pydantic names the forms of a value of several types; they are no part of a key.
+_FORM = re.compile(r"(constrained-)?(int|float|str|bool)|.*[\[(].*")
+_TELLS = ("belong", "write", "remove", "shorten", "give", "use ", "add ")  # a message that says what to do
 
 
 def _usable_name(text: str) -> str:
@@ -136,15 +142,17 @@ def sentence(
     tags = tags or {}
     found: dict[str, str] = {}
     meant: set[str] = set()
-    for each in sorted(error.errors(), key=lambda one: one["type"] in _MISSING):
+    for each in sorted(error.errors(), key=lambda one: (one["type"] in _MISSING) - (one["type"] in _UNKNOWN)):
         location = (*above, *each["loc"])
-        key = ".".join(str(part)[:_SHOWN] for part in location if part not in tags and part != "[key]")
+        parts = (str(part) for part in location if part not in tags)
+        key = ".".join(part[:_SHOWN] for part in parts if not _FORM.fullmatch(part))
         if each["type"] in _UNKNOWN:
             found[key], near = _unknown_key(key, str(location[-1]), _fields_at(within, each["loc"], tags))
             meant.add(near)
         elif key not in meant:
             found.setdefault(key, _wrong_value(key, each))
-    first, *others = found
+    # Of a value of several types, what is wrong inside one of them tells more than that it is none of the others.
+    first, *others = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
     if not others:
         return found[first]
     more = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
@@ -163,7 +171,11 @@ def _unknown_key(key: str, name: str, known: list[str]) -> tuple[str, str]:
 def _wrong_value(key: str, error: Any) -> str:
     if error["type"] in _MISSING:
         return f"params.yaml: key {key!r} is missing: add it (the shipped params.yaml shows how)"
-    message = _WORDS.get(error["type"], error["msg"]).removeprefix("Value error, ")
-    given = repr(error["input"]) if not isinstance(error["input"], dict | BaseModel) else "the section"
-    given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
-    return f"params.yaml: {key} is {given}: {message[0].lower()}{message[1:].rstrip('.')}; correct the value"
+    message = _WORDS.get(error["type"], error["msg"]).removeprefix("Value error, ").rstrip(".")
+    given = "null" if error["input"] is None else repr(error["input"])
+    if isinstance(error["input"], dict | BaseModel):
+        given = "a section"
+    elif len(given) > _SHOWN:
+        given = f"{given[:_SHOWN]}..."
+    do = "" if any(word in message for word in _TELLS) else "; correct the value"
+    return f"params.yaml: {key} is {given}: {message[0].lower()}{message[1:]}{do}"

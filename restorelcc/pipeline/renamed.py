@@ -65,8 +65,9 @@ def rename_in_file(path: Path) -> list[str]:
     found: list[tuple[int, int, str, str]] = []  # first and last character, new name, sentence
     for names, old, new in RENAMED:
         for where, mapping in _nodes(root, names):
+            names_there = {key.value for key, _ in mapping.value}
             for key, _ in mapping.value:
-                if key.value == old:
+                if key.value == old and new not in names_there:  # with both, `with_new_names` says so
                     sentence = f"{'.'.join((*where, old))} was renamed to {'.'.join((*where, new))}"
                     found.append((key.start_mark.index, key.end_mark.index, new, sentence))
     for start, end, new, _ in sorted(found, reverse=True):
