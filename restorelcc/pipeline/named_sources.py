@@ -33,28 +33,27 @@ def problems(params: Params, alias: str, layout: Layout) -> list[str]:
     """A sentence for everything that a model of the grid names and that is not there, or cannot be used."""
     entry, key = params.models[alias], f"models.{alias}"
     found: list[str] = []
-    _try(lambda: lay_out(alias, params.named(alias), layout.root), found)
+    _try(found, lay_out, alias, params.named(alias), layout.root)
     for name, pruned in params.prune.external.get(alias, {}).items():
         if f"external-{name}" in params.grid.pruning:
-            where = f"prune.external.{alias}.{name}.source"
-            _try(lambda where=where, source=pruned.source: _check_source(where, source, layout.root), found)
+            _try(found, _check_source, f"prune.external.{alias}.{name}.source", pruned.source, layout.root)
     if not entry.is_microworld:
-        _try(lambda: _check_source(f"{key}.source", entry.source, layout.root), found)
-        _try(lambda: _check_family(f"{key}.source", absolute(layout.root, entry.source)), found)
+        _try(found, _check_source, f"{key}.source", entry.source, layout.root)
+        _try(found, _check_family, f"{key}.source", absolute(layout.root, entry.source))
         assert entry.data is not None
         for role in ("calibration", "instructions", "heldout"):
-            _try(lambda r=role: _check_rows(r, getattr(entry.data, r), entry.data, layout.root), found)
+            _try(found, _check_rows, role, getattr(entry.data, role), entry.data, layout.root)
         if entry.data.chat_template:
-            _try(lambda: _check_chat_template(key, absolute(layout.root, entry.source)), found)
-        _try(lambda: _check_encoder(params.section(alias, "corpus").encoder, layout.root), found)
-    _try(lambda: _check_copies(params.section(alias, "evaluate").datasets, layout.root), found)
-    _try(lambda: _check_tasks(f"{key}.tasks", entry.task_names, layout.root), found)
+            _try(found, _check_chat_template, key, absolute(layout.root, entry.source))
+        _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
+    _try(found, _check_copies, params.section(alias, "evaluate").datasets, layout.root)
+    _try(found, _check_tasks, f"{key}.tasks", entry.task_names, layout.root)
     return list(dict.fromkeys(found))
 
 
-def _try(check: Callable[[], Any], found: list[str]) -> None:
+def _try(found: list[str], check: Callable[..., Any], *arguments: Any) -> None:
     try:
-        check()
+        check(*arguments)
     except BadInput as error:
         found.append(str(error))
 
