@@ -23,7 +23,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help repro graph flow share test test-durations test-slow check study ablation bench bench-capture bench-extract \
+.PHONY: help repro graph flow share test coverage test-durations test-slow check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
 
 help: ## List the targets
@@ -69,6 +69,10 @@ graph: $(READY) ## Draw the stages of the grid and what each waits for
 
 test: $(READY)-test ## Run the tests, also of caching, remotes, schedules and machines (servers on loopback)
 	pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# Not part of `make test`: tracing every line makes the tests slower. Stages that run as processes of their own count too.
+coverage: $(READY)-test ## Run the tests and print which share of the package's lines they run; TESTS=... for a part
+	pytest --numprocesses 2 --dist loadfile -m "not slow" --cov --cov-report term:skip-covered $(TESTS)
 
 test-durations: $(READY)-test ## Run the tests and print how long each file took, the slowest first
 	mkdir -p .work

@@ -28,7 +28,8 @@ from flows.gates import gate_folder, local_slots
 from flows.server import prefect_api
 from flows.stage_process import begin, end_all
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
-from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.ending import tell
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
@@ -141,13 +142,8 @@ def command_line(main: Any) -> None:
     """Run a typer command with the exit codes of restorelcc: 1 failed, 2 bad input, 130 interrupted."""
     try:
         typer.run(main)
-    except (BadInput, StageFailed) as error:
-        bad = isinstance(error, BadInput)
-        print(f"restorelcc: {'error' if bad else 'failed'}: {error}", file=sys.stderr)
-        raise SystemExit(2 if bad else 1) from None
-    except KeyboardInterrupt:
-        print("restorelcc: interrupted; no stage is left running", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (Exception, KeyboardInterrupt) as error:
+        raise SystemExit(tell(error, "interrupted; no stage is left running")) from None
 
 
 def runner_for(dask: str | None) -> TaskRunner[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from restorelcc.base.errors import ending
+from restorelcc.base.ending import pipe_closed, tell
 
 # What libraries read from the environment when they load.
 DEFAULTS = {
@@ -31,13 +31,14 @@ def main() -> None:
     from restorelcc.cli.app import app
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a reader that left is noticed here, and not when the interpreter ends
+    except BrokenPipeError:
+        raise SystemExit(pipe_closed()) from None
     except (Exception, KeyboardInterrupt) as error:
-        found = ending(error)
-        if found is None:
-            raise
-        print(f"restorelcc: {found[0]}", file=sys.stderr)
-        raise SystemExit(found[1]) from None
+        raise SystemExit(tell(error)) from None
 
 
 if __name__ == "__main__":

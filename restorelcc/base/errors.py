@@ -7,6 +7,8 @@ import unicodedata
 
 _OVERRIDES = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn the text around
 
+_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 class BadInput(Exception):
     """The user's input cannot be used (exit code 2). One sentence: what is wrong, where, and what to do."""
@@ -56,4 +58,10 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             f"failed: the disk is full ({first_line(error)}): make room and run again; nothing half-written is left",
             1,
         )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        said = first_line(error)
+        return f"failed: out of memory ({said}): take smaller batches (docs/models.md) or a machine with more", 1
+    if isinstance(error, OSError) and error.errno in _RIGHTS and error.filename is not None:
+        name = str(error.filename)[:300]
+        return f"failed: {name} cannot be used ({error.strerror}): correct the path or its rights and run again", 1
     return None

@@ -6,11 +6,13 @@ by key. `restorelcc plan --model NAME` prints the result.
 
 from __future__ import annotations
 
+import re
+import string
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from restorelcc.base.section import Section
+from restorelcc.base.section import Name, Section
 
 # The data and tasks of RestoreLCC (arXiv 2510.21834) for the recovery of general abilities: C4, Alpaca, seven zero-shot
 # tasks and WikiText-2 perplexity. How much of them and how it is trained - 128 sequences of 2,048 tokens, 2,000 pairs,
@@ -62,12 +64,12 @@ class DataFiles(Section):
     """Data of a model that is not the embedded one. Each source is a local file (.jsonl, .json, .csv, .parquet, .txt),
     a dataset of the hub by name (c4, wikitext, alpaca) or by id (hub:<id>[:<config>[:<split>]])."""
 
-    calibration: str  # texts for pruning
-    instructions: str  # question/response pairs: training, probing and the choice of heads
-    heldout: str  # texts for perplexity
+    calibration: Name  # texts for pruning
+    instructions: Name  # question/response pairs: training, probing and the choice of heads
+    heldout: Name  # texts for perplexity
     # What the rows of `instructions` are; auto: told by their columns. See docs/data.md.
     format: Literal["auto", "pairs", "alpaca", "chat", "choice", "text"] = "auto"
-    columns: dict[str, str] = {}  # your own names for the columns, e.g. {question: prompt, response: completion}
+    columns: dict[str, Name] = {}  # your own names for the columns, e.g. {question: prompt, response: completion}
     template: str = "{instruction}\n{input}"  # how a question is made of instruction and input; blanks are stripped
     chat_template: bool = False  # put every question through the chat template of the model's tokenizer
 
@@ -83,17 +85,20 @@ class DataFiles(Section):
     @classmethod
     def _template_takes_its_values(cls, template: str) -> str:
         try:
-            template.format(instruction="", input="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"the template may hold {{instruction}} and {{input}} only ({error!r})") from error
+            fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+        except ValueError:
+            fields = []
+        # Nothing else: str.format would go on to the attributes of a value, or pad it to any width.
+        if not fields or any(tuple(field) not in (("instruction", "", None), ("input", "", None)) for field in fields):
+            raise ValueError("the template has to hold {instruction} or {input}, and may hold nothing else in braces")
         return template
 
 
 class TaskChoice(Section):
     """A task, group, preset or folder of task files of `tasks`, with how it is measured."""
 
-    name: str = Field(min_length=1)
-    metric: str | None = Field(default=None, min_length=1)  # None: the task's own first one
+    name: Name
+    metric: Name | None = None  # None: the task's own first one
     # Examples before each question; None: none for tasks of lm-eval, what the task file says for one's own.
     num_fewshot: int | None = Field(default=None, ge=0)
     # That the maker of a folder or file of tasks is trusted: functions (!function) and programs (.py) of it run as you.
@@ -106,10 +111,16 @@ class TaskChoice(Section):
         return self
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError("write auto, cpu, cuda or cuda:<number>")
+    return name
+
+
 BY_NAME, WITH_SETTINGS = "a name", "a task with settings"  # how pydantic tells the two forms of a task apart
 TASK_FORMS = {BY_NAME: str, WITH_SETTINGS: TaskChoice}
 Task = Annotated[
-    Annotated[str, Tag(BY_NAME)] | Annotated[TaskChoice, Tag(WITH_SETTINGS)],
+    Annotated[Name, Tag(BY_NAME)] | Annotated[TaskChoice, Tag(WITH_SETTINGS)],
     Discriminator(lambda given: WITH_SETTINGS if isinstance(given, dict | TaskChoice) else BY_NAME),
 ]
 
@@ -122,11 +133,11 @@ def _settings(task: TaskChoice) -> dict[str, Any]:
 class ModelEntry(Section):
     """Where a model comes from, how it runs, and what it is calibrated, restored and measured with."""
 
-    source: str = Field(min_length=1)  # "microworld" (pretrained here), a folder, or a hub id
-    revision: str | None = None  # hub ids only: branch, tag or commit; None is the main branch
+    source: Name  # "microworld" (pretrained here), a folder, or a hub id
+    revision: Name | None = None  # hub ids only: branch, tag or commit; None is the main branch
     preset: Literal["paper"] | None = None  # shared settings, see base/model_entry.py; keys given here go first
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
-    device: str = Field(default="auto", pattern=r"auto|cpu|cuda(:\d+)?")
+    device: Annotated[str, AfterValidator(_device)] = "auto"  # auto, cpu, cuda, cuda:1
     # Spread the model over all GPUs, main memory and disk (accelerate's device_map); None: it is on `device` whole.
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     max_memory: dict[str, str] = {}  # per device at most, with device_map: {"0": 70GiB, cpu: 100GiB}; the rest on disk
@@ -139,10 +150,21 @@ class ModelEntry(Section):
     # Over the sections of params.yaml, for this model alone: {prune: {samples: 64}, compensate: {epochs: 1}}.
     settings: dict[str, dict[str, Any]] = {}
 
+    @field_validator("max_memory")
+    @classmethod
+    def _memory_is_of_a_device(cls, limits: dict[str, str]) -> dict[str, str]:
+        for device, size in limits.items():
+            if not re.fullmatch(r"[0-9]{1,3}|cpu", device):
+                raise ValueError(f"{device[:80]!r} is no device; use the number of a GPU, or cpu")
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?[KMG]i?B", size):  # what accelerate reads
+                raise ValueError(f"{size[:80]!r} is no size; write for example 70GiB")
+        return limits
+
     @model_validator(mode="before")
     @classmethod
     def _over_preset(cls, given: Any) -> Any:
-        preset = PRESETS.get(given.get("preset") or "") if isinstance(given, dict) else None
+        named = given.get("preset") if isinstance(given, dict) else None
+        preset = PRESETS.get(named) if isinstance(named, str) else None
         return over(preset, {key: value for key, value in given.items() if value is not None}) if preset else given
 
     @model_validator(mode="after")

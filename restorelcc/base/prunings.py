@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from restorelcc.base.cell import check_name
 from restorelcc.base.errors import BadInput
 
 # Structured pruners remove whole heads and channels, so an N:M pattern means nothing to them.
@@ -14,7 +15,9 @@ PRUNERS = UNSTRUCTURED_PRUNERS + STRUCTURED_PRUNERS
 EXTERNAL = "external"  # a checkpoint that another tool pruned, named under prune.external
 
 _EXTERNAL = re.compile(r"external-(?P<name>[a-z0-9]+(-[a-z0-9]+)*)")
-_PRUNING = re.compile(r"(?P<pruner>[a-z]+)-(?:(?P<keep>\d+)of(?P<group>\d+)|(?P<fraction>\d*\.?\d+))")
+_PRUNING = re.compile(
+    r"(?P<pruner>[a-z]+)-(?:(?P<keep>[0-9]{1,4})of(?P<group>[0-9]{1,4})|(?P<fraction>[0-9]{0,4}\.?[0-9]{1,6}))"
+)
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,19 @@ class Pruning:
 
 
 def parse_pruning(name: object) -> Pruning:
-    """`<pruner>-<fraction>`, `<pruner>-NofM` or `external-<name>`. Raises BadInput naming grid.pruning and the fix."""
+    """`<pruner>-<fraction>`, `<pruner>-NofM` or `external-<name>`. Raises BadInput naming grid.pruning and the fix.
+
+    Every sparsity has one spelling: wanda-0.50 would be computed and reported beside wanda-0.5 as if it were another.
+    """
     if isinstance(name, str) and (external := _EXTERNAL.fullmatch(name)):
+        check_name("grid.pruning has an external checkpoint", external["name"])
         return Pruning(name, EXTERNAL, Sparsity(0.0), external["name"])
     match = _PRUNING.fullmatch(name) if isinstance(name, str) else None
     if not match:
         raise BadInput(
-            f"grid.pruning has {name!r}, which is not <pruner>-<sparsity>: write for example wanda-0.5 or wanda-2of4, "
-            "or external-<name> with <name> in lower-case letters, digits and single dashes"
+            f"grid.pruning has {str(name)[:80]!r}, which is not <pruner>-<sparsity>: write for example wanda-0.5 "
+            "(6 decimals at most) or wanda-2of4, or external-<name> with <name> in lower-case letters, digits and "
+            "single dashes"
         )
     pruner = match["pruner"]
     if pruner not in PRUNERS:
@@ -72,6 +80,7 @@ def _parse_sparsity(match: re.Match[str], *, structured: bool) -> Sparsity:
             raise BadInput(
                 f"grid.pruning has {name!r}: the sparsity is the fraction removed, give a number between 0 and 1"
             )
+        _check_spelling(name, f"{match['pruner']}-0.{match['fraction'].partition('.')[2].rstrip('0')}")
         return Sparsity(fraction)
     keep, group = int(match["keep"]), int(match["group"])
     if structured:
@@ -83,4 +92,10 @@ def _parse_sparsity(match: re.Match[str], *, structured: bool) -> Sparsity:
             f"grid.pruning has {name!r}: NofM keeps N of every M weights, so N must be at least 1 and less than M "
             f"(for example {match['pruner']}-2of4)"
         )
+    _check_spelling(name, f"{match['pruner']}-{keep}of{group}")
     return Sparsity(1 - keep / group, keep, group)
+
+
+def _check_spelling(name: str, canonical: str) -> None:
+    if name != canonical:
+        raise BadInput(f"grid.pruning has {name!r}, another spelling of {canonical}: write {canonical}")

@@ -52,8 +52,10 @@ RECOVERIES: dict[str, Recovery] = {
 
 def check_recovery(where: str, name: object) -> str:
     """The name, when it is known. Raises BadInput with the nearest one."""
-    if name in RECOVERIES:
-        return str(name)
+    if isinstance(name, str) and name in RECOVERIES:
+        return name
     near = difflib.get_close_matches(str(name), list(RECOVERIES), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "use one of them, or leave the list empty"
-    raise BadInput(f"{where} has {name!r}, which is not a recovery method: known are {', '.join(RECOVERIES)}; {hint}")
+    raise BadInput(
+        f"{where} has {str(name)[:80]!r}, which is not a recovery method: known are {', '.join(RECOVERIES)}; {hint}"
+    )

@@ -12,10 +12,10 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.inputs import changed_since_the_last_run
+from restorelcc.pipeline.named_sources import problems
 from restorelcc.pipeline.params import Params, hidden_changes, load_params
 from restorelcc.pipeline.stages import grid_cells
 from restorelcc.stages.inputs.files import absolute
-from restorelcc.stages.inputs.stage import lay_out
 
 
 def add(app: typer.Typer) -> None:
@@ -46,8 +46,10 @@ def check(
         return
     if as_json:
         raise BadInput("check --json is what a model's data hold: add --model NAME")
+    found = [problem for alias in checked.grid.model for problem in problems(checked, alias, layout)]
+    if found:
+        raise BadInput(_first_of(found))
     for alias in checked.grid.model:
-        lay_out(alias, checked.named(alias), layout.root)  # refuses a file or folder that is not there
         for sentence in _check_checkpoints(alias, checked, layout):
             typer.echo(f"restorelcc: note: {sentence}", err=True)
     typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
@@ -89,8 +91,12 @@ def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) 
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         print_reading(found)
-    if problems := found["problems"]:
-        raise BadInput(problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)")
+    if found["problems"]:
+        raise BadInput(_first_of(found["problems"]))
+
+
+def _first_of(found: list[str]) -> str:
+    return found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more)"
 
 
 def _compare_sources(params: Params, layout: Layout) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from restorelcc.base.cell import AUTO, Cell, check_alias, ratio_label
-from restorelcc.base.documents import parse_yaml, read_yaml
+from restorelcc.base.cell import AUTO, Cell, check_alias, check_name, ratio_label
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry, over
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
 from restorelcc.base.recoveries import check_recovery
 from restorelcc.base.section import Section, sentence, unknown
+from restorelcc.pipeline.params_file import read_params, read_value
 from restorelcc.pipeline.renamed import new_name, with_new_names
 from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.compensate import CompensateConfig
@@ -27,6 +28,8 @@ from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.report import ReportConfig
+
+_NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE][-+]?[0-9]{1,3})?")
 
 
 class Grid(Section):
@@ -92,12 +95,9 @@ class Params(Section):
     def _ratio_label(self, text: str) -> str:
         if text == AUTO:
             return AUTO
-        try:
-            value = float(text)
-        except ValueError:
-            raise BadInput(
-                f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10"
-            ) from None
+        if not _NUMBER.fullmatch(text):
+            raise BadInput(f"--head-ratio {text[:80]!r} is not a number: give the share of heads, for example 0.10")
+        value = float(text)
         # The grid's own spelling (1 or 1.0) is what DVC puts into paths.
         same = [ratio for ratio in self.grid.head_ratio if ratio != AUTO and float(ratio) == value]
         return ratio_label(same[0] if same else value)
@@ -105,12 +105,7 @@ class Params(Section):
 
 def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
     """Read, override (`section.key=value`) and check the whole file. Raises BadInput with one sentence."""
-    if not path.is_file():
-        raise BadInput(f"{path} does not exist: run in the project's folder or give --params FILE")
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path} must hold the sections grid, models and one per stage; it holds {type(raw).__name__}")
-    return checked(raw, overrides)
+    return checked(read_params(path), overrides)
 
 
 def checked(raw: dict[str, Any], overrides: tuple[str, ...] = ()) -> Params:
@@ -132,9 +127,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
     section: Any = raw
     for parent in parents:
         section = section.setdefault(parent, {}) if isinstance(section, dict) else None
-    if not sign or not isinstance(section, dict):
-        raise BadInput(f"--set {override!r} is not section.key=value: write for example --set prune.samples=64")
-    section[last] = parse_yaml(text, f"--set {override!r}")
+    if not sign or not isinstance(section, dict) or not all((*parents, last)):
+        raise BadInput(f"--set {override[:80]!r} is not section.key=value: write for example --set prune.samples=64")
+    section[last] = read_value(override[:80], text)
     models = raw.get("models")
     for entry in models.values() if isinstance(models, dict) else ():
         if isinstance(entry, dict):
@@ -232,6 +227,11 @@ def _check_grid(params: Params) -> None:
                 "its calibration, instructions and heldout files, or `preset: paper`"
             )
         _check_settings(params, alias)
+    for alias, checkpoints in params.prune.external.items():
+        if alias not in params.models:
+            raise BadInput(unknown("params.yaml: prune.external", alias, params.models, "add it to `models`"))
+        for name in checkpoints:
+            check_name(f"params.yaml: prune.external.{alias} has the key", name)
     for alias in grid.model:
         if alias not in params.models:
             raise BadInput(unknown("params.yaml: grid.model", alias, params.models, "add it to `models`"))

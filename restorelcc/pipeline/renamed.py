@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from restorelcc.base.documents import read_text, read_yaml
 from restorelcc.base.errors import BadInput
 from restorelcc.base.publish import put
 
@@ -59,14 +58,17 @@ def new_name(override: str) -> str:
 
 def rename_in_file(path: Path) -> list[str]:
     """Give old keys of a params.yaml their new names, and leave every other byte as it is. Returns what was renamed."""
-    text = read_text(path)
-    read_yaml(path)  # refuses what is not YAML
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []  # whoever reads the values says what is wrong
     found: list[tuple[int, int, str, str]] = []  # first and last character, new name, sentence
     for names, old, new in RENAMED:
         for where, mapping in _nodes(root, names):
+            names_there = {key.value for key, _ in mapping.value}
             for key, _ in mapping.value:
-                if key.value == old:
+                if key.value == old and new not in names_there:  # with both, `with_new_names` says so
                     sentence = f"{'.'.join((*where, old))} was renamed to {'.'.join((*where, new))}"
                     found.append((key.start_mark.index, key.end_mark.index, new, sentence))
     for start, end, new, _ in sorted(found, reverse=True):

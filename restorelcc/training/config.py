@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from restorelcc.base.section import Section
+from restorelcc.base.section import Name, Section, each_once
 
 SiteName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 SITES: tuple[SiteName, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class FitConfig(Section):
@@ -22,7 +22,7 @@ class FitConfig(Section):
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=8, ge=1)  # examples of one optimizer step, over all devices
     accumulate: int = Field(default=1, ge=1)  # parts that a device works a batch off in: less memory, same step
-    task: str | None = None  # only pairs of this task, for task-specific recovery; None: of all
+    task: Name | None = None  # only pairs of this task, for task-specific recovery; None: of all
     examples: int | None = Field(default=None, ge=1)  # at most so many training pairs, drawn by the seed; None: all
     max_tokens: int = Field(default=1024, ge=2)  # question + response
     max_gradient_norm: float = Field(default=1.0, gt=0)
@@ -30,3 +30,8 @@ class FitConfig(Section):
     patience: int | None = Field(default=None, ge=1)  # epochs without a lower validation loss; then the best is kept
     checkpoint_steps: int = Field(default=100, ge=1)  # steps between saved states; an interrupted run continues there
     seed: int = Field(default=42, ge=0)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _each_rate_once(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return each_once(rates)

@@ -195,7 +195,7 @@ def test_what_an_entry_says_goes_before_its_preset() -> None:
         ),
         ("models.llama-7b.settings={prune: {samples: 0}}", r"models\.llama-7b\.settings\.prune\.samples is 0"),
         ("models.llama-7b.data.columns={questoin: q}", r"'questoin' is not a role"),
-        ("models.llama-7b.data.template='{prompt}'", r"may hold \{instruction\} and \{input\} only"),
+        ("models.llama-7b.data.template='{prompt}'", r"has to hold \{instruction\} or \{input\}"),
         ("models.llama-7b.max_memory={cpu: 1GiB}", r"add device_map"),
         ("models.llama-7b.device_map=everywhere", r"device_map is 'everywhere'"),
     ],

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from restorelcc.base.section import Section
+from restorelcc.base.section import Name, Section
 from restorelcc.stages.corpus.templates import DOMAINS, NAMES, SKILLS
 
 
@@ -57,5 +57,5 @@ class CorpusConfig(Section):
     too_long: Literal["shorten", "drop"] = "shorten"
     # What finds the most similar other response: null (TF-IDF), a folder or hub id of a sentence-transformers model, or
     # auto: the paper's MiniLM where it is installed and downloaded already, else TF-IDF. The table says which.
-    encoder: str | None = Field(default="auto", min_length=1)
+    encoder: Name | None = "auto"
     microworld: WorldConfig = WorldConfig()

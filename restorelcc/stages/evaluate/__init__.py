@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from restorelcc.base.section import Section
+from restorelcc.base.section import Name, Section
 
 
 class GenerationConfig(Section):
@@ -18,7 +18,7 @@ class GenerationConfig(Section):
     prompts: int = Field(default=16, ge=1)  # held-out texts that are continued, spread evenly
     prompt_tokens: int = Field(default=16, ge=1)  # of a text; of texts shorter than twice that, half
     new_tokens: int = Field(default=48, ge=8)
-    temperature: float = Field(default=1.0, gt=0)  # of the sampled continuations
+    temperature: float = Field(default=1.0, gt=0, le=100)  # of the sampled continuations
     repetition_limit: float = Field(default=0.5, gt=0, lt=1)  # share of repeated 4-grams above which text is degenerate
     heldout_tokens: int = Field(default=1024, ge=2)  # on which the divergence from the dense model is measured
 
@@ -33,6 +33,6 @@ class EvaluateConfig(Section):
     bootstrap_samples: int = Field(default=10_000, ge=100)
     seed: int = Field(default=42, ge=0)
     # Local copies of the tasks' data sets: a folder that holds them by hub id, or {task or hub id: folder}.
-    datasets: str | dict[str, str] | None = None
+    datasets: Name | dict[Name, Name] | None = None
     sanity_gate: bool = True  # evaluate_dense fails on a dense model that is at chance
     generation: GenerationConfig = GenerationConfig()

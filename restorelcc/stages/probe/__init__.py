@@ -25,7 +25,7 @@ class ProbeConfig(Section):
     components: int = Field(default=1, ge=1)  # K: main lost components added to the pruned activation
     solver: Literal["auto", "newton", "adam"] = "auto"  # of paper; adam is the literal recipe, auto takes it if D <= 16
     steps: int = Field(default=200, ge=1)  # full-batch Adam steps
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
     heldout_share: float = Field(default=0.3, gt=0, lt=1)  # of the tuples; a pair is never split
     margin_samples: int = Field(
         default=256, ge=1

@@ -9,14 +9,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from restorelcc.base.section import Section
+from restorelcc.base.section import Name, Section
 
 
 class ExternalCheckpoint(Section):
     """A checkpoint that another tool pruned; `external-<name>` in grid.pruning enters it into the chain."""
 
-    source: str = Field(min_length=1)  # a folder, or a hub id
-    revision: str | None = None  # hub ids only: branch, tag or commit; None is the main branch
+    source: Name  # a folder, or a hub id
+    revision: Name | None = None  # hub ids only: branch, tag or commit; None is the main branch
 
 
 class RefinedConfig(Section):
@@ -36,7 +36,7 @@ class PruneConfig(Section):
     sequence_length: int = Field(default=2048, ge=2)  # tokens at most per sequence; never max_position_embeddings
     token_budget: int = Field(default=4096, ge=1)  # tokens of one calibration batch
     seed: int = Field(default=42, ge=0)
-    damping: float = Field(default=0.01, gt=0)  # added to the Hessian's diagonal, as a share of its mean
+    damping: float = Field(default=0.01, gt=0, le=1000)  # added to the Hessian's diagonal, as a share of its mean
     block_columns: int = Field(default=128, ge=1)  # sparsegpt: columns per block, in which the mask is chosen at once
     slimgpt_first_layer: float = Field(default=1.0, ge=0, le=1)  # the first layer's ratio as a share of the mean ratio
     refined: RefinedConfig = RefinedConfig()

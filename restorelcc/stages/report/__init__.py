@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from restorelcc.base.section import Section
+from restorelcc.base.section import Name, Section
 
 
 class ReportConfig(Section):
     """What the report shows."""
 
-    title: str = Field(default="RestoreLCC results", min_length=1)
+    title: Name = "RestoreLCC results"
     decimals: int = Field(default=1, ge=0, le=6)  # of accuracies and shares, in percent

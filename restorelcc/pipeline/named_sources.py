@@ -1,0 +1,172 @@
+"""Can what the models of the grid name be used? Told from names, configs and the first rows, before a stage runs.
+
+What only a hub knows is not asked here; the stages `corpus` and `dense` ask it before they compute anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import DataFiles, is_of_the_hub
+from restorelcc.pipeline.params import Params
+from restorelcc.stages.inputs.files import absolute, files_below
+from restorelcc.stages.inputs.stage import lay_out
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_TASK_NAMES = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?:[ \t]*([^\n#]+)|^[ \t]*-[ \t]+([^\n#:]+)", re.M)
+_QUOTES = " \t\r\"',[]"
+_OTHER_TASKS = ("paper-7", "embedded")  # which are no tasks of lm-eval
+_CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+
+
+def problems(params: Params, alias: str, layout: Layout) -> list[str]:
+    """A sentence for everything that a model of the grid names and that is not there, or cannot be used."""
+    entry, key = params.models[alias], f"models.{alias}"
+    found: list[str] = []
+    _try(found, lay_out, alias, params.named(alias), layout.root)
+    for name, pruned in params.prune.external.get(alias, {}).items():
+        if f"external-{name}" in params.grid.pruning:
+            _try(found, _check_source, f"prune.external.{alias}.{name}.source", pruned.source, layout.root)
+    if not entry.is_microworld:
+        _try(found, _check_source, f"{key}.source", entry.source, layout.root)
+        _try(found, _check_model, absolute(layout.root, entry.source))
+        assert entry.data is not None
+        for role in ("calibration", "instructions", "heldout"):
+            _try(found, _check_rows, role, getattr(entry.data, role), entry.data, layout.root)
+        if entry.data.chat_template:
+            _try(found, _check_chat_template, key, absolute(layout.root, entry.source))
+        _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
+    _try(found, _check_copies, params.section(alias, "evaluate").datasets, layout.root)
+    _try(found, _check_tasks, f"{key}.tasks", entry.task_names, layout.root)
+    return list(dict.fromkeys(found))
+
+
+def _try(found: list[str], check: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        check(*arguments)
+    except BadInput as error:
+        found.append(str(error))
+
+
+def _check_source(key: str, source: str, root: Path) -> None:
+    """Raises BadInput for what is neither a folder nor may be a hub id: `org/name`, whose `org` is no folder here."""
+    path = absolute(root, source)
+    if path.is_dir():
+        return
+    if path.is_file():
+        raise BadInput(f"{key} is {source!r}, a file: give the folder that it lies in")
+    if not _HUB_ID.fullmatch(source):
+        raise BadInput(f"{key} is {source!r}, and there is no such folder: correct the path, or give a hub id")
+    if "/" in source and path.parent.is_dir():
+        raise BadInput(
+            f"{key} is {source!r}: there is a folder {source.partition('/')[0]!r} here, but no {source!r} in it: "
+            "correct the path, or rename the folder where a hub id is meant"
+        )
+
+
+def _check_model(folder: Path) -> None:
+    """Raises BadInput for a local folder without a checkpoint that can be used; of others the stage `dense` tells."""
+    if folder.is_dir():
+        from restorelcc.models.checkpoint_check import check_checkpoint  # imports torch, which others do without
+
+        check_checkpoint(folder)
+
+
+def _check_rows(role: str, source: str, data: DataFiles, root: Path) -> None:
+    """Raises BadInput for a file whose ending is not known, or whose first rows are of no known format."""
+    if is_of_the_hub(source) or not absolute(root, source).exists():
+        return  # what is not there has been told
+    from restorelcc.stages.corpus.account import Account
+    from restorelcc.stages.corpus.formats import examples, texts
+    from restorelcc.stages.corpus.local import read_file
+
+    rows, account = read_file(absolute(root, source), source), Account()
+    usable = (examples if role == "instructions" else texts)(rows, data, account)
+    if next(iter(usable), None) is None:
+        raise BadInput(f"{rows.name} holds no row that can be used for models.<name>.data.{role}: correct it")
+
+
+def _check_chat_template(key: str, folder: Path) -> None:
+    if not folder.is_dir() or any((folder / name).exists() for name in _CHAT_TEMPLATES):
+        return
+    config = folder / "tokenizer_config.json"
+    found = read_json(config) if config.is_file() else {}
+    if not isinstance(found, dict) or not found.get("chat_template"):
+        raise BadInput(
+            f"{key}.data.chat_template is true, but the tokenizer in {folder} has no chat template: set it to false, "
+            "or give a tokenizer with one"
+        )
+
+
+def _check_encoder(encoder: str | None, root: Path) -> None:
+    if encoder in (None, "auto"):
+        return
+    _check_source("corpus.encoder", str(encoder), root)
+    if find_spec("sentence_transformers") is None:
+        raise BadInput(
+            f"corpus.encoder is {encoder!r}, but sentence-transformers is not installed: install the extra `encoder`, "
+            "or set corpus.encoder to null for TF-IDF"
+        )
+    folder = absolute(root, str(encoder))
+    if folder.is_dir() and next(folder.rglob("*.safetensors"), None) is None:
+        raise BadInput(f"corpus.encoder: {folder} holds no .safetensors file, the only weights read here")
+
+
+def _check_copies(datasets: str | dict[str, str] | None, root: Path) -> None:
+    named = {"": datasets} if isinstance(datasets, str) else datasets or {}
+    for name, folder in named.items():
+        if not absolute(root, folder).is_dir():
+            key = f"evaluate.datasets.{name}".removesuffix(".")
+            raise BadInput(f"{key} is {folder!r}, and there is no such folder: correct the path, or remove it")
+
+
+def _check_tasks(key: str, names: tuple[str, ...], root: Path) -> None:
+    """Raises BadInput for a task that neither lm-eval nor a folder of the entry has, with the nearest names."""
+    asked = [name for name in names if name not in _OTHER_TASKS and not absolute(root, name).exists()]
+    missing = {name for name in asked if "/" not in name and not name.endswith((".yaml", ".yml"))}
+    own = [path for name in names if (path := absolute(root, name)).is_dir()]
+    for found in (_task_names(file) for files in (*map(files_below, own), _stock_files(missing)) for file in files):
+        missing -= found
+        if not missing:
+            return
+    if missing:
+        from lm_eval.tasks import TaskManager  # which knows for certain, and takes seconds
+
+        known = TaskManager(include_path=list(map(str, own)) or None).all_tasks
+        for name in sorted(missing.difference(known)):
+            near = difflib.get_close_matches(name, [*known, *_OTHER_TASKS], n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists them all"
+            raise BadInput(f"{key} has {name!r}, which is no task that lm-eval knows, no preset and no folder: {hint}")
+
+
+def _stock_files(wanted: set[str]) -> Iterator[Path]:
+    """Task files of lm-eval, first those that are called as a task is: making its own index takes seconds."""
+    spec = find_spec("lm_eval") if wanted else None
+    top = Path(spec.origin).parent / "tasks" if spec and spec.origin else None
+    others = []
+    for folder, _, files in os.walk(top) if top else ():
+        for name in files:
+            if name.endswith(".yaml"):
+                path = Path(folder, name)
+                if path.stem in wanted:
+                    yield path
+                else:
+                    others.append(path)
+    yield from others
+
+
+def _task_names(path: Path) -> set[str]:
+    """Every name that a task file may define: of its task, its group or its tags."""
+    if path.suffix not in (".yaml", ".yml"):
+        return set()
+    found = (one or other for one, other in _TASK_NAMES.findall(path.read_bytes()))
+    return {name.strip(_QUOTES) for text in found for name in text.decode("utf-8", "replace").split(",")}
