@@ -6,6 +6,7 @@ import os
 import sys
 
 from restorelcc.base.errors import ending
+from restorelcc.base.processes import end_with_parent
 
 # What libraries read from the environment when they load.
 DEFAULTS = {
@@ -26,10 +27,11 @@ def set_defaults() -> None:
 
 def main() -> None:
     """Run a command and end as it ends: with one sentence and an exit code of its own where it fails."""
-    set_defaults()
-    from restorelcc.cli.app import app
-
     try:
+        end_with_parent()  # before the imports, which take seconds
+        set_defaults()
+        from restorelcc.cli.app import app
+
         app()
     except (Exception, KeyboardInterrupt) as error:
         found = ending(error)
