@@ -52,10 +52,11 @@ $(READY)-%: $(READY)
 env: $(READY) ## Create .venv and install what uv.lock names; TORCH_INDEX=<url> for another build of torch
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+	restorelcc doctor --fix --quiet
 	restorelcc versions
 	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
 	restorelcc inputs $(if $(MODEL),--model $(MODEL))
-	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
+	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc --wait-for-lock repro)
 	restorelcc table
 
 flow: $(READY) ## Run the chain by Prefect, stages side by side (docs/workflow.md)

@@ -111,14 +111,42 @@ def scratch_folder(home: Path, prefix: str = "write-", left: str = "write-*") ->
     """
     with ExitStack() as held:
         with locked(home):  # nobody finds another one's folder between its making and its locking
-            for path in home.glob(left):
-                with locked(path, wait=False) as free:
-                    if free:
-                        shutil.rmtree(path, ignore_errors=True)
+            _delete_unlocked(home, left)
             scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
             held.enter_context(locked(scratch))
         held.callback(shutil.rmtree, scratch, ignore_errors=True)
         yield scratch
+
+
+def _delete_unlocked(home: Path, pattern: str) -> int:
+    left = left_behind(home, pattern)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(left)
+
+
+def left_behind(home: Path, pattern: str = "write-*") -> list[Path]:
+    """Scratch folders of processes that were killed: nobody locks them."""
+    return [path for path in sorted(home.glob(pattern)) if not path.is_symlink() and _is_free(path)]
+
+
+def _is_free(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, or no folder
+        return False
+    try:
+        return lock_descriptor(descriptor, blocking=False)
+    finally:
+        os.close(descriptor)
+
+
+def delete_left(home: Path) -> int:
+    """Delete the scratch folders of killed processes; how many there were."""
+    if not home.is_dir():
+        return 0
+    with locked(home):
+        return _delete_unlocked(home, "write-*")
 
 
 def _replace(path: Path, destination: Path, scratch: Path) -> None:
