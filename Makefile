@@ -23,7 +23,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help repro graph flow share test test-durations test-workflow test-slow check study ablation bench bench-capture bench-extract \
+.PHONY: help repro graph flow share test test-durations test-workflow test-slow faults check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
 
 help: ## List the targets
@@ -81,7 +81,10 @@ test-durations: $(READY)-test ## Run the tests and print how long each file took
 test-workflow: $(READY)-test ## Run the tests of caching, remotes, schedules and several machines (servers on loopback)
 	pytest --numprocesses 2 --dist loadfile -m workflow
 
-test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing
+faults: $(READY)-test ## Kill, fill and cut off everything at random moments; print what a rerun made of it (minutes)
+	pytest -s tests/flows/test_faults.py
+
+test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing; and all faults
 	pytest -m slow
 
 check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared dependencies

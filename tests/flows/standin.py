@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,16 @@ def write(path, text):
     path.write_text(text)
 
 
+def look_at_inputs(model):
+    """The true stage; or, where a test runs it a hundred times, what it once made."""
+    if made := os.environ.get("STANDIN_INPUTS"):
+        shutil.rmtree(f"data/inputs/{model}", ignore_errors=True)
+        shutil.copytree(f"{made}/{model}", f"data/inputs/{model}", symlinks=True)
+        return 0
+    command = [sys.executable, "-m", "restorelcc", "inputs", "--model", model]
+    return subprocess.run(command, check=False).returncode
+
+
 def main():
     kind, options = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
     if kind == "table":
@@ -107,10 +118,10 @@ def main():
     log("start", name)
     if kind in ("inputs", "evaluate_dense"):  # what every true stage begins with: it looks at files, without torch
         model = sys.argv[sys.argv.index("--model") + 1]
-        done = subprocess.run([sys.executable, "-m", "restorelcc", "inputs", "--model", model], check=False)
-        if kind == "inputs" or done.returncode:
+        code = look_at_inputs(model)
+        if kind == "inputs" or code:
             log("end", name)
-            return done.returncode
+            return code
     own, deps = sections(kind)
     params = parameters(Path("params.yaml").read_text())
     parts = []
