@@ -1,4 +1,4 @@
-# `make` lists the targets. Each sets up what it needs; Python 3.11 to 3.14, git and make are all that must be there before.
+# `make` lists the targets. Each sets up what it needs. You only need Python 3.11 to 3.14, git and make.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 UV := $(VENV)/bin/uv
-# Another index that torch comes from, for example https://download.pytorch.org/whl/cpu; else what pip is set up with.
+# The index of torch, for example https://download.pytorch.org/whl/cpu; empty: the one that pip is configured to use.
 TORCH_INDEX ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -29,8 +29,8 @@ UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# First what uv.lock names, hashes checked, without torch and its CUDA packages. Then torch at the lock's version, by pip, in
-# the build that pip is set up for: builds differ in the CUDA packages that they need, and each pins its own.
+# First the packages of uv.lock, with hashes checked, without torch and its CUDA packages. Then pip installs torch at the
+# locked version, in the build of its index: builds need different CUDA packages, and each pins its own.
 $(READY): uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "restorelcc needs Python 3.11 to 3.14: make PYTHON=python3.11")'
 	@echo "Setting up $(VENV) (about a minute, once)"
@@ -49,7 +49,7 @@ $(READY)-%: $(READY)
 	@touch $@
 
 .PHONY: env
-env: $(READY) ## Create .venv and install what uv.lock names; TORCH_INDEX=<url> for another build of torch
+env: $(READY) ## Create .venv and install the packages of uv.lock; TORCH_INDEX=<url> for another build of torch
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
 	restorelcc doctor --fix --quiet
@@ -59,10 +59,10 @@ repro: $(READY) ## Run the whole chain (only what changed) and print the result 
 	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc --wait-for-lock repro)
 	restorelcc table
 
-flow: $(READY) ## Run the chain by Prefect, stages side by side (docs/workflow.md)
+flow: $(READY) ## Run the chain with Prefect, several stages at once (docs/workflow.md)
 	python -m flows.restore
 
-share: $(READY) ## Make a folder, s3://... or ssh://... the team's remote: make share URL=...
+share: $(READY) ## Use a folder, s3://... or ssh://... as the team's remote: make share URL=...
 	restorelcc share "$(URL)"
 
 graph: $(READY) ## Draw the stages of the grid and what each waits for
@@ -97,14 +97,14 @@ check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared depend
 
 bench: bench-threads ## Run the benchmarks
 
-bench-threads: $(READY) ## Time of one pretraining step of the embedded model by number of threads
+bench-threads: $(READY) ## Time of one pretraining step of the embedded model, by number of threads
 	python -m benchmarks.threads
 
-bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; masked and sliced side by side
+bench-prune: $(READY) ## Time of each pruner as a multiple of a plain forward; masked and sliced models compared
 	python -m benchmarks.prune
 	python -m benchmarks.sliced
 
-bench-compensate: $(READY) ## Time of a training step: compensation, the floor and LoRA side by side
+bench-compensate: $(READY) ## Time of a training step: compensation, the floor and LoRA compared
 	python -m benchmarks.compensate
 
 study: $(READY) ## Every recovery method on several models and seeds, resumable (hours); writes docs/results
@@ -125,7 +125,7 @@ bench-probe: $(READY) ## The probe against one linear layer per head; gradient a
 bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (minutes)
 	python -m benchmarks.prune_memory
 
-bench-overhead: $(READY) ## Latency, file size and parameters of the restored model beside the pruned one
+bench-overhead: $(READY) ## Latency, file size and parameters of the restored model against the pruned one
 	python -m benchmarks.overhead
 
 bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per stage and its speed-up (minutes)

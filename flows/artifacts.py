@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect's UI: progress, the result table, what every stage did, a link to the report."""
+"""The artifacts of a flow run in Prefect's UI: progress, result table, state of every stage, link to the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clone of the project to run in: a sweep's grid, or one model's share of the work, beside the user's own folder."""
+"""A clone of the project for a sweep's grid or one model's share of the work, apart from the user's folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def committed_revision(root: Path, revision: str = "HEAD") -> str:
         return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except StageFailed:
         raise BadInput(
-            f"{root} has no commit {revision!r}: commit the project first, clones run what is committed"
+            f"{root} has no commit {revision!r}: commit the project first, because clones run committed revisions"
         ) from None
 
 
@@ -39,7 +39,7 @@ def fresh_clone(source: str, folder: Path, revision: str) -> Path:
 
 
 def share_cache(clone: Path, cache: Path) -> None:
-    """Have a clone use another's DVC cache, run-cache included: what one computed the other restores."""
+    """Make a clone use another's DVC cache and run-cache: each restores what the other has computed."""
     config = clone / ".dvc" / "config.local"
     config.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
 

@@ -26,7 +26,7 @@ class Stage:
     needs: tuple[str, ...]  # stages whose outputs it reads
     resource: str  # cpu or gpu
     model: str | None  # key of `models`; None for a stage of the whole grid
-    changed: bool  # as far as DVC can tell before anything has run
+    changed: bool  # what DVC can tell before anything has run
     every_gpu: bool = False  # its model is spread over GPUs, or on one of a number that counts among all
 
     @property
@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dag:
-    """All stages, each after what it needs, and what had to be mended before they could be read."""
+    """All stages, each after the stages it needs, and messages about what was repaired before they could be read."""
 
     stages: tuple[Stage, ...]
     notes: tuple[str, ...] = ()

@@ -19,9 +19,9 @@ CPU, GPU = "cpu", "gpu"
 
 
 def gate_folder() -> Path:
-    """Per user and machine, so that all flows on a machine share its devices; $RESTORELCC_GATES puts it elsewhere.
+    """Per user and machine, so that all flows on a machine share its devices; $RESTORELCC_GATES names another folder.
 
-    Raises BadInput when somebody else made what has its name in the folder for scratch files, which everybody shares.
+    Raises BadInput when another user owns something of that name in the temporary folder, which everybody shares.
     """
     if given := os.environ.get("RESTORELCC_GATES"):
         folder = Path(given)
@@ -33,8 +33,8 @@ def gate_folder() -> Path:
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
         raise BadInput(
-            f"{folder}, where flows share this machine's devices, is not a folder that you alone may write: have it "
-            "removed, or set RESTORELCC_GATES to a folder of your own"
+            f"{folder}, which holds the locks of this machine's devices, is not a folder that only you can write: "
+            "have it removed, or set RESTORELCC_GATES to a folder of your own"
         )
     return folder
 
@@ -62,7 +62,7 @@ def gate(resource: str, slots: int, *, every: bool = False) -> Iterator[int | No
 
 
 def _slot_names(resource: str, slots: int) -> list[str]:
-    """A GPU's slots go by the GPU, so that flows to which different ones are visible do not meet on any of them."""
+    """A GPU's slots are named after the GPU, so that flows that see different GPUs do not share slots."""
     devices = visible_gpus() if resource == GPU else []
     if not devices:
         return [f"{resource}-{number}" for number in range(slots)]

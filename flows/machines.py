@@ -1,7 +1,7 @@
 """`python -m flows.machines`: one job per model on any worker, each in its own clone, sharing a remote.
 
-The head runs what the models share, starts a job per model, merges their dvc.lock entries by stage name (merging the
-text conflicts), and runs what needs all models: the report. What a job has pushed is never computed again.
+The head runs the stages that models share, starts a job per model, merges their dvc.lock entries by stage name (merging
+the text conflicts), and runs the stage that needs all models: the report. Pushed results are never computed again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def run_machines(
 
 
 def waves(dag: Dag) -> tuple[set[str], dict[str, set[str]], set[str]]:
-    """What the models share, what belongs to each model, and what needs them: names of stages."""
+    """Names of stages: those that models share, those of each model, and those that need several models."""
     per_model: dict[str, set[str]] = {}
     for stage in dag.stages:
         if stage.model:
@@ -108,13 +108,13 @@ def waves(dag: Dag) -> tuple[set[str], dict[str, set[str]], set[str]]:
 
 
 def check_machines(root: Path, remote: str | None) -> str:
-    """The remote's name, once what can be refused is checked: what is committed is what workers run."""
+    """The remote's name, after all checks: workers run committed revisions, so everything must be committed."""
     from dvc.repo import Repo
 
     load_params(root / "params.yaml")
     committed_revision(root)
     if changed := git(root, "status", "--porcelain", "--", *_CODE):
-        raise BadInput(f"{changed.split()[-1]} is not committed, and workers run what is committed: commit it first")
+        raise BadInput(f"{changed.split()[-1]} is not committed, but workers run committed revisions: commit it first")
     with Repo(str(root), _wait_for_lock=True) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)

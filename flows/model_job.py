@@ -1,4 +1,4 @@
-"""One model's share of a grid, in a clone of the worker's own: what flows/machines.py starts on a pool's workers."""
+"""One model's share of a grid, in the worker's own clone; flows/machines.py starts this on the workers of a pool."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from restorelcc.pipeline.versions import check_versions
 
 @flow(name="model-job", flow_run_name="{model}", validate_parameters=True)
 def model_job(repository: str, revision: str, model: str, remote: str, parallel: int | None = None) -> State:
-    """Run one model's stages in a clone of this worker's own, and push them.
+    """Run one model's stages in this worker's clone, and push the results.
 
     Args:
         repository: where to clone from: an address or a path that this worker can read.
@@ -76,7 +76,7 @@ def clones_folder(repository: str) -> Path:
 
 
 def fetch_run_cache(clone: Path, remote: str) -> None:
-    """What others have run, without the files: those come stage by stage, as they are needed."""
+    """Fetch the records of what others have run, without the files: each stage fetches those that it needs."""
     from dvc.repo import Repo, lock_repo
 
     with Repo(str(clone), _wait_for_lock=True) as repo, lock_repo(repo):

@@ -1,4 +1,4 @@
-"""`python -m flows.restore`: run the grid of params.yaml by Prefect, stages side by side. Needs no server.
+"""`python -m flows.restore`: run the grid of params.yaml with Prefect, several stages at once. Needs no server.
 
 The flow reads the DAG from DVC and runs every stage by DVC; it decides only when, where and how many at once.
 """
@@ -57,7 +57,7 @@ def run_grid(root: Path, slots: dict[str, int]) -> State:
 
 
 def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
-    """Run a DAG's stages; when the flow is cancelled or interrupted, none of them stays behind."""
+    """Run a DAG's stages; when the flow is cancelled or interrupted, all of them end."""
     begin()
     try:
         results = _submit_and_wait(dag, root, slots)
@@ -73,7 +73,7 @@ def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
 
 
 def plan(root: Path) -> Dag:
-    """The stages, after everything that can be refused has been checked; says what it mended. Raises BadInput."""
+    """The stages, after all checks of the input; says what it repaired. Raises BadInput."""
     gate_folder()
     file = root / "params.yaml"
     renamed = rename_in_file(file) if file.is_file() else []
@@ -106,7 +106,7 @@ def _submit_and_wait(dag: Dag, root: Path, slots: dict[str, int]) -> list[StageR
 def _result(name: str, future: PrefectFuture[Any]) -> StageResult:
     state = future.state
     if state.name == "NotReady":
-        message = "not run: a stage that it needs did not end well"
+        message = "not run: a stage that it needs did not succeed"
         skipped = Cancelled(name=SKIPPED_STATE, message=message)
         with get_client(sync_client=True) as client:
             client.set_task_run_state(future.task_run_id, skipped, force=True)

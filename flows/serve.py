@@ -1,4 +1,4 @@
-"""`python -m flows.serve`: both flows on a schedule, in one process beside a running Prefect server.
+"""`python -m flows.serve`: both flows on a schedule, in one process, with a running Prefect server.
 
 For machines that already run a worker, flows/prefect.yaml deploys the same to a work pool (docs/schedules.md).
 """

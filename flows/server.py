@@ -1,4 +1,4 @@
-"""The Prefect API that a flow talks to: the one that is configured, or one of its own for as long as it runs."""
+"""The Prefect API that a flow talks to: the configured one, or a temporary one that ends with the flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run one stage by DVC, in a process group that ends with this process, and say what became of it."""
+"""Run one stage with DVC, in a process group that ends with this process, and report how it ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ADVICE = re.compile(r"^(?:To track the changes|To enable auto staging|Use `dvc 
 
 
 class StageError(Exception):
-    """A stage did not end well. `bad_input`: the user's to mend. `transient`: worth another try."""
+    """A stage did not succeed. `bad_input`: the user must correct it. `transient`: worth another try."""
 
     def __init__(self, message: str, *, bad_input: bool = False, transient: bool = False) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class StageError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """What it takes to run one stage; plain values, so that it can go to another machine."""
+    """Everything needed to run one stage; plain values, so that it can be sent to another machine."""
 
     root: str
     stage: str
@@ -61,7 +61,7 @@ _ending = threading.Event()
 def run_stage(command: Command, say: Callable[[str], None]) -> str:
     """Run `dvc repro -s` for one stage; returns RAN, RESTORED or UNCHANGED. Raises StageError.
 
-    While another process runs the stage, or reads what it writes, DVC refuses: that is waited for.
+    While another process runs the stage or reads its outputs, DVC refuses; then this waits and tries again.
     """
     arguments = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", command.stage]
     pause = 0.5
@@ -77,7 +77,7 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
         if not _BUSY.search(text) or _ending.is_set():
             raise _error(command.stage, code, lines)
         who = ", ".join(map(str, other_runs(root))) or "another run"
-        say(f"{command.stage} or what it reads is in use by {who}: waiting {pause:g} s")
+        say(f"{command.stage} or one of its inputs is in use by {who}: waiting {pause:g} s")
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
 

@@ -1,7 +1,7 @@
-"""`python -m flows.sweep`: a grid of models x prunings x head ratios given as parameters, kept as one DVC experiment.
+"""`python -m flows.sweep`: a grid of models x prunings x head ratios given as parameters, saved as one DVC experiment.
 
 It runs in a clone under .work/sweeps, on the committed revision and with the project's DVC cache: the user's folder
-and params.yaml stay untouched, and what an earlier grid computed is restored.
+and params.yaml do not change, and results of earlier grids are restored.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
         try:
             load_params(params, overrides)
         except BadInput as error:
-            raise BadInput(f"{error} (a sweep runs what is committed: {revision} is {commit[:9]})") from error
+            raise BadInput(f"{error} (a sweep runs a committed revision: {revision} is {commit[:9]})") from error
     return commit
 
 
@@ -142,7 +142,7 @@ def main(
     gpus: Annotated[int | None, typer.Option(min=1, help="stages on GPUs at once")] = None,
     dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
 ) -> None:
-    """Run a grid in a clone and keep it as an experiment; axes left out are those of params.yaml."""
+    """Run a grid in a clone and save it as an experiment; axes left out are those of params.yaml."""
     axes: dict[str, Any] = {"models": model, "prunings": pruning, "head_ratios": head_ratio, "recoveries": recovery}
     given = {axis: values or None for axis, values in axes.items()}
     grid = {axis.removesuffix("s"): values for axis, values in given.items()}

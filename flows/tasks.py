@@ -27,7 +27,7 @@ _PAUSE_SECONDS = float(os.environ.get("RESTORELCC_RETRY_SECONDS", "10"))
 
 
 def in_words(body: Callable[P, State], *arguments: P.args, **named: P.kwargs) -> State:
-    """The state in which a flow's body ends; what it refuses or fails on is one sentence, and no traceback."""
+    """The state in which a flow's body ends; a refusal or failure is one sentence, without a traceback."""
     try:
         return body(*arguments, **named)
     except BadInput as error:
@@ -37,7 +37,7 @@ def in_words(body: Callable[P, State], *arguments: P.args, **named: P.kwargs) ->
 
 
 def worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
-    """A network that broke, a device that was full, a process that was killed; never a stage that said no."""
+    """A network that broke, a device that was full, a process that was killed; never a stage that refused its input."""
     error = state.data if isinstance(state.data, StageError) else None
     return error is not None and error.transient
 

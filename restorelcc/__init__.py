@@ -1,4 +1,4 @@
-"""Give pruned language models their accuracy back, reproducibly (RestoreLCC, arXiv 2510.21834).
+"""Restore the accuracy of pruned language models, reproducibly (RestoreLCC, arXiv 2510.21834).
 
 In a notebook: prune, capture, extract, probe, compensate, fold and attach work on models in memory (docs/notebook.md).
 """

@@ -12,7 +12,7 @@ from restorelcc.base.processes import end_with_parent
 DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait spin by default: beside another busy process a step then takes twenty times as long.
+    # Waiting threads spin by default: with another busy process, a step then takes twenty times as long.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Arrow's own pool keeps what it has had: writing activations then takes three times the memory in use.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -20,13 +20,13 @@ DEFAULTS = {
 
 
 def set_defaults() -> None:
-    """Set what the user has not; before torch and pyarrow are imported, which read it once."""
+    """Set variables that the user has not set, before torch and pyarrow are imported, which read them once."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def main() -> None:
-    """Run a command and end as it ends: with one sentence and an exit code of its own where it fails."""
+    """Run a command; if it fails, end with its one sentence and its exit code."""
     try:
         end_with_parent()  # before the imports, which take seconds
         set_defaults()

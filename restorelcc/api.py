@@ -1,6 +1,6 @@
 """The method on models in memory, for notebooks: prune, capture, extract, probe, compensate, fold, attach.
 
-Thin over the same functions that the stages run; nothing is written unless a path is given.
+Thin layers over the functions that the stages run; nothing is written unless a path is given.
 
 Letters: L layers, H heads, D head dim, N samples, R roles, X = H*D.
 """
@@ -25,6 +25,7 @@ from restorelcc.compensation.fold import check_class_carries
 from restorelcc.compensation.fold import fold as fold_in_place
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
+from restorelcc.models.biases import give_zero_biases
 from restorelcc.models.heads import HeadLayout, chosen_count, main_component
 from restorelcc.models.text import context_length, encode_contrasts, encode_pair
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
@@ -86,11 +87,14 @@ def prune(
 ) -> list[PrunedTensor]:
     """Prune the model in place: `wanda-0.5`, `sparsegpt-2of4`, ... (docs/pruning.md), calibrated on texts.
 
-    settings: fields of the `prune` section of params.yaml. Returns zeros and output error of every weight.
+    settings: fields of the `prune` section of params.yaml. `refined` gives biases to the linears whose class can carry
+    one, and turns them on in model.config. Returns zeros and output error of every weight.
     """
-    config = PruneConfig(**settings)
+    config, parsed = PruneConfig(**settings), parse_pruning(pruning)
+    if parsed.pruner == "refined" and config.refined.bias:
+        give_zero_biases(model)
     batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
-    return prune_model(model, parse_pruning(pruning), batches, config)
+    return prune_model(model, parsed, batches, config)
 
 
 def capture(
@@ -171,7 +175,7 @@ def compensate(
     encoded = [encode_pair(tokenizer, row["question"], row["response"], config.max_tokens) for row in pairs]
     held = max(1, round(valid_share * len(encoded)))
     if len(encoded) < 2 or held >= len(encoded):
-        raise BadInput(f"{len(encoded)} pairs leave none to train on beside {held} for validation: give more pairs")
+        raise BadInput(f"{len(encoded)} pairs leave none to train on after {held} for validation: give more pairs")
     directions_PDD = torch.stack([components.directions[layer, head] for layer, head in heads])
     initial = HeadCompensation(directions_PDD, heads, initial_std=config.initial_std, seed=config.seed)
     task = Pairs(encoded[:-held], encoded[-held:], tokenizer.pad_token_id or 0)
@@ -220,7 +224,7 @@ class Attached:
 def attach(model: PreTrainedModel, compensation: Compensation | Tensor | Path | str) -> Attached:
     """Add a compensation (or its file) to the model by hooks: any family, no tensor changed, `.remove()` takes it off.
 
-    This is the way for classes that no stock checkpoint can carry it in.
+    Use this for classes whose stock checkpoints cannot carry a compensation.
     """
     return Attached(model, _loaded(compensation))
 

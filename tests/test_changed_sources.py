@@ -156,9 +156,10 @@ def test_check_notes_what_changed(layout: Layout) -> None:
     _new_chat_template(layout.root / "pruned")
     _new_chat_template(layout.root / "dense")
     assert _said(layout, entry, "wanda-0.5") == [
-        f"the weights and tokenizer in {layout.root}/pruned changed since `prune` ran: `dvc repro` runs what depends "
-        "on it",
-        f"the tokenizer in {layout.root}/dense changed since `dense` ran: `dvc repro` runs what depends on it",
+        f"the weights and tokenizer in {layout.root}/pruned changed since `prune` ran: `dvc repro` runs the "
+        "stages that depend on it",
+        f"the tokenizer in {layout.root}/dense changed since `dense` ran: `dvc repro` runs the stages that depend on "
+        "it",
     ]
     assert len(_said(layout, entry)) == 1, "a pruning that left the grid is nobody's"
     (layout.root / "dense").rename(layout.root / "gone")

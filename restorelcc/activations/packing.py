@@ -1,4 +1,4 @@
-"""Two continuations of one text in one row: what they share is computed once, and neither sees the other.
+"""Two continuations of one text in one row: their common start is computed once, and neither sees the other.
 
 Letters: B batch, T tokens of a line, R rows.
 

@@ -123,5 +123,5 @@ def _layer_metadata(folder: Path, layer: int) -> dict[str, str]:
         raise BadInput(f"{path} is not a readable Parquet file ({error}): delete the folder, run dvc repro") from error
     missing = {"layers", "heads", "head_dim", "model", "text", "checkpoint"} - set(metadata)
     if missing or metadata.pop("layer", None) != str(layer):
-        raise BadInput(f"{path} is no activations file of layer {layer}: delete the folder and run dvc repro")
+        raise BadInput(f"{path} is not an activations file of layer {layer}: delete the folder and run dvc repro")
     return metadata

@@ -1,1 +1,1 @@
-"""What every stage needs and torch does not: names, settings, paths, artifacts, digests, messages."""
+"""What every stage needs, without torch: names, settings, paths, artifacts, digests, messages."""

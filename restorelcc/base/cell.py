@@ -67,5 +67,5 @@ class Cell:
 
 
 def evaluated_again(*cells: Cell) -> str:
-    """The command that evaluates cells anew, whether DVC sees a change or not."""
+    """The command that evaluates cells again, whether DVC sees a change or not."""
     return f"dvc repro --force --single-item {' '.join(dict.fromkeys(cell.evaluation for cell in cells))}"

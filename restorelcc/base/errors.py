@@ -1,4 +1,4 @@
-"""The ways a command ends badly, each with its sentence and exit code: 1 the computation failed, 2 bad input."""
+"""The ways a command can fail, each with one sentence and an exit code: 1 the computation failed, 2 bad input."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import errno
 
 
 class BadInput(Exception):
-    """What the user gave cannot be used (exit code 2). One sentence: what is wrong, where, and what to do."""
+    """The user's input cannot be used (exit code 2). One sentence: what is wrong, where, and what to do."""
 
 
 class StageFailed(Exception):
-    """The input was fine but the computation did not reach what it promised (exit code 1)."""
+    """The input was fine, but the computation failed (exit code 1)."""
 
 
 def first_line(error: BaseException) -> str:

@@ -60,7 +60,7 @@ class Fingerprint:
             return cls(tasks=tasks, **content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
-                f"{where} does not say how it was measured, as results of an older version do not: run `{again}`"
+                f"{where} does not say how it was measured, because an older version wrote it: run `{again}`"
             ) from error
 
 
@@ -111,7 +111,7 @@ def _pair(part: str, title: str, first: object, second: object) -> Iterator[str]
 def check_comparable(name: str, first: Fingerprint, other: str, second: Fingerprint, again: str) -> None:
     """Raises BadInput, naming the part that differs, unless both were measured in the same way.
 
-    again: the command that measures them anew.
+    again: the command that measures them again.
     """
     if found := difference(first, second):
         raise BadInput(
@@ -126,13 +126,12 @@ def read_fingerprint(samples: Path, cell: Cell, digest: str | None = None) -> Fi
     """
     if not samples.is_file():
         raise BadInput(
-            f"{samples} is missing: what a result can be compared with stands there (dvc checkout or dvc pull "
-            "brings it back)"
+            f"{samples} is missing: a comparison needs the results per item (dvc checkout or dvc pull brings it back)"
         )
     again = evaluated_again(cell)
     found = Fingerprint.from_text(read_metadata(samples).get(MEASURED), samples, again)
     if digest is not None and found.digest != digest:
-        raise BadInput(f"{samples} is of another run than the metrics beside it: run `{again}`")
+        raise BadInput(f"{samples} belongs to another run than the metrics in its folder: run `{again}`")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Where every artifact lives. The same paths stand in dvc.yaml; tests/test_dag.py asserts that they agree."""
+"""Where every artifact is stored. dvc.yaml has the same paths; tests/test_dag.py asserts that they agree."""
 
 from __future__ import annotations
 
@@ -80,19 +80,19 @@ class Layout:
         return folder / cell.pruning / ("pruned.json" if cell.head_ratio is None else f"heads-{cell.head_ratio}.json")
 
     def samples(self, cell: Cell) -> Path:
-        """Per-item results (Parquet) beside the metrics."""
+        """Per-item results (Parquet), next to the metrics."""
         return self.metrics(cell).with_suffix(".parquet")
 
     def details(self, cell: Cell) -> Path:
-        """Timings, texts and tables (JSON) beside the metrics, for the report."""
+        """Timings, texts and tables (JSON), next to the metrics, for the report."""
         return self.metrics(cell).with_suffix(".details.json")
 
     def sources(self, cell: Cell) -> Path:
-        """What became of every row of a model's data (JSON), beside its metrics, for the report."""
+        """How every row of a model's data was used or skipped (JSON), next to its metrics, for the report."""
         return self.metrics(Cell(cell.model)).with_name("sources.json")
 
     def reference(self, cell: Cell) -> Path:
-        """The dense model's predictions, which the other models of its name are held against."""
+        """The dense model's predictions, which the other models of its name are compared with."""
         return self.metrics(Cell(cell.model)).with_suffix(".reference.safetensors")
 
     @property

@@ -1,7 +1,7 @@
 """One entry of the `models` catalogue, and the presets that many entries share.
 
-`preset: paper` in params.yaml stands for all settings of PAPER; what the entry itself says goes before the preset, key
-by key. `restorelcc plan --model NAME` prints what came of it.
+`preset: paper` in params.yaml stands for all settings of PAPER; the entry's own keys override the preset, key
+by key. `restorelcc plan --model NAME` prints the result.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class DataFiles(Section):
     def _columns_are_roles(cls, columns: dict[str, str]) -> dict[str, str]:
         for role in columns:
             if role not in ROLES:
-                raise ValueError(f"{role!r} is no role of a column; roles are {', '.join(ROLES)}")
+                raise ValueError(f"{role!r} is not a role of a column; roles are {', '.join(ROLES)}")
         return columns
 
     @field_validator("template")
@@ -161,7 +161,7 @@ class ModelEntry(Section):
         return part
 
     def settings_for(self, stage: str) -> dict[str, Any]:
-        """All that the entry says to a stage, as JSON: the fields that it uses, and what goes over its section."""
+        """The entry's part for a stage, as JSON: the fields that the stage uses, and the overrides of its section."""
         return {"model": self.model_dump(mode="json", include=set(USED_BY[stage]))} | {
             "section": self.section_changes(stage)
         }
@@ -172,7 +172,7 @@ class ModelEntry(Section):
         return [task if isinstance(task, str) else task.model_dump(exclude_none=True) for task in self.tasks]
 
     def section_changes(self, section: str) -> dict[str, Any]:
-        """What this model puts over a section of params.yaml."""
+        """This model's overrides of a section of params.yaml."""
         length = SEQUENCE_LENGTH.get(section)
         own = {length: self.sequence_length} if length and self.sequence_length else {}
         return own | self.settings.get(section, {})

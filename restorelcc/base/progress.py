@@ -1,4 +1,4 @@
-"""What a stage says while it works: progress bars ("capture dense: 12/32 batches") and notices, on stderr.
+"""Output of a stage while it works: progress bars ("capture dense: 12/32 batches") and notices, on stderr.
 
 Of several processes that work together, as `accelerate launch` and torchrun start them, the first speaks for all.
 """
@@ -19,7 +19,7 @@ def process_count() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that locks, speaks and writes for all."""
+    """Whether this is the process that holds locks, prints and writes files for all."""
     return int(os.environ.get("RANK") or 0) == 0
 
 

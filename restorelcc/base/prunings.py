@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from restorelcc.base.errors import BadInput
 
 # Structured pruners remove whole heads and channels, so an N:M pattern means nothing to them.
-UNSTRUCTURED_PRUNERS = ("magnitude", "wanda", "sparsegpt")
+UNSTRUCTURED_PRUNERS = ("magnitude", "wanda", "sparsegpt", "refined")
 STRUCTURED_PRUNERS = ("slimgpt",)
 PRUNERS = UNSTRUCTURED_PRUNERS + STRUCTURED_PRUNERS
 EXTERNAL = "external"  # a checkpoint that another tool pruned, named under prune.external

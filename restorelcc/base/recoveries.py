@@ -1,4 +1,4 @@
-"""The recovery methods that `grid.recovery` can name: what each does in a line, what it ships, and what it needs."""
+"""The recovery methods that `grid.recovery` can name: what each does in a line, produces, and needs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 
 from restorelcc.base.errors import BadInput
 
-# What goes to whoever runs the model: biases for the pruned checkpoint, another sparse checkpoint, or an adapter to put
-# beside it, which fills the zeros when it is merged.
+# What goes to whoever runs the model: biases for the pruned checkpoint, another sparse checkpoint, or an adapter for
+# it, which fills the zeros when it is merged.
 Ships = Literal["biases", "checkpoint", "adapter"]
 
 
@@ -34,7 +34,7 @@ RECOVERIES: dict[str, Recovery] = {
     "lora": Recovery(
         "LoRA (peft) on every linear; reported unmerged, merged, and merged with the zeros put back", "adapter"
     ),
-    "dora": Recovery("DoRA (peft), likewise", "adapter"),
+    "dora": Recovery("DoRA (peft); reported in the same ways", "adapter"),
     "eora": Recovery(
         "low-rank factors of the removed weights in the eigenspace of their inputs; nothing is trained",
         "adapter",
@@ -56,4 +56,4 @@ def check_recovery(where: str, name: object) -> str:
         return str(name)
     near = difflib.get_close_matches(str(name), list(RECOVERIES), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "use one of them, or leave the list empty"
-    raise BadInput(f"{where} has {name!r}, which is no way to recover: known are {', '.join(RECOVERIES)}; {hint}")
+    raise BadInput(f"{where} has {name!r}, which is not a recovery method: known are {', '.join(RECOVERIES)}; {hint}")

@@ -1,4 +1,4 @@
-"""Base class of every typed section of params.yaml, and the sentence for what a section does not take."""
+"""Base class of every typed section of params.yaml, and the sentence for a value that a section refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Section(BaseModel):
         """pydantic reads true and false as 1 and 0 where a number is wanted."""
         kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
         if kinds & {int, float} and bool not in kinds and _holds_truth(value):
-            raise ValueError("true and false are no numbers; write a number")
+            raise ValueError("true and false are not numbers; write a number")
         return value
 
 

@@ -1,4 +1,4 @@
-"""What may lie in a checkpoint folder: weights as safetensors, JSON, a tokenizer; no pickle, no code."""
+"""What a checkpoint folder may contain: weights as safetensors, JSON, a tokenizer; no pickle, no code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """What is in the folder (at any depth) and must not be: pickles, programs; relative paths, sorted."""
+    """Files in the folder (at any depth) that must not be there: pickles, programs; relative paths, sorted."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(str(path.relative_to(folder)) for path in files if path.suffix.lower() in (*PICKLES, *CODE))
 
@@ -60,6 +60,6 @@ def check_stock(folder: Path) -> None:
     found = remote_code(folder)
     if found is not None:
         raise BadInput(
-            f"{folder / found} asks for code of its own (auto_map), which is never run here: give a checkpoint of a "
-            "class that transformers has, or take auto_map out when it is one"
+            f"{folder / found} asks for custom code (auto_map), which is never run here: give a checkpoint of a "
+            "class that transformers has, or remove auto_map if it is one already"
         )

@@ -1,4 +1,4 @@
-"""Which weights a folder means: those that `AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)` reads.
+"""Which weights a folder has: those that `AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)` reads.
 
 The rule is transformers' own (`modeling_utils._get_resolved_checkpoint_files`), repeated here because digests and hub
 listings must not wait for torch; tests/base/test_weights.py asks both the same. Where other readers would take another
@@ -54,7 +54,7 @@ def chosen_weights(where: str, names: Collection[str], read: Callable[[str], Any
     """
     if ADAPTER in names:
         raise BadInput(
-            f"{where} holds {ADAPTER}, so that the library would put an adapter on top of the weights: merge it into "
+            f"{where} holds {ADAPTER}, which the library would apply to the weights: merge it into "
             f"them, or give the model without {ADAPTER}"
         )
     named = _named_in_config(where, names, read)
@@ -75,7 +75,9 @@ def _named_in_config(where: str, names: Collection[str], read: Callable[[str], A
         return None
     source = f"{_NAMED_IN} in config.json"
     if not (isinstance(named, str) and named.endswith((_SUFFIX, _INDEX_SUFFIX))):
-        raise BadInput(f"{where}: {source} is {named!r}, no {_SUFFIX} file and no index of such: correct or remove it")
+        raise BadInput(
+            f"{where}: {source} is {named!r}, neither a {_SUFFIX} file nor an index of them: correct or remove it"
+        )
     _check_plain(where, named, source)
     if named not in names:
         raise BadInput(f"{where}: {named} is missing, though {source} names it: download or write the checkpoint again")
@@ -87,7 +89,7 @@ def _indexed(where: str, names: Collection[str], index: str, read: Callable[[str
     missing = [name for name in files if name not in names]
     if missing:
         others = sorted(name for name in names if name.endswith(_SUFFIX) and name not in files)
-        beside = f" (other weights lie there: {_listed(others)})" if others else ""
+        beside = f" (other weights are there: {_listed(others)})" if others else ""
         raise BadInput(
             f"{where}: {missing[0]} is missing, though {index} names it{beside}: download or write the checkpoint again"
         )
@@ -101,18 +103,20 @@ def _index_names(where: str, index: str, read: Callable[[str], Any]) -> tuple[st
         raise BadInput(f"{where}: {index} has no weight_map that names files: download or write the checkpoint again")
     for name in placed.values():
         if not (isinstance(name, str) and name.endswith(_SUFFIX)):
-            raise BadInput(f"{where}: {index} names {name!r}, which is no {_SUFFIX} file, the only weights read here")
+            raise BadInput(
+                f"{where}: {index} names {name!r}, which is not a {_SUFFIX} file, the only weights read here"
+            )
         _check_plain(where, name, index)
     return tuple(sorted(set(placed.values())))
 
 
 def _check_plain(where: str, name: str, source: str) -> None:
     if "/" in name or "\\" in name:
-        raise BadInput(f"{where}: {source} names {name!r}: weights are read from the model's own folder alone")
+        raise BadInput(f"{where}: {source} names {name!r}: weights are only read from the model's own folder")
 
 
 def _check_alone(where: str, names: Collection[str], read: Callable[[str], Any]) -> None:
-    """Raises BadInput where a whole model lies beside shards of one, as a download over an older one leaves them."""
+    """Raises BadInput for a whole model next to shards of one, as a download over an older one leaves them."""
     if WHOLE not in names:
         return
     shards = [name for name in sorted(names) if _SHARD.fullmatch(name)]

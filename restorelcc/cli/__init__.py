@@ -1,1 +1,1 @@
-"""The command line: typer and printing, a file for each verb."""
+"""The command line: typer and printing, one file per command."""

@@ -1,4 +1,4 @@
-"""The command line: every stage is a verb, as are `inputs`, `report`, `table`, `versions` and the files beside it.
+"""The command line: every stage is a command; the other files of this folder add more.
 
 Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 """
@@ -48,7 +48,7 @@ from restorelcc.pipeline.stale import remove_stale_metrics
 from restorelcc.pipeline.versions import check_versions, write_versions
 
 app = typer.Typer(
-    help="Give pruned language models their accuracy back: the stages of the pipeline, one verb each.",
+    help="Restore the accuracy of pruned language models. Every stage of the pipeline is a command.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,8 +68,8 @@ RecoveryOption = Annotated[
         "--recovery", "--baseline", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all"
     ),
 ]
-ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable")]
 _PARAMS = Path("params.yaml")
 _OLD_VERBS = {"recover": ["baseline"], "evaluate_recovered": ["evaluate_baseline"]}
 
@@ -140,7 +140,7 @@ for _name, _stage in STAGES.items():
     _add_verb(_name, _stage)
 
 
-@app.command("inputs", help="Stage inputs, for one model or all of the grid: show DVC the files that they name.")
+@app.command("inputs", help="Stage inputs, for one model or all of the grid: make DVC watch the files that they name.")
 def inputs(
     model: Annotated[str | None, typer.Option("--model", "-m", help="key of `models`; all of the grid")] = None,
     params: ParamsOption = _PARAMS,
@@ -181,7 +181,7 @@ def table(params: ParamsOption = _PARAMS) -> None:
         )
 
 
-@app.command("versions", help="Write the versions of what is installed into versions/, where DVC sees them.")
+@app.command("versions", help="Write the installed versions of packages into versions/, where DVC watches them.")
 def versions(params: ParamsOption = _PARAMS) -> None:
     for line in write_versions(params.resolve().parent):
         typer.echo(line, err=True)

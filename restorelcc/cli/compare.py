@@ -62,7 +62,7 @@ def compare(
 def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int) -> dict[str, Any]:
     """Both results, and B - A on their common items; several files of a side are training seeds of one model.
 
-    Raises BadInput for a file of another schema, without samples beside it, or measured in another way.
+    Raises BadInput for a file of another schema, without samples next to it, or measured in another way.
     """
     from restorelcc.stages.evaluate import statistics
 
@@ -121,12 +121,12 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     beside = path.with_suffix(".parquet")
     if not beside.is_file():
         raise BadInput(
-            f"{beside} is missing: a paired comparison needs the results per item, which lie beside the metrics "
+            f"{beside} is missing: a paired comparison needs the results per item, which are next to the metrics "
             "(dvc checkout or dvc pull brings them back)"
         )
     rows = read_table(beside, SAMPLES)
     if not rows:
-        raise BadInput(f"{beside} holds no item: the model was evaluated without tasks, so there is nothing to pair")
+        raise BadInput(f"{beside} holds no items: the model was evaluated without tasks, so there is nothing to pair")
     return rows
 
 
@@ -174,7 +174,7 @@ def sentence(found: dict[str, Any]) -> str:
     """What the pooled interval says, and which tasks it is not about."""
     pooled = found["pooled"]
     others = [f"{name} ({task['metric']})" for name, task in found["tasks"].items() if not task.get("averaged", True)]
-    apart = f" Not in the mean, for its metric is no accuracy: {', '.join(others)}." if others else ""
+    apart = f" Not in the mean, because its metric is not an accuracy: {', '.join(others)}." if others else ""
     if pooled is None:
         return f"No mean accuracy can be compared.{apart}"
     low, high = pooled["ci95"]

@@ -20,7 +20,7 @@ def add(app: typer.Typer) -> None:
     verbs.command("remove", help="Write the checkpoint as it was before a compensation was folded in, bit for bit.")(
         remove
     )
-    verbs.command("show", help="What a compensation file, or that of a restored checkpoint, holds.")(show)
+    verbs.command("show", help="Show what a compensation file, or the one in a restored checkpoint, holds.")(show)
     app.add_typer(verbs, name="compensation")
 
 

@@ -1,4 +1,4 @@
-"""`restorelcc engines`: what inference engines will do with a checkpoint."""
+"""`restorelcc engines`: how inference engines will treat a checkpoint."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from restorelcc.pipeline.params import load_params
 _PARAMS = Path("params.yaml")
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="the folder to write")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder when it has content")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder if it is not empty")]
 ShardOption = Annotated[str, typer.Option("--max-shard-size", help="of one weight file, e.g. 5GB or 500MB")]
 SliceOption = Annotated[bool, typer.Option("--slice", help="cut removed heads and channels out (structured pruning)")]
 BaseOption = Annotated[str | None, typer.Option("--base-model", help="hub id of the base model, for the model card")]
@@ -42,8 +42,8 @@ def export(
     overwrite: OverwriteOption = False,
     base_model: BaseOption = None,
     licence: LicenceOption = None,
-    params: Annotated[Path, typer.Option("--params", help="the parameter file; data/ lies beside it")] = _PARAMS,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file")] = None,
+    params: Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")] = _PARAMS,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
 ) -> None:
     """Fold the compensation in, write the checkpoint, say where it is."""
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)

@@ -1,4 +1,4 @@
-"""`restorelcc init`: a project of your own for the installed package."""
+"""`restorelcc init`: a new project for the installed package."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def add(app: typer.Typer) -> None:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="the project's folder; made if it is not there")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="the project's folder; created if it does not exist")] = Path(),
 ) -> None:
     """Write the files, set up git and DVC where they are not, and say what comes next."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file: give a folder")
     for name in _MADE:
         if (folder / name).exists():
-            raise BadInput(f"{folder} has {name} already, which would be replaced: give another folder")
+            raise BadInput(f"{folder} already has {name}, which would be replaced: give another folder")
     from restorelcc.pipeline.scaffold import new_project
 
     try:
         new_project(folder)
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
-    typer.echo(f"A project is in {folder}. Edit its params.yaml; the next three commands, there:")
+    typer.echo(f"Created a project in {folder}. Edit its params.yaml, then run in that folder:")
     typer.echo("    restorelcc check       # is params.yaml good?")
     typer.echo("    restorelcc versions    # after every upgrade: the code and packages that are installed now")
     typer.echo("    dvc repro              # runs what changed; `restorelcc table` shows the results")

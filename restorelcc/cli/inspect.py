@@ -11,9 +11,9 @@ import typer
 
 def add(app: typer.Typer) -> None:
     """Register the verb."""
-    app.command("inspect", help="What a checkpoint folder holds: sparsity per layer, N:M, removed heads, dtype, size.")(
-        inspect
-    )
+    app.command(
+        "inspect", help="Show what a checkpoint folder holds: sparsity per layer, N:M, removed heads, dtype, size."
+    )(inspect)
 
 
 def inspect(

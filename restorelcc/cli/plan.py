@@ -30,10 +30,10 @@ def plan(
     pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="instead of those of the grid")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu or cuda, instead of the model's own")] = None,
     params: Annotated[Path, typer.Option("--params", help="the parameter file")] = Path("params.yaml"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, bytes and seconds")] = False,
 ) -> None:
-    """Work out what the stages of one model take, and print it."""
+    """Estimate what the stages of one model need, and print it."""
     checked = load_params(params, tuple(set_ or ()))
     prunings = (pruning,) if pruning else checked.grid.pruning
     cells = [checked.cell(model, name, None) for name in prunings]
@@ -63,7 +63,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
     for stage, pruning, runs, cost in _costs(params, cells, network, shapes, work, dtype, stored, device.type):
         libraries = LIBRARIES[stage.split("_")[0]]
         seconds = runs * (cost.seconds / rate + 5)  # a stage is a process, which takes seconds to start
-        # On a GPU the model is there, and what lies beside it on the host is the libraries with the GPU's own.
+        # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
         on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", *off_gpu)
         memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})

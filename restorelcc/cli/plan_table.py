@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """One row per stage, a total below, and what the numbers rest on."""
+    """One row per stage, a total, and the assumptions behind the numbers."""
     gpu = plan["device"] == "cuda"
     title = f"{plan['model']} ({plan['source']}): {plan['parameters'] / 1e6:,.1f} M parameters, {plan['layers']} layers"
     table = Table(title=title, title_justify="left")
@@ -29,8 +29,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"Weights in {plan['dtype']} on the {plan['device']}; time at {plan['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
-        "what a forward gets of this machine's matmul rate. Disk is in data/ and the hub's cache; DVC's cache holds as "
-        "much again unless the file system links (docs/plan.md).",
+        "half of the matmul rate. Disk is in data/ and the hub's cache; DVC's cache needs as "
+        "much again unless the file system links files (docs/plan.md).",
         soft_wrap=True,
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""A model's data as the stages will take them: rows, formats, lengths in tokens, overlaps, items of own tasks."""
+"""A model's data as the stages will read them: rows, formats, lengths in tokens, overlaps, items of its task files."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _pair_lengths(found: list[Example], fitting: Fitting) -> list[int]:
 
 
 def _overlap(instructions: list[Example], heldout: list[str]) -> dict[str, Any]:
-    """Held-out texts that are also a question, a response or both of a pair: perplexity is then of training data."""
+    """Held-out texts that are also a question, a response or both of a pair: perplexity is then on training data."""
     trained: set[str] = set()
     for example in instructions:
         question, response = normal(example.question), normal(example.response)
@@ -140,7 +140,7 @@ def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
 
 
 def print_reading(found: dict[str, Any], console: Console | None = None) -> None:
-    """One row per role, then what the roles mean together, and what is wrong."""
+    """One row per role, then facts about several roles, then the problems."""
     console = console or Console()
     table = Table(title=f"{found['model']} ({found['source']})", title_justify="left")
     for name in ("role", "source", "format", "columns", "read", "used", "shortened", "skipped (first)", "tokens"):
@@ -173,7 +173,7 @@ def _sentences(found: dict[str, Any]) -> Iterator[str]:
     if (overlap := found.get("overlap") or {}).get("texts"):
         yield (
             f"{overlap['texts']:,} of {overlap['of']:,} held-out texts are in the instructions too, the first is "
-            f"{overlap['first']!r}: perplexity is then measured on what is trained on."
+            f"{overlap['first']!r}: perplexity is then measured on training data."
         )
     for task, items in (found["tasks"] or {}).items():
         yield f"Task {task}: {items:,} items."

@@ -38,11 +38,13 @@ def restore(
     calibration: Annotated[
         str | None,
         typer.Option(
-            "--calibration", help="texts to prune by: a file, c4, or hub:<dataset>  [c4; --pruned: none needed]"
+            "--calibration",
+            help="calibration texts for pruning: a file, c4, or hub:<dataset>  [c4; --pruned: none needed]",
         ),
     ] = None,
     work: Annotated[
-        Path | None, typer.Option("--work", help="where intermediate artifacts lie; a rerun goes on there [<out>.work]")
+        Path | None,
+        typer.Option("--work", help="folder for intermediate artifacts; a rerun continues there [<out>.work]"),
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="of the dense hub id")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",

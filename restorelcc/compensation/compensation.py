@@ -64,12 +64,12 @@ class Compensation:
         return layout.join(self.offset_LHD[site.layer])
 
     def reaches(self, site: Site, family: Family) -> bool:
-        """Whether the site's bias takes something up."""
+        """Whether something is added to the site's bias."""
         heads = site.linear == family.out_proj and bool(self.offset_LHD[site.layer].any())
         return heads or site in self.sites
 
     def linears(self, family: Family) -> list[str]:
-        """Paths of the linears whose bias takes something up, in forward order."""
+        """Paths of the linears whose bias changes, in forward order."""
         touched = {site.linear for site in self.sites}
         if self.compensates_heads:
             touched.add(family.out_proj)

@@ -37,7 +37,7 @@ def with_addition(bias_O: Tensor | None, addition_O: Tensor, dtype: torch.dtype)
 def fold(model: PreTrainedModel, compensation: Compensation | Tensor) -> None:
     """Add a compensation (or a head offset [L, H, D]) to the model in place as biases; no weight is touched.
 
-    Every linear that it reaches takes its part up in its own bias; other biases keep their bits. Where the class reads
+    For every linear that it reaches, its part is added to the bias; other biases keep their bits. Where the class reads
     a bias only with a key of its config (attention_bias, mlp_bias), the key is set and the linears that it covers get
     zero biases, so that save_pretrained writes a checkpoint which loads with the same logits. Linears that the class
     never gives a bias get one in memory only: `check_class_carries` refuses those before a checkpoint is written.
@@ -53,7 +53,7 @@ def fold(model: PreTrainedModel, compensation: Compensation | Tensor) -> None:
 
 
 def bias_additions(model: PreTrainedModel, compensation: Compensation) -> Iterator[tuple[Site, nn.Linear, Tensor]]:
-    """(site, linear, addition [O] in float32) of every linear whose bias takes something up, in forward order."""
+    """(site, linear, addition [O] in float32) of every linear whose bias changes, in forward order."""
     family, layout = family_of(model), head_layout(model)
     for layer, block in enumerate(blocks_of(model)):
         for path in family.linears:
@@ -67,7 +67,7 @@ def bias_additions(model: PreTrainedModel, compensation: Compensation) -> Iterat
 
 
 def addition(weight_OI: Tensor, offset_I: Tensor | None, site: Site, value_O: Tensor | None) -> Tensor:
-    """W c + s in float32, [O]: what a linear's bias takes up. Raises BadInput when s has another width."""
+    """W c + s in float32, [O]: what is added to a linear's bias. Raises BadInput when s has another width."""
     outputs = weight_OI.shape[0]
     if value_O is not None:
         check_width(site, value_O, outputs)

@@ -1,4 +1,4 @@
-"""A compensation at work in a model whose tensors stay as they are: the reference that folding is proved against.
+"""A compensation applied by hooks, without changing the model's tensors: the reference for tests of folding.
 
 Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, O output features of a linear.
 """
@@ -19,7 +19,7 @@ from restorelcc.models.hooks import added_to_inputs, hooked
 
 @contextmanager
 def offset_heads(model: PreTrainedModel, offset_LHD: Tensor) -> Iterator[None]:
-    """z' = z + c at every position of every head (RestoreLCC eq. 5 and 8): the reference the fold is proved against.
+    """z' = z + c at every position of every head (RestoreLCC eq. 5 and 8): the reference for tests of the fold.
 
     offset_LHD [L, H, D], any float dtype, added in the model's own. Raises BadInput when the shape is another model's.
     """
@@ -35,7 +35,7 @@ def offset_heads(model: PreTrainedModel, offset_LHD: Tensor) -> Iterator[None]:
 
 @contextmanager
 def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> Iterator[None]:
-    """z' = z + c for the heads and out' = out + s for the further sites: the reference that folding is proved against.
+    """z' = z + c for the heads and out' = out + s for the further sites: the reference that folding is tested against.
 
     No tensor of the model changes. Raises BadInput when the compensation does not fit the model.
     """

@@ -63,7 +63,7 @@ class Family:
         """The path of a linear given by its path or by the last part of it. Raises BadInput, listing the known ones."""
         matches = [path for path in self.linears if name in (path, path.rpartition(".")[2])]
         if len(matches) != 1:
-            raise BadInput(f"{name!r} is no linear layer of this model family: it has {', '.join(self.linears)}")
+            raise BadInput(f"{name!r} is not a linear layer of this model family: it has {', '.join(self.linears)}")
         return matches[0]
 
 
@@ -161,7 +161,7 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 def linear_of(block: nn.Module, path: str) -> nn.Linear:
     """The Linear at a path of the table. Raises BadInput when the model has something else there."""
     module = block.get_submodule(path)
-    module = getattr(module, "base_layer", module)  # beside an adapter the Linear is inside
+    module = getattr(module, "base_layer", module)  # with an adapter the Linear is inside
     if not isinstance(module, nn.Linear):
         raise BadInput(f"{path} is a {type(module).__name__}, not a Linear layer: such a model is not supported")
     return module

@@ -56,7 +56,7 @@ def local_folder(folder: Path, key: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a model is laid over devices: accelerate's device_map, the most that each may take, and where on disk the
+    """How a model is spread over devices: accelerate's device_map, the most that each may take, and where on disk the
     rest goes (`offload`, a folder for scratch files; None: it is refused)."""
 
     device_map: str
@@ -65,7 +65,7 @@ class Spread:
 
 
 def spread_of(entry: ModelEntry, offload: Path | None = None) -> Spread | None:
-    """What an entry of `models` asks for; None for a model that is on one device whole."""
+    """The spread that an entry of `models` asks for; None for a model that is whole on one device."""
     if entry.device_map is None:
         return None
     limits = {int(name) if name.isdecimal() else name: size for name, size in entry.max_memory.items()}
@@ -75,7 +75,7 @@ def spread_of(entry: ModelEntry, offload: Path | None = None) -> Spread | None:
 def load_entry(folder: Path, entry: ModelEntry, *, offload: Path | None = None) -> PreTrainedModel:
     """`load_model` in the dtype and on the devices of an entry of `models`; of several processes each has one device.
 
-    offload: where weights that fit no device may lie; without it all have to fit.
+    offload: where weights that fit on no device are stored; without it all have to fit.
     """
     device = pick_device(entry.device)
     spread = spread_of(entry, offload) if process_count() == 1 else None
@@ -131,8 +131,8 @@ def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
     absent = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     if absent and spread.offload is None:
         raise BadInput(
-            f"the model does not fit into the devices that models.<name>.max_memory leaves it ({absent[0]} is left "
-            "over), and this stage needs all its weights at hand: raise max_memory, use more devices, or start several "
+            f"the model does not fit on the devices within models.<name>.max_memory ({absent[0]} is left "
+            "over), but this stage needs all its weights on them: raise max_memory, use more devices, or start several "
             "processes that share the weights (docs/models.md)"
         )
     if model.get_input_embeddings().weight.device.type == "meta":

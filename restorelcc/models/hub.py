@@ -43,9 +43,9 @@ def is_offline() -> bool:
 
 
 def resolved_commit(repository: Repository, revision: str | None) -> str:
-    """The commit a branch, tag or commit stands for now; offline, what it stood for when it was last asked for.
+    """The commit that a branch, tag or commit means now; offline, what it meant when the hub was last asked.
 
-    Raises BadInput for what the hub does not have or give, StageFailed when the hub cannot be asked.
+    Raises BadInput if the hub does not have it or refuses it, StageFailed when the hub cannot be asked.
     """
     from huggingface_hub import HfApi
 
@@ -211,17 +211,17 @@ def _asked(repository: Repository, ask: Callable[[], Result], wanted: str) -> Re
 
 
 def _check_id(repository: Repository) -> None:
-    """Raises BadInput for a path: callers ask the hub for what is no folder, and an id has one slash at most."""
+    """Raises BadInput for a path: callers ask the hub for sources that are no folders; an id has at most one slash."""
     name, key = repository.name, repository.key
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         where = f"{key}.source" if repository.kind == "model" and not key.endswith("source") else key
         raise BadInput(
-            f"{where} is {name!r}, which is no folder: correct the path, or give an id of the hub, <owner>/<name>"
+            f"{where} is {name!r}, which is not a folder: correct the path, or give an id of the hub, <owner>/<name>"
         )
 
 
 def _explained(repository: Repository, error: Exception, wanted: str) -> BadInput | StageFailed:
-    """The sentence for a failure: BadInput where the user can mend it, StageFailed where the hub or the disk must."""
+    """The sentence for a failure: BadInput if the user can correct it, StageFailed for the hub and the disk."""
     from huggingface_hub import constants, errors
 
     key, what, endpoint = repository.key, repository, constants.ENDPOINT
@@ -251,8 +251,8 @@ def _explained(repository: Repository, error: Exception, wanted: str) -> BadInpu
         )
     if is_disk_full(error):
         return StageFailed(
-            f"{key}: the disk is full while the {what} is being fetched to {constants.HF_HUB_CACHE}: make room or set "
-            "HF_HOME to a larger disk, then run again; files that are complete are kept"
+            f"{key}: the disk became full while the {what} was being fetched to {constants.HF_HUB_CACHE}: make room or "
+            "set HF_HOME to a larger disk, then run again; files that are complete are kept"
         )
     if is_offline():
         return BadInput(

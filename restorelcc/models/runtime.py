@@ -1,4 +1,4 @@
-"""What must be set before any number is computed: seeds, threads, determinism, telemetry off."""
+"""Settings that must be made before any number is computed: seeds, threads, determinism, telemetry off."""
 
 from __future__ import annotations
 

@@ -87,6 +87,6 @@ def _header(tensors: list[PlannedTensor]) -> bytes:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's numbers as they lie in a file."""
+    """The tensor's numbers as they are stored in a file."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -19,7 +19,7 @@ from restorelcc.models.safetensors_header import DTYPES, decoded, read_raw, tens
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: bytes start..end of a file."""
+    """Where one tensor is stored: bytes start..end of a file."""
 
     file: Path
     dtype: torch.dtype

@@ -75,7 +75,7 @@ def encode_contrasts(
         # The same for both: a token that stands for the question's end and a response's beginning is in one of them.
         start = _same_start(positive, negative)
         if start <= positive.lead:
-            raise BadInput(f"question {row['question'][:60]!r} has no token that is the same beside both responses")
+            raise BadInput(f"question {row['question'][:60]!r} has no token that is the same with both responses")
         tuples.append(
             EncodedContrast(
                 _cut(replace(positive, start=start), excess, max_tokens, row["positive"]),

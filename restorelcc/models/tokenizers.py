@@ -20,7 +20,7 @@ def source_tokenizer(key: str, source: str, revision: str | None, root: Path) ->
 
 
 def without_length_warning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The same one, which does not warn of texts beyond the model's context: whoever reads them here cuts them."""
+    """The same tokenizer without warnings about texts beyond the model's context: the caller cuts them."""
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 

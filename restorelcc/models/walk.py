@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import blocks_of
 
-# What one block received beside the hidden state, for one batch.
+# What one block received in addition to the hidden state, for one batch.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -62,7 +62,7 @@ class BlockStep:
         return first_output(self.block(self.hidden_BTM[batch], *args, **kwargs))
 
     def forward(self) -> None:
-        """Run the block for what hooks see of it; its outputs are dropped batch by batch."""
+        """Run the block so that hooks see it; its outputs are dropped batch by batch."""
         for _ in self.outputs():
             pass
 
@@ -70,7 +70,7 @@ class BlockStep:
 def walk_blocks(
     model: PreTrainedModel, batches_BT: list[Tensor], weights: Weights | None = None
 ) -> Iterator[BlockStep]:
-    """Yield every block in order; what the caller does to its weights is in force for the blocks that follow.
+    """Yield every block in order; changes of its weights by the caller take effect for the following blocks.
 
     Only one block's hidden states live at a time: each batch's output takes the place of its input.
     """

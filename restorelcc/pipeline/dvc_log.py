@@ -1,4 +1,4 @@
-"""What DVC says while it works in this process: what concerns the user as our own notices, the rest not at all."""
+"""DVC's log while it works in this process: messages that concern the user become notices, the rest is dropped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from restorelcc.base.progress import notice
 
 _TOLD = {
     re.compile(r"Stage '(\w+)@.*' didn't change, skipping"): "is done",
-    re.compile(r"Stage '(\w+)@.*' is cached - skipping run"): "was done before, and comes back from the cache",
+    re.compile(r"Stage '(\w+)@.*' is cached - skipping run"): "was computed before and is restored from the cache",
 }
 
 
 class _Teller(logging.Handler):
-    """Warnings as they are, and what became of stages that did not have to run."""
+    """Warnings unchanged, and a notice for each stage that did not have to run."""
 
     def __init__(self, title: str) -> None:
         super().__init__(logging.INFO)
@@ -33,7 +33,7 @@ class _Teller(logging.Handler):
 
 @contextmanager
 def told(title: str) -> Iterator[None]:
-    """Of what DVC logs meanwhile, say what concerns the user, in place of all of it on the terminal."""
+    """While this is active, print only the messages of DVC that concern the user."""
     logger = logging.getLogger("dvc")
     level, handlers = logger.level, logger.handlers
     logger.handlers = [_Teller(title)]

@@ -16,7 +16,7 @@ STAGE = "inputs"
 
 
 def lay_out_inputs(params: Params, alias: str, layout: Layout) -> None:
-    """Show DVC the files that a model names. Raises BadInput for one that is missing."""
+    """Make DVC watch the files that a model names. Raises BadInput for one that is missing."""
     cell = Cell(alias)
     with held_lock(stage_lock(layout, STAGE, cell)):
         run(cell, params.named(alias), layout)
@@ -29,12 +29,12 @@ def lay_out_what_is_here(params: Params, layout: Layout) -> list[str]:
         try:
             lay_out_inputs(params, alias, layout)
         except BadInput as error:
-            absent.append(f"{error}; what was computed from it can be read here, and not computed anew")
+            absent.append(f"{error}; results computed from it can be read here, but not computed again")
     return absent
 
 
 def changed_since_the_last_run(layout: Layout, alias: str) -> list[str]:
-    """The task files, encoders and local data sets of a model that DVC finds other than when they were last read."""
+    """The task files, encoders and local data sets of a model that changed, according to DVC, since the last run."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

@@ -1,4 +1,4 @@
-"""dvc.lock: healed after a kill while it was written, and entries of other clones merged into it by stage name."""
+"""dvc.lock: repaired after a kill cut it off, and entries of other clones merged into it by stage name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _is_whole(entry: Any) -> bool:
 
 
 def heal(root: Path) -> str | None:
-    """Mend a dvc.lock that is empty or cut off; what was done, or None where nothing had to be.
+    """Repair a dvc.lock that is empty or cut off. Returns what was done, or None if nothing was needed.
 
     The broken file is kept in .work. The committed one takes its place, or none: every stage that had been computed
     then comes back from the run-cache. The caller holds DVC's lock, so that nobody is writing the file.
@@ -66,8 +66,8 @@ def heal(root: Path) -> str | None:
     committed = subprocess.run(["git", "show", f"HEAD:./{FILE}"], cwd=root, capture_output=True, check=False)
     if committed.returncode == 0 and _entries(committed.stdout) is not None:
         _write(root, committed.stdout)
-        return f"{FILE} was broken; the committed one is back, and results since then come from the run-cache"
-    return f"{FILE} was broken and is gone; results come back from the run-cache"
+        return f"{FILE} was broken; the committed one is restored, and later results come from the run-cache"
+    return f"{FILE} was broken and has been removed; results come from the run-cache"
 
 
 def merge(root: Path, entries: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The whole chain on one model in one command: a project in a work folder, and DVC there up to `compensate`.
 
-A run that was stopped goes on where it was, and a stage whose settings, inputs, code or packages have changed runs
+A run that was stopped continues there, and a stage whose settings, inputs, code or packages have changed runs
 again, with all that come after it: DVC decides, as in every project.
 """
 
@@ -31,7 +31,7 @@ _HELDOUT = 1_000  # texts at most, of the instructions: nothing is evaluated on 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to restore, by which data, and where to work. `pruned` or `pruning` is None."""
+    """What to restore, with which data, and where to work. Either `pruned` or `pruning` is None."""
 
     dense: str
     pruned: str | None
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Restored:
-    """Where the pieces lie that are exported."""
+    """Where to find the parts of the export."""
 
     cell: Cell
     layout: Layout
@@ -57,7 +57,7 @@ class Restored:
 
 
 def run_chain(request: Request) -> Restored:
-    """Run what is not done yet. Raises BadInput, and StageEnded or StageFailed when a stage does not end well."""
+    """Run what is not done yet. Raises BadInput, and StageEnded or StageFailed when a stage does not succeed."""
     content = _project(request)
     params = checked(content, request.overrides)
     cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
@@ -124,7 +124,7 @@ def _data_source(option: str, source: str, preset: str) -> str:
     path = Path(source).expanduser()
     if not path.is_file():
         raise BadInput(
-            f"{option} {source!r} is no file: give a .jsonl, .json, .csv, .parquet or .txt file, `{preset}`, or "
+            f"{option} {source!r} is not a file: give a .jsonl, .json, .csv, .parquet or .txt file, `{preset}`, or "
             "hub:<dataset>"
         )
     return str(path.resolve())

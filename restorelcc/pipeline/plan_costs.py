@@ -1,6 +1,6 @@
-"""What every stage takes in memory, disk and time, by arithmetic on a model's shapes; no weight is loaded.
+"""The memory, disk and time that every stage needs, computed from a model's shapes; no weight is loaded.
 
-Memory is the peak of the process: what Python and the libraries take, the weights, and what is alive beside them at
+Memory is the peak of the process: Python and the libraries, the weights, and everything else that is alive at
 once. Time counts floating point operations against what this machine was measured to do a second.
 
 Letters: N samples, T tokens, L layers, H heads, D head dim, X = H*D, M model width, F FFN width, V vocabulary.
@@ -136,6 +136,14 @@ def prune_cost(
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)
+    if pruning.pruner == "refined":  # Gram matrices, and a product of weight and Gram matrix for each of some 40 steps
+        pairs = (
+            (shapes.width, 3 * shapes.joined),
+            (shapes.joined, shapes.width),
+            (shapes.width, 2 * shapes.ffn),
+            (shapes.ffn, shapes.width),
+        )
+        flops += shapes.layers * sum(2 * tokens * i**2 + 80 * o * i**2 for i, o in pairs)
     budget = memory_budget(model, pruning, config, dtype).total
     return Cost(memory=budget, disk=shapes.parameters * stored, seconds=flops)
 
@@ -179,7 +187,7 @@ def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -
 
 
 def needs_model(config: ProbeConfig) -> bool:
-    """Whether the probe loads the pruned model, beside the activations."""
+    """Whether the probe loads the pruned model as well as the activations."""
     return bool({"gradient", "causal"} & set(config.scores))
 
 

@@ -1,4 +1,4 @@
-"""The team's remote: which one, whether it answers, and what to say when it does not. No credentials are read here."""
+"""The team's remote: which one it is, whether it answers, and the message if not. No credentials are read here."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def _within(seconds: float, name: str, url: str, scheme: str, call: Callable[[],
 def _check_folder(path: Path) -> None:
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
-        raise NotADirectoryError(f"{existing} is no folder")
+        raise NotADirectoryError(f"{existing} is not a folder")
 
 
 def _connect(endpoint: str) -> None:

@@ -1,6 +1,6 @@
-"""Keys of params.yaml that have had another name: read for now, said once, and renamed in the file before DVC reads it.
+"""Old names of keys of params.yaml: still read, with one warning, and renamed in the file before DVC reads it.
 
-DVC fills dvc.yaml in from params.yaml by itself and knows no aliases, so that a file with an old name has to be mended.
+DVC itself fills in dvc.yaml from params.yaml and knows no aliases, so old names in the file must be replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 
 from restorelcc.base.errors import BadInput
 
-# Where a key stands (* is any), its old name and the new one.
+# The path of a key (* is any), its old name and the new one.
 RENAMED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("grid",), "baseline", "recovery"),
     ((), "baseline", "recover"),
@@ -89,7 +89,7 @@ def _at(value: Any, path: tuple[str, ...], where: tuple[str, ...] = ()) -> Itera
 def _nodes(
     node: yaml.Node | None, path: tuple[str, ...], where: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], yaml.MappingNode]]:
-    """The same of YAML's nodes, which know where in the text they stand."""
+    """The same for YAML's nodes, which know their place in the text."""
     if not isinstance(node, yaml.MappingNode):
         return
     if not path:

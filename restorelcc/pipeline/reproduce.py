@@ -1,4 +1,4 @@
-"""`dvc repro` of one stage and what it needs, in this process; the stages run as processes of this very package."""
+"""`dvc repro` of one stage and what it needs, in this process; the stages run in processes of the same package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = Path(__file__).parents[2]  # where this package is imported from
 
 
 class StageEnded(Exception):
-    """A stage ended badly, and has said why itself; `code` is its exit code."""
+    """A stage failed and has printed the reason itself; `code` is its exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"a stage ended with exit code {code}")
@@ -30,9 +30,9 @@ class StageEnded(Exception):
 
 
 def reproduce(layout: Layout, target: str, title: str) -> None:
-    """Run a stage and those that it needs, as far as they changed; says which did not, under `title`.
+    """Run a stage and those that it needs, if they changed; says under `title` which did not.
 
-    Raises StageEnded when one ends badly, and StageFailed where it could not even say so.
+    Raises StageEnded when one fails, and StageFailed when it could not print a reason.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError

@@ -1,4 +1,4 @@
-"""What a remote and the run-cache hold of a project: brought back, stage by stage, without computing anything."""
+"""Restore a project's results from a remote and the run-cache, stage by stage, without computing anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from restorelcc.pipeline.inputs import STAGE as INPUTS
 
 
 def lost_files(root: Path) -> list[str]:
-    """Outputs that dvc.lock names and the local cache lacks: after a fetch, what the remote could not give."""
+    """Outputs that dvc.lock names and the local cache lacks: after a fetch, those that the remote does not have."""
     from dvc.repo import lock_repo
 
     with opened(root) as repo, lock_repo(repo):
@@ -81,6 +81,6 @@ def opened(root: Path) -> Any:
     try:
         return Repo(str(root.resolve()), _wait_for_lock=True)
     except NotDvcRepoError as error:
-        raise BadInput(f"{root.resolve()} is no DVC project: run in the project's folder or give --root") from error
+        raise BadInput(f"{root.resolve()} is not a DVC project: run in the project's folder or give --root") from error
     except DvcException as error:
         raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error

@@ -1,6 +1,6 @@
 """One stage, one process: a second start of the same stage waits, and a stage ends with whoever started it.
 
-`kill -9` of dvc leaves the stage behind, and a rerun would then write beside it. So the kernel ends a stage whose
+After `kill -9` of dvc the stage would go on, and a rerun would write the same files. So the kernel ends a stage whose
 parent is gone, and until it has ended its lock makes the next one wait.
 """
 

@@ -44,7 +44,7 @@ def pipeline() -> str:
 
 
 def write_project(folder: Path, params: str) -> None:
-    """Write the files of a project, and replace those that are there; what is right already is left alone."""
+    """Write the files of a project and replace existing ones; files that are already right are not touched."""
     files = {"dvc.yaml": pipeline(), "params.yaml": params}
     files |= {name: template(name[1:]) for name in _IGNORED}
     for group, packages in GROUPS.items():
@@ -55,7 +55,7 @@ def write_project(folder: Path, params: str) -> None:
 
 
 def new_project(folder: Path) -> None:
-    """A project of a user's own, with git and DVC; what git and DVC ignore there already is added to.
+    """A new project for a user, with git and DVC; lines are added to .gitignore and .dvcignore if they exist.
 
     Raises BadInput where there is no git, or DVC cannot be set up.
     """
@@ -98,7 +98,7 @@ def init_repository(folder: Path) -> None:
 
 
 def init_scratch(folder: Path) -> None:
-    """A DVC repository without git, for a folder that may lie anywhere and be deleted.
+    """A DVC repository without git, for a folder that may be anywhere and may be deleted.
 
     Artifacts are hard links to the cache, where the file system has them: nothing is on the disk twice. (With `reflink`
     first DVC copies into its cache even where no reflink can be made.)
@@ -114,7 +114,7 @@ def _git_root(folder: Path) -> Path | None:
             ["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        raise BadInput("git is not installed: a project's versions are kept by it") from None
+        raise BadInput("git is not installed: install it, because a project keeps its versions in git") from None
     return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
 
 

@@ -1,4 +1,4 @@
-"""Has what a project was computed from moved since? DVC knows files and parameters, it never asks the hub.
+"""Have a project's sources changed since it was computed? DVC watches files and parameters, and never asks the hub.
 
 The stages `dense` and `prune` record the commit of a hub model, with the content ids of the files it uses, or the
 digests of a folder; the stage `corpus` records the commits of hub datasets and the digests of files. Here they are
@@ -75,7 +75,7 @@ def _files(alias: str, layout: Layout) -> list[Comparison]:
 
 
 def _note(what: str) -> Comparison:
-    return Comparison(f"{what}: `dvc repro` runs what depends on it", stale=False)
+    return Comparison(f"{what}: `dvc repro` runs the stages that depend on it", stale=False)
 
 
 def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
@@ -97,7 +97,7 @@ def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     changed = sorted(name for name in before | files if before.get(name) != files.get(name))
     moved = f"{key}: revision {revision!r} of {entry.source} moved from {old[:12]} to {new[:12]} since `dense` ran"
     if not changed:
-        return [Comparison(f"{moved}; the files in use are the same, so nothing is to be done", stale=False)]
+        return [Comparison(f"{moved}; the files in use are the same, so there is nothing to do", stale=False)]
     stages = f"dense@{alias}"
     if {CHAT_TEMPLATE, TOKENIZER} & _origins(alias, layout).keys() and any(
         is_of_the_tokenizer(Path(name)) for name in changed
@@ -106,14 +106,14 @@ def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     return [
         Comparison(
             f"{moved}, with other content in {', '.join(changed[:3])}: {_taken(stages)}; `revision: {old}` in "
-            "params.yaml stays with the old one",
+            "params.yaml keeps the old one",
             stale=True,
         )
     ]
 
 
 def _taken(stages: str) -> str:
-    return f"`dvc repro --force --single-item {stages}` takes it, and `dvc repro` then brings the rest in step"
+    return f"`dvc repro --force --single-item {stages}` takes it, and `dvc repro` then brings the rest up to date"
 
 
 def _origins(alias: str, layout: Layout) -> dict[str, dict[str, Any]]:
@@ -134,7 +134,7 @@ def _datasets(alias: str, layout: Layout) -> list[Comparison]:
                 Comparison(
                     f"models.{alias}.data.{role}: the dataset {name} moved from {origin['revision'][:12]} to "
                     f"{new[:12]}; the rows that were drawn stay, and `dvc repro --force --single-item corpus@{alias}` "
-                    "draws them anew",
+                    "draws them again",
                     stale=False,
                 )
             )

@@ -1,6 +1,6 @@
-"""The one registry of stages: what runs each, per cell of which axes, what it writes, and whether it loads a model.
+"""The only registry of stages: each stage's function, the axes of its cells, its outputs, and whether it loads a model.
 
-The verbs of the command line and `restore` follow it; dvc.yaml is asserted equal to it (tests/test_dag.py).
+The commands and `restore` follow it; tests/test_dag.py asserts that dvc.yaml agrees with it.
 """
 
 from __future__ import annotations

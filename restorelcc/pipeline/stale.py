@@ -1,4 +1,4 @@
-"""Cells that left the grid: their metrics lie on in data/metrics, which the report depends on as a folder."""
+"""Cells that left the grid: their metrics stay in data/metrics, and the report depends on that whole folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from restorelcc.base.layout import Layout
 
 
 def remove_stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
-    """Delete from data/metrics what no stage of the grid writes, so that only the grid's cells make up the folder.
+    """Delete from data/metrics all files that no stage of the grid writes, so that it has only the grid's cells.
 
     DVC's cache keeps them: when a cell comes back into the grid, its metrics come back without being computed.
     """

@@ -1,4 +1,4 @@
-"""versions/: the packages that stages depend on, as DVC sees them, and in a project of its own also their code.
+"""versions/: package versions that stages depend on, as files for DVC; in a separate project also digests of the code.
 
 DVC knows files and parameters, not packages. So the versions that can change a result are tracked files, one for each
 group of packages by what they can change; a stage depends on one or two of them. Where this package is installed rather
@@ -75,8 +75,8 @@ def code_digest(folder: str) -> str:
     top, total = _PACKAGE / folder, hashlib.sha256()
     if not top.is_dir():
         raise BadInput(
-            f"{FOLDER}/{CODE}/{folder} is of a folder that the installed restorelcc has not: it was upgraded, take "
-            "dvc.yaml and versions/ from a new project (`restorelcc init`)"
+            f"{FOLDER}/{CODE}/{folder} belongs to a folder that the installed restorelcc does not have: it was "
+            "upgraded, take dvc.yaml and versions/ from a new project (`restorelcc init`)"
         )
     for path in sorted(top.rglob("*")):
         name = path.relative_to(top)

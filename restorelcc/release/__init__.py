@@ -1,1 +1,1 @@
-"""What becomes of a result: exported, verified, inspected, cut smaller, explained to engines."""
+"""Work on finished checkpoints: export, verify, inspect, slice, and check how engines treat them."""

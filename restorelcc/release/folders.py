@@ -1,4 +1,4 @@
-"""Folders that a user names: refused when something is in the way, written beside their place, renamed when whole."""
+"""Output folders: refused if something is in the way, written under a temporary name, renamed when complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_apart(out: Path, *sources: Path) -> None:
     for source in sources:
         resolved = source.resolve()
         if target == resolved or target in resolved.parents or resolved in target.parents:
-            raise BadInput(f"{out} and {source} lie within one another: give an output folder apart from what is read")
+            raise BadInput(f"{out} and {source} contain one another: give an output folder outside the input folder")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What it takes to get the pruned checkpoint back, bit for bit: kept in a folder beside the restored weights."""
+"""The data needed to get the pruned checkpoint back, bit for bit, stored in a subfolder of the restored checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> No
 
 
 def can_be_taken_out(folder: Path) -> bool:
-    """Whether the folder holds what it takes to get the pruned checkpoint back."""
+    """Whether the folder holds the data needed to get the pruned checkpoint back."""
     return (folder / OWN_FOLDER / _DOCUMENT).is_file()
 
 
@@ -65,7 +65,7 @@ def original_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def write_original(folder: Path, out: Path) -> None:
     """Write the pruned checkpoint's weights, index and config as they were, byte for byte.
 
-    Raises StageFailed when a file does not come out with the digest it had.
+    Raises StageFailed when a file does not have its original digest.
     """
     document, stored, kept = _document(folder), stored_tensors(folder), _kept_biases(folder)
     for name, entry in document["files"].items():
@@ -75,7 +75,7 @@ def write_original(folder: Path, out: Path) -> None:
             for tensor in _names(header):
                 file.write(raw_bytes(kept[tensor] if tensor in kept else _found(stored, tensor, folder).read()))
         if file_digest(out / name) != entry["sha256"]:
-            raise StageFailed(f"{name} does not come out as it was before: weights in {folder} have been changed since")
+            raise StageFailed(f"{name} cannot be restored exactly: weights in {folder} have been changed since")
     for name, text in document["texts"].items():
         (out / name).write_text(text, encoding="utf-8")
 
@@ -83,7 +83,7 @@ def write_original(folder: Path, out: Path) -> None:
 def _document(folder: Path) -> dict[str, Any]:
     if not can_be_taken_out(folder):
         raise BadInput(
-            f"{folder} does not hold what it takes to get the pruned checkpoint back ({OWN_FOLDER}/{_DOCUMENT}): it "
+            f"{folder} does not hold the data needed to get the pruned checkpoint back ({OWN_FOLDER}/{_DOCUMENT}): it "
             "was not written by `restorelcc export` or `compensation apply`, or heads were cut out of it; use the "
             "pruned checkpoint itself"
         )

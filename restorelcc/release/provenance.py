@@ -1,4 +1,4 @@
-"""`restorelcc.json`: what a restored checkpoint was made of, and what every tensor in it is.
+"""`restorelcc.json`: what a restored checkpoint was made from, and a description of every tensor.
 
 Letters: O output features, I input features.
 """
@@ -23,7 +23,7 @@ from restorelcc.sparsity.patterns import densest_group
 
 RECORD = "restorelcc.json"
 FORMAT = 1
-OWN_FOLDER = "restorelcc"  # beside the weights: the compensation, and what is needed to take it out again
+OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
 COMPENSATION = "compensation.safetensors"
 GROUP_SIZES = (4, 8)  # N:M patterns are looked for with these M
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -32,9 +32,9 @@ _PACKAGES = ("restorelcc", "torch", "transformers", "safetensors")
 
 @dataclass(frozen=True)
 class Parent:
-    """Something the checkpoint was made of: where it was, and the digest that it had."""
+    """Something the checkpoint was made from: where it was, and the digest that it had."""
 
-    path: Path | None  # None: nobody knows where it lies
+    path: Path | None  # None: location unknown
     digest: str
 
     def described(self, out: Path) -> dict[str, str | None]:

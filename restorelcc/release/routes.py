@@ -1,4 +1,4 @@
-"""How a stock checkpoint takes a compensation up: which class it is written as, and which of its biases carry what.
+"""How a stock checkpoint carries a compensation: the class it is written as, and what each of its biases carries.
 
 Letters: L layers, H heads, G key/value heads, D head dim, X = H*D.
 """
@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, checked
 from restorelcc.models.architectures import FAMILIES, Family, family_of_config
+from restorelcc.models.biases import LLAMA_EQUIVALENTS, biased_linears, llama_config, why_not_llama
 from restorelcc.models.heads import HeadLayout
 
-# Families whose blocks compute what Llama's do, but whose class has no bias on the out-projection.
-LLAMA_EQUIVALENTS = ("mistral", "qwen2")
 _ALTERNATIVE = (
     "keep the pruned checkpoint and its compensation file, and load them with restorelcc.attach(model, file), which "
     "gives the same logits in memory"
@@ -27,7 +25,7 @@ _ALTERNATIVE = (
 
 @dataclass(frozen=True)
 class Route:
-    """What is written: a config, and the compensation as that class takes it up.
+    """What is written: a config, and the compensation as that class carries it.
 
     `biased`: paths of the linears that have a bias in every block of the written checkpoint; those that nothing is
     folded into keep the bias they have, or get zeros.
@@ -55,7 +53,7 @@ def plan_route(config: PretrainedConfig, compensation: Compensation | Tensor, la
         return _own_biases(config, compensation)
     reasons = []
     if config.model_type in LLAMA_EQUIVALENTS:
-        reason = _why_not_llama(config)
+        reason = why_not_llama(config)
         if reason is None:
             return _as_llama(config, compensation, layout)
         reasons.append(reason)
@@ -78,34 +76,6 @@ def _own_biases(config: PretrainedConfig, compensation: Compensation) -> Route:
     return Route(name, written, compensation, biased_linears(written))
 
 
-def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
-    """Paths of the linears of a block that the config's class gives a bias."""
-    family = family_of_config(config)
-
-    def has_bias(path: str) -> bool:
-        flag = family.bias_flag(path)
-        return bool(getattr(config, flag)) if flag else path in family.native_biases
-
-    return tuple(path for path in family.linears if has_bias(path))
-
-
-def _why_not_llama(config: PretrainedConfig) -> str | None:
-    """Why a Mistral or Qwen2 model is not exactly a Llama model; None when it is."""
-    kind, window = config.model_type, getattr(config, "sliding_window", None)
-    kinds_of_layer = set(getattr(config, "layer_types", None) or ())
-    windowed = kind == "mistral" or "sliding_attention" in kinds_of_layer
-    if window is not None and windowed and window < config.max_position_embeddings:
-        return (
-            f"its attention has a sliding window of {window} tokens (config.sliding_window), which the Llama class "
-            "does not have"
-        )
-    try:
-        llama_config(config)
-    except Exception as error:  # whatever the class refuses its config with
-        return f"the Llama class refuses its shape ({' '.join(str(error).split())[:200]})"
-    return None
-
-
 def _as_llama(config: PretrainedConfig, compensation: Compensation, layout: HeadLayout) -> Route:
     written = llama_config(config)
     family, own = FAMILIES["llama"], biased_linears(config)
@@ -114,19 +84,6 @@ def _as_llama(config: PretrainedConfig, compensation: Compensation, layout: Head
         setattr(written, flag, any(path in needed for path in paths))
     fitted = checked(compensation, family, layout)
     return Route(f"{config.model_type} written as llama", written, fitted, biased_linears(written), config.model_type)
-
-
-def llama_config(config: PretrainedConfig) -> LlamaConfig:
-    """The Llama config that computes what a Mistral or Qwen2 config without sliding window does."""
-    known = LlamaConfig().to_dict()
-    values = {key: value for key, value in config.to_dict().items() if key in known and key != "model_type"}
-    heads = config.num_attention_heads
-    values["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // heads
-    values["num_key_value_heads"] = getattr(config, "num_key_value_heads", None) or heads
-    values |= {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False}
-    written: Any = LlamaConfig(**values)
-    written.validate()
-    return written
 
 
 def _on_values(config: PretrainedConfig, compensation: Compensation, layout: HeadLayout) -> Compensation | str:
@@ -148,7 +105,7 @@ def _on_values(config: PretrainedConfig, compensation: Compensation, layout: Hea
     if not bool((offset_LGHD == shared_LGD[:, :, None]).all()):
         return (
             f"the bias of {values} can carry a compensation only when all query heads that share a key/value head "
-            "have the same offset, which these have not"
+            "have the same offset, which is not the case here"
         )
     sites = dict(compensation.sites)
     for layer in compensation.head_layers():

@@ -20,7 +20,7 @@ from restorelcc.models.architectures import blocks_of, family_of, linear_of
 from restorelcc.sparsity.structure import HeadGroups, head_groups, removed_parts
 
 # The same computation where no linear has a bias, in a class that takes any number of heads: its model_type, and what
-# its config needs beside the keys that both have.
+# its config needs in addition to the keys that both have.
 _SAME_WITHOUT_BIASES: dict[str, tuple[str, dict[str, Any]]] = {"llama": ("mistral", {"sliding_window": None})}
 # Keys of these configs that say nothing of a model without biases.
 _ABOUT_BIASES = ("attention_bias", "mlp_bias", "pretraining_tp")
@@ -88,7 +88,7 @@ def plan_slicing(model: PreTrainedModel, *, same_class: bool = False) -> Slicing
 def sliced(model: PreTrainedModel, *, same_class: bool = False) -> PreTrainedModel:
     """A smaller stock model with equal logits: heads and channels that nothing reads are not in it.
 
-    What is kept, and of which class the result is, is told by `plan_slicing`, which also raises its BadInput. Biases go
+    `plan_slicing` says what is kept and which class the result has, and also raises its BadInput. Biases are cut
     with their rows. The model given is not changed, and shares no memory with the result.
     """
     slicing = plan_slicing(model, same_class=same_class)
@@ -119,7 +119,7 @@ def _check_heads_can_go(model: PreTrainedModel) -> None:
     kind = model.config.model_type
     if not family_of(model).free_head_dim:
         raise BadInput(
-            f"heads cannot be cut out of {kind!r} models: their class takes the head dim to be hidden size / heads, so "
+            f"heads cannot be cut out of {kind!r} models: their class computes the head dim as hidden size / heads, so "
             "fewer heads would mean wider ones; keep the model with its zeros"
         )
     if getattr(model.config, "qk_layernorm", False):
@@ -139,7 +139,7 @@ def _smallest_config(
             return kept, config
         if not same_class and (other := _same_without_biases(model, config)):
             return kept, other
-    raise BadInput(f"the config of the {model.config.model_type!r} model is not one that its own class takes")
+    raise BadInput(f"the config of the {model.config.model_type!r} model is refused by its own class")
 
 
 def _smaller_config(model: PreTrainedModel, groups: HeadGroups, kept: int, channels: int) -> PretrainedConfig:

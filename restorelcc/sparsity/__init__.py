@@ -1,1 +1,1 @@
-"""What zeros are: patterns, removable parts, and models pruned while they stream from disk."""
+"""Zeros: patterns, removable parts, and models that are pruned while they stream from disk."""

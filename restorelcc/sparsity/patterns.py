@@ -40,7 +40,9 @@ def removal_mask(score_OI: Tensor, sparsity: Sparsity) -> Tensor:
 def check_divides(inputs: int, sparsity: Sparsity) -> None:
     """Raises BadInput when the M of N:M does not divide a row of `inputs` weights."""
     if sparsity.group is not None and inputs % sparsity.group:
-        raise BadInput(f"the pattern {sparsity} needs rows of a multiple of {sparsity.group}, this one has {inputs}")
+        raise BadInput(
+            f"the pattern {sparsity} needs rows whose length is a multiple of {sparsity.group}, this one has {inputs}"
+        )
 
 
 def lowest(score_RC: Tensor, count: int) -> Tensor:

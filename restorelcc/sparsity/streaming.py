@@ -101,6 +101,9 @@ class StreamedWeights:
         if self._written is not None:
             for name, linear in self._targets[layer].items():
                 self._written[name].overwrite(linear.weight)
+                bias = name.removesuffix("weight") + "bias"
+                if linear.bias is not None and bias in self._written:
+                    self._written[bias].overwrite(linear.bias)
         for name in names:
             _put(block, name, block.get_parameter(name).to("meta"))
         _return_freed_memory()

@@ -1,1 +1,1 @@
-"""How the few parameters beside a frozen model are trained: the loop, its losses, data and state."""
+"""Training of the few parameters that are added to a frozen model: the loop, its losses, data and state."""

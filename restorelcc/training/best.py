@@ -1,4 +1,4 @@
-"""Train with several learning rates and keep what serves the validation pairs best: one of the runs, or no change."""
+"""Train with several learning rates and keep the best on the validation pairs: one of the runs, or no change."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Candidate = Literal["no change", "start", "training"]
 REASONS: dict[Candidate, str] = {
     "no change": "no candidate beat the pruned model on the validation pairs",
     "start": "no training beat what it started from on the validation pairs",
-    "training": "the least loss on the validation pairs",
+    "training": "the lowest loss on the validation pairs",
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that the validation pairs chose, its loss, every run, and the losses beside them.
+    """The candidate with the lowest validation loss, that loss, every run, and the losses of the other candidates.
 
     run: the best of the runs, whether or not it was chosen; unchanged_loss: None where no change was no candidate.
     """
@@ -49,7 +49,7 @@ class Choice:
         return self.run.learning_rate if self.candidate == "training" else None
 
     def as_json(self) -> dict:
-        """What won and why, its validation loss, the loss of every candidate, and every run."""
+        """The chosen candidate and why, its validation loss, the loss of every candidate, and every run."""
         beside = {"no change": self.unchanged_loss, "start": self.start_loss}
         candidates = [{"candidate": name, "valid_loss": loss} for name, loss in beside.items() if loss is not None]
         candidates += [
@@ -76,9 +76,9 @@ def fit_best(
     may_stay: bool = True,
     stores: Stores | None = None,
 ) -> Choice:
-    """Train `trained` from where it is with every rate; it ends with what won, which may be no change at all.
+    """Train `trained` from where it is with every rate; it ends as the best candidate, which may be no change at all.
 
-    may_stay: whether no change is a candidate; without it the best run wins, whatever it is worth.
+    may_stay: whether no change is a candidate; otherwise the best run is taken, even if it is worse than no change.
     """
     named = {name: part for name, part in trained.named_parameters() if part.requires_grad}
     before = kept = _copies(named)

@@ -1,4 +1,4 @@
-"""Train a compensation on question/response pairs, with the learning rate that serves the validation pairs best."""
+"""Train a compensation on question/response pairs, with the learning rate that is best on the validation pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from restorelcc.training.losses import mean_loss, response_batch, response_loss,
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training and validation pairs as token ids, the id that pads them, and how many were of no use."""
+    """Training and validation pairs as token ids, the id that pads them, and how many were left out."""
 
     train: list[EncodedPair]
     valid: list[EncodedPair]
@@ -33,7 +33,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Best:
-    """The compensation that won, zero where that is no change, and what it won against."""
+    """The chosen compensation (zero for no change), and the other candidates."""
 
     compensation: TrainableCompensation
     choice: Choice
@@ -64,7 +64,7 @@ def fit_compensation(
     task: Task | None = None,
     guess: bool = False,
 ) -> Best:
-    """Train a copy of `initial` with every learning rate; the least validation loss wins, and the model without any
+    """Train a copy of `initial` with every learning rate; the lowest validation loss decides, and the model without any
     compensation is among the candidates. The model stays as it is.
 
     task: what is trained on, when it is not the pairs' own responses; guess: `initial` is a candidate too. Where

@@ -18,7 +18,7 @@ Rate = Annotated[float, Field(gt=0)]
 class FitConfig(Section):
     """AdamW with linear decay to zero; the loss is that of response tokens only."""
 
-    learning_rates: tuple[Rate, ...] = Field(default=(1e-3,), min_length=1)  # several: least validation loss wins
+    learning_rates: tuple[Rate, ...] = Field(default=(1e-3,), min_length=1)  # several: lowest validation loss decides
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=8, ge=1)  # examples of one optimizer step, over all devices
     accumulate: int = Field(default=1, ge=1)  # parts that a device works a batch off in: less memory, same step
@@ -28,5 +28,5 @@ class FitConfig(Section):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
     patience: int | None = Field(default=None, ge=1)  # epochs without a lower validation loss; then the best is kept
-    checkpoint_steps: int = Field(default=100, ge=1)  # steps between two saved states; an interrupted run goes on there
+    checkpoint_steps: int = Field(default=100, ge=1)  # steps between saved states; an interrupted run continues there
     seed: int = Field(default=42, ge=0)

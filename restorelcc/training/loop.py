@@ -1,7 +1,7 @@
-"""The training loop of everything that is trained here: few parameters beside a frozen model, AdamW, linear decay.
+"""The only training loop: few parameters added to a frozen model, AdamW, linear decay.
 
-accelerate runs it: on one device as it stands, on several under `accelerate launch` or torchrun, each process working
-off its share of every batch. A step is the same whatever the number of processes and of parts, up to rounding.
+accelerate runs it: on one device without changes, on several under `accelerate launch` or torchrun. Each process has
+its share of every batch. A step is the same whatever the number of processes and of parts, up to rounding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Fitted:
 
 
 class Store(Protocol):
-    """Where a run's state is kept, so that an interrupted run goes on where it was."""
+    """Where a run's state is kept, so that an interrupted run continues there."""
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None: ...
     def save(self, tensors: dict[str, Tensor], progress: dict) -> None: ...
@@ -109,8 +109,8 @@ def _together(accelerator: Accelerator, title: str) -> Iterator[None]:
         if accelerator.num_processes == 1 or not _from_the_network(error):
             raise
         raise StageFailed(
-            f"{title}: another of the {accelerator.num_processes} processes has ended, what it said above tells "
-            "why; run the same command again, and training goes on from its last saved state"
+            f"{title}: another of the {accelerator.num_processes} processes has ended, its message above says "
+            "why; run the same command again, and training continues from its last saved state"
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""The state of a training run on disk: safetensors and JSON in one file, replaced as a whole, gone when the run ended.
+"""The state of a training run on disk: safetensors and JSON in one file, replaced as a whole, deleted after the run.
 
-It lies in .work/<stage>-<cell>-<fingerprint of settings and inputs>/: another setting or input never reads it.
+It is in .work/<stage>-<cell>-<fingerprint of settings and inputs>/: another setting or input never reads it.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_items_of_own_tasks_are_counted(
     assert tasks("[tasks, arc_easy]") == ({"mine_items": 3}, "")
     assert tasks("[tasks/mine_items.yaml]") == ({"mine_items": 3}, "")
     assert tasks("[arc_easy]") == ({}, "")
-    assert "'/nowhere/x/', which is no folder or file of tasks" in tasks("[tasks, /nowhere/x/]")[1]
+    assert "'/nowhere/x/', which is not a folder or file of tasks" in tasks("[tasks, /nowhere/x/]")[1]
     assert "did you mean 'arc_easy'" in tasks("[arc_easi]")[1]
     assert "the metric 'bogus' of task 'mine_items', which has acc" in tasks("[{name: tasks, metric: bogus}]")[1]
     assert "num_fewshot 1 and takes its examples from 'test'" in tasks("[{name: tasks, num_fewshot: 1}]")[1]

@@ -101,11 +101,13 @@ def test_samples_of_another_run_or_without_a_fingerprint_are_refused(tmp_path: P
     first, second = _result(tmp_path, "a", [1, 0] * 5), _result(tmp_path, "b", [1, 1] * 5)
     content = read_json(second)
     write_json(second, content | {"measured": "0" * 16})
-    with pytest.raises(BadInput, match=r"b\.parquet is of another run than the metrics beside it: run `dvc repro"):
+    with pytest.raises(
+        BadInput, match=r"b\.parquet belongs to another run than the metrics in its folder: run `dvc repro"
+    ):
         comparison([first], [second], samples=200, seed=0)
     write_json(second, content)
     write_table(second.with_suffix(".parquet"), read_table(second.with_suffix(".parquet"), SAMPLES), SAMPLES)
-    with pytest.raises(BadInput, match=r"b\.parquet does not say how it was measured, as results of an older version"):
+    with pytest.raises(BadInput, match=r"b\.parquet does not say how it was measured, because an older version"):
         comparison([first], [second], samples=200, seed=0)
 
 
@@ -129,7 +131,7 @@ def test_a_task_that_is_no_accuracy_is_compared_but_not_pooled(tmp_path: Path) -
     low, high = found["tasks"]["t1"]["ci95"]
     assert low < found["tasks"]["t1"]["difference"] < high < 0, "less perplexity is a negative difference"
     printed = CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
-    assert "Not in the mean, for its metric is no accuracy: t1 (perplexity)." in printed
+    assert "Not in the mean, because its metric is not an accuracy: t1 (perplexity)." in printed
     assert "t1, perplexity" in printed
 
 

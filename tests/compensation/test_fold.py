@@ -180,7 +180,7 @@ def test_sites_that_do_not_fit_are_refused() -> None:
     model, offset = pico.pico(), torch.zeros(3, 4, 6)
     for site, value, message in (
         (Site(3, "mlp.down_proj"), torch.zeros(16), "in layer 3, the model has 3 layers"),
-        (Site(0, "mlp.fc1"), torch.zeros(16), "no linear layer of this model family: it has .*mlp.down_proj"),
+        (Site(0, "mlp.fc1"), torch.zeros(16), "not a linear layer of this model family: it has .*mlp.down_proj"),
         (Site(0, "mlp.down_proj"), torch.zeros(1), r"shape \(1,\), the linear has 16 outputs"),
         (Site(0, "mlp.down_proj"), torch.full((16,), float("nan")), "NaN or infinity in site.0.mlp.down_proj"),
     ):

@@ -96,14 +96,14 @@ def test_a_broken_lock_file_gives_way_to_the_committed_one(tmp_path: Path, broke
     assert heal(tmp_path) is None
     lock = tmp_path / "dvc.lock"
     lock.write_text(broken)
-    assert "is gone" in str(heal(tmp_path))
+    assert "has been removed" in str(heal(tmp_path))
     assert not lock.exists()
     lock.write_text(whole)
     assert heal(tmp_path) is None
     git(tmp_path, "add", "dvc.lock")
     git(tmp_path, "commit", "-m", "x")
     lock.write_text(broken)
-    assert "the committed one is back" in str(heal(tmp_path))
+    assert "the committed one is restored" in str(heal(tmp_path))
     assert lock.read_text() == whole
     assert (tmp_path / ".work/dvc.lock.broken").read_text() == broken
 

@@ -155,11 +155,11 @@ BAD = [
     (["share", "ssh://me:secret@host/path"], "holds a password"),
     (["share", "s3://"], "names no bucket"),
     (["share", "folder", "--endpoint", "http://x"], "--endpoint is the address of an S3 server"),
-    (["push", "--root", "/"], "is no DVC project"),
+    (["push", "--root", "/"], "is not a DVC project"),
     (["share", ""], "the remote has no address"),
     (["share", "."], "is the project's own folder"),
     (["share", "data/remote"], "is the project's own folder"),
-    (["share", "dvc.yaml/remote"], "dvc.yaml is no folder"),
+    (["share", "dvc.yaml/remote"], "dvc.yaml is not a folder"),
 ]
 
 

@@ -60,7 +60,7 @@ def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path
     copy.set("models.new", copy.params()["models"]["tiny"])
     done = copy.run(*SWEEP, "--model", "new")
     assert (done.code, "'new' is unknown" in done.text) == (2, True), done.text
-    assert "a sweep runs what is committed: HEAD is " in done.text
+    assert "a sweep runs a committed revision: HEAD is " in done.text
     assert len(done.text.strip().splitlines()) == 1
     assert copy.executed() == []
     assert not (copy.folder / ".work/sweeps").exists()

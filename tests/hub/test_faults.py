@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_during_the_download_leaves_no_part_of_a_file(
 
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.file_download.http_get", full)
-        dense.fails(1, "the disk is full while the model 'me/pico' is being fetched", "HF_HOME")
+        dense.fails(1, "the disk became full while the model 'me/pico' was being fetched", "HF_HOME")
     assert not _cache(tmp_path)
     dense.succeeds()
 

@@ -45,7 +45,7 @@ def test_a_path_that_is_no_folder_is_not_asked_of_the_hub(
     with pytest.raises(BadInput) as caught:
         pinned_source("models.mine", source, None, tmp_path)
     assert str(caught.value) == (
-        f"models.mine.source is {source!r}, which is no folder: correct the path, or give an id of the hub, "
+        f"models.mine.source is {source!r}, which is not a folder: correct the path, or give an id of the hub, "
         "<owner>/<name>"
     )
 

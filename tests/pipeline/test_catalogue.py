@@ -150,8 +150,8 @@ def test_what_the_command_line_sets_counts_for_models_with_a_value_of_their_own(
         (
             {"prune": {"samples": 9}, "recover": {"batch_size": 4}},
             [
-                "recover.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
                 "prune.samples is 9 and does not count for tiny, whose entry in `models` has 256",
+                "recover.batch_size is 4 and does not count for tiny, whose entry in `models` has 16",
             ],
         ),
     ],
@@ -194,7 +194,7 @@ def test_what_an_entry_says_goes_before_its_preset() -> None:
             r"'models\.llama-7b\.settings\.prune\.sample' is unknown: did you mean",
         ),
         ("models.llama-7b.settings={prune: {samples: 0}}", r"models\.llama-7b\.settings\.prune\.samples is 0"),
-        ("models.llama-7b.data.columns={questoin: q}", r"'questoin' is no role"),
+        ("models.llama-7b.data.columns={questoin: q}", r"'questoin' is not a role"),
         ("models.llama-7b.data.template='{prompt}'", r"may hold \{instruction\} and \{input\} only"),
         ("models.llama-7b.max_memory={cpu: 1GiB}", r"add device_map"),
         ("models.llama-7b.device_map=everywhere", r"device_map is 'everywhere'"),

@@ -94,7 +94,7 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     ran.clear()
     output = _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK)
     assert ran == [] or ran == ["inputs --model model"]
-    assert "compensate was done before, and comes back from the cache" in output
+    assert "compensate was computed before and is restored from the cache" in output
     assert bytes_before.items() <= _bytes(work).items()
 
 
@@ -201,10 +201,13 @@ def _other(package: str, real: Callable[[str], str | None]) -> str | None:
         ({"--pruning": "wanda-0.5"}, "either --pruned .* or --pruning"),
         ({"--pruned": None}, "either --pruned .* or --pruning"),
         ({"--dense": "/nowhere/model"}, r"--dense '/nowhere/model' is not a folder"),
-        ({"--instructions": "none.jsonl"}, r"--instructions 'none.jsonl' is no file: .*alpaca"),
+        ({"--instructions": "none.jsonl"}, r"--instructions 'none.jsonl' is not a file: .*alpaca"),
         ({"--pruned": None, "--pruning": "wanda-2of1"}, "N must be at least 1 and less than M"),
-        ({"--pruned": None, "--pruning": "wanda-0.5", "--calibration": "x.txt"}, r"--calibration 'x.txt' is no file"),
-        ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is no file"),
+        (
+            {"--pruned": None, "--pruning": "wanda-0.5", "--calibration": "x.txt"},
+            r"--calibration 'x.txt' is not a file",
+        ),
+        ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is not a file"),
         ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
         ({"--head-ratio": "1.5"}, "give a number above 0 and at most 1"),
         ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),

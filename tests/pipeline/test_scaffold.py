@@ -117,7 +117,7 @@ def test_a_digest_is_of_names_and_content_and_not_of_caches(tmp_path: Path, monk
     second = versions.code_digest("base")
     (tmp_path / "base" / "a.py").rename(tmp_path / "base" / "b.py")
     assert len({first, second, versions.code_digest("base")}) == 3
-    with pytest.raises(BadInput, match="versions/code/gone is of a folder that the installed restorelcc has not"):
+    with pytest.raises(BadInput, match="versions/code/gone belongs to a folder that the installed restorelcc does not"):
         versions.code_digest("gone")
 
 
@@ -134,7 +134,7 @@ def test_a_repository_that_is_there_is_used_and_its_ignore_files_added_to(tmp_pa
         other = tmp_path / name.partition(".")[0]
         other.mkdir()
         (other / name).touch()
-        with pytest.raises(BadInput, match=f"has {name} already"):
+        with pytest.raises(BadInput, match=f"already has {name}"):
             CliRunner().invoke(app, ["init", str(other)], catch_exceptions=False)
         assert [path.name for path in other.iterdir()] == [name]
 

@@ -85,7 +85,7 @@ def test_every_layer_keeps_as_many_heads_as_the_one_that_needs_most() -> None:
 
 @pytest.mark.parametrize("family", [family for family in pico.FAMILIES if family not in CUTTABLE])
 def test_classes_that_cannot_have_fewer_heads_are_refused_with_the_reason(family: str) -> None:
-    with pytest.raises(BadInput, match=r"takes the head dim to be hidden size / heads"):
+    with pytest.raises(BadInput, match=r"computes the head dim as hidden size / heads"):
         sliced(_masked(family))
 
 

@@ -1,1 +1,1 @@
-"""What inference engines make of a checkpoint."""
+"""How inference engines treat a checkpoint."""

@@ -33,7 +33,7 @@ class EngineReport:
 def engine_report(folder: Path) -> dict[str, Any]:
     """One entry per engine, JSON-ready. Raises BadInput for a folder that holds no checkpoint of a known family.
 
-    No speed is claimed: what zeros do is what the engine's code does with them.
+    No speed is claimed: this only says what the engine's code does with zeros.
     """
     source = local_folder(folder)
     config = read_config(source)

@@ -1,4 +1,4 @@
-"""What inference engines do with the biases of a checkpoint, and with its zeros; every row names what was read.
+"""What inference engines do with the biases and the zeros of a checkpoint; every row names the source that was read.
 
 Verdicts on a bias: "read"; "dropped" (loads, and computes without it, silently); "refused" (does not load); "unknown".
 """

@@ -9,7 +9,7 @@ import yaml
 from transformers import PretrainedConfig
 
 _METHOD = """\
-The checkpoint was pruned, and part of what pruning lost was given back with
+The checkpoint was pruned, and part of the loss was recovered with
 [RestoreLCC](https://arxiv.org/abs/2510.21834): for the attention heads that matter most, a constant offset was trained
 on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
 a zero here, and the surviving weights are the same, bit for bit."""
@@ -17,7 +17,7 @@ a zero here, and the surviving weights are the same, bit for bit."""
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What the card says beside the record: the base model, its licence, and metrics JSONs where they exist."""
+    """Facts for the card that are not in the record: the base model, its licence, and metrics JSONs if they exist."""
 
     title: str | None = None
     base_model: str | None = None
@@ -32,7 +32,7 @@ def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFact
     names = [str(record[key]) for key in ("model", "pruning", "head_ratio") if record.get(key) is not None]
     title = facts.title or " ".join(["Restored", *(names or [config.model_type])])
     parts = [_front_matter(facts), f"# {title}", _METHOD, "## Numbers", _numbers(facts)]
-    parts += ["## What is in it", _content(record), "## Limits", _limits(record, facts), "## Licence", _licence(facts)]
+    parts += ["## Contents", _content(record), "## Limits", _limits(record, facts), "## Licence", _licence(facts)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,7 +70,7 @@ def _numbers(facts: CardFacts) -> str:
     note = f"Accuracies in percent, {how}, with 95 % intervals (1.96 standard errors)."
     others = [name for name, found in tasks.items() if not found["averaged"]]
     if others:
-        note += f" Not in the mean, because its metric is no accuracy: {', '.join(others)}."
+        note += f" Not in the mean, because its metric is not an accuracy: {', '.join(others)}."
     return "\n".join([*lines, "", note + _recovered(columns["restored"])])
 
 
@@ -97,11 +97,11 @@ def _recovered(restored: dict[str, Any]) -> str:
     if not found:
         return ""
     if found.get("mean") is None:
-        return f" What share of a loss was recovered cannot be given: {found.get('reason', 'there is none')}."
+        return f" The recovered share cannot be given: {found.get('reason', 'there is none')}."
     text = f" Of the accuracy that pruning lost, {100 * found['mean']:.1f} % was recovered"
     interval = found.get("ci95")
     if interval:
-        bounds = "not bounded, for pruning lost too little to tell"
+        bounds = "not bounded, because pruning lost too little"
         if None not in interval:
             bounds = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
         text += f" (95 % interval {bounds}, {found['method']})"
@@ -116,8 +116,8 @@ def _content(record: dict[str, Any]) -> str:
         f"exactly zero{patterns}.",
         f"- Compensation: {len(route['folded'])} biases carry it ({route['name']}); {route['added_parameters']:,} "
         "parameters were added.",
-        "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no code of its own, safetensors only.",
-        "- `restorelcc.json` says what it was made of, with digests; `restorelcc verify` checks it.",
+        "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
+        "- `restorelcc.json` records what it was made from, with digests; `restorelcc verify` checks it.",
     ]
     if route["relabelled_from"]:
         lines.append(
@@ -131,7 +131,7 @@ def _content(record: dict[str, Any]) -> str:
 
 def _limits(record: dict[str, Any], facts: CardFacts) -> str:
     lines = [
-        "- A constant offset gives back the mean of what was lost, not all of it: expect the dense model to be better.",
+        "- A constant offset restores the mean of what was lost, not all of it: expect the dense model to be better.",
         "- It was trained for this pruned checkpoint; with other weights, or after quantization, it was not measured.",
     ]
     if not record["route"]["cut"]:
@@ -147,4 +147,6 @@ def _limits(record: dict[str, Any], facts: CardFacts) -> str:
 def _licence(facts: CardFacts) -> str:
     if facts.licence:
         return f"That of the base model: {facts.licence}."
-    return "That of the base model, which was not found beside its weights: look it up before you pass this on."
+    return (
+        "That of the base model. It was not found with the weights: look it up before you redistribute this checkpoint."
+    )

@@ -98,7 +98,7 @@ def _write(
 
 
 def keep_compensation(folder: Path, compensation: Path) -> None:
-    """Copy the compensation file beside the weights, where no loader takes it for weights."""
+    """Copy the compensation file into a subfolder of the checkpoint, where no loader takes it for weights."""
     (folder / OWN_FOLDER).mkdir(exist_ok=True)
     shutil.copyfile(compensation, folder / OWN_FOLDER / COMPENSATION)
 

@@ -1,4 +1,4 @@
-"""What the model card says about the base model and the measurements, as far as it can be found."""
+"""Facts for the model card about the base model and the measurements, if they can be found."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cell_facts(cell: Cell, layout: Layout, *, base_model: str | None = None, lic
 
 
 def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
-    """Where the artifacts lie that a cell's compensation and pruned model name as their parents."""
+    """Where to find the artifacts that a cell's compensation and pruned model name as their parents."""
     return {
         "compensation.components": layout.components(cell),
         "compensation.ranking": layout.heads(cell),

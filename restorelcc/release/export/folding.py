@@ -33,7 +33,7 @@ def planned_tensors(source: Source, route: Route) -> list[PlannedTensor]:
 
 
 def folded_names(source: Source, route: Route) -> list[str]:
-    """Names of the biases that take something up."""
+    """Names of the biases that change."""
     return [name for name, site in _biases(source, route) if route.compensation.reaches(site, route.family)]
 
 
@@ -43,7 +43,7 @@ def added_names(source: Source, route: Route) -> list[str]:
 
 
 def added_parameters(source: Source, route: Route) -> int:
-    """Numbers that the checkpoint holds more than the pruned one."""
+    """How many more numbers the checkpoint holds than the pruned one."""
     return sum(source.stored[_weight_of(name)].shape[0] for name in added_names(source, route))
 
 

@@ -90,7 +90,7 @@ def _former_rope_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_companions(folder: Path, source: Source) -> list[str]:
-    """Tokenizer, generation config and licence files; returns the names of those made here rather than copied.
+    """Tokenizer, generation config and licence files; returns the names of files that were made here, not copied.
 
     Raises BadInput when the source has no tokenizer.
     """
@@ -102,7 +102,7 @@ def write_companions(folder: Path, source: Source) -> list[str]:
         for path in sorted(source.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     if not has_tokenizer(folder):
-        raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files beside its weights")
+        raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files into its folder")
     _keep_tokens(folder, source)
     if not (folder / "generation_config.json").is_file():
         GenerationConfig.from_model_config(source.config).save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""What a checkpoint folder holds."""
+"""The contents of a checkpoint folder."""

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint folder that need no weights: what lies in it, and whether it is what was written."""
+"""Checks of a checkpoint folder that need no weights: which files it has, and whether they are as written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_stock_only(folder: Path) -> str:
         raise Violation(f"{folder / foreign[0]} is {kind}: a stock checkpoint holds none, and none is ever loaded here")
     asking = remote_code(folder)
     if asking is not None:
-        raise Violation(f"{folder / asking} asks for code of its own (auto_map): a stock checkpoint needs none")
+        raise Violation(f"{folder / asking} asks for custom code (auto_map): a stock checkpoint needs none")
     return "safetensors, JSON and tokenizer only"
 
 
@@ -60,14 +60,14 @@ def check_own_digests(folder: Path, record: dict[str, Any]) -> str:
 def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path | None) -> str:
     """The parent that is given, or still lies where it was, has the digest that was recorded."""
     if given is None and recorded["path"] is None:
-        return f"{name} {recorded['digest'][:12]} (not known where it lies: not checked)"
+        return f"{name} {recorded['digest'][:12]} (location unknown: not checked)"
     path = given or (folder.resolve() / recorded["path"])
     if not path.exists():
         return f"{name} {recorded['digest'][:12]} (not at {recorded['path']}: not checked)"
     found = path_digest(path)
     if found != recorded["digest"]:
         raise Violation(
-            f"{path} is not the {name} that the checkpoint was made of: it has the digest {found[:12]}, recorded is "
+            f"{path} is not the {name} that the checkpoint was made from: it has the digest {found[:12]}, recorded is "
             f"{recorded['digest'][:12]}"
         )
     return f"{name} {found[:12]}"

@@ -1,4 +1,4 @@
-"""Load checkpoints as any user does and say what came of it; run as a script, in a process that knows nothing of
+"""Load checkpoints as any user does and report the result; run as a script, in a process that knows nothing of
 restorelcc.
 
     python -P fresh.py REQUEST.json

@@ -109,7 +109,7 @@ def hooked_logits(model: PreTrainedModel, compensation: Compensation, tokens: li
 
 
 def pruned_from_restored(folder: Path) -> PreTrainedModel:
-    """The pruned model in float32, made of the restored checkpoint's own files: its weights, and the biases it kept."""
+    """The pruned model in float32, rebuilt from the restored checkpoint's weights and the biases it kept."""
     content = original_config(folder)
     config = AutoConfig.for_model(**content)
     # Typed by hand: its annotation does not know the pair that is returned.
@@ -120,5 +120,7 @@ def pruned_from_restored(folder: Path) -> PreTrainedModel:
     )
     model, report = loaded
     if report["missing_keys"]:
-        raise StageFailed(f"the pruned model cannot be made of {folder}: it lacks {sorted(report['missing_keys'])[0]}")
+        raise StageFailed(
+            f"the pruned model cannot be rebuilt from {folder}: it lacks {sorted(report['missing_keys'])[0]}"
+        )
     return model.eval().requires_grad_(False)

@@ -49,7 +49,7 @@ def _check_zeros(name: str, value: Tensor, entry: dict[str, Any]) -> None:
     held = held_patterns(value)
     for pattern in entry["patterns"]:
         if not any(_at_least(other, pattern) for other in held):
-            raise Violation(f"{name} does not hold {pattern} any more")
+            raise Violation(f"{name} no longer has the pattern {pattern}")
 
 
 def _at_least(held: str, wanted: str) -> bool:
@@ -61,12 +61,12 @@ def _check_names(found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
         raise Violation(f"the checkpoint lacks {missing[0]} ({len(missing)} tensors missing)")
     if strange := sorted(found - expected):
-        raise Violation(f"the checkpoint holds {strange[0]}, which nobody put there ({len(strange)} such tensors)")
+        raise Violation(f"the checkpoint holds {strange[0]}, which does not belong to it ({len(strange)} such tensors)")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The pruned checkpoint, and how its compensation is taken up."""
+    """The pruned checkpoint, and how its compensation is carried."""
 
     stored: Stored
     family: Family

@@ -61,7 +61,7 @@ class Subject:
 
 
 def subject(folder: Path, against: Path | None, compensation: Path | None) -> Subject:
-    """Raises BadInput when there is nothing to verify, or nothing to verify it by."""
+    """Raises BadInput when there is nothing to verify, or nothing to compare it with."""
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: give the folder of a restored checkpoint")
     if against is not None:

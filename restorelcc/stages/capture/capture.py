@@ -98,7 +98,7 @@ def plan(samples: Sequence[Sample], token_budget: int, *, joint: bool = True) ->
 
 
 class _Seen(Exception):
-    """Raised by the last layer's hook: what comes after it is read by nobody."""
+    """Raised by the last layer's hook: nothing reads the rest of the model."""
 
 
 class HeadReader:
@@ -161,7 +161,7 @@ def why_not_joint(model: PreTrainedModel, samples: Sequence[Sample], pad: int) -
     Tried on the longest sample, where windows and position limits show, behind the shortest one.
     """
     if not can_pack(model):
-        return f"{model.config._attn_implementation} attention takes no mask of its own"
+        return f"{model.config._attn_implementation} attention accepts no custom mask"
     by_length = sorted(samples, key=lambda sample: len(sample.joint[0].ids))
     try:
         error = joint_pass_error(model, [by_length[0], by_length[-1]], pad)

@@ -40,7 +40,7 @@ from restorelcc.stages.capture.capture import (
 )
 from restorelcc.stages.capture.parts import PartReader, finished_part, mark_of, part_folder, write_part
 
-LARGE_BUFFER = 2 * 2**20  # bytes; of smaller ones, asking the system anew would take longer than what they are for
+LARGE_BUFFER = 2 * 2**20  # bytes; for smaller buffers, asking the system again would take longer than their use
 _PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
 
 
@@ -145,14 +145,14 @@ def _mark(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedMo
 def _captured(
     folder: Path, reader: HeadReader, samples: list[Sample], batches: list[Batch], roles: int, title: str
 ) -> list[Path]:
-    """The part file of every batch; those that an earlier run has left are not computed again."""
+    """The part file of every batch; those of an earlier run are not computed again."""
     heads = head_layout(reader.model)
     shapes = [(heads.layers, len(batch.samples), roles * heads.width) for batch in batches]
     found = {batch.number: finished_part(folder, batch.number, shapes[batch.number]) for batch in batches}
     paths = {number: path for number, path in found.items() if path is not None}
     missing = [batch for batch in batches if batch.number not in paths]
     if paths:
-        notice(title, f"{len(paths)} of {len(batches)} batches are there from a run that was stopped")
+        notice(title, f"{len(paths)} of {len(batches)} batches are kept from a run that was stopped")
     bar = progress(None, title, "batches", total=len(batches), initial=len(paths))
     started, tokens = time.perf_counter(), 0
     for batch, z_LBRX in read_batches(reader, samples, missing):

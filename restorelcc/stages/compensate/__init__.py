@@ -16,7 +16,7 @@ Part = Literal["beta", "bias"]
 
 
 class DistillConfig(Section):
-    """Learn from the dense model's next-token probabilities at response tokens, beside the responses themselves."""
+    """Learn from the dense model's next-token probabilities at response tokens, as well as from the responses."""
 
     weight: float = Field(default=0.5, gt=0, le=1)  # of the divergence; the responses have the rest
     top_k: int = Field(default=64, ge=1)  # most probable tokens that are kept, the others are one class
@@ -41,7 +41,7 @@ class CompensateConfig(FitConfig):
     @classmethod
     def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(values)) < len(values):
-            raise ValueError("a name stands there twice, remove one")
+            raise ValueError("a name is listed twice, remove one")
         return values
 
     @field_validator("auto_ratios")

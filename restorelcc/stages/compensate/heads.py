@@ -1,4 +1,4 @@
-"""Which heads get a compensation: the best-ranked of heads.parquet, and what share of them the validation pairs choose.
+"""Which heads get a compensation: the best-ranked of heads.parquet, and the share that the validation pairs choose.
 
 Letters: N validation pairs, P chosen heads.
 """
@@ -24,7 +24,7 @@ def best_heads(table: Path, heads: HeadLayout, ratio: float) -> list[tuple[int, 
     count = chosen_count(ratio, heads)
     rows = sorted(read_table(table, HEADS), key=lambda row: row["rank"])
     if len(rows) != heads.total:
-        raise BadInput(f"{table} ranks {len(rows)} heads, the model has {heads.total}: run `dvc repro`")
+        raise BadInput(f"{table} ranks {len(rows)} heads, but the model has {heads.total}: run `dvc repro`")
     return [(row["layer"], row["head"]) for row in rows[:count]]
 
 

@@ -81,7 +81,7 @@ def _loaded(folder: Path, model: ModelEntry) -> PreTrainedModel:
 
 
 def training_document(best: Best, pairs: Pairs) -> dict:
-    """training.json: what won and the losses of all candidates, every run, the heads, and how many pairs."""
+    """training.json: the chosen candidate and the losses of all, every run, the heads, and the number of pairs."""
     chosen = best.compensation.heads.heads if best.compensation.heads is not None else []
     return best.choice.as_json() | {"heads": chosen} | pairs.as_json()
 
@@ -101,7 +101,7 @@ def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> di
 def _fingerprint(
     config: CompensateConfig, model: ModelEntry, layout: Layout, cell: Cell, parents: dict[str, str]
 ) -> dict[str, str]:
-    """All that decides what training gives, so that only the very same run goes on from a saved state."""
+    """Everything that determines the result of training, so that only the same run continues from a saved state."""
     corpus = layout.corpus(cell)
     tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID)}
     settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}

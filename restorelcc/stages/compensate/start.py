@@ -1,4 +1,4 @@
-"""What training starts from, and what the dense model teaches.
+"""Where training starts, and what is learned from the dense model.
 
 Letters: P chosen heads, L layers, H heads, D head dim, M model width, O output features, I input features.
 """

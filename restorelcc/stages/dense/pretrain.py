@@ -67,7 +67,7 @@ def pad_batch(rows: Sequence[Sequence[Any]], padding: int | float) -> Tensor:
 
 
 def predictable(document: Sequence[int], answer_id: int | None, stop_id: int | None) -> list[bool]:
-    """Which tokens the ones before them tell: what follows "answer", or else the last word of each sentence (a value).
+    """Which tokens can be predicted: those after "answer", or else the last word of each sentence (a value).
 
     The other words are drawn at random; to predict them is mostly noise, which Muon's normalised updates would amplify.
     """

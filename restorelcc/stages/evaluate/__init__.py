@@ -1,4 +1,4 @@
-"""What a model can do: tasks, perplexity, continuations, cost, and the statistics over items.
+"""How good a model is: tasks, perplexity, continuations, cost, and the statistics over items.
 
 Here: the `evaluate` section of params.yaml.
 """

@@ -1,4 +1,4 @@
-"""An adapter beside the pruned weights, merged into them, or merged with the zeros put back."""
+"""An adapter added to the pruned weights, merged into them, or merged with the zeros put back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much goes into one forward pass: a budget of tokens, halved when memory runs out.
+"""The size of one forward pass: a budget of tokens, halved when memory runs out.
 
 A result does not depend on it, up to the rounding of sums taken in another order (about 1e-6 of a log-likelihood).
 """
@@ -37,7 +37,7 @@ def within_memory(run: Callable[[int], T], budget: int) -> T:
         except torch.OutOfMemoryError as error:
             if budget <= 1:
                 raise StageFailed(
-                    f"the model does not fit beside one sequence: {first_line(error)}; evaluate shorter "
+                    f"the model does not fit into memory with one sequence: {first_line(error)}; evaluate shorter "
                     "sequences (evaluate.perplexity_tokens) or on a device with more memory"
                 ) from error
             budget //= 2

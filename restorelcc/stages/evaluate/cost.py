@@ -1,4 +1,4 @@
-"""What a model costs: parameters, file size, memory, and time of a forward pass against the pruned model's."""
+"""The cost of a model: parameters, file size, memory, and the time of a forward pass against the pruned model's."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _wait(model: PreTrainedModel) -> None:
 def latency(model: PreTrainedModel, tokens_BT: Tensor, before: Biases | None = None) -> dict[str, Any]:
     """Median seconds of a forward pass; given the biases of before restoring, also the ratio restored / pruned.
 
-    The two are the same weights with the one and the other biases, measured in turn in this very process.
+    Both have the same weights and differ in the biases; they are measured in turn in this process.
     """
     shape = {"batch": tokens_BT.shape[0], "tokens": tokens_BT.shape[1]}
     if before is None:

@@ -1,4 +1,4 @@
-"""What the report shows beside the numbers, copied from the artifacts of a cell, so that it cannot be another cell's.
+"""Further data for the report, copied from the artifacts of a cell, so that they cannot be another cell's.
 
 Letters: L layers, H heads, D head dim.
 """
@@ -18,7 +18,7 @@ from restorelcc.models.tensors import read_tensors
 def pruning_details(pruned: Path) -> dict[str, Any]:
     """Sparsity and reconstruction error of every layer, and what the pruning was calibrated on."""
     sparsity = read_json(pruned / "sparsity.json")
-    return {"layers": sparsity["layers"], "calibration": sparsity.get("calibration")}
+    return {key: sparsity.get(key) for key in ("layers", "calibration", "refined")}
 
 
 def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:

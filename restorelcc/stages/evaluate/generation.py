@@ -1,6 +1,6 @@
 """Does the model still write? Continuations of held-out texts, and how far its predictions are from the dense model's.
 
-Multiple choice can look fine where generation has collapsed. Letters: B batch, T tokens, V vocabulary, P prompts,
+Multiple choice can look fine although generation has collapsed. Letters: B batch, T tokens, V vocabulary, P prompts,
 Q prompt tokens, K tokens kept of the dense model's distribution.
 """
 
@@ -142,7 +142,7 @@ def describe(texts: dict[str, list[list[int]]]) -> dict[str, Any]:
 def degenerate(measured: dict[str, Any], dense: dict[str, Any] | None, limit: float) -> list[str]:
     """What is wrong with the continuations, in words; empty when nothing is.
 
-    Greedy text of a small model repeats itself while all is well, so it is held against the dense model's; one token
+    Greedy text of a small model often repeats itself, so it is compared with the dense model's; one token
     over and over, and repetition in sampled text, are wrong in any model.
     """
     greedy, sampled = measured["greedy"], measured["sampled"]

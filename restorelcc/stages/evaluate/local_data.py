@@ -29,7 +29,7 @@ def local_data(
         folder = local_copy(local, task, path, name)
         try:
             if folder is None:
-                # Files of the user's are read anew each time: the library's cache knows them by name, size and time.
+                # The user's files are read again each time: the library's cache knows them by name, size and time.
                 own = {"cache_dir": cache} if path in _READERS or Path(path).exists() else {}
                 if path in _READERS and root is not None and arguments.get("data_files") is not None:
                     arguments["data_files"] = _rooted(arguments["data_files"], root)

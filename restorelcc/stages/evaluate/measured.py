@@ -1,4 +1,4 @@
-"""How a result was measured, by which it is compared: the making of a Fingerprint (base/fingerprint.py)."""
+"""How a result was measured: makes the Fingerprint (base/fingerprint.py) by which results are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perplexity in the ways the field reports it, named so that they cannot be taken for one another.
+"""Perplexity in the ways the field reports it, with names that cannot be confused.
 
 - of documents: every text a sequence of its own;
 - of blocks: all texts joined and cut into blocks of one length, as the pruning literature does with WikiText-2;

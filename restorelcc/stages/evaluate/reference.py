@@ -1,4 +1,4 @@
-"""What the other models are held against: the dense model's predictions and continuations, as an artifact.
+"""The dense model's predictions and continuations, as an artifact that the other models are compared with.
 
 Dense and pruned models are never in memory together. Letters: T all held-out positions, K kept tokens, P prompts,
 Q prompt tokens.

@@ -1,4 +1,4 @@
-"""Is the dense model worth comparing with? A broken checkpoint is the commonest cause of wrong results."""
+"""Is the dense model worth comparing with? The most common cause of wrong results is a broken checkpoint."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from restorelcc.base.progress import notice
 from restorelcc.stages.evaluate.statistics import MEAN, TOGETHER
 
 _DRAWS = 100  # of the bootstrap, where no formula gives the standard error; lm-eval's own count for BLEU
-# Of a task file, what says where it or its data lie, or is a part of the fingerprint of its own.
+# Keys of a task file that say where it or its data are stored, or that are separate parts of the fingerprint.
 _NOT_HOW = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "num_fewshot", "task_alias", "tag")
 
 _INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]

@@ -47,7 +47,7 @@ _PACKAGES = ("restorelcc", "torch", "transformers", "lm_eval", "datasets")
 
 
 def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write metrics/<model>/dense.json, .parquet, .details.json, and the reference that the others are held against.
+    """Write metrics/<model>/dense.json, .parquet, .details.json, and the reference that the others are compared with.
 
     Raises StageFailed, with nothing written, when the model is at chance, unless config.sanity_gate is off.
     """
@@ -59,7 +59,7 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
         if found:
             raise StageFailed(
                 f"the dense model {cell.model} looks broken: {found}; check that its weights and its tokenizer belong "
-                "together, or set evaluate.sanity_gate to false to go on"
+                "together, or set evaluate.sanity_gate to false to continue"
             )
     evaluation.write()
 

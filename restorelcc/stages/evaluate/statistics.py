@@ -42,7 +42,9 @@ def check_same_items(name: str, rows: list[dict[str, Any]], other_name: str, oth
     ours, theirs = _digests(rows), _digests(others)
     for task in sorted(ours.keys() ^ theirs.keys()):
         has, lacks = (name, other_name) if task in ours else (other_name, name)
-        raise BadInput(f"{has} was measured on task {task!r}, {lacks} was not: run `dvc repro` to bring them in step")
+        raise BadInput(
+            f"{has} was measured on task {task!r}, {lacks} was not: run `dvc repro` to bring them up to date"
+        )
     for task, digests in ours.items():
         if digests != theirs[task]:
             differing = len(set(digests.items()) ^ set(theirs[task].items()))

@@ -1,4 +1,4 @@
-"""Is a task what its file says? Its items are rendered before any weight is read: what is wrong with a task file
+"""Does a task work? Its items are rendered before any weight is read, so that a mistake in a task file
 ends here in one sentence, not hours later in a traceback of lm-eval."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from restorelcc.base.errors import BadInput
 
-_STOCK = 3  # items rendered of a task of lm-eval; of one's own all
+_STOCK = 3  # items rendered of a task of lm-eval; of a user's task all are
 _UNREAD = {"__pycache__", ".ipynb_checkpoints"}  # folders that lm-eval passes over
 _NEEDS = (
     "a task file is a .yaml with at least task, dataset_path, a test_split or validation_split, doc_to_text and "
@@ -34,7 +34,7 @@ def check_folder(folder: str, found: Sequence[str]) -> None:
         except (yaml.YAMLError, ValueError, OSError) as error:
             raise BadInput(
                 f"the task file {path} of models.<name>.tasks cannot be read ({' '.join(str(error).split())}): "
-                "correct it or take it away"
+                "correct it or remove it"
             ) from error
         name = content.get("task")
         if isinstance(name, str) and "group" not in content and files.setdefault(name, path) != path:
@@ -53,7 +53,7 @@ def unusable(name: str, file: str | None, error: Exception) -> BadInput:
     if isinstance(error, KeyError):
         reason = f"its data have no split or column {error.args[0]!r}"
     elif isinstance(error, IndexError):
-        reason = "an item has no choices, its answer is beyond them, or there is no item at all"
+        reason = "an item has no choices, its answer is not among them, or there is no item at all"
     if file is None:
         return BadInput(
             f"evaluation task {name!r} cannot be set up ({reason}): give a copy of its data laid out as on the hub, "
@@ -92,7 +92,7 @@ def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str
     """
     for flag, reason in (("UNSAFE_CODE", "runs code that a model wrote"), ("MULTIMODAL", "needs images or sound")):
         if getattr(task, flag, False):
-            raise BadInput(f"evaluation task {name!r} {reason}, which is not done here: choose another task")
+            raise BadInput(f"evaluation task {name!r} {reason}, which is not supported here: choose another task")
     if file is not None:
         _check_columns(task, name, file)
     printed = _templates(task) if file is not None else {}
@@ -158,7 +158,7 @@ def _check_columns(task: Any, name: str, file: str) -> None:
         value = getattr(task.config, key, None)
         if isinstance(value, str) and value.isidentifier() and value not in columns:
             raise BadInput(
-                f"evaluation task {name!r} in {file} has {key}: {value}, which is no column of its data "
+                f"evaluation task {name!r} in {file} has {key}: {value}, which is not a column of its data "
                 f"({', '.join(columns)}): name one of them, or write a template with {{{{...}}}}"
             )
     named, answers = task.config.doc_to_choice, task.config.doc_to_target

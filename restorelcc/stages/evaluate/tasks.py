@@ -71,8 +71,8 @@ def _found(name: str, root: Path) -> str:
         return str(path)
     if "/" in name or name.startswith("~") or name.endswith((".yaml", ".yml")):
         raise BadInput(
-            f"models.<name>.tasks has {name!r}, which is no folder or file of tasks: correct the path, which counts "
-            "from the folder of params.yaml"
+            f"models.<name>.tasks has {name!r}, which is not a folder or file of tasks: correct the path, which is "
+            "relative to the folder of params.yaml"
         )
     return name
 
@@ -117,7 +117,7 @@ def _merged(asked: Asked, before: Asked | None) -> Asked:
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
     task = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # The file's data path counts from the project's folder; here the data lie beside the file.
+    # The file's data path is relative to the project's folder; here the data are next to the file.
     task["dataset_kwargs"] = {"data_files": {"test": str(path.with_suffix(".parquet"))}, "cache_dir": cache}
     return task
 

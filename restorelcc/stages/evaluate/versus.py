@@ -52,7 +52,7 @@ def versus(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(metrics, details): tests against the dense (and pruned) cell, pooled and per task, and the recovered share.
 
-    Raises BadInput, naming what differs and the evaluations that are old, for others that were measured otherwise.
+    Raises BadInput, naming what differs and the evaluations that are old, for others that were measured in another way.
     """
     if not outcome.rows:
         return {}, {}  # nothing is compared here; the report looks at how all its cells were measured

@@ -1,6 +1,6 @@
 """The files outside the project that a model's entry names, laid out where DVC watches them.
 
-Here: what params.yaml says of one model that names files.
+Here: the part of params.yaml about one model that names files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from restorelcc.base.model_entry import ModelEntry
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """What params.yaml says of a model that names files, or is a setting of this model alone."""
+    """The keys of params.yaml that name files of a model, or that are settings of this model only."""
 
     entry: ModelEntry
     encoder: str | None = None  # corpus.encoder

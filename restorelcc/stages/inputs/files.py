@@ -1,4 +1,4 @@
-"""Which files and folders of a user are read for a setting of params.yaml.
+"""Which of the user's files and folders a setting of params.yaml refers to.
 
 Only names and task files are read here, never a weight or a row: this runs before every `make repro`.
 """
@@ -30,7 +30,7 @@ def named_file(key: str, text: str, root: Path) -> Path:
 
 
 def absolute(root: Path, text: str) -> Path:
-    """Where a path of params.yaml lies."""
+    """The absolute form of a path of params.yaml."""
     return root / Path(text).expanduser()
 
 
@@ -102,7 +102,7 @@ def _referred(task_file: Path, root: Path) -> Iterator[Path]:
 
 def _there(task_file: Path, path: Path) -> Path:
     if not path.exists():
-        raise BadInput(f"the task file {task_file} names {path}, which is not there: correct the path")
+        raise BadInput(f"the task file {task_file} names {path}, which does not exist: correct the path")
     return path
 
 

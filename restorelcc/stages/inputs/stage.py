@@ -1,8 +1,8 @@
 """Stage `inputs`: everything of a model's entry that later stages depend on, laid out where DVC sees it change.
 
 DVC watches files of the project. So data/inputs/<model>/ holds a link to every file and folder of the user's, which
-the stages that read it depend on: DVC digests what a link leads to. What of a folder counts stands in .dvcignore.
-Beside the links lies what the entry itself says, for each stage the part that it uses, so that a change runs exactly
+the stages that read it depend on: DVC digests what a link leads to. .dvcignore says which files of a folder count.
+Next to the links are the entry's own settings, for each stage the part that it uses, so that a change runs exactly
 the stages that it concerns.
 """
 
@@ -25,7 +25,7 @@ Entries = dict[str, Path | dict[str, Any]]  # name below data/inputs/<model>: wh
 
 
 def run(cell: Cell, named: Named, layout: Layout) -> None:
-    """Write data/inputs/<model>/; what is right already is left alone, and files that links lead to always are.
+    """Write data/inputs/<model>/. Links and documents that are right stay; the files behind links are never changed.
 
     Raises BadInput for a file that is not there, naming the key and the path.
     """

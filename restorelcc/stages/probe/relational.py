@@ -1,4 +1,4 @@
-"""The bilinear probe: what question and answer say together, which no linear layer over both can see.
+"""The bilinear probe: it sees how question and answer fit together, which no linear layer over both can see.
 
 Letters: N tuples, H heads, D head dim.
 """

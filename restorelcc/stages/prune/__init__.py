@@ -5,6 +5,8 @@ Here: the `prune` section of params.yaml.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from restorelcc.base.section import Section
@@ -17,6 +19,16 @@ class ExternalCheckpoint(Section):
     revision: str | None = None  # hub ids only: branch, tag or commit; None is the main branch
 
 
+class RefinedConfig(Section):
+    """What `refined` does, each part to be left out for comparison (docs/pruning.md)."""
+
+    start: Literal["wanda", "sparsegpt"] = "wanda"  # the criterion that chooses the first mask
+    centred: bool = True  # statistics about the mean, where a bias takes up the constant part
+    swaps: int = Field(default=100, ge=0)  # exchanges of a kept weight with a removed one, at most, per row
+    update: bool = True  # surviving weights by least squares
+    bias: bool = True  # on every linear whose class can carry one; without it nothing is centred
+
+
 class PruneConfig(Section):
     """Calibration and numerics of the pruners; which pruner and how much comes from grid.pruning."""
 
@@ -27,5 +39,6 @@ class PruneConfig(Section):
     damping: float = Field(default=0.01, gt=0)  # added to the Hessian's diagonal, as a share of its mean
     block_columns: int = Field(default=128, ge=1)  # sparsegpt: columns per block, in which the mask is chosen at once
     slimgpt_first_layer: float = Field(default=1.0, ge=0, le=1)  # the first layer's ratio as a share of the mean ratio
+    refined: RefinedConfig = RefinedConfig()
     error_tokens: int = Field(default=2048, ge=1)  # calibration tokens that reconstruction errors are measured on
     external: dict[str, dict[str, ExternalCheckpoint]] = {}  # by model alias, then by name

@@ -1,4 +1,4 @@
-"""How much memory pruning a model takes, from its shapes alone.
+"""The memory that pruning a model needs, computed from its shapes alone.
 
 Letters: N tokens of a batch, K sampled tokens, M model width, O output features, I input features.
 """
@@ -20,7 +20,7 @@ _LIBRARIES = 64 * 2**20  # bytes that the libraries' kernels take when they firs
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBudget:
-    """Bytes that are needed at once, beside what Python, torch and the model's code take before anything runs."""
+    """Bytes that are needed at once, in addition to Python, torch and the model's code."""
 
     outside_blocks: int  # embeddings, last norm, output head
     block: int  # one block's weights
@@ -53,9 +53,12 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
     ]
     batch_N = min(tokens, max(config.token_budget, config.sequence_length))
     sampled_K = min(tokens, 2 * config.error_tokens)
-    hessians = {"sparsegpt": shapes, "slimgpt": [shapes[1], shapes[3]]}.get(pruning.pruner, [])
+    needs = {"sparsegpt": shapes, "refined": shapes, "slimgpt": [shapes[1], shapes[3]]}
+    hessians = needs.get(pruning.pruner, [])
     # Beside the Gram matrix: the damped Hessian, its factor, the inverse and one copy; the weight in four versions.
-    steps = [4 * inputs**2 + 4 * outputs * inputs for outputs, inputs in hessians] or [4 * o * i for o, i in shapes]
+    # `refined` has the Gram matrix twice in float64 while it is centred; least squares has the weight in nine versions.
+    squares, versions = (6, 9) if pruning.pruner == "refined" else (4, 4)
+    steps = [squares * i**2 + versions * o * i for o, i in hessians] or [4 * o * i for o, i in shapes]
     return MemoryBudget(
         outside_blocks=(everything - in_block * len(blocks_of(model))) * size,
         block=in_block * size,

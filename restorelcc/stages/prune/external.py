@@ -1,4 +1,4 @@
-"""A checkpoint that another tool pruned: does it fit the dense model, and what did its pruning cost?
+"""A checkpoint that another tool pruned: does it fit the dense model, and how large is its output error?
 
 Letters: B batch, T tokens, O output features, I input features.
 """

@@ -1,4 +1,4 @@
-"""What a block's linears receive during calibration: sums of squares, Gram matrices, and a sample of whole inputs.
+"""Statistics of the inputs of a block's linears during calibration: squares, Gram matrices, sampled inputs.
 
 Letters: N tokens, K sampled tokens, I input features.
 """
@@ -17,11 +17,13 @@ from restorelcc.models.hooks import observed
 class InputStatistics:
     """Statistics of every linear's input; linears that receive the very same tensor (q, k, v) share theirs."""
 
-    def __init__(self, *, squares: bool, gram_of: Collection[str], stride: int) -> None:
-        self._squares, self._gram_of, self._stride = squares, gram_of, stride
+    def __init__(self, *, squares: bool, gram_of: Collection[str], means: bool, stride: int) -> None:
+        self._squares, self._gram_of, self._means, self._stride = squares, gram_of, means, stride
         self._leader: dict[str, str] = {}
         self._squares_I: dict[str, Tensor] = {}
-        self._gram_II: dict[str, Tensor] = {}
+        self._gram_II: dict[str, Tensor] = {}  # of x - shift, where means are wanted
+        self._shift_I: dict[str, Tensor] = {}  # the first batch's mean: what is left of x then loses no digits to it
+        self._sum_I: dict[str, Tensor] = {}  # of x - shift
         self._sampled_KI: dict[str, list[Tensor]] = {}
         self._tokens: dict[str, int] = {}
         self._last: tuple[str, Tensor | None] = ("", None)
@@ -32,12 +34,29 @@ class InputStatistics:
 
     def gram_II(self, name: str) -> Tensor:
         """Sum of x x^T over all tokens, [I, I] float32."""
-        return self._gram_II[self._leader[name]]
+        if not self._means:
+            return self._gram_II[self._leader[name]]
+        mean_I = self.mean_I(name)
+        whole_II = self.centred_gram_II(name).double().addr_(mean_I, mean_I, alpha=self._tokens[self._leader[name]])
+        return whole_II.float()
+
+    def mean_I(self, name: str) -> Tensor:
+        """Mean of x over all tokens, [I] float64."""
+        leader = self._leader[name]
+        return self._shift_I[leader].double() + self._sum_I[leader] / self._tokens[leader]
+
+    def centred_gram_II(self, name: str) -> Tensor:
+        """Sum of (x - mean)(x - mean)^T over all tokens, [I, I] float32."""
+        leader = self._leader[name]
+        sum_I = self._sum_I[leader]
+        centred_II = self._gram_II[leader].double().addr_(sum_I, sum_I, alpha=-1 / self._tokens[leader])
+        centred_II.diagonal().clamp_min_(0)  # an input that never changes has rounding there, which may be below 0
+        return centred_II.float()
 
     def forget(self, name: str) -> None:
         """Free what was collected for a linear and those that share its input."""
         leader = self._leader[name]
-        for collected in (self._squares_I, self._gram_II, self._sampled_KI):
+        for collected in (self._squares_I, self._gram_II, self._shift_I, self._sum_I, self._sampled_KI):
             collected.pop(leader, None)
 
     def sampled_KI(self, name: str) -> Tensor:
@@ -68,7 +87,7 @@ class InputStatistics:
             squares_I = x_NI.float().square().sum(dim=0).double()
             self._squares_I[name] = self._squares_I[name] + squares_I if name in self._squares_I else squares_I
         if name in self._gram_of:
-            wide_NI = x_NI.float()
+            wide_NI = self._shifted(name, x_NI.float()) if self._means else x_NI.float()
             if name not in self._gram_II:
                 self._gram_II[name] = wide_NI.new_zeros(wide_NI.shape[1], wide_NI.shape[1])
             self._gram_II[name].addmm_(wide_NI.T, wide_NI)
@@ -76,17 +95,30 @@ class InputStatistics:
         self._tokens[name] = seen + len(x_NI)
         self._sampled_KI.setdefault(name, []).append(x_NI[-seen % self._stride :: self._stride].clone())
 
+    def _shifted(self, name: str, x_NI: Tensor) -> Tensor:
+        if name not in self._shift_I:
+            self._shift_I[name] = x_NI.mean(dim=0)
+            self._sum_I[name] = torch.zeros_like(self._shift_I[name], dtype=torch.float64)
+        shifted_NI = x_NI - self._shift_I[name]
+        self._sum_I[name] += shifted_NI.sum(dim=0, dtype=torch.float64)
+        return shifted_NI
+
 
 @contextmanager
 def observed_inputs(
-    linears: dict[str, nn.Linear], *, squares: bool = False, gram_of: Collection[str] = (), stride: int = 1
+    linears: dict[str, nn.Linear],
+    *,
+    squares: bool = False,
+    gram_of: Collection[str] = (),
+    means: bool = False,
+    stride: int = 1,
 ) -> Iterator[InputStatistics]:
     """Collect statistics of all tokens that pass through the linears inside the block.
 
-    squares: the sums of squares of each input feature; gram_of: names whose Gram matrix is wanted; every `stride`-th
-    token is kept whole, counted over all calls.
+    squares: the sums of squares of each input feature; gram_of: names whose Gram matrix is wanted; means: with it their
+    mean, and the Gram matrix about it; every `stride`-th token is kept whole, counted over all calls.
     """
-    statistics = InputStatistics(squares=squares, gram_of=gram_of, stride=stride)
+    statistics = InputStatistics(squares=squares, gram_of=gram_of, means=means, stride=stride)
 
     try:
         with observed(linears.items(), statistics.observe, expected=len(linears)):

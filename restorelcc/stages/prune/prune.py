@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import progress
-from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning
+from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning, Sparsity
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
-from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded
+from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded, without_chance_zeros
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.inputs import InputStatistics, observed_inputs
-from restorelcc.stages.prune.sparsegpt import sparsegpt
+from restorelcc.stages.prune.refined import constant_part, least_squares, swapped
+from restorelcc.stages.prune.sparsegpt import damped, sparsegpt
 from restorelcc.stages.prune.structured import StructuredPruner
 
 Linears = dict[str, nn.Linear]
@@ -73,8 +74,8 @@ def _prune_block(
     """Prune one block in place. A function of its own, so that its statistics are freed when it returns."""
     for name, linear in linears.items():
         check_finite(name, linear.weight)
-    squares, gram_of = pruning.pruner == "wanda", pruner.gram_of(linears)
-    with observed_inputs(linears, squares=squares, gram_of=gram_of, stride=stride) as inputs:
+    squares, means, gram_of = pruning.pruner == "wanda", pruning.pruner == "refined", pruner.gram_of(linears)
+    with observed_inputs(linears, squares=squares, gram_of=gram_of, means=means, stride=stride) as inputs:
         step.forward()
     for name in linears:
         check_finite(f"the input of {name}", inputs.sampled_KI(name))
@@ -82,7 +83,11 @@ def _prune_block(
     for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
         dense_OI = linears[name].weight
         stored_OI = rounded(weights.as_stored(name, pruned_OI), dense_OI.dtype)
-        results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, inputs))
+        mean_I, sampled_KI = None, inputs.sampled_KI(name)
+        if pruner.moves_constant(linears[name]):
+            mean_I = inputs.mean_I(name)
+            linears[name].bias.add_(constant_part(dense_OI, stored_OI, mean_I))
+        results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, sampled_KI, mean_I))
         dense_OI.copy_(stored_OI)
     return results
 
@@ -106,11 +111,15 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
 
 
-def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor) -> float:
-    """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0."""
+def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor, mean_I: Tensor | None = None) -> float:
+    """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0.
+
+    mean_I: where a bias takes up (W - W') mean, (W - W') (X - mean) above the line.
+    """
     dense_OI = dense_OI.float()
     whole = torch.linalg.vector_norm(sampled_KI @ dense_OI.T)
-    lost = torch.linalg.vector_norm(sampled_KI @ (dense_OI - pruned_OI.float()).T)
+    left_KI = sampled_KI if mean_I is None else sampled_KI - mean_I.float()
+    lost = torch.linalg.vector_norm(left_KI @ (dense_OI - pruned_OI.float()).T)
     return float(lost / whole) if whole else 0.0
 
 
@@ -121,7 +130,11 @@ class UnstructuredPruner:
         self._pruning, self._config = pruning, config
 
     def gram_of(self, linears: Linears) -> list[str]:
-        return list(linears) if self._pruning.pruner == "sparsegpt" else []
+        return list(linears) if self._pruning.pruner in ("sparsegpt", "refined") else []
+
+    def moves_constant(self, linear: nn.Linear) -> bool:
+        """Whether the constant part of what the linear loses goes into its bias."""
+        return self._pruning.pruner == "refined" and self._config.refined.bias and linear.bias is not None
 
     def prune(self, layer: int, linears: Linears, inputs: InputStatistics) -> Iterator[tuple[str, Tensor, int]]:
         """(name, pruned weight, zeros wanted) of every linear of a block."""
@@ -129,13 +142,14 @@ class UnstructuredPruner:
         for names in inputs.groups(linears):
             weights = [linears[name].weight for name in names]
             # Rows are pruned independently of one another, so linears that share their input go as one.
-            pruned_OI = self._pruned(torch.cat(weights), names[0], inputs)
+            biased = all(self.moves_constant(linears[name]) for name in names)
+            pruned_OI = self._pruned(torch.cat(weights), names[0], inputs, biased=biased)
             parts = pruned_OI.split([len(weight) for weight in weights])
             for name, part_OI in zip(names, parts, strict=True):
                 yield name, part_OI, pruned_count(part_OI.shape[1], sparsity) * len(part_OI)
             inputs.forget(names[0])
 
-    def _pruned(self, weight_OI: Tensor, name: str, inputs: InputStatistics) -> Tensor:
+    def _pruned(self, weight_OI: Tensor, name: str, inputs: InputStatistics, *, biased: bool) -> Tensor:
         sparsity, config = self._pruning.sparsity, self._config
         match self._pruning.pruner:
             case "magnitude":
@@ -143,9 +157,33 @@ class UnstructuredPruner:
             case "wanda":
                 score_OI = wanda_score(weight_OI, inputs.squares_I(name))
                 return weight_OI.masked_fill(removal_mask(score_OI, sparsity), 0)
+            case "refined":
+                centred = biased and config.refined.centred
+                gram_II = inputs.centred_gram_II(name) if centred else inputs.gram_II(name)
+                return refine(weight_OI, gram_II, sparsity, config)
             case _:
                 gram_II, damping = inputs.gram_II(name), config.damping
                 return sparsegpt(weight_OI, gram_II, sparsity, damping=damping, block_columns=config.block_columns)
+
+
+def refine(weight_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, config: PruneConfig) -> Tensor:
+    """A first mask, swaps, and least squares of what survives, as far as `config.refined` has them; float32 [O, I].
+
+    gram_II: sum of x x^T over the calibration tokens, or of (x - mean)(x - mean)^T where a bias is going to take up the
+    constant part. Without `update` weights keep their values, also those that SparseGPT changed to choose its mask.
+    """
+    refined, weight_OI = config.refined, weight_OI.float()
+    if refined.start == "sparsegpt":
+        start_OI = sparsegpt(weight_OI, gram_II, sparsity, damping=config.damping, block_columns=config.block_columns)
+        removed_OI = start_OI == 0
+    else:
+        removed_OI = removal_mask(wanda_score(weight_OI, gram_II.diagonal()), sparsity)
+    if refined.swaps:
+        removed_OI = swapped(weight_OI, removed_OI, gram_II, sparsity, refined.swaps)
+    if not refined.update:
+        return weight_OI.masked_fill(removed_OI, 0)
+    solved_OI = least_squares(weight_OI, removed_OI, damped(gram_II, config.damping))
+    return without_chance_zeros(solved_OI, weight_OI).masked_fill_(removed_OI, 0)
 
 
 def _pruner(model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> UnstructuredPruner | StructuredPruner:
@@ -161,13 +199,14 @@ def _checked(
     pruned_OI: Tensor,
     wanted: int,
     pruning: Pruning,
-    inputs: InputStatistics,
+    sampled_KI: Tensor,
+    mean_I: Tensor | None,
 ) -> PrunedTensor:
     found, spare = int((pruned_OI == 0).sum()), int((dense_OI == 0).sum())
-    # Weights that were zero before may stay beside those that were removed.
+    # Weights that were zero before may be kept zero in addition to those removed.
     if not wanted <= found <= wanted + spare:
         raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
-    error = output_error(dense_OI, pruned_OI, inputs.sampled_KI(name))
+    error = output_error(dense_OI, pruned_OI, sampled_KI, mean_I)
     return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error)
 
 

@@ -1,4 +1,4 @@
-"""SlimGPT: remove whole attention heads and FFN channels by optimal brain surgeon; the rest makes up for them.
+"""SlimGPT: remove whole attention heads and FFN channels by optimal brain surgeon; the remaining columns compensate.
 
 Letters: O output features, I input features, G parts, X columns of one part, S removed columns, K kept columns.
 """
@@ -28,8 +28,8 @@ def layer_ratios(ratio: float, layers: int, first: float) -> list[float]:
     ratios = [ratio * (first + (1 - first) * value / mean) for value in curve] if layers > 1 else [ratio]
     if ratios[-1] >= 1:
         raise BadInput(
-            f"prune.slimgpt_first_layer {first:g} with the sparsity {ratio:g} takes more than all of the last layer: "
-            "raise prune.slimgpt_first_layer or prune less"
+            f"prune.slimgpt_first_layer {first:g} with the sparsity {ratio:g} would remove more than the whole last "
+            "layer: raise prune.slimgpt_first_layer or prune less"
         )
     return ratios
 

@@ -1,4 +1,4 @@
-"""SparseGPT: remove weights by optimal brain surgeon, column by column, and let those to the right make up for it.
+"""SparseGPT: remove weights by optimal brain surgeon, column by column; the columns to the right compensate.
 
 Letters: O output features (rows), I input features (columns), B columns of one block.
 """

@@ -19,6 +19,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.prunings import Pruning, parse_pruning
 from restorelcc.base.publish import published
 from restorelcc.base.tables import read_metadata, read_texts
+from restorelcc.models.biases import give_zero_biases, write_with_zero_biases
 from restorelcc.models.checkpoints import (
     context_of,
     load_model,
@@ -70,6 +71,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
             "sequences": sum(len(batch) for batch in batches),
             "tokens": sum(batch.numel() for batch in batches),
         }
+        if pruning.pruner == "refined":
+            report["refined"] = config.refined.model_dump()
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
         write_json(folder / "sparsity.json", report)
 
@@ -79,13 +82,20 @@ def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
     dense = job.layout.dense(job.cell)
     source = local_folder(dense)
     network, stored = empty_model(source, job.dtype), stored_tensors(source)
-    if can_stream(network, stored):
-        copy_checkpoint(source, folder)
+    streams, biases = can_stream(network, stored), job.pruning.pruner == "refined" and job.config.refined.bias
+    if streams and biases:
+        write_with_zero_biases(source, network.config, folder)
+        network, stored = empty_model(folder, job.dtype), stored_tensors(folder)
+    if streams:
+        if not biases:
+            copy_checkpoint(source, folder)
         weights = StreamedWeights(network, stored, job.device, written=stored_tensors(folder))
         results = prune_model(network, job.pruning, job.batches_BT, job.config, weights)
         job.tokenizer.save_pretrained(folder)
         return results
     network = load_model(dense, job.dtype, job.device)
+    if biases:
+        give_zero_biases(network)
     results = prune_model(network, job.pruning, job.batches_BT, job.config)
     save_checkpoint(folder, network, job.tokenizer)
     return results

@@ -1,4 +1,4 @@
-"""Structured pruning of one block: which heads and channels go, and what becomes of its linears.
+"""Structured pruning of one block: chooses the heads and channels to remove, and updates the linears.
 
 Letters: O output features, I input features, G removable parts, X columns of one part.
 """
@@ -36,6 +36,10 @@ class StructuredPruner:
     def gram_of(self, linears: dict[str, nn.Linear]) -> list[str]:
         ends = (self._family.out_proj, self._family.ffn_out)
         return [name for name in linears if name.endswith(tuple(f".{end}" for end in ends))]
+
+    def moves_constant(self, linear: nn.Linear) -> bool:
+        """No: what is removed as a whole is made up for by the columns that stay."""
+        return False
 
     def prune(
         self, layer: int, linears: dict[str, nn.Linear], inputs: InputStatistics

@@ -1,4 +1,4 @@
-"""Methods that add low-rank adapters beside the pruned weights: LoRA and DoRA (peft), and EoRA in closed form.
+"""Methods that add low-rank adapters to the pruned weights: LoRA and DoRA (peft), and EoRA in closed form.
 
 Merged into the weights they fill every zero; evaluation reports them unmerged, merged, and merged with the mask put
 back. Letters: N tokens, O output features, I input features, R rank.

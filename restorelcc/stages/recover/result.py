@@ -1,4 +1,4 @@
-"""What a recovery method is given, and what it gives back."""
+"""The inputs and the result of a recovery method."""
 
 from __future__ import annotations
 

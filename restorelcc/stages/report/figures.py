@@ -215,7 +215,7 @@ def tasks_figure(group: Group) -> Draw | None:
 
 
 def heads_figure(group: Group, row: Row) -> Draw | None:
-    """Layers x heads: the deeper the colour the higher the rank, and a ring around each chosen head."""
+    """Layers x heads: a deeper colour is a higher rank, and each chosen head has a ring."""
     heads = row["details"].get("heads")
     if not heads:
         return None

@@ -1,4 +1,4 @@
-"""The report as Markdown: what the page says, without its figures."""
+"""The report as Markdown: the text of the page, without its figures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from restorelcc.stages.report.tables import (
     Table,
     comparison_note,
     cost_columns,
+    how_pruned,
     layer_table,
     not_averaged,
     nothing_won,
@@ -48,7 +49,7 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     lines += [verdict(rows, decimals), "", *(f"{sentence}\n" for sentence in plainly if sentence)]
     lines += _table(picks(rows, decimals))
     lines += [f"{row['what']} is degenerate: {'; '.join(row['generation']['reasons'])}.\n" for row in degenerate(rows)]
-    lines += [f"{sentence}\n" for sentence in unchanged(rows)]
+    lines += [f"{sentence}\n" for sentence in [*unchanged(rows), *how_pruned(group)]]
     lines += _table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
     lines += _table([perplexity_columns(row) for row in rows])
     lines += _table([text_columns(row) for row in rows])
@@ -58,7 +59,7 @@ def _chapter(group: Group, decimals: int) -> list[str]:
 
 
 def degenerate(rows: list[dict]) -> list[dict]:
-    """Rows whose model does not write any more."""
+    """Rows whose model no longer writes sensible text."""
     return [row for row in rows if (row["generation"] or {}).get("degenerate")]
 
 

@@ -49,15 +49,15 @@ def _of_group(group: Group) -> Iterator[Figure]:
             yield Figure(slug(group), kind, f"{slug(group)}-{kind}{suffix}", caption, drawing)
 
     yield from figure(
-        "recovered", "Share of the lost accuracy that is back, by share of heads", draw.recovered_figure(group)
+        "recovered", "Share of the lost accuracy that was recovered, by share of heads", draw.recovered_figure(group)
     )
     yield from figure("tasks", "Share of right answers; whiskers are 95 % intervals", draw.tasks_figure(group))
     for row in group.of_kind("restored"):
-        caption = f"Heads by rank, the stronger the colour the better; rings: chosen at {row['head_ratio']:g}"
+        caption = f"Heads by rank, a stronger colour is better; rings mark the heads chosen at {row['head_ratio']:g}"
         yield from figure("heads", caption, draw.heads_figure(group, row), f"-{row['head_ratio']:g}")
-    yield from figure("spectra", "What each layer lost, by component", draw.spectra_figure(group))
+    yield from figure("spectra", "Lost energy of each layer, by component", draw.spectra_figure(group))
     yield from figure(
-        "layers", "Zeros in each layer, and the error they leave in its outputs", draw.layers_figure(group)
+        "layers", "Zeros in each layer, and the error they cause in its outputs", draw.layers_figure(group)
     )
 
 
@@ -67,7 +67,7 @@ def slug(group: Group) -> str:
 
 
 def page(results: Results, figures: list[Figure], config: ReportConfig, stages: tables.Table) -> str:
-    """The whole page. stages: seconds of each stage, as far as they are known."""
+    """The whole page. stages: seconds of each stage, if they are known."""
     environment = Environment(
         loader=PackageLoader("restorelcc.stages.report", "templates"),
         autoescape=True,
@@ -112,7 +112,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "summary": tables.summary(rows, decimals),
         "picks": tables.picks(rows, decimals),
         "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
-        "unchanged": tables.unchanged(rows),
+        "unchanged": [*tables.unchanged(rows), *tables.how_pruned(group)],
         "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
         "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],
         "perplexity": [tables.perplexity_columns(row) for row in rows],

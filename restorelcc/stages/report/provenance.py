@@ -1,4 +1,4 @@
-"""Where the numbers come from, and how to get them again."""
+"""Where the numbers come from, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTES = (
     "Recovered = (restored - pruned) / (dense - pruned) of mean accuracy, with a paired bootstrap interval over the "
     "test items, drawn within each task.",
     "McNemar's test (mid-p) is over the items that only one of two models answered; intervals and p are of the test "
-    "items and say nothing of other training seeds.",
+    "items and say nothing about other training seeds.",
     "Latency is the median of forward passes of one batch; restored / pruned is measured in turn in one process, on "
     "the same weights with and without the biases that restoring adds.",
 )
@@ -32,7 +32,7 @@ def packages(results: Results) -> Table:
 
 
 def data_rows(results: Results) -> Table:
-    """What became of every row of the models' data."""
+    """How many rows of the models' data were used, shortened or skipped."""
     return [
         {"data of": f"{model}, {role}", "source": str(origin["source"]), "read": f"{origin['rows']['read']:,}"}
         | {name: f"{origin['rows'][name]:,}" for name in ("used", "shortened")}

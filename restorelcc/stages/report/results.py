@@ -15,7 +15,7 @@ from restorelcc.base.layout import Layout
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
-    """p adjusted so that, with no real difference anywhere, one below 0.05 turns up in 5 % of grids. Holm 1979.
+    """p adjusted so that, with no real difference anywhere, one below 0.05 appears in 5 % of grids. Holm 1979.
 
     max over j <= i of (m - j) p_(j), for the m values in ascending order; None stays None and does not count.
     """
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Group:
-    """One model and one pruning: rows of dense, pruned, every head ratio and every recovery, as far as they exist."""
+    """One model and one pruning: rows of dense, pruned, every head ratio and every recovery that exists."""
 
     model: str
     pruning: str
@@ -73,7 +73,7 @@ class Results:
 
 
 def read_results(cells: list[Cell], layout: Layout) -> Results:
-    """Rows of exactly these cells, and no others that may lie about.
+    """Rows of exactly these cells; other metrics in the folder are ignored.
 
     Raises BadInput when none was evaluated, and, naming what differs, for cells of one model that were measured in
     different ways: side by side they would be compared.

@@ -48,7 +48,7 @@ def size_text(size: float | None) -> str:
 
 
 def summary(rows: list[Row], decimals: int) -> Table:
-    """Every row as a person reads it, and below an adapter what is left of it once it is merged."""
+    """Every row for a reader; below an adapter, a row for each way of merging it."""
     table = []
     for row in rows:
         table.append(_summary_columns(row, decimals))
@@ -103,7 +103,7 @@ def not_averaged(rows: list[Row]) -> str | None:
     if not tasks:
         return None
     named = ", ".join(f"{name} ({metric})" for name, metric in tasks.items())
-    return f"Not in the mean, nor in what was recovered, because its metric is no accuracy: {named}."
+    return f"Not in the mean, nor in what was recovered, because its metric is not an accuracy: {named}."
 
 
 def tests_columns(row: Row, decimals: int) -> dict[str, str]:
@@ -188,25 +188,42 @@ def verdict(rows: list[Row], decimals: int) -> str:
         caution = (
             "" if len(restored) == 1 else f" (best of {len(restored)} ratios on the same items: a little optimistic)"
         )
-        return f"Best head ratio {best['head_ratio']:g}: {share} of the lost accuracy is back{caution}."
+        return f"Best head ratio {best['head_ratio']:g}: {share} of the lost accuracy was recovered{caution}."
     if best["recovered"] <= 0:
         return f"No head ratio restores any accuracy: the best, {best['head_ratio']:g}, is at {share} of what was lost."
     return (
         f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
-        f"gives back {share} of what was lost."
+        f"recovers {share} of what was lost."
     )
 
 
+def how_pruned(group: Group) -> list[str]:
+    """One sentence on what `refined` did, with the parts that were left out; empty for the other pruners."""
+    refined = group.detail("refined")
+    if not refined:
+        return []
+    centred = refined["bias"] and refined["centred"]
+    steps = [f"the mask starts from {'Wanda' if refined['start'] == 'wanda' else 'SparseGPT'}"]
+    if refined["swaps"]:
+        steps.append("is improved by exchanging kept weights with removed ones while that lowers a layer's error")
+    if refined["update"]:
+        steps.append("the surviving weights are fitted to it by least squares")
+    if refined["bias"]:
+        steps.append("biases take up the constant part of what is lost")
+    about = ", all of it by statistics about the mean" if centred else ""
+    return [f"How it was pruned: {', '.join(steps[:-1])}{' and ' if len(steps) > 1 else ''}{steps[-1]}{about}."]
+
+
 def won_back(row: Row) -> bool:
-    """Whether a share of the lost accuracy is back beyond doubt: above zero with all of its interval."""
+    """Whether a share of the lost accuracy was recovered beyond doubt: above zero with all of its interval."""
     low = (row["ci95"] or [None])[0]
     return row["recovered"] is not None and row["recovered"] > 0 and low is not None and low > 0
 
 
 def nothing_won(rows: list[Row], decimals: int) -> list[str]:
-    """A plain sentence for every row that won nothing back, or nothing beyond doubt."""
+    """A plain sentence for every row that recovered nothing, or nothing beyond doubt."""
     return [
-        f"{row['what']}: nothing was won back{' beyond doubt' if row['recovered'] > 0 else ''}: "
+        f"{row['what']}: nothing was recovered{' beyond doubt' if row['recovered'] > 0 else ''}: "
         f"{percent(row['recovered'], decimals)} % {_interval_in_words(row['ci95'], decimals)}."
         for row in rows
         if row["recovered"] is not None and not won_back(row) and not is_unchanged(row)
@@ -222,8 +239,8 @@ def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
 def unchanged(rows: list[Row]) -> list[str]:
     """One sentence for every row whose training ended with no change to the pruned model."""
     return [
-        f"{row['what']}: nothing was won back: no candidate beat the pruned model on the validation pairs, so that "
-        "this is the pruned model."
+        f"{row['what']}: nothing was recovered: no candidate beat the pruned model on the validation pairs, so this "
+        "is the pruned model."
         for row in rows
         if is_unchanged(row)
     ]
@@ -278,5 +295,5 @@ def comparison_note(rows: list[Row]) -> str | None:
         return None
     return (
         f"{count} models are compared with their pruned model. p after Holm is adjusted for that many comparisons: "
-        "with no real difference anywhere, a value below 0.05 would turn up in 5 % of such grids."
+        "with no real difference anywhere, a value below 0.05 would appear in 5 % of such grids."
     )

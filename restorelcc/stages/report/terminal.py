@@ -14,7 +14,7 @@ from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, 
 
 
 def print_results(folder: Path, console: Console | None = None) -> None:
-    """Print one table per model and pruning from report/results.json, and where the report lies."""
+    """Print one table per model and pruning from report/results.json, and where the report is."""
     console = console or Console()
     results = read_json(folder / "results.json")
     decimals, rows = results["decimals"], results["rows"]

@@ -75,12 +75,12 @@ def test_applying_changes_what_the_model_says(tmp_path: Path) -> None:
 
 def test_what_cannot_be_taken_out_is_refused(tmp_path: Path) -> None:
     pair = pair_of(tmp_path)
-    with pytest.raises(BadInput, match="does not hold what it takes"):
+    with pytest.raises(BadInput, match="does not hold the data needed"):
         remove_compensation(pair.pruned, tmp_path / "out")
     apply_compensation(pair.pruned, pair.compensation, tmp_path / "applied", VERBATIM)
     stored = stored_tensors(tmp_path / "applied")["model.layers.0.mlp.up_proj.weight"]
     stored.overwrite(stored.read() + 1)
-    with pytest.raises(StageFailed, match="does not come out as it was before"):
+    with pytest.raises(StageFailed, match="cannot be restored exactly"):
         remove_compensation(tmp_path / "applied", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

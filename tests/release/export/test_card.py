@@ -17,7 +17,7 @@ from tests.stages.report.cells import CELLS, FINGERPRINT, write_grid
 @pytest.mark.parametrize(
     ("recovered", "said"),
     [
-        ({"mean": 0.5, "ci95": [None, None]}, "50.0 % was recovered (95 % interval not bounded, for pruning lost too"),
+        ({"mean": 0.5, "ci95": [None, None]}, "50.0 % was recovered (95 % interval not bounded, because pruning"),
         ({"mean": 0.5, "ci95": None}, "50.0 % was recovered."),
         ({"mean": None, "ci95": None, "reason": "pruning lost nothing"}, "cannot be given: pruning lost nothing."),
         ({}, "(1.96 standard errors)."),
@@ -34,7 +34,7 @@ def test_a_finished_cell_without_a_bounded_interval_has_a_card(recovered: dict, 
     assert "| boolq (acc, n = 1) | 50.0 | 50.0 |" in text
     assert "| wikitext (word_perplexity, n = 9) | 12.35 ± 0.98 | 12.35 ± 0.98 |" in text
     assert "| mean | - | 50.0 |" in text and "| perplexity | - (heldout) |" in text
-    assert "Not in the mean, because its metric is no accuracy: wikitext." in text
+    assert "Not in the mean, because its metric is not an accuracy: wikitext." in text
 
 
 def test_a_card_never_shows_numbers_that_were_measured_differently(tmp_path: Path) -> None:

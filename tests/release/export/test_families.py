@@ -14,9 +14,9 @@ from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import FAMILIES, family_of, head_layout
+from restorelcc.models.biases import LLAMA_EQUIVALENTS
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
-from restorelcc.release.routes import LLAMA_EQUIVALENTS
 from restorelcc.release.verify.logits import Loaded, load_fresh
 from tests import pico
 from tests.release.export.restored import heads_of, pruned_model, sites_of, write_pair

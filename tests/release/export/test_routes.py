@@ -54,7 +54,9 @@ def test_a_windowed_qwen2_takes_tied_offsets_up_in_the_bias_of_v(tmp_path: Path)
 def test_offsets_that_differ_within_a_group_are_refused_there(tmp_path: Path) -> None:
     model = pruned_model("qwen2", **WINDOWED_QWEN)
     pair = write_pair(tmp_path, model, Compensation(heads_of(model)))
-    with pytest.raises(BadInput, match=r"sliding window of 8 tokens.*same offset, which these have not.*attach\(model"):
+    with pytest.raises(
+        BadInput, match=r"sliding window of 8 tokens.*same offset, which is not the case here.*attach\(model"
+    ):
         export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compensation.safetensors", "pruned"]
 

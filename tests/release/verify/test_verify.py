@@ -141,10 +141,10 @@ def _pickle(folder: Path) -> None:
 FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (_flip_zero, rf"{WEIGHT} has \d+ zeros, \d+ when it was written"),
     (_change_weight, rf"{WEIGHT} has another content than restorelcc.json records"),
-    (_break_pattern, rf"{WEIGHT} does not hold 2:4 any more"),
+    (_break_pattern, rf"{WEIGHT} no longer has the pattern 2:4"),
     (_change_bias, r"layers.0.self_attn.o_proj.bias has another content"),
     (lambda f: _edit_config(f, attention_bias=False), r"config.json has been changed since it was written"),
-    (lambda f: _edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config.json asks for code of its own"),
+    (lambda f: _edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config.json asks for custom code"),
     (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     (lambda f: (f / "modeling.py").write_text("import os"), "modeling.py is a program"),
     (_pickle, "pytorch_model.bin is a pickle"),
@@ -211,12 +211,12 @@ def test_parents_that_changed_are_named_and_those_that_are_gone_are_told(pair: P
     own = Pair(tmp_path / "pruned", tmp_path / "compensation.safetensors")
     export_checkpoint(own.pruned, own.compensation, tmp_path / "out", ExportOptions())
     write_compensation(own.compensation, Compensation(2 * heads_of(pruned_model("llama"))), {})
-    with pytest.raises(Violation, match="is not the compensation that the checkpoint was made of"):
+    with pytest.raises(Violation, match="is not the compensation that the checkpoint was made from"):
         _run(tmp_path / "out")
     own.compensation.unlink()
     found = list(verify(subject(tmp_path / "out", None, None), logits=False))
     assert any("compensation" in text and "not checked" in text for _, text in found)
-    with pytest.raises(Violation, match="is not the pruned that the checkpoint was made of"):
+    with pytest.raises(Violation, match="is not the pruned that the checkpoint was made from"):
         _run(tmp_path / "out", against=pair_of(tmp_path / "other", seed=9).pruned)
 
 

@@ -143,7 +143,7 @@ def test_finished_batches_are_not_computed_again_unless_damaged(
     stray = layout.work / "capture_dense-pico-0123456789abcdef"
     stray.mkdir()
     run_dense(Cell("pico"), CONFIG, ENTRY, layout)
-    assert f"{len(parts) - 2} of {len(parts)} batches are there" in capsys.readouterr().err
+    assert f"{len(parts) - 2} of {len(parts)} batches are kept" in capsys.readouterr().err
     assert _contents(layout.dense_activations(CELL)) == expected
     assert list(layout.work.iterdir()) == [], "parts of other fingerprints go too"
 
@@ -208,7 +208,7 @@ def test_a_model_that_cannot_share_the_question_is_run_apart_aloud(
     joint = read_layer(layout.dense_activations(CELL), 1, "negative", SHAPE)
     monkeypatch.setattr("restorelcc.stages.capture.capture.can_pack", lambda _model: False)
     run_dense(Cell("pico"), CONFIG, ENTRY, layout)
-    assert "separate sequences, which takes longer: sdpa attention takes no mask" in capsys.readouterr().err
+    assert "separate sequences, which takes longer: sdpa attention accepts no custom mask" in capsys.readouterr().err
     assert read_layout(layout.dense_activations(CELL))[1]["responses"].startswith("separate: sdpa")
     apart = read_layer(layout.dense_activations(CELL), 1, "negative", SHAPE)
     torch.testing.assert_close(apart, joint, atol=1e-5, rtol=1e-5)

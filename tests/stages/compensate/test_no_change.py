@@ -114,7 +114,7 @@ def test_a_zero_compensation_goes_through_every_later_step(layout: Layout, tmp_p
     assert read_json(layout.details(RESTORED))["no_change"] is True
     run_report([Cell(CELL.model), CELL, RESTORED], ReportConfig(), layout)
     for name in ("report.md", "report.html"):
-        assert "heads 0.5: nothing was won back" in (layout.report / name).read_text()
+        assert "heads 0.5: nothing was recovered" in (layout.report / name).read_text()
     folder, compensation = layout.pruned(RESTORED), layout.compensation(RESTORED)
     export_checkpoint(folder, compensation, tmp_path / "out", ExportOptions())
     list(verify(subject(tmp_path / "out", folder, None)))

@@ -108,7 +108,7 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     def never(_: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(StageFailed, match="does not fit beside one sequence"):
+    with pytest.raises(StageFailed, match="does not fit into memory with one sequence"):
         within_memory(never, 4)
 
 

@@ -165,7 +165,7 @@ def _broken(**changes: Any) -> list[dict[str, Any]]:
             "choice",
             None,
             {"doc_to_text": "prompt"},
-            r"has doc_to_text: prompt, which is no column of its data \(question",
+            r"has doc_to_text: prompt, which is not a column of its data \(question",
         ),
         (
             "choice",
@@ -186,7 +186,7 @@ def _broken(**changes: Any) -> list[dict[str, Any]]:
         ("choice", None, {"metric_list": [{"metric": "accuracyy"}]}, r"cannot be set up"),
         ("choice", None, {"output_type": "choices"}, r"cannot be set up .*output_type"),
         ("choice", None, {"unsafe_code": True}, r"runs code that a model wrote"),
-        ("written", None, {"doc_to_target": "solution"}, r"has doc_to_target: solution, which is no column"),
+        ("written", None, {"doc_to_target": "solution"}, r"has doc_to_target: solution, which is not a column"),
         ("written", [], {}, r"cannot be set up|cannot be loaded"),
     ],
 )

@@ -94,7 +94,7 @@ FAULTS = {
     "swapped layers": (
         lambda w: layer_file(w.dense_activations(CELL), 2).replace(layer_file(w.dense_activations(CELL), 1)),
         BadInput,
-        "no activations file of layer 1",
+        "not an activations file of layer 1",
     ),
     "missing layer": (lambda w: layer_file(w.dense_activations(CELL), 2).unlink(), BadInput, "002.parquet is missing"),
     "damaged": (

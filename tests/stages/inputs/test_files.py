@@ -38,7 +38,7 @@ def test_what_a_task_refers_to_is_found_across_files(tmp_path: Path) -> None:
 def test_a_file_that_a_task_names_and_that_is_not_there_is_refused(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "one.yaml").write_text(text)
-    with pytest.raises(BadInput, match=rf"the task file .*one\.yaml names .*{named}, which is not there"):
+    with pytest.raises(BadInput, match=rf"the task file .*one\.yaml names .*{named}, which does not exist"):
         referred_files([tmp_path / "tasks"], tmp_path)
 
 

@@ -53,7 +53,7 @@ CASES: list[tuple[str, Callable[[Path, PreTrainedModel], None], str]] = [
     ("magnitude-0.5", _nan, "model.layers.0.self_attn.q_proj holds NaN or infinity"),
     ("slimgpt-0.3", _nan, "model.layers.0.self_attn.q_proj holds NaN or infinity"),
     ("sparsegpt-4of2", _nothing, "N must be at least 1 and less than M"),
-    ("sparsegpt-3of7", _nothing, "the pattern 3:7 needs rows of a multiple of 7, this one has 16"),
+    ("sparsegpt-3of7", _nothing, "the pattern 3:7 needs rows whose length is a multiple of 7, this one has 16"),
     ("slimgpt-2of4", _nothing, "slimgpt removes whole heads and channels, give a fraction"),
     ("external-narrow", _narrow, "does not fit the dense model"),
     ("external-unknown", _nothing, "no prune.external.pico.unknown: add it"),

@@ -177,7 +177,7 @@ def test_external_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> Non
         "narrow": r"external\.pico\.narrow .* does not fit the dense model: .* has shape \(16, 16\), not \(24, 16\)",
         "family": r"is of the family 'mistral', the dense model of 'llama'",
         "nan": "holds NaN or infinity",
-        "nowhere": r"external\.pico\.nowhere\.source is 'no/such/folder/at/all', which is no folder",
+        "nowhere": r"external\.pico\.nowhere\.source is 'no/such/folder/at/all', which is not a folder",
         "unknown": r"prune\.external\.pico\.unknown is missing",
     }.items():
         with pytest.raises(BadInput, match=message) as caught:

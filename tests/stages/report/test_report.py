@@ -51,7 +51,7 @@ def test_the_report_holds_every_cell_and_names_the_best_ratio(made: Layout) -> N
     assert "| dense | 95.0 |" in texts["report.md"]
     assert "| heads 0.25 | 85.0 | 60.0 | [50.0, 70.0] |" in texts["report.md"]
     for name in ("report.md", "report.html"):
-        assert "Best head ratio 0.25: 60.0 % [50.0, 70.0] of the lost accuracy is back" in texts[name]
+        assert "Best head ratio 0.25: 60.0 % [50.0, 70.0] of the lost accuracy was recovered" in texts[name]
         assert "2 models are compared with their pruned model" in texts[name]
     rows = read_json(made.report / "results.json")["rows"]
     assert [row["what"] for row in rows] == ["dense", "pruned", "heads 0.1", "heads 0.25"]
@@ -126,7 +126,7 @@ def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Lay
             metrics["recovered"] = {"mean": None, "ci95": None, "method": "paired bootstrap", "reason": "nothing lost"}
             write_json(layout.metrics(cell), metrics)
     run(CELLS, ReportConfig(), layout)
-    assert "No share of a loss can be given for this group." in _texts(layout)["report.html"]
+    assert "No recovered share can be given for this group." in _texts(layout)["report.html"]
     run([cell for cell in CELLS if cell.head_ratio is None], ReportConfig(), layout)
     assert "No restored model of this group has been evaluated." in _texts(layout)["report.html"]
 
@@ -253,11 +253,11 @@ def test_models_of_different_fingerprints_stand_in_one_report(layout: Layout) ->
 @pytest.mark.parametrize(
     ("recovered", "ci95", "said"),
     [
-        (-0.235, [-0.9, 0.3], "heads 0.25: nothing was won back: -23.5 % [-90.0, 30.0]."),
-        (0.0, [0.0, 0.0], "heads 0.25: nothing was won back: 0.0 % [0.0, 0.0]."),
-        (0.1, [-0.2, 0.4], "heads 0.25: nothing was won back beyond doubt: 10.0 % [-20.0, 40.0]."),
-        (0.1, [None, None], "heads 0.25: nothing was won back beyond doubt: 10.0 % (its interval is unbounded)."),
-        (-0.1, None, "heads 0.25: nothing was won back: -10.0 % (its interval is unbounded)."),
+        (-0.235, [-0.9, 0.3], "heads 0.25: nothing was recovered: -23.5 % [-90.0, 30.0]."),
+        (0.0, [0.0, 0.0], "heads 0.25: nothing was recovered: 0.0 % [0.0, 0.0]."),
+        (0.1, [-0.2, 0.4], "heads 0.25: nothing was recovered beyond doubt: 10.0 % [-20.0, 40.0]."),
+        (0.1, [None, None], "heads 0.25: nothing was recovered beyond doubt: 10.0 % (its interval is unbounded)."),
+        (-0.1, None, "heads 0.25: nothing was recovered: -10.0 % (its interval is unbounded)."),
     ],
 )
 def test_where_nothing_was_won_back_every_form_says_so(
@@ -273,7 +273,7 @@ def test_where_nothing_was_won_back_every_form_says_so(
     page = re.sub(r"<[^>]+>", "", _texts(layout)["report.html"])
     for text in (_texts(layout)["report.md"], page, console.export_text()):
         assert said in text
-        assert "of the lost accuracy is back" not in text
+        assert "of the lost accuracy was recovered" not in text
     assert "-lead" not in page
     run(CELLS, ReportConfig(), layout)
     assert "heads 0.1: nothing" not in _texts(layout)["report.md"]
@@ -290,7 +290,7 @@ def test_a_task_that_is_no_accuracy_is_listed_and_not_averaged(layout: Layout) -
     print_results(layout.report, console)
     for text in (_texts(layout)["report.md"], _texts(layout)["report.html"], console.export_text()):
         assert "1,234.50" in text
-        assert "because its metric is no accuracy: world_rte (word_perplexity)." in text
+        assert "because its metric is not an accuracy: world_rte (word_perplexity)." in text
     assert "world_rte" not in (layout.report / "plots" / "tasks.csv").read_text()
 
 

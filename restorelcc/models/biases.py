@@ -1,0 +1,111 @@
+"""Which linears of a stock checkpoint can carry a bias, and a checkpoint with zeros on all that can.
+
+Letters: O output features.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
+
+from restorelcc.models.architectures import family_of, family_of_config, prunable_linears
+from restorelcc.models.shards import PlannedTensor, write_shards
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+
+# Families whose blocks compute what Llama's do, but whose class has no bias on the out-projection.
+LLAMA_EQUIVALENTS = ("mistral", "qwen2")
+
+
+def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
+    """Paths of the linears of a block that the config's class gives a bias."""
+    family = family_of_config(config)
+
+    def has_bias(path: str) -> bool:
+        flag = family.bias_flag(path)
+        return bool(getattr(config, flag)) if flag else path in family.native_biases
+
+    return tuple(path for path in family.linears if has_bias(path))
+
+
+def why_not_llama(config: PretrainedConfig) -> str | None:
+    """Why a Mistral or Qwen2 model is not exactly a Llama model; None when it is."""
+    kind, window = config.model_type, getattr(config, "sliding_window", None)
+    kinds_of_layer = set(getattr(config, "layer_types", None) or ())
+    windowed = kind == "mistral" or "sliding_attention" in kinds_of_layer
+    if window is not None and windowed and window < config.max_position_embeddings:
+        return (
+            f"its attention has a sliding window of {window} tokens (config.sliding_window), which the Llama class "
+            "does not have"
+        )
+    try:
+        llama_config(config)
+    except Exception as error:  # whatever the class refuses its config with
+        return f"the Llama class refuses its shape ({' '.join(str(error).split())[:200]})"
+    return None
+
+
+def llama_config(config: PretrainedConfig) -> LlamaConfig:
+    """The Llama config that computes what a Mistral or Qwen2 config without sliding window does."""
+    known = LlamaConfig().to_dict()
+    values = {key: value for key, value in config.to_dict().items() if key in known and key != "model_type"}
+    heads = config.num_attention_heads
+    values["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // heads
+    values["num_key_value_heads"] = getattr(config, "num_key_value_heads", None) or heads
+    values |= {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False}
+    written: Any = LlamaConfig(**values)
+    written.validate()
+    return written
+
+
+def biased_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the same model in a class with as many biases as there can be: its own with every key for biases
+    turned on, or the equivalent Llama class."""
+    if config.model_type in LLAMA_EQUIVALENTS and why_not_llama(config) is None:
+        written: PretrainedConfig = llama_config(config)
+    else:
+        written = copy.deepcopy(config)
+    for flag in family_of_config(written).bias_flags:
+        setattr(written, flag, True)
+    return written
+
+
+def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path) -> None:
+    """The checkpoint of `source` (of this config) with a zero bias on every linear that can carry one and has none.
+
+    It computes what the source does. Written tensor by tensor; biases have the dtype of their weight.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written, stored = biased_config(config), stored_tensors(source)
+    family = family_of_config(written)
+    names = [f"{family.blocks}.{layer}.{path}" for layer in range(written.num_hidden_layers)
+             for path in biased_linears(written)]  # fmt: skip
+    planned = [PlannedTensor(name, tensor.dtype, tensor.shape, tensor.read) for name, tensor in stored.items()]
+    planned += [_zeros(name, stored[f"{name}.weight"]) for name in names if f"{name}.bias" not in stored]
+    for _ in write_shards(folder, planned):
+        pass
+    written.save_pretrained(folder)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+
+
+def _zeros(name: str, weight: StoredTensor) -> PlannedTensor:
+    shape = (weight.shape[0],)
+    return PlannedTensor(f"{name}.bias", weight.dtype, shape, lambda: torch.zeros(shape, dtype=weight.dtype))
+
+
+def give_zero_biases(model: PreTrainedModel) -> None:
+    """The same of a model in memory, whose class stays: zero biases on the linears that its class can give one."""
+    family = family_of(model)
+    for flag in family.bias_flags:
+        setattr(model.config, flag, True)
+    able = biased_linears(model.config)
+    for _, name, linear in prunable_linears(model):
+        if linear.bias is None and name.endswith(tuple(f".{path}" for path in able)):
+            zeros_O = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
+            linear.bias = nn.Parameter(zeros_O, requires_grad=False)
