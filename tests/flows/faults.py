@@ -74,6 +74,7 @@ class Victim:
         self.expected = project.artifacts()
         self.lock = read_lock(project.folder)
         self.output = project.folder.with_name("output.txt")
+        self.output.touch()
 
     def forget(self) -> None:
         """Begin from nothing: no artifacts, no cache, no dvc.lock."""
