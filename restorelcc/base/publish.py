@@ -85,9 +85,16 @@ def _can_rename(one: Path, other: Path) -> bool:
 
 def check_writable(layout: Layout) -> None:
     """Raises BadInput where nothing can be written: before anything is computed, and not at its end."""
-    for folder in (layout.data, layout.work):
-        if sentence := why_not_writable(folder):
+    for sentence in (why_no_link(layout), *map(why_not_writable, (layout.data, layout.work))):
+        if sentence:
             raise BadInput(sentence)
+
+
+def why_no_link(layout: Layout) -> str | None:
+    """A sentence where data/ is a link in a git repository: DVC then refuses each result after it was computed."""
+    if layout.data.is_symlink() and (layout.root / ".git").exists():
+        return f"{layout.data} is a link, and DVC refuses results outside of the git repository: mount the disk there"
+    return None
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ import typer
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.publish import why_not_writable
+from restorelcc.base.publish import check_writable
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.params import Params, hidden_changes, load_params
 from restorelcc.pipeline.stages import grid_cells
@@ -49,7 +49,8 @@ def check(
         raise BadInput("check --json is what a model's data hold: add --model NAME")
     for alias in checked.grid.model:
         lay_out(alias, checked.named(alias), layout.root)  # refuses a file or folder that is not there
-    for sentence in (*filter(None, map(why_not_writable, (layout.data, layout.work))), *_of_a_kill(layout)):
+    check_writable(layout)
+    for sentence in _of_a_kill(layout):
         raise BadInput(sentence)
     typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
     for sentence in hidden_changes(checked):

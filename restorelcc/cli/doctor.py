@@ -14,7 +14,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.base.publish import SCRATCH, delete_left, left_behind, scratch_home, why_not_writable
+from restorelcc.base.publish import SCRATCH, delete_left, left_behind, scratch_home, why_no_link, why_not_writable
 from restorelcc.pipeline import workspace
 from restorelcc.pipeline.lockfile import read_lock
 from restorelcc.pipeline.remotes import altered_objects, check_remote
@@ -135,8 +135,8 @@ def _crashed(root: Path) -> Iterator[Finding]:
     found += [f"{count} scratch folders of killed stages lie in {home}" for home, count in homes]
     yield from (Finding(True, f"{sentence}: run `restorelcc doctor --fix`") for sentence in found)
     layout = Layout(root)
-    for folder in (layout.data, layout.work):
-        if sentence := why_not_writable(folder):
+    for sentence in (why_no_link(layout), *map(why_not_writable, (layout.data, layout.work))):
+        if sentence:
             yield Finding(True, sentence)
     if layout.data.is_dir() and (home := scratch_home(layout, layout.data / "any")) != layout.work:
         yield Finding(False, f"data/ is on another file system: what is not finished lies in {home}")

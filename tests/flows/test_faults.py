@@ -25,7 +25,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.processes import is_running
-from restorelcc.base.publish import SCRATCH, published, scratch_home
+from restorelcc.base.publish import SCRATCH, check_writable, published, scratch_home
 from restorelcc.cli.share import push
 from restorelcc.pipeline.lockfile import read_lock
 from restorelcc.pipeline.remotes import add_remote, altered_objects
@@ -128,25 +128,23 @@ def clock_jumps(victim: Victim, table: Table) -> None:
 
 
 def scratch_elsewhere(victim: Victim, table: Table, tmp_path: Path) -> None:
-    """TMPDIR is full (/dev/full is no folder: Python takes the next one), and data/ a link to another disk."""
+    """TMPDIR is full (/dev/full is no folder: Python takes the next one), and data/ a mount."""
     row = table.row("TMPDIR cannot be written")
     struck(victim, row, [lambda: victim.run(TMPDIR="/dev/full") == 0])
-    row = table.row("data/ on another file system")
-    data, elsewhere = victim.project.folder / "data", tmp_path / "disk"
-    if Path("/dev/shm").is_dir():
-        elsewhere = Path("/dev/shm") / f"restorelcc-faults-{os.getpid()}"
+    if not can_mount(tmp_path):
+        return
+    row, data = table.row("data/ is a mount"), victim.project.folder / "data"
 
     def strike() -> bool:
-        shutil.rmtree(data, ignore_errors=True)
-        elsewhere.mkdir()
-        data.symlink_to(elsewhere)
-        return kill_at(victim, "dvc", 1.5)
+        hit = kill_at(victim, "dvc", 1.5)
+        victim.rerun(row)
+        return hit
 
-    try:
-        struck(victim, row, [strike])
-    finally:
-        shutil.rmtree(elsewhere, ignore_errors=True)
-        data.unlink(missing_ok=True)
+    data.mkdir(exist_ok=True)
+    victim.forget()
+    data.mkdir()
+    with mounted(data, "-t", "tmpfs", "tmpfs"):
+        row.times += strike()
 
 
 def full_tmpfs(victim: Victim, table: Table, tmp_path: Path) -> None:
@@ -159,7 +157,7 @@ def full_tmpfs(victim: Victim, table: Table, tmp_path: Path) -> None:
         with mounted(dot, "-t", "tmpfs", "-o", f"size={kilobytes + 64}k", "tmpfs"):
             (dot / "config").write_bytes(config)
             (dot / "tmp").mkdir()
-            row.zero += victim.run() == 0
+            row.zero += victim.run() == 0 and victim.project.artifacts() != victim.expected
         return True
 
     if can_mount(tmp_path):
@@ -179,7 +177,7 @@ def mounted(place: Path, *options: str) -> Iterator[None]:
 
 def can_mount(tmp_path: Path) -> bool:
     probe = tmp_path / "probe"
-    probe.mkdir()
+    probe.mkdir(exist_ok=True)
     try:
         with mounted(probe, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
             return True
@@ -262,6 +260,14 @@ def test_scratch_is_where_its_destination_is(tmp_path: Path) -> None:
         assert not list((elsewhere / SCRATCH).iterdir())
     finally:
         shutil.rmtree(elsewhere)
+
+
+def test_a_link_in_a_repository_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "project")
+    (layout.root / ".git").mkdir(parents=True)
+    layout.data.symlink_to(tmp_path)
+    with pytest.raises(BadInput, match="is a link, and DVC refuses results"):
+        check_writable(layout)
 
 
 def test_a_mount_of_the_same_disk_and_one_for_reading(tmp_path: Path) -> None:
