@@ -23,7 +23,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help repro graph flow share test coverage test-durations test-slow check study ablation bench bench-capture bench-extract \
+.PHONY: help repro graph flow share test coverage test-durations test-slow faults check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
 
 help: ## List the targets
@@ -52,10 +52,11 @@ $(READY)-%: $(READY)
 env: $(READY) ## Create .venv and install the packages of uv.lock; TORCH_INDEX=<url> for another build of torch
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+	restorelcc doctor --fix --quiet
 	restorelcc versions
 	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
 	restorelcc inputs $(if $(MODEL),--model $(MODEL))
-	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc repro)
+	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc --wait-for-lock repro)
 	restorelcc table
 
 flow: $(READY) ## Run the chain with Prefect, several stages at once (docs/workflow.md)
@@ -81,7 +82,10 @@ test-durations: $(READY)-test ## Run the tests and print how long each file took
 	awk '/s (call|setup|teardown) / { split($$3, part, "::"); sum[part[1]] += $$1 } \
 		END { for (file in sum) printf "%7.1f s  %s\n", sum[file], file }' .work/durations | sort -rn | head -n 40
 
-test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing
+faults: $(READY)-test ## Kill, fill and cut off everything at random moments; print what a rerun made of it (minutes)
+	pytest -s tests/flows/test_faults.py
+
+test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing; and all faults
 	pytest -m slow
 
 check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared dependencies

@@ -11,9 +11,9 @@ from flows.gates import CPU, GPU, visible_gpus
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.pipeline.lockfile import heal
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stale import remove_stale_metrics
+from restorelcc.pipeline.workspace import mend
 
 _MODEL = re.compile(r" --model (\S+)")
 
@@ -55,9 +55,9 @@ def read_dag(root: Path, params: Params) -> Dag:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
 
+    healed = mend(root)
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
-            healed = heal(root)
             stale = remove_stale_metrics(Layout(root), params.grid.model_dump())
             graph = repo.index.graph
             changed = _changed(repo)
@@ -65,7 +65,7 @@ def read_dag(root: Path, params: Params) -> Dag:
     except DvcException as error:
         raise BadInput(f"DVC cannot read the pipeline in {root}: {error}") from error
     left = [f"{len(stale)} metrics files of cells that left the grid are put aside"] if stale else []
-    return Dag(stages, tuple(([healed] if healed else []) + left))
+    return Dag(stages, (*healed, *left))
 
 
 def _changed(repo: Any) -> set[str] | None:

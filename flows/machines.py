@@ -194,12 +194,12 @@ def merge_entries(root: Path, entries: dict[str, Any]) -> None:
 
 
 def _pull(root: Path, remote: str, stages: set[str]) -> None:
-    if stages and dvc(root, "pull", "--remote", remote, *sorted(stages)):
+    if stages and dvc(root, "pull", "--remote", remote, *sorted(stages), remote=remote):
         raise StageFailed("the jobs' metrics could not be pulled, see above: run again")
 
 
 def _push(root: Path, remote: str, stages: set[str]) -> None:
-    if stages and dvc(root, "push", "--run-cache", "--remote", remote, *sorted(stages)):
+    if stages and dvc(root, "push", "--run-cache", "--remote", remote, *sorted(stages), remote=remote):
         raise StageFailed(f"the push to {remote!r} did not complete: run again")
 
 

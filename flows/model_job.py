@@ -62,7 +62,7 @@ def run_job(repository: str, revision: str, model: str, remote: str, slots: dict
         state = run_stages(subset(read_dag(clone, params), own), clone, slots)
         if not state.is_completed():
             return state
-        if dvc(clone, "push", "--run-cache", "--remote", remote, *sorted(own)):
+        if dvc(clone, "push", "--run-cache", "--remote", remote, *sorted(own), remote=remote):
             raise StageFailed(f"{model}: the push to {remote!r} did not complete: run the job again")
         publish_lock(clone, own)
     return Completed(message=f"{model}: {state.message}")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import httpx
 import prefect
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings, temporary_settings
 
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.pipeline.running import held_lock
 
 _TIED = Path(__file__).with_name("tied.py")
 _START_SECONDS = 120.0
@@ -30,18 +31,28 @@ def prefect_api() -> Iterator[str]:
         require_server(configured)
         yield configured
         return
-    process, url = _start_own()
+    # Prefect makes its database at the first start: two that do so at once break it for one another.
+    with held_lock(PREFECT_HOME.value() / "first-start.lock"):
+        process, url = _start_own()
+        try:
+            _wait_until_healthy(process, url)
+        except BaseException:
+            _end(process)
+            raise
     try:
-        _wait_until_healthy(process, url)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def require_server(url: str) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.gates import GPU, visible_gpus
+from restorelcc.base.errors import StageFailed
+from restorelcc.pipeline.workspace import mend, other_runs
 
 RAN, RESTORED, UNCHANGED = "Ran", "Restored from the cache", "Unchanged"
 BAD_INPUT = 2
@@ -68,11 +70,23 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
         text = "\n".join(lines)
         if code == 0:
             return _outcome(text)
+        root = Path(command.root)
+        if mended := _mended(root):  # another run was killed meanwhile
+            say("; ".join(mended))
+            continue
         if not _BUSY.search(text) or _ending.is_set():
             raise _error(command.stage, code, lines)
-        say(f"{command.stage} or one of its inputs is in use by another run: waiting {pause:g} s")
+        who = ", ".join(map(str, other_runs(root))) or "another run"
+        say(f"{command.stage} or one of its inputs is in use by {who}: waiting {pause:g} s")
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
+
+
+def _mended(root: Path) -> list[str]:
+    try:
+        return [] if _ending.is_set() else mend(root)
+    except StageFailed as error:
+        raise StageError(str(error)) from error
 
 
 def run_tied(

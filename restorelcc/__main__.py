@@ -6,6 +6,7 @@ import os
 import sys
 
 from restorelcc.base.ending import pipe_closed, tell
+from restorelcc.base.processes import end_with_parent
 
 # What libraries read from the environment when they load.
 DEFAULTS = {
@@ -27,10 +28,11 @@ def set_defaults() -> None:
 
 def main() -> None:
     """Run a command; if it fails, end with its one sentence and its exit code."""
-    set_defaults()
-    from restorelcc.cli.app import app
-
     try:
+        end_with_parent()  # before the imports, which take seconds
+        set_defaults()
+        from restorelcc.cli.app import app
+
         try:
             app()
         finally:

@@ -28,7 +28,7 @@ class Layout:
 
     @property
     def work(self) -> Path:
-        """Scratch, on the same file system as data/, ignored by git and DVC."""
+        """What outlives a command but is no artifact: locks, states of training, caches; ignored by git and DVC."""
         return self.root / _WORK
 
     def inputs(self, cell: Cell) -> Path:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+
+SCRATCH = ".scratch"  # below data/, or what a link or a mount in it leads to; ignored by git and DVC
 
 
 @contextmanager
@@ -41,28 +44,116 @@ def published(layout: Layout, *destinations: Path) -> Iterator[tuple[Path, ...]]
     """Yield one scratch path per destination; when the block ends well, rename each to its destination.
 
     The block creates a file or a folder at every scratch path. When it raises, nothing under data/ has changed. What a
-    killed process has left in its scratch place is deleted by the next one that writes.
+    killed process has left in its scratch place is deleted by the next one that writes. Scratch and destination are on
+    one file system, whatever in data/ is a link or a mount.
     """
-    with _scratch_folder(layout.work) as scratch:
-        paths = tuple(scratch / f"{number}-{path.name}" for number, path in enumerate(destinations))
+    with ExitStack() as held:
+        homes = [scratch_home(layout, destination) for destination in destinations]
+        scratch = {home: held.enter_context(scratch_folder(home)) for home in dict.fromkeys(homes)}
+        places = [scratch[home] for home in homes]
+        pairs = enumerate(zip(places, destinations, strict=True))
+        paths = tuple(place / f"{number}-{destination.name}" for number, (place, destination) in pairs)
         yield paths
         for path, destination in zip(paths, destinations, strict=True):
-            _replace(path, destination, scratch)
+            _replace(path, destination, path.parent)
+
+
+def scratch_home(layout: Layout, destination: Path) -> Path:
+    """Where scratch for a destination lies: in .work, or where data/ or a part of it is a link or a mount, in there."""
+    there = _nearest(destination.parent)
+    inside = [path for path in destination.parents if path == layout.data or layout.data in path.parents]
+    homes = [layout.work, *(path / SCRATCH for path in reversed(inside) if path.is_dir())]
+    return next((home for home in homes if _can_rename(_nearest(home), there)), there / SCRATCH)
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the folder above it that is there; a link that leads nowhere is not."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
+def _can_rename(one: Path, other: Path) -> bool:
+    """Whether a name can go from one folder to the other. Of two mounts of one disk only the kernel knows that not."""
+    if one.stat().st_dev != other.stat().st_dev:
+        return False
+    nothing = f"{SCRATCH}-{os.getpid()}"  # is not there: the kernel looks at the mounts first
+    try:
+        (one / nothing).rename(other / nothing)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
+
+
+def check_writable(layout: Layout) -> None:
+    """Raises BadInput where nothing can be written: before anything is computed, and not at its end."""
+    for sentence in (why_no_link(layout), *map(why_not_writable, (layout.data, layout.work))):
+        if sentence:
+            raise BadInput(sentence)
+
+
+def why_no_link(layout: Layout) -> str | None:
+    """A sentence where data/ is a link in a git repository: DVC then refuses each result after it was computed."""
+    if layout.data.is_symlink() and (layout.root / ".git").exists():
+        return f"{layout.data} is a link, and DVC refuses results outside of the git repository: mount the disk there"
+    return None
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """A sentence where no file can be made in the folder, or the folder itself cannot; None where all is well."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        what = "a link that leads nowhere" if there.is_symlink() else "no folder"
+        return f"{there} is {what}: mount or make what it leads to, or move it away"
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return f"{there} is on a file system that is mounted read-only: mount it for writing"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} may not be written by this user: change its owner or its permissions"
+    return None
 
 
 @contextmanager
-def _scratch_folder(work: Path) -> Iterator[Path]:
-    """A folder that is locked as long as its process lives, and deleted at the end; so are those that nobody locks."""
+def scratch_folder(home: Path, prefix: str = "write-", left: str = "write-*") -> Iterator[Path]:
+    """A folder that is locked as long as its process lives, and deleted at the end; so are those that nobody locks.
+
+    `left` is the pattern of such folders.
+    """
     with ExitStack() as held:
-        with locked(work):  # nobody finds another one's folder between its making and its locking
-            for left in work.glob("write-*"):
-                with locked(left, wait=False) as free:
-                    if free:
-                        shutil.rmtree(left, ignore_errors=True)
-            scratch = Path(tempfile.mkdtemp(prefix="write-", dir=work))
+        with locked(home):  # nobody finds another one's folder between its making and its locking
+            _delete_unlocked(home, left)
+            scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
             held.enter_context(locked(scratch))
         held.callback(shutil.rmtree, scratch, ignore_errors=True)
         yield scratch
+
+
+def _delete_unlocked(home: Path, pattern: str) -> int:
+    left = left_behind(home, pattern)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(left)
+
+
+def left_behind(home: Path, pattern: str = "write-*") -> list[Path]:
+    """Scratch folders of processes that were killed: nobody locks them."""
+    return [path for path in sorted(home.glob(pattern)) if not path.is_symlink() and _is_free(path)]
+
+
+def _is_free(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, or no folder
+        return False
+    try:
+        return lock_descriptor(descriptor, blocking=False)
+    finally:
+        os.close(descriptor)
+
+
+def delete_left(home: Path) -> int:
+    """Delete the scratch folders of killed processes; how many there were."""
+    if not home.is_dir():
+        return 0
+    with locked(home):
+        return _delete_unlocked(home, "write-*")
 
 
 def _replace(path: Path, destination: Path, scratch: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 from restorelcc.base.documents import write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.processes import started_by_dvc
 from restorelcc.base.progress import is_first_process, process_count
 from restorelcc.cli import (
     check,
@@ -32,7 +33,7 @@ from restorelcc.cli import (
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.renamed import rename_in_file
-from restorelcc.pipeline.running import stage_running, started_by_dvc
+from restorelcc.pipeline.running import stage_running
 from restorelcc.pipeline.stages import (
     PER_MODEL,
     PER_PRUNING,

@@ -11,10 +11,12 @@ import typer
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.publish import check_writable
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.named_sources import problems
 from restorelcc.pipeline.params import Params, hidden_changes, load_params
 from restorelcc.pipeline.stages import grid_cells
+from restorelcc.pipeline.workspace import faults
 from restorelcc.stages.inputs.files import absolute
 
 
@@ -52,6 +54,9 @@ def check(
     for alias in checked.grid.model:
         for sentence in _check_checkpoints(alias, checked, layout):
             typer.echo(f"restorelcc: note: {sentence}", err=True)
+    check_writable(layout)
+    for sentence in _of_a_kill(layout):
+        raise BadInput(sentence)
     typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
     for sentence in hidden_changes(checked):
         typer.echo(f"restorelcc: note: {sentence}", err=True)
@@ -77,6 +82,11 @@ def _check_checkpoints(alias: str, params: Params, layout: Layout) -> list[str]:
         except BadInput as error:
             notes.append(f"models.{alias}: {folder} can be restored and measured, and not exported: {error}")
     return notes
+
+
+def _of_a_kill(layout: Layout) -> list[str]:
+    """What a killed process left that stops every dvc command."""
+    return [f"{sentence}: run `restorelcc doctor --fix`" for sentence in faults(layout.root)]
 
 
 def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:

@@ -1,8 +1,7 @@
-"""`restorelcc doctor`: what could go wrong here, and what to do about it. Mends a broken dvc.lock, nothing else."""
+"""`restorelcc doctor`: what is or could go wrong here, and what to do about it; with --fix what can be mended is."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -15,8 +14,11 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.pipeline.lockfile import heal, read_lock
-from restorelcc.pipeline.remotes import check_remote
+from restorelcc.base.publish import SCRATCH, delete_left, left_behind, scratch_home, why_no_link, why_not_writable
+from restorelcc.pipeline import workspace
+from restorelcc.pipeline.lockfile import read_lock
+from restorelcc.pipeline.remotes import altered_objects, check_remote
+from restorelcc.pipeline.run_cache import opened
 from restorelcc.pipeline.running import lock_owner
 from restorelcc.pipeline.versions import differences
 
@@ -39,17 +41,50 @@ def add(app: typer.Typer) -> None:
 
 def doctor(
     cache: Annotated[bool, typer.Option("--cache", help="also read every cached file and compare its digest")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="mend what a killed process left")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="with --fix: mend, say what was mended, look at nothing else")
+    ] = False,
     params: Annotated[Path, typer.Option("--params", help="the parameter file, in the project's folder")] = Path(
         "params.yaml"
     ),
 ) -> None:
     """Print one line per finding; exit code 1 when something needs a hand."""
     root = params.resolve().parent
-    findings = [*_machine(root), *_packages(root), *_runs(root), *_dvc(root, cache), *_prefect()]
+    if quiet and not fix:
+        raise BadInput("doctor --quiet is for --fix: add it, or leave --quiet out")
+    mended = list(_mended(root, cache)) if fix else []
+    if quiet:
+        for finding in mended:
+            typer.echo(f"restorelcc: {finding.text}", err=True)
+        _refuse_beside_another_run(root)
+        return
+    findings = [*mended, *_machine(root), *_packages(root), *_runs(root), *_crashed(root), *_dvc(root, cache)]
+    findings += _prefect()
     for finding in findings:
         typer.echo(f"{'fault' if finding.fault else 'ok':6} {finding.text}")
     if faults := sum(finding.fault for finding in findings):
         raise StageFailed(f"doctor found {faults} fault{'s' if faults > 1 else ''}, each with its cure above")
+
+
+def _mended(root: Path, deep: bool) -> Iterator[Finding]:
+    """Mend what can be mended without a choice; a line for each."""
+    yield from (Finding(False, f"mended: {sentence}") for sentence in workspace.mend(root))
+    for home in _scratch_homes(root):
+        if count := delete_left(home):
+            yield Finding(False, f"mended: {count} scratch folders of killed stages in {home} are gone")
+    for path in _altered(root) if deep else ():
+        path.chmod(0o644)
+        path.unlink()
+        yield Finding(False, f"mended: {path} was altered, and is gone: pull it, or compute it again by `dvc repro`")
+
+
+def _refuse_beside_another_run(root: Path) -> None:
+    """Raises StageFailed where another run works here; a workspace is no place for two at once."""
+    if runs := workspace.other_runs(root):
+        raise StageFailed(
+            f"{' and '.join(map(str, runs))} is at work in {root}: wait until it has ended, or end it, then run again"
+        )
 
 
 def _machine(root: Path) -> Iterator[Finding]:
@@ -87,15 +122,37 @@ def _runs(root: Path) -> Iterator[Finding]:
     running = {path.name: owner for path in sorted((work / "locks").glob("*")) if (owner := lock_owner(path))}
     for stage, owner in running.items():
         yield Finding(False, f"{stage} is running as process {owner}")
-    left = sorted(work.glob("write-*"))
-    if left and not running:
-        yield Finding(True, f"{len(left)} scratch folders of killed stages: rm -r {work}/write-*")
+    for run in workspace.other_runs(root):
+        yield Finding(False, f"{run} is at work here: another run in this folder waits for it, or ends and names it")
+
+
+def _crashed(root: Path) -> Iterator[Finding]:
+    """What killed processes left, and what would stop a run at its end."""
+    found = workspace.faults(root)
+    homes = [(home, count) for home in _scratch_homes(root) if (count := len(left_behind(home)))]
+    if not found and (entries := read_lock(root)) is not None:
+        yield Finding(False, f"dvc.lock is whole, {len(entries)} stages")
+    found += [f"{count} scratch folders of killed stages lie in {home}" for home, count in homes]
+    yield from (Finding(True, f"{sentence}: run `restorelcc doctor --fix`") for sentence in found)
+    layout = Layout(root)
+    for sentence in (why_no_link(layout), *map(why_not_writable, (layout.data, layout.work))):
+        if sentence:
+            yield Finding(True, sentence)
+    if layout.data.is_dir() and (home := scratch_home(layout, layout.data / "any")) != layout.work:
+        yield Finding(False, f"data/ is on another file system: what is not finished lies in {home}")
+
+
+def _scratch_homes(root: Path) -> list[Path]:
+    layout = Layout(root)
+    return [
+        layout.work,
+        *(home for home in (layout.data / SCRATCH, *layout.data.glob(f"*/{SCRATCH}")) if home.is_dir()),
+    ]
 
 
 def _dvc(root: Path, deep: bool) -> Iterator[Finding]:
     from dvc.exceptions import DvcException
-    from dvc.lock import LockError
-    from dvc.repo import Repo, lock_repo
+    from dvc.repo import Repo
 
     try:
         repo = Repo(str(root))
@@ -107,33 +164,25 @@ def _dvc(root: Path, deep: bool) -> Iterator[Finding]:
             yield Finding(
                 True, "core.hardlink_lock is set, and a killed process keeps it: dvc config --unset core.hardlink_lock"
             )
-        try:
-            with lock_repo(repo):
-                yield _lock_file(root)
-        except LockError:
-            yield Finding(False, "another dvc command holds DVC's lock; dvc.lock was not looked at")
-        yield from _cache(Path(repo.cache.local.path)) if deep else ()
+        yield from _cache(root) if deep else ()
         yield from _remote(repo)
 
 
-def _lock_file(root: Path) -> Finding:
-    if mended := heal(root):
-        return Finding(True, f"{mended}: run `dvc repro`")
-    return Finding(False, f"dvc.lock is whole, {len(read_lock(root) or {})} stages")
+def _altered(root: Path) -> list[Path]:
+    with opened(root) as repo:
+        return altered_objects(Path(repo.cache.local.path))
 
 
-def _cache(folder: Path) -> Iterator[Finding]:
-    files = [path for path in sorted((folder).glob("??/*")) if path.is_file()]
-    bad = [path for path in files if _md5(path) != path.parent.name + path.name.removesuffix(".dir")]
+def _cache(root: Path) -> Iterator[Finding]:
+    bad = _altered(root)
     for path in bad:
-        yield Finding(True, f"{path} was altered, and a push would spread it: delete it, then pull or compute it again")
+        yield Finding(
+            True,
+            f"{path} was altered, and a push would spread it: delete it by `restorelcc doctor --cache --fix`, then "
+            "pull or compute it again",
+        )
     if not bad:
-        yield Finding(False, f"{len(files)} cached files have the digest that they are named by")
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        yield Finding(False, "every cached file has the digest that it is named by")
 
 
 def _remote(repo: object) -> Iterator[Finding]:

@@ -11,8 +11,9 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_what_is_here
 from restorelcc.pipeline.params import load_params
-from restorelcc.pipeline.remotes import add_remote, check_remote, dvc, remote_name
-from restorelcc.pipeline.run_cache import lost_files, mend, opened, restore_from_cache
+from restorelcc.pipeline.remotes import add_remote, altered_objects, check_remote, dvc, remote_name
+from restorelcc.pipeline.run_cache import lost_files, opened, restore_from_cache
+from restorelcc.pipeline.workspace import mend
 
 RootOption = Annotated[Path, typer.Option("--root", help="the project's folder")]
 RemoteOption = Annotated[str | None, typer.Option("--remote", "-r", help="a remote other than the default one")]
@@ -31,38 +32,40 @@ def share(
     endpoint: Annotated[str | None, typer.Option(help="address of an S3 server other than Amazon's")] = None,
     root: RootOption = Path(),
 ) -> None:
-    """Write the remote into .dvc/config, and see that it answers."""
-    repo = opened(root)
-    with repo:
-        add_remote(root, name, url, endpoint)
-    with opened(root) as repo:
-        check_remote(repo, name)
+    """Write to the remote and read from it; when that works, put it into .dvc/config."""
+    opened(root).close()
+    add_remote(root, name, url, endpoint)
     typer.echo(f"remote {name!r} is {url}: commit .dvc/config, then `restorelcc push`", err=True)
 
 
 def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Everything that dvc.lock and the run-cache refer to; what the remote has already is not sent again."""
+    for sentence in mend(root):
+        typer.echo(sentence, err=True)
     with opened(root) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
-        if healed := mend(repo, root):
-            typer.echo(healed, err=True)
-    if dvc(root, "push", "--run-cache", "--remote", name):
+        if altered := altered_objects(Path(repo.cache.local.path)):
+            raise StageFailed(
+                f"{altered[0]} was altered on this disk, and a push would spread it ({len(altered)} such files): run "
+                "`restorelcc doctor --cache --fix`, then `dvc repro`, then push again"
+            )
+    if dvc(root, "push", "--run-cache", "--remote", name, remote=name):
         raise StageFailed("the push did not complete: run it again, what has arrived is not sent again")
     typer.echo("pushed; commit and push dvc.lock too, so that others see the same results", err=True)
 
 
 def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Fetch what dvc.lock names and the run-cache, then bring back every stage whose inputs somebody has run."""
+    for sentence in mend(root):
+        typer.echo(sentence, err=True)
     with opened(root) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
-        if healed := mend(repo, root):
-            typer.echo(healed, err=True)
     if (root / "params.yaml").is_file():
         for absent in lay_out_what_is_here(load_params(root / "params.yaml"), Layout(root.resolve())):
             typer.echo(f"restorelcc: note: {absent}", err=True)
-    fetched = dvc(root, "fetch", "--run-cache", "--remote", name) == 0
+    fetched = dvc(root, "fetch", "--run-cache", "--remote", name, remote=name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
     answers = fetched or _answers(root, name)
     lost = lost_files(root)

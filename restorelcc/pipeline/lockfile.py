@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.publish import put
 
 FILE = "dvc.lock"
+_DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 class _FastLoader(UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -33,7 +35,24 @@ def _entries(content: bytes) -> dict[str, Any] | None:
     except BadInput:
         return None
     stages = document.get("stages") if isinstance(document, dict) else None
-    return stages if isinstance(stages, dict) else None
+    whole = isinstance(stages, dict) and document.get("schema") == "2.0" and all(map(_is_whole, stages.values()))
+    return stages if whole else None
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether an entry is one that DVC reads; of a file that was cut off the last one may be half of one."""
+    if not (isinstance(entry, dict) and isinstance(entry.get("cmd"), str | list)):
+        return False
+    files = [entry[kind] for kind in ("deps", "outs") if kind in entry]
+    if not all(isinstance(each, list) for each in files) or not isinstance(entry.get("params", {}), dict):
+        return False
+    return all(
+        isinstance(file, dict)
+        and isinstance(file.get("path"), str)
+        and _DIGEST.fullmatch(str(file.get("md5", "0" * 32))) is not None
+        for each in files
+        for file in each
+    )
 
 
 def heal(root: Path) -> str | None:
@@ -58,7 +77,7 @@ def merge(root: Path, entries: dict[str, Any]) -> None:
     """Put another clone's entries into dvc.lock, by stage name. Raises BadInput where our own file is broken."""
     own = read_lock(root)
     if own is None:
-        raise BadInput(f"{FILE} is broken: run `restorelcc doctor`")
+        raise BadInput(f"{FILE} is broken: run `restorelcc doctor --fix`")
     document = {"schema": "2.0", "stages": own | entries}
     _write(root, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import re
+import secrets
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,11 +31,16 @@ _DENIED = re.compile(
     r"credential|permission|denied|forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|authenticat|token",
     re.IGNORECASE,
 )
+# Seconds to connect and to wait for a block; `dvc remote modify` sets others.
+_TIMEOUTS = {"s3": {"connect_timeout": "10", "read_timeout": "15"}, "ssh": {"timeout": "15"}, "local": {}}
+_PROBE = b"written by restorelcc share, to see that it can be\n"
 _SECRETS = ("access_key_id", "secret_access_key", "session_token", "password", "passphrase")
 
 
 def check_url(url: str) -> str:
     """A folder, s3://bucket/path or ssh://host/path, free of credentials. Raises BadInput; returns the scheme."""
+    if not url.strip():
+        raise BadInput("the remote has no address: give a folder, s3://bucket/path or ssh://host/path")
     parts = urlsplit(url)
     scheme = parts.scheme or "local"
     check_without_credentials("the remote's address", url)
@@ -41,24 +53,105 @@ def check_url(url: str) -> str:
     return scheme
 
 
-def dvc(root: Path, *arguments: str) -> int:
-    """Run a dvc command, its output shown as it comes; its exit code."""
+def patience() -> float:
+    """Seconds in which a remote must answer; RESTORELCC_REMOTE_SECONDS sets it. Raises BadInput."""
+    text = os.environ.get("RESTORELCC_REMOTE_SECONDS", "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise BadInput(f"RESTORELCC_REMOTE_SECONDS is {text!r}: give a number of seconds, for example 30")
+    return seconds
+
+
+def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
+    """Run a dvc command, its output shown as it comes; its exit code.
+
+    `remote`: the one that it talks to. It is asked now and then whether it still answers. Raises BadInput when it does
+    not, after the command was ended.
+    """
+    from dvc.repo import Repo
+
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    return subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, check=False).returncode
+    # The S3 library tries five times, and for a minute each.
+    environment = {"AWS_MAX_ATTEMPTS": "2"} | os.environ
+    process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, env=environment)
+    try:
+        while remote is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=patience() / 2)
+                break
+            with Repo(str(root.resolve())) as repo:
+                check_remote(repo, remote, patience() / 2)
+        return process.wait()
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process that still runs: as Ctrl-C does, and when that does not help, for good."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=3)
 
 
 def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
-    """Make `url` the default remote, verified on every download, in .dvc/config."""
+    """Make `url` the default remote, verified on every download, in .dvc/config, once it was written to and read from.
+
+    Raises BadInput where it cannot be used; .dvc/config is as it was then.
+    """
+    from dvc.repo import Repo
+
     scheme = check_url(url)
     check_without_credentials("--endpoint", endpoint or "")
     if endpoint and scheme != "s3":
         raise BadInput("--endpoint is the address of an S3 server: leave it out for a folder or SSH")
-    settings = [("verify", "true"), *([("endpointurl", endpoint)] if endpoint else [])]
-    commands: list[tuple[str, ...]] = [("remote", "add", "--quiet", "--force", "--default", name, url)]
-    commands += [("remote", "modify", "--quiet", name, key, value) for key, value in settings]
-    for command in commands:
-        if dvc(root, *command):
-            raise StageFailed(f"dvc {' '.join(command)} failed, see above")
+    if scheme == "local":
+        _check_apart(root, Path(url).expanduser())
+    settings = {"verify": "true"} | _TIMEOUTS[scheme] | ({"endpointurl": endpoint} if endpoint else {})
+    place = str((root / Path(url).expanduser()).resolve()) if scheme == "local" else url
+    with Repo(str(root.resolve()), config={"remote": {name: {"url": place, **settings}}}) as repo:
+        check_remote(repo, name)
+        _within(patience(), name, url, scheme, lambda: _probe(repo.cloud.get_remote_odb(name)))
+    command = ("remote", "add", "--quiet", "--force", "--default", name, url)
+    if dvc(root, *command):
+        raise StageFailed(f"dvc {' '.join(command)} failed, see above")
+    with Repo(str(root.resolve())) as repo, repo.config.edit("repo") as config:
+        config["remote"][name] |= settings
+
+
+def _check_apart(root: Path, folder: Path) -> None:
+    """Raises BadInput for a remote in the project: a folder that goes with it keeps nothing safe."""
+    place = (root / folder).resolve()
+    own = [root.resolve() / name for name in ("data", ".dvc", ".git", ".work")]
+    if place == root.resolve() or any(place == path or path in place.parents for path in own):
+        raise BadInput(f"{place} is the project's own folder: give one outside of it, which all can reach")
+
+
+def _probe(odb: Any) -> None:
+    """Write a small file, read it, and delete it. Raises what the remote's library raises."""
+    name = odb.fs.join(odb.path, f".restorelcc-probe-{os.getpid()}-{secrets.token_hex(4)}")
+    odb.fs.makedirs(odb.path, exist_ok=True)
+    odb.fs.pipe_file(name, _PROBE)
+    try:
+        if odb.fs.cat_file(name) != _PROBE:
+            raise OSError("what was written there came back as something else")
+    finally:
+        odb.fs.remove(name)
+
+
+def altered_objects(cache: Path) -> list[Path]:
+    """Files of a DVC cache whose content has not the digest that they are named by; a push would spread them."""
+    files = [path for path in sorted(cache.glob("??/*")) if path.is_file() and not path.name.endswith(".tmp")]
+    return [path for path in files if _md5(path) != path.parent.name + path.name.removesuffix(".dir")]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def remote_name(config: dict[str, Any], asked: str | None) -> str:
@@ -72,8 +165,11 @@ def remote_name(config: dict[str, Any], asked: str | None) -> str:
     return str(name)
 
 
-def check_remote(repo: Any, name: str) -> None:
-    """List the remote once, so that what is wrong is one sentence before anything is sent. Raises BadInput."""
+def check_remote(repo: Any, name: str, seconds: float | None = None) -> None:
+    """List the remote once, so that what is wrong is one sentence before anything is sent. Raises BadInput.
+
+    `seconds` that it may take; `patience()` by default.
+    """
     settings = repo.config["remote"][name]
     url = str(settings.get("url", ""))
     scheme = check_url(url)
@@ -81,16 +177,44 @@ def check_remote(repo: Any, name: str) -> None:
     tracked = repo.config.load_one("repo").get("remote", {}).get(name, {})
     if held := [key for key in _SECRETS if key in tracked]:
         raise BadInput(f"remote {name!r} has {held[0]} in .dvc/config, which git would keep: {_HOW[scheme]} instead")
-    try:
+
+    def look() -> None:
         odb = repo.cloud.get_remote_odb(name)
         if scheme == "local":
             _check_folder(Path(odb.path))
         else:
             _connect(str(settings.get("endpointurl", "")))
             _list(odb)
-    except BadInput:
-        raise
-    except Exception as error:  # whatever the library of the remote raises, it says why the remote cannot be used
+
+    _within(patience() if seconds is None else seconds, name, url, scheme, look)
+
+
+def _within(seconds: float, name: str, url: str, scheme: str, call: Callable[[], None]) -> None:
+    """Call something that talks to a remote. Raises BadInput with what went wrong, or when it takes too long.
+
+    Libraries have timeouts for a connection or a block, and try again: all together that is minutes. So the call has a
+    thread of its own, which is left behind when it does not come back.
+    """
+    raised: list[Exception] = []
+
+    def caught() -> None:
+        try:
+            call()
+        except Exception as error:  # whatever the library of the remote raises, it says why it cannot be used
+            raised.append(error)
+
+    thread = threading.Thread(target=caught, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise BadInput(
+            f"remote {name!r} ({url}) did not answer within {seconds:g} s: check the address and that the server runs; "
+            "RESTORELCC_REMOTE_SECONDS sets how long to wait"
+        )
+    if raised and isinstance(raised[0], BadInput):
+        raise raised[0]
+    if raised:
+        error = raised[0]
         said = " ".join(str(error).split()) or type(error).__name__
         denied = _DENIED.search(f"{type(error).__name__} {said}")
         what = _HOW[scheme] if denied else "check the address and that the server runs"

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from contextlib import chdir
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import put
 from restorelcc.pipeline.dvc_log import told
-from restorelcc.pipeline.lockfile import heal
+from restorelcc.pipeline.workspace import mend, other_runs
 
 _EXIT = re.compile(r"exited with (-?\d+)")
 _SAID = {1, 2, 130}  # exit codes of `restorelcc`, which has printed its sentence then
@@ -35,24 +36,42 @@ def reproduce(layout: Layout, target: str, title: str) -> None:
     Raises StageEnded when one fails, and StageFailed when it could not print a reason.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo, lock_repo
+    from dvc.lock import LockError
+    from dvc.repo import Repo
 
     site = {"core": {"site_cache_dir": str(layout.root / ".dvc" / "tmp" / "site")}}  # goes with the folder
-    try:
-        with told(title), chdir(layout.root), Repo(str(layout.root), config=site) as repo:
-            with lock_repo(repo):
-                if healed := heal(layout.root):
-                    notice(title, healed)
-            repo.reproduce(targets=[target], run_env=_environment(layout))
-    except DvcException as error:
-        raise _ended(error, target) from error
+    while True:
+        for sentence in mend(layout.root):
+            notice(title, sentence)
+        try:
+            with told(title), chdir(layout.root), Repo(str(layout.root), config=site, _wait_for_lock=True) as repo:
+                repo.reproduce(targets=[target], run_env=_environment(layout))
+            return
+        except DvcException as error:
+            if not any(isinstance(cause, LockError) for cause in _causes(error)):
+                raise _ended(error, target) from error
+            _wait_for_others(layout.root, title)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error, what it comes from, and so on."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    return causes
+
+
+def _wait_for_others(root: Path, title: str) -> None:
+    runs = other_runs(root)
+    notice(title, f"{', '.join(map(str, runs)) or 'another run'} is at work in {root}: waiting")
+    while runs and other_runs(root):
+        time.sleep(0.5)
+    time.sleep(0.1)
 
 
 def _ended(error: BaseException, target: str) -> StageEnded | StageFailed:
     """What DVC's error comes from."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
+    causes = _causes(error)
     for cause in causes:
         if match := _EXIT.search(str(cause)):
             code = int(match[1])

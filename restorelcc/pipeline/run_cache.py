@@ -8,15 +8,6 @@ from typing import Any
 
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.inputs import STAGE as INPUTS
-from restorelcc.pipeline.lockfile import heal
-
-
-def mend(repo: Any, root: Path) -> str | None:
-    """Repair dvc.lock. Returns what was done, or None if nothing was needed."""
-    from dvc.repo import lock_repo
-
-    with lock_repo(repo):
-        return heal(root)
 
 
 def lost_files(root: Path) -> list[str]:

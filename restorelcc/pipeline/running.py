@@ -6,7 +6,6 @@ parent is gone, and until it has ended its lock makes the next one wait.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -18,11 +17,10 @@ from types import FrameType
 from filelock import lock_descriptor
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
+from restorelcc.base.processes import end_with_parent
 from restorelcc.base.progress import is_first_process
-
-_PR_SET_PDEATHSIG = 1
+from restorelcc.base.publish import check_writable
 
 
 @contextmanager
@@ -32,7 +30,8 @@ def stage_running(layout: Layout, stage: str, cell: Cell | None = None) -> Itera
     Of several processes that work on the stage together the first holds the lock for all.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    _end_with_the_parent()
+    end_with_parent()
+    check_writable(layout)
     with held_lock(stage_lock(layout, stage, cell)) if is_first_process() else nullcontext():
         yield
 
@@ -72,18 +71,3 @@ def lock_owner(path: Path) -> str | None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: a second one would only break into that
     raise KeyboardInterrupt
-
-
-def started_by_dvc() -> bool:
-    """Whether this process is a stage that DVC runs."""
-    return "DVC_STAGE" in os.environ
-
-
-def _end_with_the_parent() -> None:
-    """Started by DVC: have the kernel send SIGTERM when DVC dies (Linux; elsewhere the lock alone protects)."""
-    if sys.platform != "linux" or not started_by_dvc():
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died in between
-        raise StageFailed("the process that started the stage is gone")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_links
-from restorelcc.base.publish import put
+from restorelcc.base.publish import put, scratch_folder
 from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import weights_of
+
+_UNFINISHED = ".unfinished-"  # in the name of a folder beside `out` that is being written
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -37,25 +38,24 @@ def check_apart(out: Path, *sources: Path) -> None:
 def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a scratch folder beside `out`; when the block ends well it takes the place of `out`.
 
-    When the block raises, `out` is as it was. Raises BadInput as check_output does.
+    When the block raises, `out` is as it was. What killed ones have left beside it is deleted.
+    Raises BadInput as check_output does.
     """
     check_output(out, overwrite=overwrite)
     out = out.absolute()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise BadInput(f"{out} cannot be written: {error.strerror}") from error
-    try:
-        folder = scratch / out.name
-        folder.mkdir()
+    with ExitStack() as held:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = held.enter_context(scratch_folder(out.parent, f".{out.name}{_UNFINISHED}", f".*{_UNFINISHED}*"))
+            folder = scratch / out.name
+            folder.mkdir()
+        except OSError as error:
+            raise BadInput(f"{out} cannot be written: {error.strerror}") from error
         yield folder
         check_output(out, overwrite=overwrite)
         if out.is_dir():
             out.replace(scratch / "replaced")
         put(folder, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,12 @@ def write(path, text):
 
 
 def look(model):
-    """What every true stage begins with: it looks at the files that the user named, without torch."""
+    """Real stages begin so: they look at the files that the user named, without torch. Where a test runs it a hundred
+    times, it copies what that once made."""
+    if made := os.environ.get("STANDIN_INPUTS"):
+        shutil.rmtree(f"data/inputs/{model}", ignore_errors=True)
+        shutil.copytree(f"{made}/{model}", f"data/inputs/{model}", symlinks=True)
+        return 0
     return subprocess.run([sys.executable, "-m", "restorelcc", "inputs", "--model", model], check=False).returncode
 
 

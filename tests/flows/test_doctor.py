@@ -31,6 +31,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     (folder / ".work/write-left").mkdir()
     project.sh("dvc", "remote", "add", "--default", "share", str(tmp_path / "remote"))
     (folder / "dvc.lock").write_text("")
+    (folder / ".dvc/tmp/rwlock").write_text("")
     cached = next(path for path in sorted((folder / ".dvc/cache/files/md5").glob("??/*")) if path.suffix != ".dir")
     cached.chmod(0o644)
     content = cached.read_bytes()
@@ -39,16 +40,21 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     assert done.code == 1
     for named in (
         "versions/ has 0.1: run `restorelcc versions`",
-        "1 scratch folders of killed stages: rm -r",
-        "dvc.lock was broken and has been removed",
+        f"1 scratch folders of killed stages lie in {folder}/.work: run `restorelcc doctor --fix`",
+        "dvc.lock is empty or cut off: run `restorelcc doctor --fix`",
+        "rwlock is empty or cut off, which stops every dvc command: run `restorelcc doctor --fix`",
         f"{cached.name} was altered, and a push would spread it",
         "its files are not verified: dvc remote modify share verify true",
         "no Prefect server answers at http://127.0.0.1:9/api",
     ):
         assert any(line.startswith("fault") and named in line for line in done.text.splitlines()), named + done.text
-    assert "doctor found 6 faults" in done.text
+    assert "doctor found 7 faults" in done.text
 
     assert "numpy 0.1 -> " in project.restorelcc("versions").text
+    done = project.restorelcc("doctor", "--fix", "--cache")
+    assert (done.code, done.text.count("mended: ")) == (1, 4), done.text
+    assert "doctor found 1 fault," in done.text, "what is left is the remote's"
+    assert not list((folder / ".work").glob("write-*")) and not cached.exists()
     cached.write_bytes(content)
     assert project.sh("dvc", "repro", "--quiet", "corpus") == ""
     assert project.executed() == ["inputs@tiny"], "healed: the corpus came from the run-cache"

@@ -156,6 +156,10 @@ BAD = [
     (["share", "s3://"], "names no bucket"),
     (["share", "folder", "--endpoint", "http://x"], "--endpoint is the address of an S3 server"),
     (["push", "--root", "/"], "is not a DVC project"),
+    (["share", ""], "the remote has no address"),
+    (["share", "."], "is the project's own folder"),
+    (["share", "data/remote"], "is the project's own folder"),
+    (["share", "dvc.yaml/remote"], "dvc.yaml is not a folder"),
 ]
 
 

@@ -1,0 +1,134 @@
+"""A workspace after a crash, or beside another run: what DVC's own files say of it, and what of that is mended.
+
+`dvc.lock` has the results, `.dvc/tmp/rwlock` who reads or writes what; whoever looks at the project holds
+`.dvc/tmp/lock`. DVC writes the first two in place, so a kill leaves them empty or cut off. An entry of a killed process
+blocks for ever once another process has its number. All is read without DVC, whose import takes longer than the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import lock_descriptor
+
+from restorelcc.base.errors import StageFailed
+from restorelcc.base.processes import RWLOCK, is_running
+from restorelcc.pipeline.lockfile import FILE, heal, read_lock
+
+_PATIENCE_SECONDS = 30.0
+
+
+class Run(NamedTuple):
+    """A process that works here, as DVC notes it."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command})"
+
+
+def mend(root: Path) -> list[str]:
+    """Mend what a killed process left of DVC's files; a sentence for each. Raises StageFailed where one is held."""
+    if not (root / ".dvc").is_dir():
+        return []
+    done = [_mend_rwlock(root)] if _rwlock_fault(root) else []
+    if read_lock(root) is None:
+        with dvc_lock(root):
+            done.append(heal(root))
+    return [sentence for sentence in done if sentence]
+
+
+def faults(root: Path) -> list[str]:
+    """What `mend` would mend, a sentence for each."""
+    broken = [f"{FILE} is empty or cut off"] if read_lock(root) is None else []
+    return [*filter(None, [_rwlock_fault(root)]), *broken]
+
+
+def other_runs(root: Path) -> list[Run]:
+    """Living processes, other than this one, that read or write artifacts here."""
+    owners = dict.fromkeys(_owners(_rwlock(root) or {}))
+    return [run for run in owners if run.pid != os.getpid() and is_running(*run)]
+
+
+@contextmanager
+def dvc_lock(root: Path) -> Iterator[None]:
+    """Hold the lock that every dvc command takes. Raises StageFailed, with its owner, after half a minute."""
+    path = root / ".dvc" / "tmp" / "lock"
+    with _held(path):
+        yield
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    with path.open("a+") as file:
+        while not lock_descriptor(file.fileno(), blocking=False):
+            if time.monotonic() > deadline:
+                owner = path.read_text(encoding="utf-8").strip() or "unknown"
+                raise StageFailed(f"process {owner} holds DVC's lock {path}: wait until it has ended, or end it")
+            time.sleep(0.1)
+        yield
+
+
+def _rwlock(root: Path) -> dict[str, Any] | None:
+    """DVC's note of who reads or writes what; empty without one, None where the file is broken."""
+    try:
+        content = json.loads((root / RWLOCK).read_text(encoding="utf-8"))
+        list(_owners(content))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return content
+
+
+def _owners(content: dict[str, Any]) -> Iterator[Run]:
+    for entry in content.get("write", {}).values():
+        yield Run(int(entry["pid"]), str(entry["cmd"]))
+    for entries in content.get("read", {}).values():
+        yield from (Run(int(entry["pid"]), str(entry["cmd"])) for entry in entries)
+
+
+def _rwlock_fault(root: Path) -> str | None:
+    content = _rwlock(root)
+    if content is None:
+        return f"{RWLOCK} is empty or cut off, which stops every dvc command"
+    if gone := _gone(content):
+        return f"{RWLOCK} names {', '.join(map(str, gone))}, which is no more"
+    return None
+
+
+def _gone(content: dict[str, Any]) -> list[Run]:
+    return [run for run in dict.fromkeys(_owners(content)) if not is_running(*run)]
+
+
+def _mend_rwlock(root: Path) -> str | None:
+    path = root / RWLOCK
+    with _held(path.with_name(f"{path.name}.lock")):  # as DVC does while it edits the file
+        content = _rwlock(root)
+        if content is None:
+            path.unlink(missing_ok=True)
+            return f"{RWLOCK} was empty or cut off by a kill, and is gone"
+        gone = set(_gone(content))
+        if not gone:
+            return None
+        kept: dict[str, Any] = {"write": {}, "read": {}}
+        for name, entry in content.get("write", {}).items():
+            if Run(int(entry["pid"]), str(entry["cmd"])) not in gone:
+                kept["write"][name] = entry
+        for name, entries in content.get("read", {}).items():
+            left = [entry for entry in entries if Run(int(entry["pid"]), str(entry["cmd"])) not in gone]
+            if left:
+                kept["read"][name] = left
+        scratch = path.with_name(f"{path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(kept), encoding="utf-8")
+        scratch.replace(path)
+        return f"{RWLOCK} named {', '.join(map(str, sorted(gone)))}, which is no more: its entries are gone"
