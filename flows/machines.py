@@ -29,11 +29,12 @@ from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_without_credentials, without_credentials
-from restorelcc.pipeline.lockfile import merge
+from restorelcc.pipeline.lockfile import merge, read_lock
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
 
 DEPLOYMENT = "model-job/machines"
+METRICS = "data/metrics"  # all that the head needs of the models
 _POLL_SECONDS = 2.0
 _CODE = ["dvc.yaml", "params.yaml", "restorelcc", "versions", ".dvc/config"]
 
@@ -194,7 +195,11 @@ def merge_entries(root: Path, entries: dict[str, Any]) -> None:
 
 
 def _pull(root: Path, remote: str, stages: set[str]) -> None:
-    if stages and dvc(root, "pull", "--remote", remote, *sorted(stages), remote=remote):
+    """The metrics of stages, and nothing else that they wrote: models and texts stay where they are needed."""
+    entries = read_lock(root) or {}
+    outs = (Path(out["path"]) for name in stages for out in entries.get(name, {}).get("outs", []))
+    files = sorted(str(path) for path in outs if path.is_relative_to(METRICS))
+    if files and dvc(root, "pull", "--remote", remote, *files, remote=remote):
         raise StageFailed("the jobs' metrics could not be pulled, see above: run again")
 
 
