@@ -59,6 +59,8 @@ SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/var/lib/", "/
 # Environment variables that modules of the project itself ask for, and why none of them changes a result.
 OWN_VARIABLES = {
     "DVC_STAGE": "whether DVC runs the stage",
+    "DVC_ROOT": "whether that DVC still lives",
+    "USE_HUB_KERNELS": "kernels of a hub are never loaded",
     "RESTORELCC_PROGRESS": "bars or none",
     "WORLD_SIZE": "processes of a launcher; a step of several is a step of one",
     "RANK": "the same",
@@ -200,7 +202,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         for stage in [*STAGES, "prune"]:
             external = stage in traces  # the second time, of the checkpoint that another tool pruned
             cell = CELL | ({"pruning": "external-theirs"} if external else {})
-            options = " ".join(f"--{axis} {cell[axis]}" for axis in pipeline[stage]["matrix"])
+            options = " ".join(f"--{axis} {cell[axis]}" for axis in pipeline[stage].get("matrix", ()))
             command = pipeline[stage]["cmd"].replace("${item}", options).split()[1:]
             opened.read()
             name = "prune external" if external else stage

@@ -341,7 +341,7 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
     (("compensate", "-m", "tiny", "-p", "wanda-0.5", "-r", "\u0660.\u0661"), "is not a number"),
     (("compensate", "-m", "tiny", "-p", "wanda-0.5", "-r", "1e-300"), "0.0001 at least"),
     (("compensate", "-m", "tiny", "-p", "wanda-0.5", "-r", "1_0"), "is not a number"),
-    (("recover", "-m", "tiny", "-p", "wanda-0.5", "-b", "../lora"), "is no way to recover"),
+    (("recover", "-m", "tiny", "-p", "wanda-0.5", "-b", "../lora"), "is not a recovery method"),
 ]
 
 

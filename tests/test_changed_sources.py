@@ -190,9 +190,9 @@ def test_check_of_a_changed_folder_is_a_note_and_no_failure(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for name in ("c", "i", "h"):
-        (layout.root / name).touch()
-    data = DataFiles(calibration="c", instructions="i", heldout="h").model_dump()
+    (layout.root / "texts.txt").write_text("w1 w2 w3\n")
+    (layout.root / "pairs.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n')
+    data = DataFiles(calibration="texts.txt", instructions="pairs.jsonl", heldout="texts.txt").model_dump()
     content["models"] = {"pico": {"source": str(layout.root / "dense"), "data": data}}
     content["grid"] |= {"model": ["pico"], "pruning": ["external-x"]}
     content["prune"]["external"] = {"pico": {"x": {"source": str(layout.root / "pruned")}}}

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from restorelcc.__main__ import main
+from tests import pico
 from tests.dag import ROOT
 
 ROWS = "\n".join(json.dumps({"prompt": f"w{number}", "completion": "w1"}) for number in range(9))
@@ -30,7 +31,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.doc").write_text("w1 w2\n")
     (tmp_path / "other.jsonl").write_text('{"columns": "of no format"}')
     (tmp_path / "blank.txt").write_text("\n \n")
-    for name, family in (("model", "llama"), ("bloom", "bloom"), ("experts", "mixtral")):
+    pico.pico().save_pretrained(tmp_path / "model")
+    pico.word_tokenizer().save_pretrained(tmp_path / "model")
+    for name, family in (("bloom", "bloom"), ("experts", "mixtral")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(
             json.dumps({"model_type": family, "num_local_experts": 8 * (name == "experts")})
@@ -73,7 +76,7 @@ REFUSED = [
     (f"{MINE}.source=texts.txt", "a file: give the folder that it lies in"),
     (f"{MINE}.source=bloom", "model family 'bloom' is not supported: known are llama"),
     (f"{MINE}.source=experts", "is a mixture of experts"),
-    (f"{MINE}.source=list", "has no model_type: give a complete checkpoint"),
+    (f"{MINE}.source=list", "holds a list, where an object is expected"),
     (f"{MINE}.source=tasks", "no .safetensors file"),
     ("corpus.encoder=./nowhere", r"corpus\.encoder is './nowhere', and there is no such folder"),
     ("evaluate.datasets=nowhere", r"evaluate\.datasets is 'nowhere', and there is no such folder"),
@@ -102,7 +105,9 @@ def test_an_external_checkpoint_is_looked_for(
     grid = "grid.pruning=[external-theirs]"
     assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: ./nowhere}}}") == 2
     assert "prune.external.mine.theirs.source is './nowhere'" in capsys.readouterr().err
-    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: bloom}}}") == 0
+    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: bloom}}}") == 2
+    assert "bloom" in capsys.readouterr().err
+    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: model}}}") == 0
 
 
 def test_what_is_good_is_good_and_several_problems_are_counted(

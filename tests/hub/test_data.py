@@ -207,13 +207,16 @@ def test_a_chat_template_that_moved_brings_the_corpus_in_step_too(
     tokenizer = byte_level(bos=False)
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    files = pico_files() | folder_files(tmp_path / "tokenizer")
+    files = pico_files(vocab_size=512) | folder_files(tmp_path / "tokenizer")
     hub.add_model("me/pico", files)
     project = _project(tmp_path, data=PAPER_DATA | {"chat_template": True})
     for stage in ("corpus", "dense"):
         assert project.call(monkeypatch, stage, "--model", "x") == 0
     template, weights = {"chat_template.jinja": b"{{ messages }}"}, "model.safetensors"
-    for changed, stages in ((template, "corpus@x dense@x"), ({weights: pico_files(seed=1)[weights]}, "dense@x")):
+    for changed, stages in (
+        (template, "corpus@x dense@x"),
+        ({weights: pico_files(seed=1, vocab_size=512)[weights]}, "dense@x"),
+    ):
         hub.model("me/pico").commit(files | changed)
         assert project.call(monkeypatch, "check") == 1
         assert f"`dvc repro --force --single-item {stages}` takes it" in capsys.readouterr().err

@@ -120,7 +120,11 @@ _WRONG = {
 }
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 BROKEN: dict[str, tuple[Break, str]] = {
-    **{f"{key} {what}": (config(**{key: value}), key) for key in _SIZES for what, value in _WRONG.items()},
+    **{
+        f"{key} {what}": (config(**{key: value}), "NaN is no number" if what == "NaN" else key)
+        for key in _SIZES
+        for what, value in _WRONG.items()
+    },
     **{f"{key} null": (config(**{key: None}), key) for key in _SIZES},
     **{f"{key} missing": (config(**{key: ...}), "json says|split evenly|heads") for key in _SIZES},
     **{
@@ -133,10 +137,13 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "head width odd": (config(head_dim=5), "head_dim"),
     "more layers": (config(num_hidden_layers=4), "num_hidden_layers"),
     "fewer layers": (config(num_hidden_layers=2), "num_hidden_layers"),
-    "epsilon NaN": (config(rms_norm_eps=float("nan")), "finite"),
+    "epsilon NaN": (config(rms_norm_eps=float("nan")), "NaN is no number"),
     "epsilon negative": (config(rms_norm_eps=-1.0), "above 0"),
     "epsilon text": (config(rms_norm_eps="small"), "above 0"),
-    "infinity, deep": (config(rope_parameters={"rope_type": "default", "rope_theta": float("inf")}), "finite"),
+    "infinity, deep": (
+        config(rope_parameters={"rope_type": "default", "rope_theta": float("inf")}),
+        "Infinity is no number",
+    ),
     "rope of no kind": (config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "spiral"),
     "rope a list": (config(rope_parameters=[1]), "rope"),
     "activation": (config(hidden_act="no_such"), "no_such"),
@@ -151,11 +158,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "family a number": (config(model_type=7), "model_type"),
     "family a list": (config(model_type=["llama"]), "model_type"),
     "family unknown": (config(model_type="no_such"), "no_such"),
-    "code in the config": (config(auto_map={"AutoModelForCausalLM": "evil.Model"}), "code of its own"),
-    "code, deep": (config(text_config={"auto_map": {"AutoConfig": "evil.C"}}), "code of its own"),
+    "code in the config": (config(auto_map={"AutoModelForCausalLM": "evil.Model"}), r"custom code \(auto_map\)"),
+    "code, deep": (config(text_config={"auto_map": {"AutoConfig": "evil.C"}}), r"custom code \(auto_map\)"),
     "code in the tokenizer": (
         tokenizer(lambda c: c.update(auto_map={"AutoTokenizer": ["e.T", None]}), "tokenizer_config.json"),
-        "code of its own",
+        r"custom code \(auto_map\)",
     ),
     "kernel": (config(_attn_implementation="kernels-community/flash-attn"), "kernel"),
     "kernel by its other name": (config(attn_implementation="someone/kernel:function"), "kernel"),
@@ -166,11 +173,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
         config(quantization_config={"quant_method": "compressed-tensors", "format": "pack-quantized"}),
         "quantized",
     ),
-    "config a list": (write("config.json", "[]"), "list in place of"),
-    "config null": (write("config.json", "null"), "in place of"),
+    "config a list": (write("config.json", "[]"), "holds a list, where an object"),
+    "config null": (write("config.json", "null"), "where an object is expected"),
     "config {}": (write("config.json", "{}"), "model_type"),
     "config cut": (cut("config.json", 40), "JSON"),
-    "config no text": (write("config.json", b"\xff\xfe\x00"), "JSON"),
+    "config no text": (write("config.json", b"\xff\xfe\x00"), "not UTF-8 text"),
     "config nested without end": (write("config.json", "[" * 100_000), "JSON"),
     "config empty": (write("config.json", ""), "is empty"),
     "config a pointer": (write("config.json", LFS), "git-lfs"),
@@ -229,9 +236,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
         tokenizer(lambda c: c["model"]["vocab"].update({f"x{n}": 64 + n for n in range(40)})),
         "64 rows",
     ),
-    "tokenizer a list": (write("tokenizer.json", "[]"), "in place of"),
-    "tokenizer config a list": (write("tokenizer_config.json", "[]"), "in place of"),
-    "generation config null": (write("generation_config.json", "null"), "in place of"),
+    "tokenizer a list": (write("tokenizer.json", "[]"), "where an object is expected"),
+    "tokenizer config a list": (write("tokenizer_config.json", "[]"), "where an object is expected"),
+    "generation config null": (write("generation_config.json", "null"), "where an object is expected"),
 }
 
 

@@ -209,7 +209,7 @@ def _other(package: str, real: Callable[[str], str | None]) -> str | None:
         ),
         ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is not a file"),
         ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
-        ({"--head-ratio": "1.5"}, "give a number above 0 and at most 1"),
+        ({"--head-ratio": "1.5"}, "give a number above 0 .*and at most 1"),
         ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),
         ({"--set": "probe.stepz=1"}, "did you mean 'probe.steps'"),
     ],

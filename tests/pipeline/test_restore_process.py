@@ -69,7 +69,7 @@ def test_after_an_edit_of_the_installed_code_it_prunes_again(given: Path, tmp_pa
     before = load_file(weights)
     code, text = _restore(given, packages=packages)
     assert code == 0 and "restore: compensate is done" in text, text
-    scores = packages / "restorelcc" / "stages" / "prune" / "scores.py"
+    scores = packages / "restorelcc" / "stages" / "prune" / "prune.py"
     assert scores.read_text().count(SCORE) == 1
     scores.write_text(scores.read_text().replace(SCORE, INVERTED))
     code, text = _restore(given, packages=packages)

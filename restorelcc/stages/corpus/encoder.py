@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import snapshot_download
 
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import parse_json, read_text
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.names import check_links, inside
 from restorelcc.base.stock_files import check_stock
@@ -72,7 +72,8 @@ def check_encoder(folder: Path) -> None:
         check_stock(part)
     if not (folder / "modules.json").is_file():
         return
-    modules: Any = read_json(folder / "modules.json")
+    path = folder / "modules.json"
+    modules: Any = parse_json(read_text(path), str(path), list)
     for module in modules if isinstance(modules, list) else [modules]:
         kind = module.get("type") if isinstance(module, dict) else module
         if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):

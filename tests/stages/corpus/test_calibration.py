@@ -96,11 +96,13 @@ def test_the_table_records_source_and_digest(tmp_path: Path) -> None:
         data = DataFiles(calibration=source, instructions="i", heldout="h")
         for name in ("first", "second"):
             found = calibration_texts(data, config, tmp_path)
-            write_calibration(tmp_path / name, found.items, found.origin)
-        metadata = read_metadata(tmp_path / "first")
+            write_calibration(tmp_path / name / "calibration.parquet", found.items, found.origin)
+        metadata = read_metadata(tmp_path / "first" / "calibration.parquet")
         assert metadata["source"] == expected
         assert len(metadata["digest"]) == 64
-        assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+        assert (tmp_path / "first" / "calibration.parquet").read_bytes() == (
+            tmp_path / "second" / "calibration.parquet"
+        ).read_bytes()
         digests.add(metadata["digest"])
     assert len(digests) == 2
 

@@ -11,6 +11,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.manifest import write_manifest
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
@@ -83,6 +84,7 @@ def test_a_compensation_of_another_checkpoint_is_refused(layout: Layout) -> None
     model = load_model(folder, torch.float32, CPU)
     out_projections(model)[0].weight[0] += 1.0
     model.save_pretrained(folder)
+    write_manifest(folder)
     with pytest.raises(BadInput, match="was trained for another pruned model"):
         run_recovered(cell, EVALUATE, ENTRY, layout)
 
