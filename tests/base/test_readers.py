@@ -104,7 +104,7 @@ NO_YAML = {
     "not UTF-8": (b"a: \xff", "not UTF-8"),
     "a key twice": (
         b"a: 1\nb: 2\n'a': 3",
-        "the key 'a' stands (twice, in line 1 and in line 3|there a second time)",
+        "the key 'a' stands twice, in line 1 and in line 3|the key 'a' stands there a second",
     ),
     "a number twice": (b"1: a\n0x1: b", "stands twice|a second time"),
     "a key twice below": (b"x:\n- {q: 1, q: 2}", "the key 'q' stands twice|the key 'q' stands there a second"),
