@@ -74,6 +74,10 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         }
         if pruning.pruner == "refined":
             report["refined"] = config.refined.model_dump()
+        if config.allocation != "uniform" and pruning.external is None:
+            report["allocation"] = {"by": config.allocation, "spread": config.allocation_spread}
+            if config.allocation == "owl":
+                report["allocation"]["outliers_above"] = config.allocation_outliers
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
         write_document(folder / "sparsity.json", report)
         if pruning.external is None:  # of another folder, the reference has the digests
