@@ -37,13 +37,17 @@ Linears = dict[str, nn.Linear]
 
 @dataclass(frozen=True)
 class PrunedTensor:
-    """One weight after pruning; `error` is ||(W - W') X|| / ||W X|| (Frobenius) on the sampled calibration inputs."""
+    """One weight after pruning; `error` is ||(W - W') X|| / ||W X|| (Frobenius) on the sampled calibration inputs.
+
+    Where the bias beside it is another than the dense one, the difference counts as part of what W' X makes.
+    """
 
     name: str
     layer: int
     zeros: int
     total: int
     error: float | None
+    bias_changed: bool = False
 
 
 @torch.no_grad()
@@ -123,15 +127,23 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
 
 
-def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor, mean_I: Tensor | None = None) -> float:
+def output_error(
+    dense_OI: Tensor,
+    pruned_OI: Tensor,
+    sampled_KI: Tensor,
+    mean_I: Tensor | None = None,
+    change_O: Tensor | None = None,
+) -> float:
     """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0.
 
-    mean_I: where a bias takes up (W - W') mean, (W - W') (X - mean) above the line.
+    mean_I: where a bias takes up (W - W') mean, (W - W') (X - mean) above the line. change_O: where a bias differs from
+    the dense one by any vector d, (W - W') X - d.
     """
     dense_OI = dense_OI.float()
     whole = torch.linalg.vector_norm(sampled_KI @ dense_OI.T)
     left_KI = sampled_KI if mean_I is None else sampled_KI - mean_I.float()
-    lost = torch.linalg.vector_norm(left_KI @ (dense_OI - pruned_OI.float()).T)
+    lost_KO = left_KI @ (dense_OI - pruned_OI.float()).T
+    lost = torch.linalg.vector_norm(lost_KO if change_O is None else lost_KO - change_O)
     return float(lost / whole) if whole else 0.0
 
 
@@ -269,7 +281,7 @@ def _checked(
     if not wanted <= found <= wanted + spare:
         raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
     error = output_error(dense_OI, pruned_OI, sampled_KI, mean_I)
-    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error)
+    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error, bias_changed=mean_I is not None)
 
 
 def magnitude_score(weight_OI: Tensor) -> Tensor:

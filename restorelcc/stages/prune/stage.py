@@ -130,8 +130,10 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
 def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, Any]:
     """Requested and achieved sparsity, in total, per layer and for every targeted tensor; errors as PrunedTensor's.
 
-    A layer's error is the mean over its linears.
+    A layer's error is the mean over its linears. `biases_changed`, where it is not 0, counts the linears whose bias is
+    another than in the dense model.
     """
+    changed = sum(result.bias_changed for result in results)
     layers = []
     for layer in sorted({result.layer for result in results}):
         own = [result for result in results if result.layer == layer]
@@ -143,6 +145,7 @@ def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, 
         "requested": pruning.sparsity.fraction if pruning.external is None else None,
         "pattern": str(pruning.sparsity) if pruning.sparsity.is_pattern else None,
         "achieved": _share(results),
+        **({"biases_changed": changed} if changed else {}),
         "layers": layers,
         "tensors": {
             result.name: {
