@@ -31,6 +31,10 @@ class Weights(Protocol):
         """The weight as it will be read back: rounded to the dtype it is stored in."""
         ...
 
+    def for_reading(self) -> Weights:
+        """The same weights for a walk that changes none of them."""
+        ...
+
 
 class InMemory:
     """Weights of a model that is loaded whole."""
@@ -41,6 +45,9 @@ class InMemory:
     def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
         return weight_OI
 
+    def for_reading(self) -> Weights:
+        return self
+
 
 @dataclass
 class BlockStep:
@@ -50,6 +57,11 @@ class BlockStep:
     block: nn.Module
     hidden_BTM: list[Tensor]
     arguments: list[Arguments]
+
+    @property
+    def tokens(self) -> int:
+        """Of all batches together."""
+        return sum(hidden_BTM[..., 0].numel() for hidden_BTM in self.hidden_BTM)
 
     def outputs(self) -> Iterator[Tensor]:
         """The outputs [B, T, M] of the block as it now is, batch after batch."""

@@ -25,7 +25,7 @@ from restorelcc.stages.evaluate import EvaluateConfig
 from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.probe import ProbeConfig
-from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.prune import PruneConfig, check_allocation
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.report import ReportConfig
 
@@ -64,6 +64,7 @@ class Params(Section):
         _check_lengths(self, str(model))
         if pruning is not None:
             _check_external(self, str(model), pruning)
+            check_allocation(parse_pruning(pruning), self.section(str(model), "prune"))
         if recovery is not None:
             return Cell(model, pruning, recovery=check_recovery("--recovery", recovery))
         return Cell(model, pruning, None if head_ratio is None else self._ratio_label(head_ratio))
@@ -239,6 +240,7 @@ def _check_grid(params: Params) -> None:
     for pruning in grid.pruning:
         for alias in grid.model:
             _check_external(params, alias, pruning)
+            check_allocation(parse_pruning(pruning), params.section(alias, "prune"))
     for ratio in grid.head_ratio:
         ratio_label(ratio)
     for name in grid.recovery:

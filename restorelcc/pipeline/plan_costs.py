@@ -130,9 +130,10 @@ def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool) -> Cost:
 def prune_cost(
     model: PreTrainedModel, shapes: Shapes, pruning: Pruning, config: PruneConfig, dtype: torch.dtype, stored: int
 ) -> Cost:
-    """Two forwards of the calibration tokens through every block, and the Hessians where the pruner has them."""
+    """Two forwards of the calibration tokens through every block (owl: four), and the Hessians if it has them."""
     tokens = config.samples * config.sequence_length
-    flops = 2 * shapes.forward_flops(tokens, config.sequence_length, head=False)
+    walks = 2 if config.allocation == "owl" else 1
+    flops = 2 * walks * shapes.forward_flops(tokens, config.sequence_length, head=False)
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)

@@ -13,6 +13,7 @@ from torch import Tensor
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import parse_json, read_json, read_text, write_json
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_name, inside
 from restorelcc.base.weights import weights_of
 from restorelcc.models.config_check import check_config
@@ -25,8 +26,11 @@ from restorelcc.release.provenance import OWN_FOLDER
 _DOCUMENT, _BIASES = "original.json", "original.safetensors"
 
 
-def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> None:
-    """Write restorelcc/original.json: the source's config, index and file headers; and the biases that were changed."""
+def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor], *, whole: bool) -> None:
+    """Write restorelcc/original.json: the source's config, index and file headers; and the biases that were changed.
+
+    whole: all its other files are in the folder too, so that its manifest will hold again.
+    """
     own = folder / OWN_FOLDER
     own.mkdir(exist_ok=True)
     weights = weights_of(source)
@@ -37,7 +41,8 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> No
         }
         for name in weights.files
     }
-    texts = {name: read_text(source / name) for name in ("config.json", weights.index) if name is not None}
+    manifest = MANIFEST if whole and (source / MANIFEST).is_file() else None
+    texts = {name: read_text(source / name) for name in ("config.json", weights.index, manifest) if name is not None}
     write_json(own / _DOCUMENT, {"texts": texts, "files": files})
     if replaced:
         write_tensors(own / _BIASES, replaced, {})
@@ -110,9 +115,11 @@ def _checked(path: Path) -> dict[str, Any]:
         except ValueError as error:
             raise BadInput(f"{path} holds no header of {name} that can be read: export the checkpoint again") from error
     for name, text in texts.items():
-        known = name == "config.json" or check_name(name, str(path)).endswith(".safetensors.index.json")
+        known = name in ("config.json", MANIFEST) or check_name(name, str(path)).endswith(".safetensors.index.json")
         if not known or not isinstance(text, str):
-            raise BadInput(f"{path} names {name!r:.80}, which is no config and no index: export the checkpoint again")
+            raise BadInput(
+                f"{path} names {name!r:.80}, which is no config, index or manifest: export the checkpoint again"
+            )
     return content
 
 

@@ -22,10 +22,11 @@ def pruned_count(inputs: int, sparsity: Sparsity) -> int:
     return inputs // sparsity.group * (sparsity.group - sparsity.keep)
 
 
-def removal_mask(score_OI: Tensor, sparsity: Sparsity) -> Tensor:
+def removal_mask(score_OI: Tensor, sparsity: Sparsity, counts_O: Tensor | None = None) -> Tensor:
     """True where the lowest scores are: per row for a fraction, per group of M neighbours in a row for N:M (N kept).
 
-    Of equal scores the one further left is removed, so a mask is reproducible. Returns bool [O, I]. Raises BadInput
+    counts_O: for a fraction, how many each row loses where that is not the same for all. Of equal scores the one
+    further left is removed, so a mask is reproducible. Returns bool [O, I]. Raises BadInput
     when M does not divide I or a score is not finite.
     """
     if not torch.isfinite(score_OI).all():
@@ -33,7 +34,7 @@ def removal_mask(score_OI: Tensor, sparsity: Sparsity) -> Tensor:
     inputs = score_OI.shape[1]
     check_divides(inputs, sparsity)
     if sparsity.group is None or sparsity.keep is None:
-        return lowest(score_OI, pruned_count(inputs, sparsity))
+        return lowest(score_OI, pruned_count(inputs, sparsity) if counts_O is None else counts_O)
     return lowest(score_OI.reshape(-1, sparsity.group), sparsity.group - sparsity.keep).reshape(score_OI.shape)
 
 
@@ -45,9 +46,16 @@ def check_divides(inputs: int, sparsity: Sparsity) -> None:
         )
 
 
-def lowest(score_RC: Tensor, count: int) -> Tensor:
-    """True at the `count` lowest scores of each row; of equal scores the one further left. Returns bool [R, C]."""
+def lowest(score_RC: Tensor, count: int | Tensor) -> Tensor:
+    """True at the `count` lowest scores of each row; of equal scores the one further left. Returns bool [R, C].
+
+    count: the same for all rows, or int64 [R].
+    """
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool)
+    if isinstance(count, Tensor):
+        for one in count.unique().tolist():
+            mask_RC[count == one] = lowest(score_RC[count == one], one)
+        return mask_RC
     if not count:
         return mask_RC
     choose = _lowest_by_selection if score_RC.shape[1] >= _SELECTED_FROM and score_RC.is_cpu else _lowest_by_order

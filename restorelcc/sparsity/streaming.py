@@ -5,6 +5,7 @@ Letters: O output features, I input features.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import shutil
@@ -108,6 +109,12 @@ class StreamedWeights:
     def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
         """The weight rounded to the dtype of the checkpoint."""
         return rounded(weight_OI, self._stored[f"{name}.weight"].dtype)
+
+    def for_reading(self) -> StreamedWeights:
+        """The same weights, of which no block is written when its `with` ends."""
+        reading = copy.copy(self)
+        reading._written = None
+        return reading
 
     def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
         for name, _ in list(module.named_parameters()):

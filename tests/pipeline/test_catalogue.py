@@ -63,7 +63,7 @@ EMBEDDED = {
         "pretrain": {"seed": 0, "target_mean": 0.93, "target_min": 0.85, "floor": 0.9, "max_steps": 1500},
     },
     "prune": {"samples": 256, "sequence_length": 2048, "token_budget": 4096, "seed": 42, "damping": 0.01}
-    | {"slimgpt_first_layer": 1.0, "external": {}},
+    | {"slimgpt_first_layer": 1.0, "allocation": "uniform", "external": {}},
     "capture": {"max_tokens": 1024, "token_budget": 768},
     "extract": {"solver": "auto"},
     "probe": {"score": "paper", "scores": ["paper", "relational", "gradient", "random", "mse", "kl", "energy"]}

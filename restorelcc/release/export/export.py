@@ -65,7 +65,7 @@ def export_checkpoint(pruned: Path, compensation: Path, out: Path, options: Expo
         keep_compensation(folder, compensation)
         if not (options.cut or source.converted):
             changed = replaced_biases(source.stored, folded_names(source, route))
-            keep_original(folder, source.folder, changed)
+            keep_original(folder, source.folder, changed, whole=options.verbatim)
         record = {
             "format": FORMAT,
             **options.names,

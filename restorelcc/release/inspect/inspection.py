@@ -85,9 +85,19 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "patterns": list(_common([layer.patterns for layer in layers])),
         "heads_removed": sum(layer.heads_removed for layer in layers),
         "channels_removed": sum(layer.channels_removed for layer in layers),
+        "biases": _biased(family, stored),
         "layers": [asdict(layer) | {"sparsity": layer.sparsity} for layer in layers],
         "tensors": [asdict(tensor) | {"sparsity": tensor.zeros / tensor.total} for tensor in tensors],
     }
+
+
+def _biased(family: Family, stored: dict[str, StoredTensor]) -> dict[str, int]:
+    """In how many layers each linear has a bias that is not zero throughout; linears without any are left out."""
+    counts = {
+        path: sum(name.endswith(f".{path}.bias") and bool(tensor.read().any()) for name, tensor in stored.items())
+        for path in family.linears
+    }
+    return {path: count for path, count in counts.items() if count}
 
 
 def _inspect_layer(

@@ -38,6 +38,9 @@ def print_inspection(found: dict[str, Any]) -> None:
         f"{found['zeros']:,} of {found['targeted']:,} targeted weights are zero; "
         f"{found['parameters']:,} parameters in all, {found['dtype']}, {_size(found['bytes'])} on disk",
     )
+    if found["biases"]:
+        carried = ", ".join(f"{path} in {count}" for path, count in found["biases"].items())
+        say(console, f"biases that are not zero, by linear and number of layers: {carried}")
 
 
 def _patterns(held: list[str]) -> str:

@@ -18,7 +18,7 @@ from restorelcc.models.tensors import read_tensors
 def pruning_details(pruned: Path) -> dict[str, Any]:
     """Sparsity and reconstruction error of every layer, and what the pruning was calibrated on."""
     sparsity = read_document(pruned / "sparsity.json")
-    return {key: sparsity.get(key) for key in ("layers", "calibration", "refined")}
+    return {key: sparsity.get(key) for key in ("layers", "calibration", "refined", "allocation")}
 
 
 def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from restorelcc.base.errors import BadInput
+from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning
 from restorelcc.base.section import Name, Section
 
 
@@ -40,5 +42,27 @@ class PruneConfig(Section):
     block_columns: int = Field(default=128, ge=1)  # sparsegpt: columns per block, in which the mask is chosen at once
     slimgpt_first_layer: float = Field(default=1.0, ge=0, le=1)  # the first layer's ratio as a share of the mean ratio
     refined: RefinedConfig = RefinedConfig()
+    allocation: Literal["uniform", "arithmetic", "owl"] = "uniform"  # how a fraction is spread over the blocks
+    allocation_spread: float = Field(default=0.16, gt=0, lt=1)  # largest less smallest share of a block
+    allocation_outliers: float = Field(default=5.0, gt=0)  # owl: scores above this multiple of their block's mean count
     error_tokens: int = Field(default=2048, ge=1)  # calibration tokens that reconstruction errors are measured on
     external: dict[str, dict[str, ExternalCheckpoint]] = {}  # by model alias, then by name
+
+
+def check_allocation(pruning: Pruning, config: PruneConfig) -> None:
+    """Raises BadInput where the pruning cannot take another share from every block, or the spread leaves (0, 1)."""
+    if config.allocation == "uniform" or pruning.external is not None:
+        return
+    pattern = pruning.sparsity.is_pattern
+    if pattern or pruning.pruner in STRUCTURED_PRUNERS:
+        reason = "keeps the same share everywhere" if pattern else "has prune.slimgpt_first_layer instead"
+        raise BadInput(
+            f"prune.allocation is {config.allocation}, which {pruning.name} cannot follow because it {reason}: set "
+            "prune.allocation to uniform, or use an unstructured pruner with a fraction"
+        )
+    fraction, half = pruning.sparsity.fraction, config.allocation_spread / 2
+    if config.allocation == "arithmetic" and not 0 < fraction - half < fraction + half < 1:
+        raise BadInput(
+            f"prune.allocation_spread {config.allocation_spread:g} with {pruning.name} asks for blocks that lose "
+            f"{fraction - half:.0%} to {fraction + half:.0%} of their weights: lower it"
+        )

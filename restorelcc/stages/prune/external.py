@@ -6,12 +6,13 @@ Letters: B batch, T tokens, O output features, I input features.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.biases import biased_config
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.models.walk import Weights, walk_blocks
 from restorelcc.stages.prune import PruneConfig
@@ -20,9 +21,12 @@ from restorelcc.stages.prune.prune import PrunedTensor, check_finite, linears_by
 
 
 def check_fits(what: str, model: PreTrainedModel, dense: PreTrainedModel) -> None:
-    """Raises BadInput unless the external model has the family and the shapes of the dense one."""
+    """Raises BadInput unless the external model has the family and the shapes of the dense one.
+
+    A Llama model fits a dense one of a class that computes the same without a place for all biases.
+    """
     kind, wanted = model.config.model_type, dense.config.model_type
-    if kind != wanted:
+    if kind != wanted and kind != biased_config(dense.config).model_type:
         raise BadInput(f"{what} is of the family {kind!r}, the dense model of {wanted!r}: give a pruned copy of it")
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, tensor in dense.state_dict().items():
@@ -58,10 +62,22 @@ def measure_external(
             step.forward()
         for name, linear in linears.items():
             dense_OI = dense[f"{name}.weight"].read().to(linear.weight)
-            error = output_error(dense_OI, linear.weight, inputs.sampled_KI(name))
-            zeros = int((linear.weight == 0).sum())
-            results.append(PrunedTensor(f"{name}.weight", step.layer, zeros, linear.weight.numel(), error))
+            change_O = _bias_change(linear, dense.get(f"{name}.bias"))
+            error = output_error(dense_OI, linear.weight, inputs.sampled_KI(name), change_O=change_O)
+            zeros, total = int((linear.weight == 0).sum()), linear.weight.numel()
+            changed = change_O is not None
+            results.append(PrunedTensor(f"{name}.weight", step.layer, zeros, total, error, bias_changed=changed))
     return results
+
+
+def _bias_change(linear: nn.Linear, dense: StoredTensor | None) -> Tensor | None:
+    """What the linear's bias has above the dense one, float32 [O]; None where that is nothing."""
+    if linear.bias is None:
+        return None
+    change_O = linear.bias.float()
+    if dense is not None:
+        change_O = change_O - dense.read().to(change_O)
+    return change_O if change_O.any() else None
 
 
 def counted(model: PreTrainedModel) -> list[PrunedTensor]:

@@ -18,7 +18,15 @@ from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning, Sparsity
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded, without_chance_zeros
-from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.prune import PruneConfig, check_allocation
+from restorelcc.stages.prune.allocation import (
+    Place,
+    allocated_zeros,
+    arithmetic_shifts,
+    outlier_share,
+    owl_shifts,
+    row_counts,
+)
 from restorelcc.stages.prune.inputs import InputStatistics, observed_inputs
 from restorelcc.stages.prune.refined import constant_part, least_squares, swapped
 from restorelcc.stages.prune.sparsegpt import damped, sparsegpt
@@ -29,13 +37,17 @@ Linears = dict[str, nn.Linear]
 
 @dataclass(frozen=True)
 class PrunedTensor:
-    """One weight after pruning; `error` is ||(W - W') X|| / ||W X|| (Frobenius) on the sampled calibration inputs."""
+    """One weight after pruning; `error` is ||(W - W') X|| / ||W X|| (Frobenius) on the sampled calibration inputs.
+
+    Where the bias beside it is another than the dense one, the difference counts as part of what W' X makes.
+    """
 
     name: str
     layer: int
     zeros: int
     total: int
     error: float | None
+    bias_changed: bool = False
 
 
 @torch.no_grad()
@@ -53,8 +65,12 @@ def prune_model(
     for.
     """
     config, weights = config or PruneConfig(), weights or InMemory()
+    check_allocation(pruning, config)
     by_layer = linears_by_layer(model)
-    pruner = _pruner(model, pruning, config)
+    zeros = None
+    if config.allocation != "uniform":
+        zeros = _zeros_by_linear(model, pruning, batches_BT, config, weights.for_reading())
+    pruner = _pruner(model, pruning, config, zeros)
     stride = sampling_stride(batches_BT, config)
     results: list[PrunedTensor] = []
     steps = walk_blocks(model, batches_BT, weights)
@@ -111,23 +127,32 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise BadInput(f"{name} holds NaN or infinity: the checkpoint cannot be pruned")
 
 
-def output_error(dense_OI: Tensor, pruned_OI: Tensor, sampled_KI: Tensor, mean_I: Tensor | None = None) -> float:
+def output_error(
+    dense_OI: Tensor,
+    pruned_OI: Tensor,
+    sampled_KI: Tensor,
+    mean_I: Tensor | None = None,
+    change_O: Tensor | None = None,
+) -> float:
     """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0.
 
-    mean_I: where a bias takes up (W - W') mean, (W - W') (X - mean) above the line.
+    mean_I: where a bias takes up (W - W') mean, (W - W') (X - mean) above the line. change_O: where a bias differs from
+    the dense one by any vector d, (W - W') X - d.
     """
     dense_OI = dense_OI.float()
     whole = torch.linalg.vector_norm(sampled_KI @ dense_OI.T)
     left_KI = sampled_KI if mean_I is None else sampled_KI - mean_I.float()
-    lost = torch.linalg.vector_norm(left_KI @ (dense_OI - pruned_OI.float()).T)
+    lost_KO = left_KI @ (dense_OI - pruned_OI.float()).T
+    lost = torch.linalg.vector_norm(lost_KO if change_O is None else lost_KO - change_O)
     return float(lost / whole) if whole else 0.0
 
 
 class UnstructuredPruner:
-    """Magnitude, Wanda and SparseGPT: every row loses the same number of its weights."""
+    """Magnitude, Wanda, SparseGPT and refined: the rows of a linear lose the same number of weights, or nearly so."""
 
-    def __init__(self, pruning: Pruning, config: PruneConfig) -> None:
-        self._pruning, self._config = pruning, config
+    def __init__(self, pruning: Pruning, config: PruneConfig, zeros: dict[str, int] | None = None) -> None:
+        """zeros: of every linear, where they do not follow from the pruning's fraction alone."""
+        self._pruning, self._config, self._zeros = pruning, config, zeros
 
     def gram_of(self, linears: Linears) -> list[str]:
         return list(linears) if self._pruning.pruner in ("sparsegpt", "refined") else []
@@ -143,41 +168,60 @@ class UnstructuredPruner:
             weights = [linears[name].weight for name in names]
             # Rows are pruned independently of one another, so linears that share their input go as one.
             biased = all(self.moves_constant(linears[name]) for name in names)
-            pruned_OI = self._pruned(torch.cat(weights), names[0], inputs, biased=biased)
+            counts_O = self._counts(names, weights)
+            pruned_OI = self._pruned(torch.cat(weights), names[0], inputs, counts_O, biased=biased)
             parts = pruned_OI.split([len(weight) for weight in weights])
             for name, part_OI in zip(names, parts, strict=True):
-                yield name, part_OI, pruned_count(part_OI.shape[1], sparsity) * len(part_OI)
+                wanted = pruned_count(part_OI.shape[1], sparsity) * len(part_OI)
+                yield name, part_OI, wanted if self._zeros is None else self._zeros[name]
             inputs.forget(names[0])
 
-    def _pruned(self, weight_OI: Tensor, name: str, inputs: InputStatistics, *, biased: bool) -> Tensor:
+    def _counts(self, names: list[str], weights: list[Tensor]) -> Tensor | None:
+        """Zeros of each row of these linears, [O]; None where the pruning alone says so."""
+        if self._zeros is None:
+            return None
+        counts = [row_counts(self._zeros[name], len(weight)) for name, weight in zip(names, weights, strict=True)]
+        return torch.cat(counts).to(weights[0].device)
+
+    def _pruned(
+        self, weight_OI: Tensor, name: str, inputs: InputStatistics, counts_O: Tensor | None, *, biased: bool
+    ) -> Tensor:
         sparsity, config = self._pruning.sparsity, self._config
         match self._pruning.pruner:
             case "magnitude":
-                return weight_OI.masked_fill(removal_mask(magnitude_score(weight_OI), sparsity), 0)
+                return weight_OI.masked_fill(removal_mask(magnitude_score(weight_OI), sparsity, counts_O), 0)
             case "wanda":
                 score_OI = wanda_score(weight_OI, inputs.squares_I(name))
-                return weight_OI.masked_fill(removal_mask(score_OI, sparsity), 0)
+                return weight_OI.masked_fill(removal_mask(score_OI, sparsity, counts_O), 0)
             case "refined":
                 centred = biased and config.refined.centred
                 gram_II = inputs.centred_gram_II(name) if centred else inputs.gram_II(name)
-                return refine(weight_OI, gram_II, sparsity, config)
+                return refine(weight_OI, gram_II, sparsity, config, counts_O)
             case _:
-                gram_II, damping = inputs.gram_II(name), config.damping
-                return sparsegpt(weight_OI, gram_II, sparsity, damping=damping, block_columns=config.block_columns)
+                return _surgeon(weight_OI, inputs.gram_II(name), sparsity, config, counts_O)
 
 
-def refine(weight_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, config: PruneConfig) -> Tensor:
+def _surgeon(
+    weight_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, config: PruneConfig, counts_O: Tensor | None
+) -> Tensor:
+    damping, columns = config.damping, config.block_columns
+    return sparsegpt(weight_OI, gram_II, sparsity, damping=damping, block_columns=columns, counts_O=counts_O)
+
+
+def refine(
+    weight_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, config: PruneConfig, counts_O: Tensor | None = None
+) -> Tensor:
     """A first mask, swaps, and least squares of what survives, as far as `config.refined` has them; float32 [O, I].
 
     gram_II: sum of x x^T over the calibration tokens, or of (x - mean)(x - mean)^T where a bias is going to take up the
-    constant part. Without `update` weights keep their values, also those that SparseGPT changed to choose its mask.
+    constant part. counts_O: zeros of each row where they differ. Without `update` weights keep their values, also those
+    that SparseGPT changed to choose its mask.
     """
     refined, weight_OI = config.refined, weight_OI.float()
     if refined.start == "sparsegpt":
-        start_OI = sparsegpt(weight_OI, gram_II, sparsity, damping=config.damping, block_columns=config.block_columns)
-        removed_OI = start_OI == 0
+        removed_OI = _surgeon(weight_OI, gram_II, sparsity, config, counts_O) == 0
     else:
-        removed_OI = removal_mask(wanda_score(weight_OI, gram_II.diagonal()), sparsity)
+        removed_OI = removal_mask(wanda_score(weight_OI, gram_II.diagonal()), sparsity, counts_O)
     if refined.swaps:
         removed_OI = swapped(weight_OI, removed_OI, gram_II, sparsity, refined.swaps)
     if not refined.update:
@@ -186,10 +230,40 @@ def refine(weight_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, config: Prune
     return without_chance_zeros(solved_OI, weight_OI).masked_fill_(removed_OI, 0)
 
 
-def _pruner(model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> UnstructuredPruner | StructuredPruner:
+def _zeros_by_linear(
+    model: PreTrainedModel, pruning: Pruning, batches_BT: list[Tensor], config: PruneConfig, weights: Weights
+) -> dict[str, int]:
+    """Zeros of every linear by `config.allocation`; for owl the dense blocks are walked once."""
+    by_layer = linears_by_layer(model)
+    places = {
+        name: Place(layer, linear.out_features, linear.in_features)
+        for layer, linears in by_layer.items()
+        for name, linear in linears.items()
+    }
+    if config.allocation == "arithmetic":
+        return allocated_zeros(places, pruning.sparsity, arithmetic_shifts(len(by_layer), config.allocation_spread))
+    steps = progress(walk_blocks(model, batches_BT, weights), "outliers", "blocks", total=len(by_layer))
+    shares = [_outliers(step, by_layer[step.layer], config.allocation_outliers) for step in steps]
+    return allocated_zeros(places, pruning.sparsity, owl_shifts(shares, config.allocation_spread))
+
+
+def _outliers(step: BlockStep, linears: Linears, above: float) -> float:
+    """The share of outliers among a block's Wanda scores. Raises BadInput for weights that are not finite."""
+    for name, linear in linears.items():
+        check_finite(name, linear.weight)
+    with observed_inputs(linears, squares=True, stride=step.tokens) as inputs:
+        step.forward()
+    return outlier_share(
+        lambda: (wanda_score(linear.weight, inputs.squares_I(name)) for name, linear in linears.items()), above
+    )
+
+
+def _pruner(
+    model: PreTrainedModel, pruning: Pruning, config: PruneConfig, zeros: dict[str, int] | None
+) -> UnstructuredPruner | StructuredPruner:
     if pruning.pruner in STRUCTURED_PRUNERS:
         return StructuredPruner(model, pruning, config)
-    return UnstructuredPruner(pruning, config)
+    return UnstructuredPruner(pruning, config, zeros)
 
 
 def _checked(
@@ -207,7 +281,7 @@ def _checked(
     if not wanted <= found <= wanted + spare:
         raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
     error = output_error(dense_OI, pruned_OI, sampled_KI, mean_I)
-    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error)
+    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error, bias_changed=mean_I is not None)
 
 
 def magnitude_score(weight_OI: Tensor) -> Tensor:

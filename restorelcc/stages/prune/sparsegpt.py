@@ -43,13 +43,20 @@ def inverse_factor(hessian_II: Tensor) -> Tensor:
 
 
 def sparsegpt(
-    weight_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, *, damping: float = 0.01, block_columns: int = 128
+    weight_OI: Tensor,
+    gram_II: Tensor,
+    sparsity: Sparsity,
+    *,
+    damping: float = 0.01,
+    block_columns: int = 128,
+    counts_O: Tensor | None = None,
 ) -> Tensor:
     """W' with the zeros asked for: error_j = w_j / U_jj, W_:,k -= error_j U_jk for k > j. SparseGPT, algorithm 1.
 
     The mask is chosen by (w / U_jj)^2 when its block (for N:M: its group) is reached, so it sees every update so far.
     A fraction takes its share of each row from every block: floor(fraction * end) - floor(fraction * start) weights,
-    which adds up to the exact count of the row. Returns float32 [O, I]. Raises BadInput when M does not divide I.
+    which adds up to the exact count of the row; counts_O are the rows' counts where they differ. Returns float32
+    [O, I]. Raises BadInput when M does not divide I.
     """
     inputs = weight_OI.shape[1]
     check_divides(inputs, sparsity)
@@ -65,14 +72,23 @@ def sparsegpt(
     removed_IO = torch.zeros_like(weight_IO, dtype=torch.bool)
     for start in range(0, inputs, block_columns):
         block = slice(start, min(start + block_columns, inputs))
-        quota = pruned_count(block.stop, sparsity) - pruned_count(start, sparsity)
+        quota = _quota(block, inputs, sparsity, counts_O)
         error_BO, removed_IO[block] = _prune_block(weight_IO[block], factor_II[block, block], sparsity, quota)
         weight_IO[block.stop :].addmm_(factor_II[block, block.stop :].T, error_BO, alpha=-1)
     weight_IO[silent_I] = kept_IO
     return without_chance_zeros(weight_IO, weight_OI.T).masked_fill_(removed_IO, 0).T.contiguous()
 
 
-def _prune_block(weight_BO: Tensor, factor_BB: Tensor, sparsity: Sparsity, quota: int) -> tuple[Tensor, Tensor]:
+def _quota(block: slice, inputs: int, sparsity: Sparsity, counts_O: Tensor | None) -> int | Tensor:
+    """Zeros of every row in the block, or of each, [O]."""
+    if counts_O is None:
+        return pruned_count(block.stop, sparsity) - pruned_count(block.start, sparsity)
+    return counts_O * block.stop // inputs - counts_O * block.start // inputs
+
+
+def _prune_block(
+    weight_BO: Tensor, factor_BB: Tensor, sparsity: Sparsity, quota: int | Tensor
+) -> tuple[Tensor, Tensor]:
     """Prune one block in place; returns the errors to hand on to the columns after it, and the mask [B, O]."""
     error_BO = torch.zeros_like(weight_BO)
     diagonal_B = factor_BB.diagonal()

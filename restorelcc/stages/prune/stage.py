@@ -74,6 +74,10 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         }
         if pruning.pruner == "refined":
             report["refined"] = config.refined.model_dump()
+        if config.allocation != "uniform" and pruning.external is None:
+            report["allocation"] = {"by": config.allocation, "spread": config.allocation_spread}
+            if config.allocation == "owl":
+                report["allocation"]["outliers_above"] = config.allocation_outliers
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
         write_document(folder / "sparsity.json", report)
         if pruning.external is None:  # of another folder, the reference has the digests
@@ -126,8 +130,10 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
 def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, Any]:
     """Requested and achieved sparsity, in total, per layer and for every targeted tensor; errors as PrunedTensor's.
 
-    A layer's error is the mean over its linears.
+    A layer's error is the mean over its linears. `biases_changed`, where it is not 0, counts the linears whose bias is
+    another than in the dense model.
     """
+    changed = sum(result.bias_changed for result in results)
     layers = []
     for layer in sorted({result.layer for result in results}):
         own = [result for result in results if result.layer == layer]
@@ -139,6 +145,7 @@ def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, 
         "requested": pruning.sparsity.fraction if pruning.external is None else None,
         "pattern": str(pruning.sparsity) if pruning.sparsity.is_pattern else None,
         "achieved": _share(results),
+        **({"biases_changed": changed} if changed else {}),
         "layers": layers,
         "tensors": {
             result.name: {

@@ -198,8 +198,23 @@ def verdict(rows: list[Row], decimals: int) -> str:
 
 
 def how_pruned(group: Group) -> list[str]:
-    """One sentence on what `refined` did, with the parts that were left out; empty for the other pruners."""
-    refined = group.detail("refined")
+    """A sentence on what `refined` did, and one on shares that differ by block; empty where neither holds."""
+    return _how_refined(group.detail("refined")) + _how_allocated(group.detail("allocation"), group.detail("layers"))
+
+
+def _how_allocated(allocation: dict[str, Any] | None, layers: list[dict[str, Any]] | None) -> list[str]:
+    if not allocation or not layers:
+        return []
+    shares = [layer["sparsity"] for layer in layers]
+    how = {
+        "arithmetic": "by equal steps from the first to the last",
+        "owl": "by their share of outliers (OWL): the more a block has, the less it loses",
+    }
+    return [f"Each block lost its own share, {min(shares):.1%} to {max(shares):.1%}, {how[allocation['by']]}."]
+
+
+def _how_refined(refined: dict[str, Any] | None) -> list[str]:
+    """What was done, without the parts that were left out."""
     if not refined:
         return []
     centred = refined["bias"] and refined["centred"]

@@ -129,7 +129,7 @@ def test_the_table_targets_every_linear_of_a_block(family: str) -> None:
 
 @pytest.mark.parametrize("extra", [-1, 1])
 def test_a_weight_with_other_than_the_zeros_asked_for_fails(extra: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(score: torch.Tensor, sparsity: Sparsity) -> torch.Tensor:
+    def wrong(score: torch.Tensor, sparsity: Sparsity, _counts: None) -> torch.Tensor:
         mask = removal_mask(score, sparsity)
         row = mask[0] if extra < 0 else ~mask[0]
         mask[0, row.nonzero()[0]] = extra > 0
