@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from restorelcc.base.documents import read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
 
 
@@ -47,6 +48,6 @@ def share_cache(clone: Path, cache: Path) -> None:
 def write_grid(clone: Path, axes: dict[str, list[str] | list[float] | None]) -> None:
     """Put axes into the clone's params.yaml; an axis that is None stays as it is committed."""
     path = clone / "params.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     content["grid"] |= {axis: values for axis, values in axes.items() if values is not None}
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

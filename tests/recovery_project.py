@@ -9,7 +9,7 @@ import torch
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
@@ -53,7 +53,7 @@ def recovery_project(root: Path, pairs: int = 24, family: str = "llama") -> Layo
             for number in range(count)
         ]
         write_table(corpus / f"{name}.parquet", rows, EXAMPLES)
-    write_json(corpus / "tasks" / "tasks.json", {"embedded": []})
+    write_document(corpus / "tasks" / "tasks.json", {"embedded": []})
     write_components(layout, head_layout(model))
     return layout
 

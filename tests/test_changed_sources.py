@@ -17,7 +17,7 @@ import yaml
 from restorelcc.__main__ import main
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
@@ -86,7 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_reference(folder, pinned_source("key", str(root / name), None, root))
     parents = {"dense": model_digest(layout.dense(CELL))}
     parents["calibration"] = file_digest(layout.corpus(CELL) / "calibration.parquet")
-    write_json(layout.pruned(CELL) / "sparsity.json", {"parents": parents, "layers": []})
+    write_document(layout.pruned(CELL) / "sparsity.json", {"parents": parents, "layers": []})
     heads = head_layout(pico.pico())
     write_components(layout, heads)
     write_tuples(layout, tuples(12))
@@ -174,7 +174,7 @@ def test_check_notes_data_files_that_changed(layout: Layout) -> None:
         "instructions": {"source": "pairs", "path": "pairs.jsonl", "sha256": file_digest(layout.root / "pairs.jsonl")},
         "heldout": {"source": "old.txt"},  # of before digests were recorded
     }
-    write_json(layout.corpus(CELL) / "sources.json", roles)
+    write_document(layout.corpus(CELL) / "sources.json", roles)
     entry = ENTRY.model_copy(update={"source": str(layout.root / "dense")})
     assert _said(layout, entry) == []
     (layout.root / "pairs.jsonl").write_text("b")

@@ -5,6 +5,7 @@ Letters: N samples, B rows at once, R roles, H heads, D head dim, X = H*D.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from restorelcc.base.documents import check_seal
 from restorelcc.base.errors import BadInput
-from restorelcc.base.tables import read_metadata
+from restorelcc.base.tables import column_key, metadata_of, opened, read_metadata, sealed_metadata
 from restorelcc.models.heads import HeadLayout
 
 QUESTION, POSITIVE, NEGATIVE = "question", "positive", "negative"
@@ -64,17 +66,25 @@ def stream_layer(
         use_dictionary=False,
         use_byte_stream_split=[f"{role}.list.element" for role in roles],
         write_statistics=["sample_id"],
+        write_page_checksum=True,
     )
+    digests_of = {name: hashlib.sha256() for name in schema.names}
     with writer:
         written = 0
         for block_BRX in values_BRX:
             rows = len(block_BRX)
-            columns = [pa.array(sample_ids[written : written + rows], pa.int64())]
-            for role in range(len(roles)):
-                flat = pa.array(np.ascontiguousarray(block_BRX[:, role]).reshape(-1))
-                columns.append(pa.FixedSizeListArray.from_arrays(flat, type=vector))
+            ids = np.array(sample_ids[written : written + rows], dtype=np.int64)
+            digests_of["sample_id"].update(ids.data)
+            columns = [pa.array(ids)]
+            for number, role in enumerate(roles):
+                flat = np.ascontiguousarray(block_BRX[:, number], dtype=np.float32).reshape(-1)
+                digests_of[role].update(flat.data)
+                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector))
             writer.write_table(pa.table(columns, schema=schema), row_group_size=rows)
             written += rows
+        columns_of = {name: digest.hexdigest() for name, digest in digests_of.items()}
+        sealed = sealed_metadata(schema, metadata, columns_of)  # known only now: the rows come block by block
+        writer.add_key_value_metadata({key: value for key, value in sealed.items() if key not in metadata})
     if written != len(sample_ids):
         raise ValueError(f"layer {layer}: {written} rows for {len(sample_ids)} samples")
 
@@ -82,17 +92,21 @@ def stream_layer(
 def read_layer(folder: Path, layer: int, role: str, layout: HeadLayout) -> Tensor:
     """z_NHD [N, H, D] float32 of one role of one layer; no other column or file is read."""
     path = layer_file(folder, layer)
-    if not path.is_file():
-        raise BadInput(f"{path} is missing: run the capture stage (dvc repro)")
-    try:
-        column = pq.read_table(path, columns=[role]).column(0).combine_chunks()
+    with opened(path) as table:
+        metadata = metadata_of(table, path)
+        index = table.schema_arrow.get_field_index(role)
+        kind = table.schema_arrow.field(index).type if index >= 0 else None
+        if kind != pa.list_(pa.field("element", pa.float32()), layout.width):
+            raise BadInput(
+                f"{path} holds no activations of the role {role!r} with {layout.width} numbers each: delete the folder "
+                "and run dvc repro"
+            )
+        column = table.read(columns=[role]).column(0).combine_chunks()
         values = np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-        return layout.split(torch.from_numpy(values).reshape(-1, layout.width))
-    except (pa.ArrowException, OSError, IndexError, RuntimeError) as error:
-        raise BadInput(
-            f"{path} holds no activations of the role {role!r} with {layout.width} numbers each "
-            f"({type(error).__name__}): delete the folder and run dvc repro"
-        ) from error
+    check_seal(path, metadata.get(column_key(role)), hashlib.sha256(values.data).hexdigest())
+    if metadata.get("layer") != str(layer):
+        raise BadInput(f"{path} is no activations file of layer {layer}: delete the folder and run dvc repro")
+    return layout.split(torch.from_numpy(values).reshape(-1, layout.width))
 
 
 def read_layout(folder: Path) -> tuple[HeadLayout, dict[str, str]]:
@@ -115,12 +129,7 @@ def read_layout(folder: Path) -> tuple[HeadLayout, dict[str, str]]:
 
 def _layer_metadata(folder: Path, layer: int) -> dict[str, str]:
     path = layer_file(folder, layer)
-    if not path.is_file():
-        raise BadInput(f"{path} is missing: run the capture stage (dvc repro)")
-    try:
-        metadata = read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path} is not a readable Parquet file ({error}): delete the folder, run dvc repro") from error
+    metadata = read_metadata(path)
     missing = {"layers", "heads", "head_dim", "model", "text", "checkpoint"} - set(metadata)
     if missing or metadata.pop("layer", None) != str(layer):
         raise BadInput(f"{path} is not an activations file of layer {layer}: delete the folder and run dvc repro")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_document, read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import work_around
 from restorelcc.base.stock_files import is_of_the_tokenizer
@@ -57,9 +57,9 @@ def _state(path: Path) -> list[int]:
 
 def _remembered(work: Path) -> dict[str, list[int | str]]:
     try:
-        content = json.loads((work / REMEMBERED).read_text(encoding="utf-8"))
+        content = read_json(work / REMEMBERED)
         return {key: entry for key, entry in content.items() if len(entry) == 6 and isinstance(entry[-1], str)}
-    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+    except (BadInput, TypeError, IndexError):
         return {}  # none yet, or damaged: what is remembered can be had again by reading
 
 
@@ -71,7 +71,7 @@ def _remember(work: Path, key: str, entry: list[int | str]) -> None:
         descriptor, scratch = tempfile.mkstemp(prefix=f".{REMEMBERED}-", dir=work)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=0)
-        Path(scratch).replace(work / REMEMBERED)
+        Path(scratch).replace(work / REMEMBERED)  # not worth waiting for the disk
 
 
 def files_digest(paths: list[Path], work: Path | None = None) -> str:
@@ -88,7 +88,7 @@ def model_digest(folder: Path) -> str:
     Raises BadInput when that other folder is there and has other content than it had.
     """
     if (folder / REFERENCE).is_file():
-        if Path(read_json(folder / REFERENCE)["source"]).is_dir():
+        if Path(read_document(folder / REFERENCE)["source"]).is_dir():
             check_unchanged(folder)
         return files_digest([folder / REFERENCE])
     if not folder.is_dir():
@@ -118,7 +118,7 @@ def changed_parts(folder: Path) -> list[str]:
     Raises BadInput when that folder is not there, or its digests were not recorded yet.
     """
     path = folder / REFERENCE
-    reference: dict[str, Any] = read_json(path)
+    reference: dict[str, Any] = read_document(path)
     if reference.get("files") is not None:
         return []
     source, recorded = Path(reference["source"]), reference.get("digests")
@@ -133,7 +133,7 @@ def changed_parts(folder: Path) -> list[str]:
 def check_unchanged(folder: Path) -> None:
     """Raises BadInput when the folder that `folder`'s reference points to has other content than it had."""
     if changed := changed_parts(folder):
-        source = read_json(folder / REFERENCE)["source"]
+        source = read_document(folder / REFERENCE)["source"]
         raise BadInput(
             f"{source} has changed since {folder / REFERENCE} was written ({' and '.join(changed)}), and what was "
             "computed from it does not belong to it any more: run `dvc repro`, or bring the old files back"

@@ -1,13 +1,106 @@
-"""JSON documents, written so that equal content gives equal bytes; those of metrics have a schema."""
+"""JSON and YAML, opened here and nowhere else: what is not exactly one document of the format is a sentence.
+
+JSON is written so that equal content gives equal bytes; documents of metrics have a schema.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from restorelcc.base.cell import AUTO, Cell
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, first_line
+
+# What PyYAML raises for scalars that are not what their tag says (`!!int ""`, 2026-99-99) and for very deep nesting.
+_YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+SEAL = "sha256"  # the key under which a file carries the digest of its content
+AGAIN = "delete it and run dvc repro, or fetch it again"
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+_JSON_FAULTS = (ValueError, RecursionError)  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+
+
+class UniqueKeys:
+    """A mixin for PyYAML's loaders: a key that stands twice in one mapping is an error that names both lines.
+
+    PyYAML itself takes the last one. Keys count as equal as in the dictionary that comes of them; what `<<` merges in
+    may be given again.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        root = super().get_single_node()  # type: ignore[misc]
+        for mapping in _mappings(root):
+            self._check_keys(mapping)
+        return root
+
+    def _check_keys(self, mapping: yaml.MappingNode) -> None:
+        seen: dict[Any, yaml.Node] = {}
+        for key, _ in mapping.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            value = self.construct_object(key)  # type: ignore[attr-defined]
+            if value in seen:
+                first, second = (node.start_mark.line + 1 for node in (seen[value], key))
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice, in line {first} and in line {second}: remove one"
+                )
+            seen[value] = key
+
+
+def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """Every mapping of a tree of nodes, once, whatever its aliases."""
+    todo, seen = [root], set()
+    while todo:
+        node = todo.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            todo += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            todo += node.value
+
+
+class StrictLoader(UniqueKeys, yaml.SafeLoader):
+    """PyYAML's safe loader that refuses a key given twice."""
+
+
+def read_text(path: Path) -> str:
+    """A file as UTF-8 text. Raises BadInput when it is missing, cannot be read or is not UTF-8."""
+    if not path.is_file():
+        raise BadInput(f"{path} is {'a folder, not a file' if path.is_dir() else 'missing'}: give the file itself")
+    try:
+        # Line ends become \n, as whenever a text file is read.
+        return _bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+
+
+def parse_yaml(text: str | bytes, what: str, loader: Any = StrictLoader) -> Any:
+    """The one document in the text. Raises BadInput, which begins with `what`.
+
+    loader: a subclass of `UniqueKeys` and one of PyYAML's safe loaders.
+    """
+    try:
+        return yaml.load(text, Loader=loader)
+    except _YAML_FAULTS as error:
+        why = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else _why(error)
+        raise BadInput(f"{what} is not valid YAML: {why}") from error
+
+
+def read_yaml(path: Path, loader: Any = StrictLoader) -> Any:
+    """The document in a file. Raises BadInput for a file that is missing, is not UTF-8 or not YAML; as `parse_yaml`."""
+    return parse_yaml(read_text(path), str(path), loader)
+
+
+def _why(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -21,14 +114,91 @@ def json_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def parse_json(text: str | bytes, what: str, kind: type = dict) -> Any:
+    """The one document in the text, whose top level is of this kind. Raises BadInput, which begins with `what`, for
+    text that is not UTF-8 or not JSON, for a key given twice, and for NaN and infinity.
+    """
+    try:
+        plain = text.decode("utf-8") if isinstance(text, bytes) else text
+        found = json.loads(plain, object_pairs_hook=_unique, parse_constant=_not_json, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{what} is not UTF-8 text (byte {error.start}): write it again, as UTF-8") from error
+    except _JSON_FAULTS as error:
+        raise BadInput(f"{what} is not valid JSON ({_why(error)}): write it again") from error
+    if not isinstance(found, kind):
+        raise BadInput(f"{what} holds {_kind(found)}, where {_KINDS[kind]} is expected: give the right file")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _not_json(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is beyond what a number can be")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _KINDS.get(type(value), f"the value {str(value)[:20]!r}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises BadInput when the file is missing or not JSON."""
+    """The object in a file. Raises BadInput when the file is missing, and as `parse_json`."""
+    _check_there(path)
+    return parse_json(_bytes(path), str(path))
+
+
+def write_document(path: Path, content: dict[str, Any]) -> None:
+    """`write_json` of one of our own documents, which carries its digest in the last key."""
+    plain = {key: value for key, value in content.items() if key != SEAL}
+    write_json(path, plain | {SEAL: _digest(plain)})
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What `write_document` was given. Raises BadInput as `read_json`, and for a file that was changed since."""
+    content = read_json(path)
+    check_seal(path, content.pop(SEAL, None), _digest(content))
+    return content
+
+
+def check_seal(path: Path, recorded: Any, found: str) -> None:
+    """Raises BadInput unless the digest that a file carries is that of its content."""
+    if recorded is None:
+        raise BadInput(
+            f"{path} does not carry a digest of its content: it is damaged, or not what a stage of this version wrote; "
+            "delete it and run dvc repro"
+        )
+    if recorded != found:
+        raise BadInput(f"{path} was changed since it was written, or the disk has damaged it: {AGAIN}")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of the content, whatever the order of its keys and the spaces between them."""
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path} is not valid JSON ({error}): delete it and run dvc repro") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}): check its permissions and the disk") from error
 
 
 # 1 had no items' digests, one perplexity and no generation check; 2 did not say how it was measured.
@@ -39,8 +209,8 @@ _NEEDED = ("model", "pruning", "head_ratio", "measured", "tasks", "mean", "perpl
 def read_metrics(path: Path) -> dict[str, Any]:
     """A metrics document. Raises BadInput for one of another schema, or for a file that is none."""
     content = read_json(path)
-    found = content.get("schema", 1) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(found, int) or "tasks" not in content:
+    found = content.get("schema", 1)
+    if not isinstance(found, int) or "tasks" not in content:
         raise BadInput(f"{path} holds no metrics: give a file that an evaluate stage wrote (data/metrics/...)")
     if found != SCHEMA:
         age = "an older" if found < SCHEMA else "a newer"
@@ -50,6 +220,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         )
     if missing := [name for name in _NEEDED if name not in content]:
         raise BadInput(f"{path} has no {', '.join(missing)}: the file is damaged, delete it and run dvc repro")
+    check_seal(path, content.pop(SEAL, None), _digest(content))
     return content
 
 

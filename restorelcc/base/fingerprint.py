@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from restorelcc.base.cell import Cell, evaluated_again
+from restorelcc.base.documents import parse_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, read_metadata
@@ -55,10 +56,10 @@ class Fingerprint:
     def from_text(cls, text: str | None, where: object, again: str) -> Fingerprint:
         """Raises BadInput, naming `where` and the command that measures `again`, when it is absent or not whole."""
         try:
-            content = json.loads(text or "")
+            content = parse_json(text or "", str(where))
             tasks = {name: TaskPrint(**task) for name, task in content.pop("tasks").items()}
             return cls(tasks=tasks, **content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (BadInput, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
                 f"{where} does not say how it was measured, because an older version wrote it: run `{again}`"
             ) from error

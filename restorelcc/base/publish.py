@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -69,4 +70,33 @@ def _replace(path: Path, destination: Path, scratch: Path) -> None:
     if destination.is_dir() and not destination.is_symlink():
         # A folder cannot be renamed over a folder that has files: the old one steps aside and goes with the scratch.
         destination.replace(scratch / f"old-{destination.name}")
+    put(path, destination)
+
+
+def put(path: Path, destination: Path) -> None:
+    """Rename a file or a folder to its place on the same file system, when its content is on the disk: after a power
+    cut either the old one is there or the new one, whole.
+    """
+    if not path.is_symlink():
+        for at, _, names in os.walk(path):
+            for name in names:
+                _sync(Path(at) / name)
+            _sync(Path(at))
+        if path.is_file():
+            _sync(path)
     path.replace(destination)
+    _sync(destination.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk; a file system that cannot say so is fine."""
+    if path.is_symlink():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

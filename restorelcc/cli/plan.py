@@ -89,6 +89,7 @@ def _cuda() -> torch.device:
 
 def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
     """The model without weights, and the bytes of one stored weight."""
+    from restorelcc.base.documents import read_json
     from restorelcc.models.hub import Repository, fetch_config, resolved_commit
     from restorelcc.models.references import local_source
     from restorelcc.sparsity.streaming import empty_model
@@ -102,7 +103,7 @@ def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype)
         folder = fetch_config(repository, resolved_commit(repository, entry.revision))
     network = empty_model(folder, dtype)
     written = getattr(network.config, "dtype", None)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     name = config.get("dtype") or config.get("torch_dtype") or str(written or "float32")
     return network, 4 if "float32" in str(name) else 2
 

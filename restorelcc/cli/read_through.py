@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.models.response_mask import split_pairs
@@ -131,7 +131,7 @@ def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
 
     local = datasets_under(layout.root, params.section(alias, "evaluate").datasets)
     with tempfile.TemporaryDirectory() as cache:
-        write_json(Path(cache) / "tasks.json", {"embedded": []})
+        write_document(Path(cache) / "tasks.json", {"embedded": []})
         asked = selected_tasks(Path(cache), params.models[alias].tasks_document, layout.root, cache)
         loaded = load_tasks(own_tasks(asked), local, cache, layout.root)
         if not loaded:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.models.tensors import read_all_tensors, write_tensors
@@ -61,3 +62,11 @@ def read_compensation(path: Path) -> tuple[Compensation, dict[str, str]]:
         if not torch.isfinite(value).all():
             raise BadInput(f"{path} holds NaN or infinity in {name}: train the compensation again")
     return Compensation(offset, sites), metadata
+
+
+def check_ratio(path: Path, metadata: dict[str, str], cell: Cell) -> None:
+    """Raises BadInput for a compensation of another head ratio than the cell's: a file in another one's place."""
+    recorded = metadata.get("head_ratio")
+    if recorded is None or cell.head_ratio in (None, AUTO, recorded):
+        return
+    raise BadInput(f"{path} was trained for the head ratio {recorded}, not {cell.head_ratio}: run `dvc repro`")

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.base.digest import REFERENCE, check_unchanged
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_document, write_document
 from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.manifest import check_folder
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import process_count
 from restorelcc.base.weights import weights_of
@@ -33,7 +34,7 @@ def write_reference(folder: Path, pinned: Pinned) -> None:
     """Point to weights that stay where they are: a hub id at a commit, with the content ids of the files used, or a
     folder whose content had these digests."""
     folder.mkdir(parents=True)
-    write_json(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
+    write_document(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
 
 
 def local_folder(folder: Path, key: str | None = None) -> Path:
@@ -43,7 +44,7 @@ def local_folder(folder: Path, key: str | None = None) -> Path:
     not give the files, naming `key`, or else the folder.
     """
     if (folder / REFERENCE).is_file():
-        reference = read_json(folder / REFERENCE)
+        reference = read_document(folder / REFERENCE)
         source, commit = reference["source"], reference["revision"]
         if reference.get("files") is None:
             check_unchanged(folder)
@@ -51,6 +52,7 @@ def local_folder(folder: Path, key: str | None = None) -> Path:
         return fetch_model(Repository(key or str(folder), source), commit)
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+    check_folder(folder)
     return folder
 
 

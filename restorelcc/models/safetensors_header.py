@@ -6,11 +6,15 @@ Offsets of tensors count from the end of the header.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from restorelcc.base.documents import parse_json
+from restorelcc.base.errors import BadInput
 
 DTYPES = {
     "F64": torch.float64,
@@ -19,6 +23,11 @@ DTYPES = {
     "F16": torch.float16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -28,7 +37,9 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+LONGEST = 100_000_000  # bytes of a header; safetensors' own limit
 _LENGTH = struct.Struct("<Q")
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 Header = dict[str, dict[str, Any]]  # tensor to dtype, shape and data_offsets; METADATA to text by key
 
@@ -40,12 +51,56 @@ def encoded(header: Header, *, sort_keys: bool = False) -> bytes:
     return _LENGTH.pack(len(text)) + text
 
 
-def decoded(raw: bytes) -> Header:
-    """What the bytes of a header say. Raises ValueError when they are none."""
-    header = json.loads(raw[_LENGTH.size :])
-    if not isinstance(header, dict):
-        raise ValueError("the header names no tensors")
+def decoded(raw: bytes, numbers: int | None = None) -> Header:
+    """What the bytes of a header say, when all of it fits together: every tensor is of a known dtype, as long as its
+    shape says, and they lie one after another without a gap up to the end.
+
+    numbers: bytes that follow the header. Raises ValueError, with the reason, for anything else.
+    """
+    if len(raw) < _LENGTH.size or _LENGTH.unpack(raw[: _LENGTH.size])[0] != len(raw) - _LENGTH.size:
+        raise ValueError("the header is not as long as it says")
+    if raw[_LENGTH.size : _LENGTH.size + 1] != b"{":
+        raise ValueError("the header is not a JSON object")
+    try:
+        header = parse_json(raw[_LENGTH.size :], "the header")
+    except BadInput as error:
+        raise ValueError(str(error)) from error
+    metadata = header.get(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{METADATA} is not text by key")
+    place = 0
+    entries = tensors_of(header)
+    for name, entry in entries.items():
+        _check_entry(name, entry)
+    for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
+        start, end = entries[name]["data_offsets"]
+        if start != place:
+            raise ValueError(f"{name} begins at byte {start}, where the tensor before it ends at {place}")
+        place = end
+    if numbers is not None and place != numbers:
+        cut = "cut short" if place > numbers else "too long"
+        raise ValueError(f"it is {cut}: the tensors take {place} bytes, and {numbers} follow the header")
     return header
+
+
+def _check_entry(name: str, entry: Any) -> None:
+    """Raises ValueError unless one tensor's entry is right by itself."""
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise ValueError(f"{name} is not described by {', '.join(sorted(_FIELDS))}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        raise ValueError(f"{name} is of the dtype {entry['dtype']!r}, and known are {', '.join(DTYPES)}")
+    if not _are_counts(shape):
+        raise ValueError(f"{name} has the shape {shape!r}")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{name} has the offsets {offsets!r}")
+    size = math.prod(shape) * DTYPES[entry["dtype"]].itemsize
+    if offsets[1] - offsets[0] != size:
+        raise ValueError(f"{name} takes {offsets[1] - offsets[0]} bytes, and its shape and dtype say {size}")
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def read_raw(path: Path) -> bytes:
@@ -55,9 +110,20 @@ def read_raw(path: Path) -> bytes:
         if len(start) < _LENGTH.size:
             raise ValueError("it is too short to have a header")
         (length,) = _LENGTH.unpack(start)
-        if length > path.stat().st_size:
+        if length > path.stat().st_size - _LENGTH.size:
             raise ValueError("the header is longer than the file")
+        if length > LONGEST:
+            raise ValueError(f"the header has {length} bytes, and {LONGEST} are the most that it may have")
         return start + file.read(length)
+
+
+def read_header(path: Path) -> tuple[Header, int]:
+    """(the header of a file, the byte where its numbers begin), all of it checked. Raises BadInput."""
+    try:
+        raw = read_raw(path)
+        return decoded(raw, path.stat().st_size - len(raw)), len(raw)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path} is not a readable safetensors file ({error}): download or write it again") from error
 
 
 def tensors_of(header: Header) -> Header:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weight_files
-from restorelcc.models.safetensors_header import DTYPES, decoded, read_raw, tensors_of
+from restorelcc.models.safetensors_header import DTYPES, read_header, tensors_of
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,24 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint by name; only headers are read. Raises BadInput for files of another kind."""
-    return {name: tensor for path in weight_files(folder) for name, tensor in _header(path).items()}
+    """Every tensor of a checkpoint by name; only headers are read. Raises BadInput for files of another kind, and for
+    a tensor that two files hold.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        for name, tensor in _tensors_in(path).items():
+            if name in found:
+                raise BadInput(
+                    f"{found[name].file} and {path} both hold {name}: download or write the checkpoint again"
+                )
+            found[name] = tensor
+    return found
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
-    try:
-        size, raw = path.stat().st_size, read_raw(path)
-        tensors = {}
-        for name, entry in tensors_of(decoded(raw)).items():
-            start, end = (len(raw) + offset for offset in entry["data_offsets"])
-            tensors[name] = StoredTensor(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
-            if end > size:
-                raise ValueError(f"it is cut short: {name} should end at byte {end}, the file has {size}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{path} is not a readable safetensors file ({type(error).__name__}: {error}): download or write it again"
-        ) from error
+def _tensors_in(path: Path) -> dict[str, StoredTensor]:
+    header, begin = read_header(path)
+    tensors = {}
+    for name, entry in tensors_of(header).items():
+        start, end = (begin + offset for offset in entry["data_offsets"])
+        tensors[name] = StoredTensor(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
     return tensors

@@ -1,30 +1,49 @@
-"""Small safetensors artifacts (components, compensation), byte-identical for identical content."""
+"""Small safetensors artifacts (components, compensation), byte-identical for identical content.
+
+Each carries the digest of its header and its numbers in its metadata, and is read whole to be held against it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from restorelcc.base.documents import SEAL, check_seal
 from restorelcc.base.errors import BadInput
-from restorelcc.models.safetensors_header import decoded, encoded, read_raw
+from restorelcc.models.safetensors_header import METADATA, Header, encoded, read_header
+
+_PIECE = 1 << 20
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors with string metadata; the same content gives the same bytes."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    _sort_header(path)
-
-
-def _sort_header(path: Path) -> None:
     # safetensors writes metadata keys in an order that differs from run to run; tensor offsets count from the end of
     # the header, so the header can be written again in sorted order without touching the data.
-    raw = read_raw(path)
-    sorted_path = path.with_name(path.name + ".sorted")
-    sorted_path.write_bytes(encoded(decoded(raw), sort_keys=True) + path.read_bytes()[len(raw) :])
-    sorted_path.replace(path)
+    header, begin = read_header(path)
+    header[METADATA] = metadata | {SEAL: _digest(path, header, begin)}
+    scratch = path.with_name(path.name + ".sealed")
+    with path.open("rb") as source, scratch.open("wb") as file:
+        source.seek(begin)
+        file.write(encoded(header, sort_keys=True))
+        while piece := source.read(_PIECE):
+            file.write(piece)
+    scratch.replace(path)  # it is not in its place yet: the caller is still writing
+
+
+def _digest(path: Path, header: Header, begin: int) -> str:
+    """SHA-256 of the header, but for the digest itself, and of the numbers, which begin at a byte of the file."""
+    metadata = {key: value for key, value in header.get(METADATA, {}).items() if key != SEAL}
+    total = hashlib.sha256(encoded(header | {METADATA: metadata}, sort_keys=True))
+    with path.open("rb") as file:
+        file.seek(begin)
+        while piece := file.read(_PIECE):
+            total.update(piece)
+    return total.hexdigest()
 
 
 def read_all_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -32,22 +51,31 @@ def read_all_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _read(path, None)
 
 
-def read_tensors(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The named tensors and the metadata. Raises BadInput when the file or a tensor is missing or damaged."""
-    return _read(path, names)
+def read_tensors(
+    path: Path, names: tuple[str, ...], *, sealed: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The named tensors and the metadata. Raises BadInput when the file or a tensor is missing or damaged.
+
+    sealed: whether the file has to carry its digest; one that another program writes has none.
+    """
+    return _read(path, names, sealed=sealed)
 
 
-def _read(path: Path, names: tuple[str, ...] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(
+    path: Path, names: tuple[str, ...] | None, *, sealed: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
+    header, begin = read_header(path)
+    metadata = header.pop(METADATA, {})
+    if missing := set(names or ()) - header.keys():
+        raise BadInput(f"{path} has no tensor {', '.join(sorted(missing))}: it is not the artifact expected here")
+    if sealed:
+        check_seal(path, metadata.get(SEAL), _digest(path, header | {METADATA: metadata}, begin))
     try:
         with safe_open(path, framework="pt") as file:
-            missing = set(names or ()) - set(file.keys())
-            if missing:
-                raise BadInput(
-                    f"{path} has no tensor {', '.join(sorted(missing))}: it is not the artifact expected here"
-                )
-            wanted = sorted(file.keys()) if names is None else names
-            return {name: file.get_tensor(name) for name in wanted}, file.metadata() or {}
-    except SafetensorError as error:
+            wanted = sorted(header) if names is None else names
+            found = {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError) as error:
         raise BadInput(f"{path} is not a readable safetensors file ({error}): delete it and run `dvc repro`") from error
+    return found, {key: value for key, value in metadata.items() if key != SEAL}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from restorelcc.base.cell import AUTO, Cell, check_alias, ratio_label
+from restorelcc.base.documents import parse_yaml, read_yaml
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry, over
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
@@ -107,10 +107,7 @@ def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
     """Read, override (`section.key=value`) and check the whole file. Raises BadInput with one sentence."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist: run in the project's folder or give --params FILE")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise BadInput(f"{path} must hold the sections grid, models and one per stage; it holds {type(raw).__name__}")
     return checked(raw, overrides)
@@ -137,7 +134,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {}) if isinstance(section, dict) else None
     if not sign or not isinstance(section, dict):
         raise BadInput(f"--set {override!r} is not section.key=value: write for example --set prune.samples=64")
-    section[last] = yaml.safe_load(text)
+    section[last] = parse_yaml(text, f"--set {override!r}")
     models = raw.get("models")
     for entry in models.values() if isinstance(models, dict) else ():
         if isinstance(entry, dict):

@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
+from restorelcc.base.documents import read_text, read_yaml
 from restorelcc.base.errors import BadInput
+from restorelcc.base.publish import put
 
 # The path of a key (* is any), its old name and the new one.
 RENAMED: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -57,7 +59,8 @@ def new_name(override: str) -> str:
 
 def rename_in_file(path: Path) -> list[str]:
     """Give old keys of a params.yaml their new names, and leave every other byte as it is. Returns what was renamed."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
+    read_yaml(path)  # refuses what is not YAML
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     found: list[tuple[int, int, str, str]] = []  # first and last character, new name, sentence
     for names, old, new in RENAMED:
@@ -71,7 +74,7 @@ def rename_in_file(path: Path) -> list[str]:
     if found:
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        put(scratch, path)
     return [sentence for *_, sentence in sorted(found)]
 
 

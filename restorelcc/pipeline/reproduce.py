@@ -12,6 +12,7 @@ from pathlib import Path
 from restorelcc.base.errors import StageFailed, first_line
 from restorelcc.base.layout import Layout
 from restorelcc.base.progress import notice
+from restorelcc.base.publish import put
 from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.lockfile import heal
 
@@ -66,7 +67,7 @@ def _environment(layout: Layout) -> dict[str, str]:
     command, scratch = folder / "restorelcc", folder / f".restorelcc.{os.getpid()}"
     scratch.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m restorelcc "$@"\n', encoding="utf-8")
     scratch.chmod(0o755)
-    scratch.replace(command)
+    put(scratch, command)
     before = {name: os.environ.get(name) for name in ("PATH", "PYTHONPATH")}
     return {
         "PATH": os.pathsep.join([str(folder), before["PATH"] or os.defpath]),

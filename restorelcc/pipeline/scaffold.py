@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import restorelcc
+from restorelcc.base.documents import read_text
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.versions import CODE, FOLDER, GROUPS, code_digest, installed
@@ -62,7 +63,7 @@ def new_project(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     init_repository(folder)
     ignored = {name: folder / name for name in _IGNORED if (folder / name).is_file()}
-    before = {name: path.read_text(encoding="utf-8") for name, path in ignored.items()}
+    before = {name: read_text(path) for name, path in ignored.items()}
     write_project(folder, template("params"))
     joined = {name: _joined(text, template(name[1:])) for name, text in before.items()}
     _write(folder, joined | {"prefect.yaml": template("prefect")})
@@ -77,7 +78,7 @@ def _joined(text: str, more: str) -> str:
 def _write(folder: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+        if not path.is_file() or path.read_bytes() != content.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
 
@@ -103,7 +104,7 @@ def init_scratch(folder: Path) -> None:
     Artifacts are hard links to the cache, where the file system has them: nothing is on the disk twice. (With `reflink`
     first DVC copies into its cache even where no reflink can be made.)
     """
-    if (folder / ".dvc" / "config").is_file() and "no_scm" in (folder / ".dvc" / "config").read_text(encoding="utf-8"):
+    if (folder / ".dvc" / "config").is_file() and "no_scm" in read_text(folder / ".dvc" / "config"):
         return
     _init_dvc(folder, no_scm=True, force=True, cache={"type": ["hardlink", "copy"]})
 

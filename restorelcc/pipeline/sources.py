@@ -13,7 +13,7 @@ from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import REFERENCE, cached_file_digest, changed_parts
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
@@ -56,7 +56,7 @@ def _folder(folder: Path, stage: str) -> list[Comparison]:
         return [Comparison(f"not compared with its source: {error}", stale=False)]
     if not changed:
         return []
-    source = read_json(folder / REFERENCE)["source"]
+    source = read_document(folder / REFERENCE)["source"]
     return [_note(f"the {' and '.join(changed)} in {source} changed since `{stage}` ran")]
 
 
@@ -80,7 +80,7 @@ def _note(what: str) -> Comparison:
 
 def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     path = layout.dense(Cell(alias)) / REFERENCE
-    recorded = read_json(path) if path.is_file() else {}
+    recorded = read_document(path) if path.is_file() else {}
     local = local_source(entry.source, layout.root)
     # Another source or revision in params.yaml is a change that DVC sees itself.
     if recorded.get("source") != (str(local) if local else entry.source) or (local is None and is_offline()):
@@ -119,7 +119,7 @@ def _taken(stages: str) -> str:
 def _origins(alias: str, layout: Layout) -> dict[str, dict[str, Any]]:
     """What the stage `corpus` has noted of its sources."""
     path = layout.corpus(Cell(alias)) / "sources.json"
-    return read_json(path) if path.is_file() else {}
+    return read_document(path) if path.is_file() else {}
 
 
 def _datasets(alias: str, layout: Layout) -> list[Comparison]:

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from restorelcc.base.documents import read_yaml
 from restorelcc.base.layout import Layout
 
 
@@ -31,7 +30,7 @@ def stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
     pipeline = layout.root / "dvc.yaml"
     if not pipeline.is_file():
         return []
-    live = {layout.root / out for out in grid_outs(yaml.safe_load(pipeline.read_text(encoding="utf-8")), grid)}
+    live = {layout.root / out for out in grid_outs(read_yaml(pipeline), grid)}
     files = sorted(path for path in (layout.data / "metrics").rglob("*") if not path.is_dir())
     return [path for path in files if not live & {path, *path.parents}]
 

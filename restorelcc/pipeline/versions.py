@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.publish import put
 
 FOLDER = "versions"
 CODE = "code"  # below it: digests of the installed package's folders
@@ -135,4 +136,4 @@ def write_version(root: Path, package: str, value: str) -> None:
 def _replace(path: Path, content: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(content, encoding="utf-8")
-    scratch.replace(path)
+    put(scratch, path)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.manifest import MANIFEST
+from restorelcc.base.publish import put
 from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import weights_of
 
@@ -50,14 +52,14 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         check_output(out, overwrite=overwrite)
         if out.is_dir():
             out.replace(scratch / "replaced")
-        folder.replace(out)
+        put(folder, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:
     """Copy what is no weight, index, config.json, pickle or program; without: top-level names that are left out too."""
-    skipped = {"config.json", *weights_of(source).names, *without}
+    skipped = {"config.json", MANIFEST, *weights_of(source).names, *without}
     skipped |= {path.name for path in source.glob("*.safetensors*")}  # those that the library does not read too
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)

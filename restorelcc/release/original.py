@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from restorelcc.base.digest import file_digest
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import parse_json, read_json, read_text, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.weights import weights_of
 from restorelcc.models.safetensors_header import decoded, read_raw, tensors_of
@@ -36,9 +35,7 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor]) -> No
         }
         for name in weights.files
     }
-    texts = {
-        name: (source / name).read_text(encoding="utf-8") for name in ("config.json", weights.index) if name is not None
-    }
+    texts = {name: read_text(source / name) for name in ("config.json", weights.index) if name is not None}
     write_json(own / _DOCUMENT, {"texts": texts, "files": files})
     if replaced:
         write_tensors(own / _BIASES, replaced, {})
@@ -51,7 +48,7 @@ def can_be_taken_out(folder: Path) -> bool:
 
 def original_config(folder: Path) -> dict[str, Any]:
     """The pruned checkpoint's config.json."""
-    return json.loads(_document(folder)["texts"]["config.json"])
+    return parse_json(_document(folder)["texts"]["config.json"], f"{folder}: the config that was kept")
 
 
 def original_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.documents import parse_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.publish import put
 from restorelcc.models.tensors import read_all_tensors, write_tensors
 
 
@@ -34,8 +36,8 @@ class TrainingState:
             return None
         try:
             tensors, metadata = read_all_tensors(self.path)
-            return tensors, json.loads(metadata["progress"])
-        except (BadInput, KeyError, json.JSONDecodeError) as error:
+            return tensors, parse_json(metadata["progress"], str(self.path))
+        except (BadInput, KeyError) as error:
             raise BadInput(f"{self.path} is a damaged training state: delete it to train from the start") from error
 
     def save(self, tensors: dict[str, Tensor], progress: dict) -> None:
@@ -43,7 +45,7 @@ class TrainingState:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_name(self.path.name + ".new")
         write_tensors(scratch, tensors, {"progress": json.dumps(progress)})
-        scratch.replace(self.path)
+        put(scratch, self.path)
 
 
 class TrainingStates:

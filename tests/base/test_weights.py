@@ -168,7 +168,7 @@ REFUSED = {
     "index up": (in_an_index("../outside.safetensors"), r"names '\.\./outside\.safetensors': .*own folder"),
     "index absolute": (in_an_index("/tmp/outside.safetensors"), "from the model's own folder"),
     "index pickle": (in_an_index("pytorch_model.bin"), r"'pytorch_model\.bin', which is not a \.safetensors file"),
-    "empty index": (empty_index, "has no weight_map"),
+    "empty index": (empty_index, "has no weight_map|where an object is expected"),
     "config up": (in_config("../outside.safetensors"), "transformers_weights in config.json names"),
     "config pickle": (in_config("adapter_model.bin"), r"is 'adapter_model\.bin', neither a \.safetensors file"),
     "config gone": (in_config("best.safetensors"), r"best\.safetensors is missing, though transformers_weights"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.tables import MEASURED, SAMPLES, read_metadata, read_table, write_table
@@ -26,7 +26,7 @@ def _result(
     measured = replace(FINGERPRINT, tasks={"t0": task, "t1": task})
     content["tasks"] = dict.fromkeys(measured.tasks, content["tasks"]["world_arc"])
     content["measured"] = (how or measured).digest
-    write_json(path, content)
+    write_document(path, content)
     rows = [
         {"task": f"t{n % 2}", "item_id": n, "digest": f"{digest}{n}", "gold": 0, "prediction": 0}
         | {"correct": bool(score), "score": float(score), "weight": 1.0, "log_likelihoods": []}
@@ -71,13 +71,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="answered different items of task 't0'"):
         comparison([first], [_result(tmp_path, "b", [1, 0, 1, 0], digest="e")], samples=200, seed=0)
     old = read_json(first) | {"schema": 1}
-    write_json(tmp_path / "old.json", old)
+    write_document(tmp_path / "old.json", old)
     with pytest.raises(BadInput, match=r"old\.json was written by an older version \(metrics schema 1"):
         comparison([first], [tmp_path / "old.json"], samples=200, seed=0)
-    write_json(tmp_path / "alone.json", read_json(first))
+    write_document(tmp_path / "alone.json", read_json(first))
     with pytest.raises(BadInput, match=r"alone\.parquet is missing"):
         comparison([first], [tmp_path / "alone.json"], samples=200, seed=0)
-    write_json(tmp_path / "other.json", {"a": 1})
+    write_document(tmp_path / "other.json", {"a": 1})
     with pytest.raises(BadInput, match="holds no metrics"):
         comparison([first], [tmp_path / "other.json"], samples=200, seed=0)
 
@@ -100,12 +100,12 @@ def test_results_measured_in_different_ways_are_never_compared(tmp_path: Path, p
 def test_samples_of_another_run_or_without_a_fingerprint_are_refused(tmp_path: Path) -> None:
     first, second = _result(tmp_path, "a", [1, 0] * 5), _result(tmp_path, "b", [1, 1] * 5)
     content = read_json(second)
-    write_json(second, content | {"measured": "0" * 16})
+    write_document(second, content | {"measured": "0" * 16})
     with pytest.raises(
         BadInput, match=r"b\.parquet belongs to another run than the metrics in its folder: run `dvc repro"
     ):
         comparison([first], [second], samples=200, seed=0)
-    write_json(second, content)
+    write_document(second, content)
     write_table(second.with_suffix(".parquet"), read_table(second.with_suffix(".parquet"), SAMPLES), SAMPLES)
     with pytest.raises(BadInput, match=r"b\.parquet does not say how it was measured, because an older version"):
         comparison([first], [second], samples=200, seed=0)
@@ -123,7 +123,7 @@ def test_a_task_that_is_no_accuracy_is_compared_but_not_pooled(tmp_path: Path) -
                 row["score"] = offset - 1.0 - 0.01 * row["item_id"]
         how = Fingerprint.from_text(read_metadata(path.with_suffix(".parquet"))[MEASURED], path, "")
         how = replace(how, tasks=how.tasks | {"t1": replace(how.tasks["t1"], metric="perplexity", averaged=False)})
-        write_json(path, content | {"measured": how.digest})
+        write_document(path, content | {"measured": how.digest})
         write_table(path.with_suffix(".parquet"), rows, SAMPLES, {MEASURED: how.as_text()})
         paths.append(path)
     found = comparison([paths[0]], [paths[1]], samples=500, seed=0)
@@ -139,7 +139,7 @@ def test_a_perplexity_beyond_all_bounds_and_no_mean_are_printed(tmp_path: Path) 
     path = _result(tmp_path, "a", [1, 0] * 5)
     content = read_json(path)
     content["perplexity"]["value"] = None
-    write_json(path, content | {"mean": None})
+    write_document(path, content | {"mean": None})
     printed = CliRunner().invoke(app, ["compare", str(path), str(path)])
     assert printed.exit_code == 0, printed.exception
     assert "mean - %, perplexity -" in printed.stdout

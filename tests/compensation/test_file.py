@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site
-from restorelcc.compensation.file import read_compensation, write_compensation
+from restorelcc.compensation.file import check_ratio, read_compensation, write_compensation
+from restorelcc.models.tensors import write_tensors
 
 OFFSET = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
 DOWN = Site(2, "mlp.down_proj")
@@ -39,6 +41,15 @@ def test_it_comes_back_with_its_sites_and_metadata(tmp_path: Path) -> None:
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
-    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "file.safetensors")
+    write_tensors(tmp_path / "file.safetensors", tensors, {})
     with pytest.raises(BadInput, match=message):
         read_compensation(tmp_path / "file.safetensors")
+
+
+def test_a_compensation_of_another_head_ratio_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "compensation.safetensors"
+    for cell in (Cell("m", "wanda-0.5", "0.1"), Cell("m", "wanda-0.5", "auto"), Cell("m", "wanda-0.5", recovery="ffn")):
+        check_ratio(path, {"head_ratio": "0.1"}, cell)
+    check_ratio(path, {}, Cell("m", "wanda-0.5", "0.25"))
+    with pytest.raises(BadInput, match=r"was trained for the head ratio 0\.1, not 0\.25"):
+        check_ratio(path, {"head_ratio": "0.1"}, Cell("m", "wanda-0.5", "0.25"))

@@ -11,7 +11,7 @@ from tests.flows.servers import forked_command
 from tests.whole_project import PICO, merged
 
 # Of metrics: what is measured of the process differs between two runs of the same stage.
-MEASURED = ("seconds", "versions", "cost", "latency", "peak_memory_bytes")
+MEASURED = ("sha256", "seconds", "versions", "cost", "latency", "peak_memory_bytes")
 
 
 class PicoProject(LightProject):

@@ -16,6 +16,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from restorelcc.base import digest
 from restorelcc.base.digest import PARTS, cached_file_digest, file_digest, folder_digests, model_digest
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.stock_files import TOKENIZER_FILES, is_of_the_tokenizer
 from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint, write_reference
@@ -71,7 +72,7 @@ def test_a_reference_to_a_folder_that_is_gone_says_so(given: Path) -> None:
 
 def test_a_reference_without_digests_says_so(given: Path) -> None:
     path = given.with_name("model") / "model_ref.json"
-    path.write_text(json.dumps({"source": str(given), "revision": "abc"}))
+    write_document(path, {"source": str(given), "revision": "abc"})
     with pytest.raises(BadInput, match=r"written by an earlier version, .* run `dvc repro`"):
         local_folder(given.with_name("model"))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import REFERENCE
-from restorelcc.base.documents import read_json, read_metrics
+from restorelcc.base.documents import parse_yaml, read_document, read_metrics, read_text
+from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike
 from restorelcc.base.layout import Layout
 from restorelcc.release.export.card import CardFacts
@@ -58,7 +57,7 @@ def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
 def _of_folder(folder: Path) -> tuple[str | None, str | None]:
     """(base model, licence) from the folder's model card, or from the hub's when the folder refers to a hub id."""
     if (folder / REFERENCE).is_file():
-        reference = read_json(folder / REFERENCE)
+        reference = read_document(folder / REFERENCE)
         source = reference["source"]
         return _of_folder(Path(source)) if Path(source).is_dir() else (source, _hub_licence(source))
     card = _front_matter(folder / "README.md")
@@ -69,12 +68,12 @@ def _of_folder(folder: Path) -> tuple[str | None, str | None]:
 def _front_matter(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    parts = path.read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
     try:
-        found = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        parts = read_text(path).split("---\n", 2)
+        if len(parts) < 3 or parts[0].strip():
+            return {}
+        found = parse_yaml(parts[1], str(path))
+    except BadInput:
         return {}  # a card that cannot be read says nothing
     return found if isinstance(found, dict) else {}
 

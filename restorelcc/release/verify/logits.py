@@ -68,7 +68,7 @@ def load_fresh(requests: list[tuple[Path, list[list[int]]]]) -> list[Loaded]:
             raise Violation(f"{requests[0][0]} does not load in a fresh process: {last}")
         found = []
         for logits, report in places:
-            tensors, _ = read_tensors(logits, ("own", "float32"))
+            tensors, _ = read_tensors(logits, ("own", "float32"), sealed=False)
             found.append(Loaded(read_json(report), tensors["own"], tensors["float32"]))
         return found
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
@@ -102,7 +102,7 @@ def _run(
 def _parent(checkpoint: Path) -> dict[str, str]:
     """Which dense model a pruned one was made from, where the prune stage has noted it."""
     report = checkpoint / "sparsity.json"
-    dense = read_json(report).get("parents", {}).get("dense") if report.is_file() else None
+    dense = read_document(report).get("parents", {}).get("dense") if report.is_file() else None
     return {"dense": dense} if dense else {}
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import is_first_process, weights_are_shared_out
@@ -67,7 +67,7 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
         frozen, how = best.compensation.frozen(heads), best.compensation.trained(heads)
         write_compensation(tensors_path, frozen, metadata, how)
-        write_json(training_path, document)
+        write_document(training_path, document)
     states.clear()
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import MICROWORLD, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
@@ -34,29 +35,30 @@ def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> 
     destination = layout.corpus(cell)
     with published(layout, destination, layout.sources(cell)) as (folder, sources):
         folder.mkdir()
-        write_json(folder / "world" / "source.json", {"source": model.source})
+        write_document(folder / "world" / "source.json", {"source": model.source})
         names, origins = [], dict[str, Any]()
         if model.is_microworld:
             names = _write_microworld(folder, config, destination.relative_to(layout.root))
         else:
             origins = with_licences(_write_local(folder, config, model, layout.root, f"models.{cell.model}"))
             announce(origins, layout)
-            write_json(folder / "sources.json", origins)
-        write_json(sources, origins)
-        write_json(folder / "tasks" / "tasks.json", {"embedded": names})
+            write_document(folder / "sources.json", origins)
+        write_document(sources, origins)
+        write_document(folder / "tasks" / "tasks.json", {"embedded": names})
+        write_manifest(folder / "tasks")
 
 
 def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) -> list[str]:
     """Returns the names of the evaluation tasks."""
     world = generate(config.microworld)
-    write_json(folder / "world" / "vocabulary.json", {"words": world.vocabulary})
+    write_document(folder / "world" / "vocabulary.json", {"words": world.vocabulary})
     write_texts(folder / "world" / "pretrain.parquet", world.pretrain)
     write_calibration(folder / "calibration.parquet", world.calibration, {"source": MICROWORLD})
-    write_texts(folder / "heldout.parquet", world.heldout)
-    write_table(folder / "train.parquet", [asdict(row) for row in world.train], EXAMPLES)
-    write_table(folder / "valid.parquet", [asdict(row) for row in world.valid], EXAMPLES)
+    write_texts(folder / "heldout.parquet", world.heldout, named=True)
+    write_table(folder / "train.parquet", [asdict(row) for row in world.train], EXAMPLES, named=True)
+    write_table(folder / "valid.parquet", [asdict(row) for row in world.valid], EXAMPLES, named=True)
     contrast = [{"sample_id": number, **asdict(row)} for number, row in enumerate(world.contrast)]
-    write_table(folder / "contrast.parquet", contrast, CONTRAST)
+    write_table(folder / "contrast.parquet", contrast, CONTRAST, named=True)
     for task in world.test:
         write_table(folder / "world" / "dev" / f"{task}.parquet", _item_rows(world.dev[task]), ITEMS)
         write_table(folder / "tasks" / f"{task}.parquet", _item_rows(world.test[task]), ITEMS)
@@ -100,7 +102,7 @@ def _write_local(
     for role, each in (("calibration", calibration), ("instructions", found), ("held-out", heldout)):
         notice("corpus", f"{role}: {each.sentence()}")
     write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin)
-    write_texts(folder / "heldout.parquet", heldout.items)
+    write_texts(folder / "heldout.parquet", heldout.items, named=True)
     valid, fitting = roles.valid(len(found.items)), roles.fitting
     train, similarity = contrasted(found.items[valid:], config, root)
     account = Account()
@@ -118,14 +120,16 @@ def _write_local(
     # Which tokenizer counted the tokens that decide what is shortened.
     origins[TOKENIZER] = {"source": model.source, "max_tokens": fitting.max_tokens, "too_long": config.too_long}
     for name, part in (("valid", found.items[:valid]), ("train", train)):
-        write_table(folder / f"{name}.parquet", [_row(fitting.written(example)) for example in part], EXAMPLES)
+        write_table(
+            folder / f"{name}.parquet", [_row(fitting.written(example)) for example in part], EXAMPLES, named=True
+        )
     written = [fitting.written(example) for example in tuples]
     contrast = [
         {"sample_id": number, "task": example.task, "question": example.question, "positive": example.response}
         | {"negative": example.wrong[0]}
         for number, example in enumerate(written)
     ]
-    write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity})
+    write_table(folder / "contrast.parquet", contrast, CONTRAST, {"similarity": similarity}, named=True)
     return origins
 
 
@@ -156,4 +160,6 @@ _RECORDED = ("source", "revision")
 def write_calibration(path: Path, found: list[str], origin: dict[str, Any]) -> None:
     """One row per text; metadata: source, revision where it has one, and the SHA-256 of the texts."""
     digest = hashlib.sha256("\0".join(found).encode()).hexdigest()
-    write_texts(path, found, {name: origin[name] for name in _RECORDED if name in origin} | {"digest": digest})
+    write_texts(
+        path, found, {name: origin[name] for name in _RECORDED if name in origin} | {"digest": digest}, named=True
+    )

@@ -10,9 +10,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_document, write_document
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
+from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import ITEMS, read_table, read_texts
@@ -46,7 +47,7 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:
 
 
 def _write_pretrained(folder: Path, config: DenseConfig, world: Path) -> None:
-    words: list[str] = read_json(world / "vocabulary.json")["words"]
+    words: list[str] = read_document(world / "vocabulary.json")["words"]
     tokenizer = word_tokenizer(words)
     documents = encode_documents(
         tokenizer, read_texts(world / "pretrain.parquet"), max_tokens=config.architecture.context
@@ -64,7 +65,8 @@ def _write_pretrained(folder: Path, config: DenseConfig, world: Path) -> None:
     except RuntimeError as error:
         raise StageFailed(str(error)) from error
     save_checkpoint(folder, model, tokenizer)
-    write_json(folder / "pretraining.json", {"history": history})
+    write_document(folder / "pretraining.json", {"history": history})
+    write_manifest(folder)
 
 
 def _dev_items(tokenizer: PreTrainedTokenizerBase, world: Path) -> dict[str, list[DevItem]]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.manifest import check_folder
 from restorelcc.models.architectures import prunable_linears
 
 REMASKED = "merged, zeros put back"
@@ -37,4 +39,8 @@ def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
     """The model with the adapter beside its weights. Raises BadInput without a safetensors file: no pickle is read."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadInput(f"{folder} holds no adapter_model.safetensors: run the stage that writes it (dvc repro)")
-    return PeftModel.from_pretrained(model, folder).eval()
+    check_folder(folder)
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise BadInput(f"no adapter can be loaded from {folder}: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import HEADS, read_metadata, read_table
 from restorelcc.models.tensors import read_tensors
@@ -17,14 +17,14 @@ from restorelcc.models.tensors import read_tensors
 
 def pruning_details(pruned: Path) -> dict[str, Any]:
     """Sparsity and reconstruction error of every layer, and what the pruning was calibrated on."""
-    sparsity = read_json(pruned / "sparsity.json")
+    sparsity = read_document(pruned / "sparsity.json")
     return {"layers": sparsity["layers"], "calibration": sparsity.get("calibration")}
 
 
 def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:
     """Score and rank of every head, those chosen, the spectrum of what each layer lost, and how training went."""
     table = sorted(read_table(layout.heads(cell), HEADS), key=lambda row: (row["layer"], row["head"]))
-    training = read_json(layout.training(cell))
+    training = read_document(layout.training(cell))
     layers = 1 + max(row["layer"] for row in table)
     return {
         "heads": {

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from restorelcc.base.documents import parse_json
 from restorelcc.base.errors import BadInput
 from restorelcc.models.tensors import read_tensors, write_tensors
 from restorelcc.stages.evaluate.generation import TOP_TOKENS, Prompts
@@ -57,4 +58,9 @@ def read_reference(path: Path, vocabulary: int) -> Reference:
         raise BadInput(f"{path} is of a model with more tokens than the {vocabulary} of this one")
     heldout = [part.tolist() for part in tensors["heldout_T"].split(tensors["lengths"].tolist())]
     prompts = Prompts(tensors["beginnings_PQ"].long(), heldout)
-    return Reference(prompts, tensors["top_tokens_TK"], tensors["top_log_p_TK"], json.loads(metadata["greedy"]))
+    return Reference(
+        prompts,
+        tensors["top_tokens_TK"],
+        tensors["top_log_p_TK"],
+        parse_json(metadata.get("greedy", ""), str(path), list),
+    )

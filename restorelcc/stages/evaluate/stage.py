@@ -17,14 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import SCHEMA, read_json, write_json
+from restorelcc.base.documents import SCHEMA, read_document, write_document
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import MEASURED, SAMPLES, read_texts, write_table
-from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, read_compensation
+from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, check_ratio, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.models.placement import all_at_hand
@@ -86,7 +86,7 @@ def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: 
 def run_recovered(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
     """Write metrics/<model>/<pruning>/<recovery>.json and so on."""
     folder = layout.recovered(cell)
-    document = read_json(folder / DOCUMENT)
+    document = read_document(folder / DOCUMENT)
     recorded, found = document["parents"].get("pruned"), model_digest(layout.pruned(cell))
     expect_digest(f"the result in {folder} was made for another pruned model", recorded, found)
     others = [Cell(cell.model), Cell(cell.model, cell.pruning)]
@@ -164,6 +164,7 @@ class Evaluation:
         content, metadata = read_compensation(compensation)
         recorded, found = metadata.get("pruned"), model_digest(self.checkpoint)
         expect_digest(f"{compensation} was trained for another pruned model", recorded, found)
+        check_ratio(compensation, metadata, self.cell)
         trained = read_tensors(compensation, ("beta", "bias"))[0]
         self.details["digests"]["compensation"] = file_digest(compensation)
         before = cost.linear_biases(self.network) if all_at_hand(self.network) else None
@@ -297,8 +298,8 @@ class Evaluation:
         if cell == Cell(cell.model):
             paths.append(layout.reference(cell))
         with published(layout, *paths) as scratch:
-            write_json(scratch[0], metrics)
-            write_json(scratch[1], self.details)
+            write_document(scratch[0], metrics)
+            write_document(scratch[1], self.details)
             write_table(scratch[2], self.rows, SAMPLES, {MEASURED: self.fingerprint.as_text()})
             if len(scratch) > 3 and self.reference is not None:
                 write_reference(scratch[3], self.reference, model_digest(self.checkpoint))

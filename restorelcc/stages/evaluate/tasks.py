@@ -11,10 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import AGAIN, read_document, read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.manifest import check_file
 from restorelcc.stages.evaluate.local_data import local_data
 from restorelcc.stages.evaluate.scoring import scoring
 from restorelcc.stages.evaluate.task_check import check_folder, check_items, check_shots, unusable
@@ -47,7 +46,7 @@ def selected_tasks(folder: Path, tasks: Sequence[str | dict[str, Any]], root: Pa
     Presets are spelled out: `paper-7` is seven names, `embedded` the tasks that the corpus itself brings.
     Raises BadInput for a task that is asked for twice in different ways.
     """
-    listed = read_json(folder / "tasks.json")
+    listed = read_document(folder / "tasks.json")
     asked = [_asked(task) for task in tasks]
     own = Asked(EMBEDDED)
     spelled_out: dict[str, Asked] = {}
@@ -116,9 +115,14 @@ def _merged(asked: Asked, before: Asked | None) -> Asked:
 
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
-    task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    items = path.with_suffix(".parquet")
+    check_file(path)
+    check_file(items)  # the library reads it, and looks at no digest
+    task = read_yaml(path)
+    if not isinstance(task, dict):
+        raise BadInput(f"{path} is not a task file: {AGAIN}")
     # The file's data path is relative to the project's folder; here the data are next to the file.
-    task["dataset_kwargs"] = {"data_files": {"test": str(path.with_suffix(".parquet"))}, "cache_dir": cache}
+    task["dataset_kwargs"] = {"data_files": {"test": str(items)}, "cache_dir": cache}
     return task
 
 

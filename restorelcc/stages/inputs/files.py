@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from restorelcc.base.documents import StrictLoader, parse_yaml, read_text
 from restorelcc.base.errors import BadInput
 
 _SKIPPED = {"__pycache__", ".git", ".ipynb_checkpoints"}
@@ -81,9 +82,9 @@ def _referred(task_file: Path, root: Path) -> Iterator[Path]:
     or of data, that is not there.
     """
     try:
-        text = task_file.read_text(encoding="utf-8")
-        content = _Untagged(text).get_single_data()
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_text(task_file)
+        content = parse_yaml(text, str(task_file), _Untagged)
+    except BadInput:
         return
     for module in _FUNCTION.findall(text):
         called = task_file.parent / f"{module.replace('.', '/')}.py"
@@ -138,7 +139,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-class _Untagged(yaml.SafeLoader):
+class _Untagged(StrictLoader):
     """Reads `!function module.name` as text: nothing is imported to find out what is read."""
 
 

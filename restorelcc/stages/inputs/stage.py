@@ -17,6 +17,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.base.publish import put
 from restorelcc.base.weights import weight_files
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import absolute, files_below, named_file, referred_files, task_paths
@@ -98,7 +99,7 @@ def _is_leaf(at: str, name: str) -> bool:
 def _is(path: Path, content: Path | dict[str, Any]) -> bool:
     if isinstance(content, Path):
         return path.is_symlink() and path.readlink() == content
-    return path.is_file() and not path.is_symlink() and path.read_text(encoding="utf-8") == json_text(content)
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == json_text(content).encode()
 
 
 def _put(path: Path, content: Path | dict[str, Any]) -> None:
@@ -111,4 +112,4 @@ def _put(path: Path, content: Path | dict[str, Any]) -> None:
         scratch.write_text(json_text(content), encoding="utf-8")
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    scratch.replace(path)
+    put(scratch, path)

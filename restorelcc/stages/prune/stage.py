@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.prunings import Pruning, parse_pruning
 from restorelcc.base.publish import published
@@ -71,7 +72,9 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
             "tokens": sum(batch.numel() for batch in batches),
         }
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
-        write_json(folder / "sparsity.json", report)
+        write_document(folder / "sparsity.json", report)
+        if pruning.external is None:  # of another folder, the reference has the digests
+            write_manifest(folder)
 
 
 def _prune(job: Job, folder: Path) -> list[PrunedTensor]:

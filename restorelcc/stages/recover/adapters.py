@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from restorelcc.base.documents import read_json, write_json
 from restorelcc.models.architectures import family_of, head_layout
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
@@ -102,7 +103,12 @@ def site_modules(adapted: PeftModel, sites: tuple[SiteName, ...]) -> dict[str, A
 
 
 def write_adapter(folder: Path, adapted: PeftModel) -> None:
-    """adapter_config.json and adapter_model.safetensors; nothing in them says where the model lay."""
-    adapted.peft_config["default"].base_model_name_or_path = None
+    """adapter_config.json and adapter_model.safetensors: the same bytes wherever the model lay and in every process."""
     adapted.save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # a template without content
+    # peft fills in the path of the model, and writes sets in an order that differs from process to process.
+    config: dict[str, Any] = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": None}
+    for key in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    write_json(folder / "adapter_config.json", config)

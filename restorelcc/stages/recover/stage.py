@@ -7,8 +7,9 @@ from pathlib import Path
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
+from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import published
@@ -59,7 +60,8 @@ def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) ->
     with published(layout, layout.recovered(cell)) as (folder,):
         folder.mkdir()
         document |= _write(folder, result, cell, layout, parents)
-        write_json(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
+        write_document(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
+        write_manifest(folder)
     states.clear()
 
 

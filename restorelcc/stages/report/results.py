@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.cell import Cell
-from restorelcc.base.documents import cell_of, read_json, read_metrics
+from restorelcc.base.cell import AUTO, Cell
+from restorelcc.base.documents import cell_of, parse_json, read_document, read_json, read_metrics
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike
 from restorelcc.base.layout import Layout
@@ -82,6 +82,8 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     for cell in cells:
         if layout.metrics(cell).is_file():
             metrics = read_metrics(layout.metrics(cell))
+            if not _are_same(cell_of(metrics), cell):
+                raise BadInput(f"{layout.metrics(cell)} is of {cell_of(metrics)}, not of {cell}: run `dvc repro`")
             measured[cell] = metrics["measured"]
             rows[cell] = result_row(cell, metrics, _read(layout.details(cell)))
             rows[cell]["recovery_seconds"] = _recovery_seconds(cell, layout)
@@ -110,15 +112,15 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
 
 def changed_since(layout: Layout) -> list[str]:
     """The cells of the report whose metrics are no longer those that it shows."""
-    shown = {row["cell"]: row for row in read_json(layout.report / "results.json")["rows"]}
+    shown = {row["cell"]: row for row in read_document(layout.report / "results.json")["rows"]}
     found = []
     for path in sorted((layout.data / "metrics").rglob("*.json")):
-        content = _read(path)
+        content = read_json(path)
         if path.name.endswith(".details.json") or not {"schema", "tasks", "measured"} <= content.keys():
             continue
         metrics = read_metrics(path)
         cell = cell_of(metrics)
-        row = json.loads(json.dumps(result_row(cell, metrics, _read(layout.details(cell)))))
+        row = _as_written(result_row(cell, metrics, _read(layout.details(cell))))
         own = shown.get(str(cell))
         if own is not None and any(own.get(key) != value for key, value in row.items() if key != "p_holm"):
             found.append(str(cell))
@@ -126,13 +128,24 @@ def changed_since(layout: Layout) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_document(path) if path.is_file() else {}
+
+
+def _are_same(found: Cell, cell: Cell) -> bool:
+    """Whether metrics are of a cell; 1 and 1.0 are one head ratio."""
+    ratios = [None if each in (None, AUTO) else float(each) for each in (found.head_ratio, cell.head_ratio)]
+    return replace(found, head_ratio=cell.head_ratio) == cell and found.kind == cell.kind and ratios[0] == ratios[1]
+
+
+def _as_written(row: Row) -> Row:
+    return parse_json(json.dumps(row), "a row of the report")
 
 
 def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
     """What the stage that recovers took, where this machine ran it."""
     stage = "recover" if cell.recovery is not None else "compensate"
-    return _read(layout.log(stage, cell)).get("seconds")
+    log = layout.log(stage, cell)
+    return read_json(log).get("seconds") if log.is_file() else None
 
 
 def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.publish import published
 from restorelcc.stages.report import ReportConfig
@@ -25,7 +25,9 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
         for kind in ("svg", "png"):
             (folder / "figures" / kind).mkdir(parents=True)
         document = {"title": config.title, "decimals": config.decimals, "missing": results.missing}
-        write_json(folder / "results.json", document | {"stages": stages, "data": results.data, "rows": results.rows})
+        write_document(
+            folder / "results.json", document | {"stages": stages, "data": results.data, "rows": results.rows}
+        )
         (folder / "report.md").write_text(markdown(results, config, stages), encoding="utf-8")
         (folder / "report.html").write_text(page(results, figures, config, stages), encoding="utf-8")
         for figure in figures:

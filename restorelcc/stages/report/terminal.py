@@ -9,14 +9,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_document
 from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
 
 
 def print_results(folder: Path, console: Console | None = None) -> None:
     """Print one table per model and pruning from report/results.json, and where the report is."""
     console = console or Console()
-    results = read_json(folder / "results.json")
+    results = read_document(folder / "results.json")
     decimals, rows = results["decimals"], results["rows"]
     dense = {row["model"]: row for row in rows if row["pruning"] is None}
     pruned_rows = (row for row in rows if row["pruning"] is not None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
@@ -42,7 +42,7 @@ def test_a_card_never_shows_numbers_that_were_measured_differently(tmp_path: Pat
     write_grid(layout)
     assert cell_facts(CELLS[3], layout).restored is not None
     how = swapped(FINGERPRINT, "metric")
-    write_json(layout.metrics(CELLS[0]), read_json(layout.metrics(CELLS[0])) | {"measured": how.digest})
+    write_document(layout.metrics(CELLS[0]), read_json(layout.metrics(CELLS[0])) | {"measured": how.digest})
     write_table(layout.samples(CELLS[0]), [], SAMPLES, {MEASURED: how.as_text()})
     with pytest.raises(BadInput, match=r"a \(dense\) and a wanda-0.5 \(pruned\) cannot .* \(acc_norm against acc\)"):
         cell_facts(CELLS[3], layout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import model_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import CONTRAST, write_table
@@ -41,7 +41,7 @@ def project(root: Path, count: int = 40) -> Layout:
     layout = Layout(root)
     save_checkpoint(layout.dense(CELL), pico.pico(), pico.word_tokenizer())
     save_checkpoint(layout.pruned(CELL), pico.pico(seed=1), pico.word_tokenizer())
-    write_json(layout.pruned(CELL) / "sparsity.json", {"parents": {"dense": model_digest(layout.dense(CELL))}})
+    write_document(layout.pruned(CELL) / "sparsity.json", {"parents": {"dense": model_digest(layout.dense(CELL))}})
     write_tuples(layout, tuples(count))
     return layout
 

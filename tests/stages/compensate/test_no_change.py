@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_json, write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.compensation.file import read_compensation
@@ -47,7 +47,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     for name, word in (("train", "w9"), ("valid", f"w{opposite}")):
         rows = [{"task": "t", "question": words(4, number), "response": f"{word} {word}"} for number in range(24)]
         write_table(layout.corpus(CELL) / f"{name}.parquet", rows, EXAMPLES)
-    write_json(layout.pruned(CELL) / "sparsity.json", {"layers": []})
+    write_document(layout.pruned(CELL) / "sparsity.json", {"layers": []})
     run_pruned(CELL, EVALUATE, ENTRY, layout)
     return layout
 

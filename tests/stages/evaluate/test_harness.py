@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import ITEMS, write_table
 from restorelcc.stages.evaluate.batches import within_memory
@@ -35,7 +35,7 @@ def _write_task(folder: Path, count: int) -> list[dict]:
     ]
     write_table(folder / "pico_task.parquet", rows, ITEMS)
     (folder / "pico_task.yaml").write_text(yaml.safe_dump(_task("pico_task", Path("elsewhere/pico_task.parquet"))))
-    write_json(folder / "tasks.json", {"embedded": ["pico_task"]})
+    write_document(folder / "tasks.json", {"embedded": ["pico_task"]})
     return rows
 
 
@@ -118,13 +118,13 @@ def test_an_unknown_task_is_refused_with_the_nearest_names() -> None:
 
 
 def test_the_embedded_tasks_belong_to_the_microworld(tmp_path: Path) -> None:
-    write_json(tmp_path / "tasks.json", {"embedded": []})
+    write_document(tmp_path / "tasks.json", {"embedded": []})
     with pytest.raises(BadInput, match="the tasks of the microworld"):
         selected_tasks(tmp_path, ["embedded"], tmp_path, "")
 
 
 def test_presets_are_spelled_out_once(tmp_path: Path) -> None:
-    write_json(tmp_path / "tasks.json", {"embedded": []})
+    write_document(tmp_path / "tasks.json", {"embedded": []})
     asked = selected_tasks(tmp_path, ["rte", "paper-7"], tmp_path, "")
     assert sorted(each.name for each in asked) == sorted(PRESETS["paper-7"])
     assert {each.metric for each in asked} == {"acc"}, "whatever a task's own first metric is"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.harness import accuracies, item_rows, run_harness, task_metrics
 from restorelcc.stages.evaluate.statistics import compare_ratios, sums_of
@@ -279,7 +279,7 @@ def test_a_folder_without_a_task_is_refused(tmp_path: Path) -> None:
 
 def test_tasks_with_settings_come_from_the_models_entry(tmp_path: Path) -> None:
     listed = ["hellaswag", {"name": "arc_easy", "metric": "acc_norm", "num_fewshot": 5}, "paper-7"]
-    write_json(tmp_path / "tasks.json", {"embedded": []})
+    write_document(tmp_path / "tasks.json", {"embedded": []})
     assert selected_tasks(tmp_path, listed[:2], tmp_path, "") == [Asked("hellaswag"), Asked("arc_easy", "acc_norm", 5)]
     with pytest.raises(BadInput, match=r"asks for 'arc_easy' twice, with metric acc_norm and with acc: keep one"):
         selected_tasks(tmp_path, listed, tmp_path, "")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import model_digest
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_json, read_metrics, write_document, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
@@ -67,12 +67,12 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
     save_checkpoint(layout.pruned(PRUNED), model, tokenizer)
     layers = [{"layer": layer, "sparsity": 0.5, "error": None} for layer in range(pico.LAYERS)]
-    write_json(layout.pruned(PRUNED) / "sparsity.json", {"layers": layers})
+    write_document(layout.pruned(PRUNED) / "sparsity.json", {"layers": layers})
     tasks = layout.corpus(DENSE) / "tasks"
     write_texts(layout.corpus(DENSE) / "heldout.parquet", [_words(12, n) for n in range(10)])
     write_table(tasks / "t.parquet", _items(), ITEMS)
     (tasks / "t.yaml").write_text(yaml.safe_dump(_task("t", Path("t.parquet"))))
-    write_json(tasks / "tasks.json", {"embedded": ["t"]})
+    write_document(tasks / "tasks.json", {"embedded": ["t"]})
     _write_compensation(layout)
     run_dense(DENSE, CONFIG, ENTRY, layout)
     run_pruned(PRUNED, CONFIG, ENTRY, layout)
@@ -87,7 +87,7 @@ def _write_compensation(layout: Layout) -> None:
     tensors = {"offset": offset, "beta": torch.ones(shape), "bias": torch.ones(shape)}
     layout.compensation(RESTORED).parent.mkdir(parents=True)
     write_tensors(layout.compensation(RESTORED), tensors, {"pruned": model_digest(layout.pruned(PRUNED))})
-    write_json(layout.training(RESTORED), {"heads": [[1, 2]], "runs": []})
+    write_document(layout.training(RESTORED), {"heads": [[1, 2]], "runs": []})
     write_tensors(layout.components(PRUNED), {"singular_values": torch.ones(offset.shape)}, {})
     heads = [(layer, head) for layer in range(pico.LAYERS) for head in range(pico.HEADS)]
     rest = dict.fromkeys(("accuracy", "log_loss", "energy"), 0.5)
@@ -246,7 +246,7 @@ def test_without_any_accuracy_nothing_is_averaged_and_the_reason_is_given(layout
     shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
     elsewhere = Layout(tmp_path)
     write_task(tmp_path / "own", "rolling")
-    write_json(elsewhere.corpus(DENSE) / "tasks" / "tasks.json", {"embedded": []})
+    write_document(elsewhere.corpus(DENSE) / "tasks" / "tasks.json", {"embedded": []})
     entry = ENTRY.model_copy(update={"tasks": ("own",)})
     run_dense(DENSE, CONFIG, entry, elsewhere)
     run_pruned(PRUNED, CONFIG, entry, elsewhere)
@@ -271,9 +271,9 @@ def test_texts_longer_than_the_models_context_are_cut_to_it(layout: Layout) -> N
     """OPT has an embedding for each of 64 positions, and none for a 65th."""
     other = Cell("short", "wanda-0.5")
     save_checkpoint(layout.pruned(other), pico.pico("opt"), pico.word_tokenizer())
-    write_json(layout.pruned(other) / "sparsity.json", {"layers": []})
+    write_document(layout.pruned(other) / "sparsity.json", {"layers": []})
     write_texts(layout.corpus(other) / "heldout.parquet", [_words(200, n) for n in range(3)])
-    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
+    write_document(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
     run_pruned(other, CONFIG, ENTRY, layout)
     assert read_json(layout.metrics(other))["perplexity"]["tokens"] == 3 * 63
 
@@ -297,12 +297,12 @@ def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
     stuck.model.norm.weight.zero_()
     other = Cell("stuck", "wanda-0.5")
     save_checkpoint(layout.pruned(other), stuck, pico.word_tokenizer())
-    write_json(layout.pruned(other) / "sparsity.json", {"layers": []})
+    write_document(layout.pruned(other) / "sparsity.json", {"layers": []})
     for name in ("heldout.parquet",):
         target = layout.corpus(other) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((layout.corpus(DENSE) / name).read_bytes())
-    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
+    write_document(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
     run_pruned(other, CONFIG, ENTRY, layout)
     found = read_json(layout.metrics(other))["generation"]
     assert found["degenerate"]
@@ -312,7 +312,7 @@ def test_a_model_that_repeats_one_token_is_flagged(layout: Layout) -> None:
 
 def test_an_unknown_task_is_refused_before_the_model_is_read(layout: Layout) -> None:
     other = Cell("unknown")
-    write_json(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
+    write_document(layout.corpus(other) / "tasks" / "tasks.json", {"embedded": []})
     with pytest.raises(BadInput, match=r"'winogrand', which is neither .* did you mean 'winogrande'"):
         run_dense(other, CONFIG, ENTRY.model_copy(update={"tasks": ("winogrand",)}), layout)
 
@@ -325,7 +325,7 @@ def test_evaluation_from_disk_equals_one_in_memory(layout: Layout, tmp_path: Pat
         for path in (elsewhere.metrics(cell), elsewhere.samples(cell), elsewhere.details(cell)):
             path.unlink()
         run(cell, CONFIG, spread, elsewhere)
-        found, expected = (read_json(each.metrics(cell)) for each in (elsewhere, layout))
+        found, expected = (read_metrics(each.metrics(cell)) for each in (elsewhere, layout))
         assert found | {"seconds": 0} == expected | {"seconds": 0}
         assert read_table(elsewhere.samples(cell), SAMPLES) == read_table(layout.samples(cell), SAMPLES)
     assert "ratio" not in read_json(elsewhere.details(RESTORED))["latency"], "it would time the disk"

@@ -11,6 +11,7 @@ import torch
 from restorelcc.activations.store import layer_file, read_layer
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
+from restorelcc.base.tables import metadata_of, opened, sealed_metadata
 from restorelcc.models.heads import HeadLayout, main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.extract import ExtractConfig
@@ -49,9 +50,10 @@ def test_fewer_samples_than_numbers_of_a_head_are_reported(tmp_path: Path, capsy
 
 
 def _rewritten(path: Path, key: str, value: str) -> None:
-    table = pq.read_table(path)
-    metadata = dict(table.schema.metadata) | {key.encode(): value.encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with opened(path) as file:
+        metadata, table = metadata_of(file, path), file.read()
+    sealed = sealed_metadata(table.schema, metadata | {key: value}, {})
+    pq.write_table(table.replace_schema_metadata(sealed), path)
 
 
 def _set(folder: Path, key: str, value: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import SCHEMA, write_json
+from restorelcc.base.documents import SCHEMA, write_document
 from restorelcc.base.fingerprint import Fingerprint, TaskPrint
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
@@ -83,6 +83,6 @@ def details(cell: Cell) -> dict[str, Any]:
 
 def write_grid(layout: Layout) -> None:
     for cell, mean in zip(CELLS, MEANS, strict=True):
-        write_json(layout.metrics(cell), metrics(cell, mean))
-        write_json(layout.details(cell), details(cell))
+        write_document(layout.metrics(cell), metrics(cell, mean))
+        write_document(layout.details(cell), details(cell))
         write_table(layout.samples(cell), [], SAMPLES, {MEASURED: FINGERPRINT.as_text()})

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
@@ -124,7 +124,7 @@ def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Lay
         metrics = read_json(layout.metrics(cell))
         if "recovered" in metrics:
             metrics["recovered"] = {"mean": None, "ci95": None, "method": "paired bootstrap", "reason": "nothing lost"}
-            write_json(layout.metrics(cell), metrics)
+            write_document(layout.metrics(cell), metrics)
     run(CELLS, ReportConfig(), layout)
     assert "No recovered share can be given for this group." in _texts(layout)["report.html"]
     run([cell for cell in CELLS if cell.head_ratio is None], ReportConfig(), layout)
@@ -133,7 +133,7 @@ def test_where_nothing_was_lost_or_nothing_restored_the_page_says_so(layout: Lay
 
 def test_seconds_of_the_stages_that_ran_here_are_in_every_form(layout: Layout) -> None:
     layout.logs.mkdir(parents=True)
-    write_json(layout.logs / "prune@x.json", {"stage": "prune", "cell": str(CELLS[1]), "seconds": 12.34})
+    write_document(layout.logs / "prune@x.json", {"stage": "prune", "cell": str(CELLS[1]), "seconds": 12.34})
     run(CELLS, ReportConfig(), layout)
     texts = _texts(layout)
     assert "| prune | 1 | 12.3 | 12.3 |" in texts["report.md"]
@@ -153,7 +153,7 @@ def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layou
 def test_metrics_of_an_older_schema_are_refused(layout: Layout) -> None:
     content = read_json(layout.metrics(CELLS[1]))
     del content["schema"]
-    write_json(layout.metrics(CELLS[1]), content)
+    write_document(layout.metrics(CELLS[1]), content)
     with pytest.raises(BadInput, match=r"pruned.json was written by an older version \(metrics schema 1, this one "):
         run(CELLS, ReportConfig(), layout)
 
@@ -161,7 +161,7 @@ def test_metrics_of_an_older_schema_are_refused(layout: Layout) -> None:
 def test_a_degenerate_model_is_flagged_where_one_looks(layout: Layout) -> None:
     content = read_json(layout.metrics(CELLS[3]))
     content["generation"] |= {"degenerate": True, "reasons": ["100% of the greedy continuations are one token"]}
-    write_json(layout.metrics(CELLS[3]), content)
+    write_document(layout.metrics(CELLS[3]), content)
     run(CELLS, ReportConfig(), layout)
     for name in ("report.md", "report.html"):
         text = re.sub(r"<[^>]+>", "", _texts(layout)[name])
@@ -182,7 +182,7 @@ def test_the_terminal_table_fits_eighty_columns(made: Layout) -> None:
 def test_the_table_says_that_it_is_older_than_the_metrics(layout: Layout) -> None:
     run(CELLS, ReportConfig(), layout)
     assert changed_since(layout) == []
-    write_json(layout.metrics(CELLS[1]), read_json(layout.metrics(CELLS[1])) | {"mean": 0.123})
+    write_document(layout.metrics(CELLS[1]), read_json(layout.metrics(CELLS[1])) | {"mean": 0.123})
     assert changed_since(layout) == [str(CELLS[1])]
     (layout.root / "params.yaml").touch()
     told = CliRunner().invoke(app, ["table", "--params", str(layout.root / "params.yaml")])
@@ -201,9 +201,9 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
             merged = {name: content[name] for name in ("tasks", "perplexity", "bits_per_byte")}
             merged |= {"mean": 0.8, "sparsity": 0.0, "recovered": {"mean": 0.4, "ci95": [0.3, 0.5]}}
             content["variants"] = {"merged": merged}
-        write_json(layout.metrics(cell), content)
-        write_json(layout.details(cell), details(cell))
-    write_json(layout.log("recover", cells[0]), {"stage": "recover", "cell": str(cells[0]), "seconds": 12.5})
+        write_document(layout.metrics(cell), content)
+        write_document(layout.details(cell), details(cell))
+    write_document(layout.log("recover", cells[0]), {"stage": "recover", "cell": str(cells[0]), "seconds": 12.5})
     run([*CELLS, *cells], ReportConfig(), layout)
     texts = _texts(layout)
     for line in (
@@ -233,7 +233,7 @@ def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
 @pytest.mark.parametrize("part", SWAPS)
 def test_cells_measured_in_different_ways_are_never_shown_side_by_side(layout: Layout, part: str, number: int) -> None:
     how, cell = swapped(FINGERPRINT, part), CELLS[number]
-    write_json(layout.metrics(cell), read_json(layout.metrics(cell)) | {"measured": how.digest})
+    write_document(layout.metrics(cell), read_json(layout.metrics(cell)) | {"measured": how.digest})
     write_table(layout.samples(cell), [], SAMPLES, {MEASURED: how.as_text()})
     with pytest.raises(BadInput) as caught:
         read_results(CELLS, layout)
@@ -246,7 +246,7 @@ def test_cells_measured_in_different_ways_are_never_shown_side_by_side(layout: L
 def test_models_of_different_fingerprints_stand_in_one_report(layout: Layout) -> None:
     others, how = [Cell("b"), Cell("b", "wanda-0.5")], swapped(FINGERPRINT, "tokenizer")
     for other in others:
-        write_json(layout.metrics(other), metrics(other, 0.9) | {"measured": how.digest})
+        write_document(layout.metrics(other), metrics(other, 0.9) | {"measured": how.digest})
     assert len(read_results([*CELLS, *others], layout).rows) == 6
 
 
@@ -265,7 +265,7 @@ def test_where_nothing_was_won_back_every_form_says_so(
 ) -> None:
     content = read_json(layout.metrics(CELLS[3]))
     content["recovered"] |= {"mean": recovered, "ci95": ci95}
-    write_json(layout.metrics(CELLS[3]), content)
+    write_document(layout.metrics(CELLS[3]), content)
     cells = [cell for cell in CELLS if cell.head_ratio != "0.1"]
     run(cells, ReportConfig(), layout)
     console = Console(width=200, record=True, file=io.StringIO())
@@ -284,7 +284,7 @@ def test_a_task_that_is_no_accuracy_is_listed_and_not_averaged(layout: Layout) -
     for cell in CELLS:
         content = read_json(layout.metrics(cell))
         content["tasks"]["world_rte"] |= other
-        write_json(layout.metrics(cell), content)
+        write_document(layout.metrics(cell), content)
     run(CELLS, ReportConfig(), layout)
     console = Console(width=100, record=True, file=io.StringIO())
     print_results(layout.report, console)
@@ -299,7 +299,7 @@ def test_a_task_without_a_value_or_an_error_is_shown_as_a_dash(layout: Layout) -
         content = read_json(layout.metrics(cell))
         content["tasks"]["world_rte"] |= {"stderr": None}
         content |= {"perplexity": {"corpus": "heldout", "tokens": 10, "value": None}, "mean": None}
-        write_json(layout.metrics(cell), content)
+        write_document(layout.metrics(cell), content)
     run(CELLS, ReportConfig(), layout)
     assert "| dense | - | - | - | - | 64 | 50.00 |" in _texts(layout)["report.md"]
 
@@ -324,6 +324,6 @@ def test_what_became_of_the_rows_of_a_models_data_is_a_table(layout: Layout) -> 
 
 
 def _made_with(layout: Layout, sources: dict) -> dict[str, str]:
-    write_json(layout.sources(Cell("a")), sources)
+    write_document(layout.sources(Cell("a")), sources)
     run(CELLS, ReportConfig(), layout)
     return _texts(layout)
