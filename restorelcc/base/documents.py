@@ -88,7 +88,11 @@ def parse_yaml(text: str | bytes, what: str, loader: Any = StrictLoader) -> Any:
     loader: a subclass of `UniqueKeys` and one of PyYAML's safe loaders.
     """
     try:
-        return yaml.load(text, Loader=loader)
+        reader = loader(text)
+        try:
+            return reader.get_single_data()
+        finally:
+            reader.dispose()
     except _YAML_FAULTS as error:
         why = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else _why(error)
         raise BadInput(f"{what} is not valid YAML: {why}") from error
