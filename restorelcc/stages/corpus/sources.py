@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from restorelcc.base.data_files import path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
 from restorelcc.stages.corpus import CorpusConfig
@@ -37,7 +38,7 @@ class Found(Generic[T]):
 
     def sentence(self) -> str:
         """What became of the rows, in words."""
-        return f"{self.rows.name}: {self.account.sentence(self.rows.unit)}"
+        return f"{self.rows.name}: {self.account.sentence(self.rows)}"
 
 
 def calibration_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
@@ -93,7 +94,7 @@ def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PR
     key = f"models.<name>.data.{role}"
     dataset = hub_data(key, source, presets)
     if dataset is None:
-        return read_file(root / Path(source).expanduser(), source), None
+        return read_file(path_of(key, source, root), source, key), None
     return open_rows(key, dataset), dataset
 
 
@@ -129,6 +130,6 @@ def _usable(found: Found[str], what: str) -> Found[str]:
         account, name = found.account, found.rows.name
         if not account.read:
             raise BadInput(f"{name} holds no row, and at least one row is needed: name another file or dataset")
-        told = account.sentence(found.rows.unit)
+        told = account.sentence(found.rows)
         raise BadInput(f"{name} holds no {what} that can be used ({told}): correct it, or name another")
     return found

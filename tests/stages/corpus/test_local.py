@@ -7,6 +7,7 @@ import pytest
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest
+from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
@@ -28,12 +29,6 @@ def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", rows, TEXTS)
     for kind in ("jsonl", "json", "csv", "txt", "parquet"):
         assert [row for _, row in read_file(tmp_path / f"a.{kind}", "a").numbered] == rows, kind
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(BadInput, match=r"rows.jsonl is a folder, not a file: correct its path"):
-        read_file(tmp_path / "rows.jsonl", "rows.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +98,7 @@ def test_a_corpus_of_ones_own_is_written_whole_and_split(tmp_path: Path) -> None
     contrast = read_table(folder / "contrast.parquet", CONTRAST)
     assert [row["sample_id"] for row in contrast] == list(range(8))
     assert all(row["positive"] != row["negative"] for row in contrast)
-    assert json.loads((folder / "tasks/tasks.json").read_text()) == {"embedded": []}
+    assert read_document(folder / "tasks/tasks.json") == {"embedded": []}
 
 
 def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
