@@ -106,7 +106,7 @@ def _why_missing(path: Path) -> str:
         return "is an address, and only files of this machine are read (or datasets as hub:<id>)"
     if "\\" in text:
         return "does not exist (write the path with / in place of \\)"
-    if path.is_symlink():
+    if _is(path, "is_symlink"):
         return f"is a link to {path.readlink()}, which does not exist"
     if _is(path, "exists"):
         return "is not a regular file"

@@ -116,7 +116,7 @@ def _wide_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
             yield number, line
     except UnicodeError as error:
         raise BadInput(
-            f"line {number + 1} of {path} cannot be read as UTF-16 ({first_line(error)}): save the file as UTF-8"
+            f"data file {path} cannot be read as UTF-16 after line {number} ({first_line(error)}): save it as UTF-8"
         ) from error
 
 
