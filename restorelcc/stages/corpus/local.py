@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from restorelcc.base.data_bytes import lines, opened
 from restorelcc.base.data_files import data_files, kind_of
 from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.stages.corpus.account import Part, Row, Rows
-from restorelcc.stages.corpus.lines import lines, opened
 
 _LARGEST_FIELD = 2**31 - 1  # characters of one field of a .csv file, of which Python takes 131,072 by itself
 _NARROW = {pa.float32(): np.float32, pa.float16(): np.float16}

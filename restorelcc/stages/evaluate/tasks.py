@@ -16,7 +16,14 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.manifest import check_file
 from restorelcc.stages.evaluate.local_data import local_data
 from restorelcc.stages.evaluate.scoring import scoring
-from restorelcc.stages.evaluate.task_check import check_folder, check_items, check_shots, unusable
+from restorelcc.stages.evaluate.task_check import (
+    check_file_of_task,
+    check_files,
+    check_folder,
+    check_items,
+    check_shots,
+    unusable,
+)
 
 PRESETS = {
     "paper-7": ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
@@ -213,6 +220,7 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
             mine = path is not None and any(Path(path).is_relative_to(Path(folder)) for folder in folders)
             yield each, str(path) if mine else None, everywhere
         elif Path(each.name).is_file():
+            check_file_of_task(Path(each.name))
             yield each, each.name, everywhere
         else:
             raise BadInput(_unknown(each.name, everywhere.all_tasks))
@@ -223,6 +231,8 @@ def _manager(folders: tuple[str, ...], defaults: bool) -> Any:
     """lm-eval's index of task files; that of its own thousands takes seconds."""
     from lm_eval.tasks import TaskManager
 
+    for folder in folders:
+        check_files(folder)
     return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
 
 
