@@ -47,10 +47,21 @@ def check(
         raise BadInput("check --json is what a model's data hold: add --model NAME")
     for alias in checked.grid.model:
         lay_out(alias, checked.named(alias), layout.root)  # refuses a file or folder that is not there
+        _check_files(checked, alias, layout)
     typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
     for sentence in hidden_changes(checked):
         typer.echo(f"restorelcc: note: {sentence}", err=True)
     _compare_sources(checked, layout)
+
+
+def _check_files(params: Params, alias: str, layout: Layout) -> None:
+    """Raises BadInput for data or tasks of the user's own that cannot be used."""
+    entry = params.models[alias]
+    if entry.data is None and not entry.tasks:
+        return
+    from restorelcc.cli.read_through import check_before_a_run  # imports torch, which others need not wait for
+
+    check_before_a_run(params, alias, layout)
 
 
 def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:

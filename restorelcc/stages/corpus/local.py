@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ def read_file(path: Path, source: str, key: str = "models.<name>.data") -> Rows:
     together = hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
     origin = {"source": source, "sha256": together, "files": len(files)}
     return Rows(str(path), _one_after_another(files, parts), origin=origin, parts=parts)
+
+
+def first_rows(path: Path, key: str, count: int) -> Iterator[Rows]:
+    """The first rows of each file that a source names, without a digest of anything."""
+    for file in data_files(key, path):
+        unit, numbered = _rows_of(file)
+        yield Rows(str(file), islice(numbered, count), unit)
 
 
 def _one_after_another(files: list[Path], parts: list[Part]) -> Numbered:

@@ -16,7 +16,7 @@ from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import NOT_DRAWN, Account, Rows
 from restorelcc.stages.corpus.formats import Example, examples, raw_texts, texts
 from restorelcc.stages.corpus.hub_rows import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
-from restorelcc.stages.corpus.local import read_file
+from restorelcc.stages.corpus.local import first_rows, read_file
 
 T = TypeVar("T")
 # Examples that a model can take in (see fit.py); the others are skipped in the account.
@@ -87,6 +87,18 @@ def pairs(data: DataFiles, config: CorpusConfig, root: Path, fit: Fit) -> Found[
         kept = rng.sample(kept, len(kept))
     account.used = len(kept)
     return Found(kept, rows, account)
+
+
+def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> None:
+    """Raises BadInput for local data whose first rows cannot be read as what they are named for. key: models.<name>."""
+    for role in ("calibration", "instructions", "heldout"):
+        source: str = getattr(data, role)
+        if hub_data(f"{key}.data.{role}", source) is None:
+            name = f"{key}.data.{role}"
+            for rows in first_rows(path_of(name, source, root), name, count):
+                read = examples if role == "instructions" else texts
+                for _ in read(rows, data, Account()):
+                    pass
 
 
 def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> tuple[Rows, HubData | None]:
