@@ -24,7 +24,7 @@ from restorelcc.base.weights import weights_of
 from restorelcc.models.hub import Repository, fetch_model
 from restorelcc.models.references import Pinned
 from restorelcc.models.runtime import pick_device, pick_dtype
-from restorelcc.models.text import context_length
+from restorelcc.models.text import check_special_tokens, context_length
 from restorelcc.models.tokenizers import without_length_warning
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
@@ -153,6 +153,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise BadInput(f"no tokenizer can be loaded from {source}: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if (source / "config.json").is_file():
+        check_special_tokens(tokenizer, AutoConfig.from_pretrained(source).get_text_config(), str(source))
     return tokenizer
 
 
