@@ -64,9 +64,11 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
 
 
 def _data(role: str, key: str, text: str, root: Path) -> Entries:
-    """A link to the data file; where a folder or a pattern names several, a link to each: a new one is a change."""
+    """A link to the data file or folder; of a pattern a link to each file that it matches now."""
     path = path_of(key, text, root)
     files = [file.absolute() for file in data_files(key, path)]
+    if path.is_dir():
+        return {role: path.absolute()}
     if len(files) == 1:
         return {role: files[0]}
     return {f"{role}/{number:05d}-{file.name}": file for number, file in enumerate(files)}

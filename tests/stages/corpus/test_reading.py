@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,23 @@ def test_every_row_is_in_sources_json_and_said_in_one_line(tmp_path: Path, capsy
         f"corpus: instructions: {pairs}: 32 rows read, 20 used; skipped: 1 empty question (first: line 2), "
         "1 null response (first: line 3), 10 not drawn"
     ]
+
+
+def test_a_row_of_several_files_is_named_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "1.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
+    (tmp_path / "d" / "2.jsonl").write_text('{"text": "c"}\n{"text": ""}\n')
+    data = DataFiles(calibration="d", instructions="i", heldout="d")
+    found = heldout_texts(data, CONFIG, tmp_path)
+    assert found.items == ["a", "b", "c"]
+    assert found.sentence().endswith("d: 4 rows read, 3 used; skipped: 1 empty text (first: line 2 of 2.jsonl)")
+    assert found.origin["rows"]["skipped"] == {"empty text": {"count": 1, "first": 5}}
+    digests = [file_digest(tmp_path / "d" / name) for name in ("1.jsonl", "2.jsonl")]
+    together = hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
+    assert (found.origin["source"], found.origin["sha256"], found.origin["files"]) == ("d", together, 2)
+    (tmp_path / "d" / "2.jsonl").write_text('{"text": "c"}\n{"text": ["a"]}\n')
+    with pytest.raises(BadInput, match=r"^line 2 of .*2\.jsonl: column 'text' is a list"):
+        heldout_texts(data, CONFIG, tmp_path)
 
 
 def test_what_is_drawn_for_a_role_does_not_depend_on_the_rows_of_another(tmp_path: Path) -> None:

