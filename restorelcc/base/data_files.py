@@ -110,7 +110,13 @@ def _why_missing(path: Path) -> str:
         return f"is a link to {path.readlink()}, which does not exist"
     if _is(path, "exists"):
         return "is not a regular file"
-    names = [other.name for other in path.parent.iterdir()] if _is(path.parent, "is_dir") else []
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # no permission, too long a name, a zero byte in it
+        return f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
+    names = sorted(other.name for other in path.parent.iterdir()) if _is(path.parent, "is_dir") else []
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f"does not exist (its folder has {near[0]!r})" if near else "does not exist"
 
