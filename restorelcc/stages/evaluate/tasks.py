@@ -226,13 +226,18 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
             raise BadInput(_unknown(each.name, everywhere.all_tasks))
 
 
-@lru_cache(maxsize=2)
 def _manager(folders: tuple[str, ...], defaults: bool) -> Any:
-    """lm-eval's index of task files; that of its own thousands takes seconds."""
-    from lm_eval.tasks import TaskManager
-
+    """lm-eval's index of task files. Raises BadInput for a file in the folders that cannot be one."""
     for folder in folders:
         check_files(folder)
+    return _index(folders, defaults)
+
+
+@lru_cache(maxsize=2)
+def _index(folders: tuple[str, ...], defaults: bool) -> Any:
+    """That of lm-eval's own thousands takes seconds."""
+    from lm_eval.tasks import TaskManager
+
     return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
 
 
