@@ -29,6 +29,16 @@ UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+# Before anything is installed: DVC finds the project, and what changed in its code, by git.
+.PHONY: in-git
+in-git:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { \
+		echo "make: this folder is not in a git repository, which DVC needs: clone the project, or run \`git init\` here" >&2; exit 2; }
+repro flow graph share: in-git
+ifneq ($(filter repro flow graph share,$(MAKECMDGOALS)),)
+$(READY): | in-git
+endif
+
 # First the packages of uv.lock, with hashes checked, without torch and its CUDA packages. Then pip installs torch at the
 # locked version, in the build of its index: builds need different CUDA packages, and each pins its own.
 $(READY): uv.lock pyproject.toml

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,20 @@ def test_arrow_takes_its_memory_from_the_system(module: str) -> None:
 
 def test_what_the_user_has_set_stays() -> None:
     assert _pool(INSTALLED.value.partition(":")[0], ARROW_DEFAULT_MEMORY_POOL="mimalloc") == "mimalloc"
+
+
+@pytest.mark.parametrize("target", ["repro", "flow", "graph", "share"])
+def test_make_refuses_a_folder_without_git_before_it_installs_anything(target: str, tmp_path: Path) -> None:
+    for name in ("Makefile", "uv.lock", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    done = subprocess.run(
+        ["make", target, "PYTHON=false"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "not in a git repository, which DVC needs: clone the project, or run `git init` here" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "pyproject.toml", "uv.lock"]
+    assert "Setting up" not in done.stdout
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    done = subprocess.run(["make", "in-git"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0

@@ -62,7 +62,8 @@ def is_of_the_hub(source: str) -> bool:
 
 class DataFiles(Section):
     """Data of a model that is not the embedded one. Each source is a local file (.jsonl, .json, .csv, .parquet, .txt),
-    a dataset of the hub by name (c4, wikitext, alpaca) or by id (hub:<id>[:<config>[:<split>]])."""
+    a folder of files, a pattern, or a dataset of the hub by name (c4, wikitext, alpaca) or by id
+    (hub:<id>[:<config>[:<split>]])."""
 
     calibration: Name  # texts for pruning
     instructions: Name  # question/response pairs: training, probing and the choice of heads

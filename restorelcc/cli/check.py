@@ -52,6 +52,7 @@ def check(
     if found:
         raise BadInput(_first_of(found))
     for alias in checked.grid.model:
+        _check_files(checked, alias, layout)
         for sentence in _check_checkpoints(alias, checked, layout):
             typer.echo(f"restorelcc: note: {sentence}", err=True)
     check_writable(layout)
@@ -87,6 +88,16 @@ def _check_checkpoints(alias: str, params: Params, layout: Layout) -> list[str]:
 def _of_a_kill(layout: Layout) -> list[str]:
     """What a killed process left that stops every dvc command."""
     return [f"{sentence}: run `restorelcc doctor --fix`" for sentence in faults(layout.root)]
+
+
+def _check_files(params: Params, alias: str, layout: Layout) -> None:
+    """Raises BadInput for data or tasks of the user's own that cannot be used."""
+    entry = params.models[alias]
+    if entry.data is None and not entry.tasks:
+        return
+    from restorelcc.cli.read_through import check_before_a_run  # imports torch, which others need not wait for
+
+    check_before_a_run(params, alias, layout)
 
 
 def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
+from restorelcc.base.cell import Cell
 from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.escaping import PlainTable, say
@@ -22,7 +23,9 @@ from restorelcc.stages.corpus.contrast import normal
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.roles import Roles
-from restorelcc.stages.corpus.sources import Found
+from restorelcc.stages.corpus.sources import Found, check_first_rows
+from restorelcc.stages.inputs.files import files_below
+from restorelcc.stages.inputs.stage import Entries, lay_out
 from restorelcc.stages.prune.calibration import calibration_batches
 
 T = TypeVar("T")
@@ -62,6 +65,35 @@ def read_through(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
         found["overlap"] = _overlap(instructions.items, heldout.items)
     found["tasks"] = _tried(lambda: _task_items(params, alias, layout), problems)
     return found | {"notes": notes, "problems": problems}
+
+
+def check_before_a_run(params: Params, alias: str, layout: Layout) -> None:
+    """Raises BadInput for a model whose data or tasks cannot be used: the first rows of local data are read, and the
+    items of the user's own tasks rendered. What was computed from the files as they are now is not looked at again."""
+    entry, cell = params.models[alias], Cell(alias)
+    inputs = lay_out(alias, params.named(alias), layout.root)
+    if entry.data is not None and _is_newer(inputs, "corpus", layout.sources(cell)):
+        check_first_rows(entry.data, f"models.{alias}", layout.root)
+    from restorelcc.stages.evaluate.tasks import EMBEDDED, PRESETS
+
+    # The others need lm-eval's index of its thousands, which takes seconds.
+    known = {EMBEDDED, *PRESETS, *(name for names in PRESETS.values() for name in names)}
+    if known.issuperset(entry.task_names):
+        return
+    if _is_newer(inputs, "evaluate", layout.metrics(cell)):
+        _task_items(params, alias, layout)
+
+
+_READ_BY = {"corpus": ("calibration", "instructions", "heldout"), "evaluate": ("tasks-", "beside/")}
+
+
+def _is_newer(inputs: Entries, stage: str, result: Path) -> bool:
+    """Whether there is no result yet, or a file that it depends on changed since."""
+    if not result.is_file():
+        return True
+    given = [path for name, path in inputs.items() if name.startswith(_READ_BY[stage]) and isinstance(path, Path)]
+    files = [file for path in given for file in (files_below(path) if path.is_dir() else [path])]
+    return any(file.stat().st_mtime_ns >= result.stat().st_mtime_ns for file in files)
 
 
 def _tried(read: Callable[[], T], problems: list[str]) -> T | None:

@@ -24,7 +24,7 @@ from restorelcc.models.checkpoint_check import check_beside, check_checkpoint, l
 from restorelcc.models.hub import Repository, fetch_model
 from restorelcc.models.references import Pinned
 from restorelcc.models.runtime import pick_device, pick_dtype
-from restorelcc.models.text import context_length
+from restorelcc.models.text import check_special_tokens, context_length
 from restorelcc.models.tokenizers import without_length_warning
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
@@ -165,6 +165,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = without_length_warning(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if (source / "config.json").is_file():
+        check_special_tokens(tokenizer, loaded_config(source).get_text_config(), str(source))
     return tokenizer
 
 

@@ -145,6 +145,39 @@ def context_length(config: object, max_tokens: int) -> int:
     return min(max_tokens, getattr(config, "max_position_embeddings", None) or max_tokens)
 
 
+def tokens_without_row(tokenizer: PreTrainedTokenizerBase, config: object) -> dict[str, int]:
+    """Tokens whose ids are beyond the rows of the model's embedding, with these ids: no model can read them."""
+    rows = getattr(config, "vocab_size", None)
+    if not rows or len(tokenizer) <= rows:
+        return {}
+    return {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase, config: object, what: str) -> None:
+    """Raises BadInput where a token that is put around or between texts, such as [PAD], has no row in the embedding.
+
+    what: the model, as the message names it.
+    """
+    absent = tokens_without_row(tokenizer, config)
+    named = set(map(str, (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)))
+    if found := next((token for token in absent if token in named), None):
+        raise BadInput(
+            f"the tokenizer of {what} has the token {found!r} with the id {absent[found]}, and the embedding has "
+            f"{getattr(config, 'vocab_size', 0)} rows: save the model with resized embeddings, or let the tokenizer "
+            "use one of its other tokens in its place"
+        )
+
+
+def check_texts(texts: Iterable[str], absent: Mapping[str, int], what: str) -> None:
+    """Raises BadInput for a text that holds one of the tokens of `tokens_without_row`. what: where the texts are."""
+    for text in texts if absent else ():
+        if found := next((token for token in absent if token in text), None):
+            raise BadInput(
+                f"{what} has a text with {found!r}, a token with the id {absent[found]} for which the embedding has "
+                "no row: remove it from the text, or save the model with resized embeddings"
+            )
+
+
 def encode_documents(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_tokens: int, minimum: int = 2
 ) -> list[list[int]]:

@@ -16,7 +16,6 @@ from typing import Any
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.model_entry import DataFiles, is_of_the_hub
 from restorelcc.pipeline.params import Params
 from restorelcc.stages.inputs.files import absolute, files_below
 from restorelcc.stages.inputs.stage import lay_out
@@ -39,10 +38,7 @@ def problems(params: Params, alias: str, layout: Layout) -> list[str]:
     if not entry.is_microworld:
         _try(found, _check_source, f"{key}.source", entry.source, layout.root)
         _try(found, _check_model, absolute(layout.root, entry.source))
-        assert entry.data is not None
-        for role in ("calibration", "instructions", "heldout"):
-            _try(found, _check_rows, role, getattr(entry.data, role), entry.data, layout.root)
-        if entry.data.chat_template:
+        if entry.data is not None and entry.data.chat_template:
             _try(found, _check_chat_template, key, absolute(layout.root, entry.source))
         _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
     _try(found, _check_copies, params.section(alias, "evaluate").datasets, layout.root)
@@ -79,20 +75,6 @@ def _check_model(folder: Path) -> None:
         from restorelcc.models.checkpoint_check import check_checkpoint  # imports torch, which others do without
 
         check_checkpoint(folder)
-
-
-def _check_rows(role: str, source: str, data: DataFiles, root: Path) -> None:
-    """Raises BadInput for a file whose ending is not known, or whose first rows are of no known format."""
-    if is_of_the_hub(source) or not absolute(root, source).exists():
-        return  # what is not there has been told
-    from restorelcc.stages.corpus.account import Account
-    from restorelcc.stages.corpus.formats import examples, texts
-    from restorelcc.stages.corpus.local import read_file
-
-    rows, account = read_file(absolute(root, source), source), Account()
-    usable = (examples if role == "instructions" else texts)(rows, data, account)
-    if next(iter(usable), None) is None:
-        raise BadInput(f"{rows.name} holds no row that can be used for models.<name>.data.{role}: correct it")
 
 
 def _check_chat_template(key: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
@@ -116,15 +117,14 @@ def _data(request: Request) -> dict[str, str]:
 
 
 def _data_source(option: str, source: str, preset: str) -> str:
-    """A file as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
+    """Files as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
     from restorelcc.stages.corpus.hub_rows import hub_data
 
     if hub_data(option, source) is not None:
         return source
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise BadInput(
-            f"{option} {source!r} is not a file: give a .jsonl, .json, .csv, .parquet or .txt file, `{preset}`, or "
-            "hub:<dataset>"
-        )
-    return str(path.resolve())
+    path = path_of(option, source, Path.cwd())
+    try:
+        data_files(option, path)
+    except BadInput as error:
+        raise BadInput(f"{option} {source!r} is not usable: {error}, or give `{preset}` or hub:<dataset>") from error
+    return str(path.absolute())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 import yaml
 
 from restorelcc.__main__ import main
+from restorelcc.base.cell import Cell
+from restorelcc.base.layout import Layout
+from restorelcc.cli import read_through
 from tests import pico
 from tests.dag import ROOT
 from tests.stages.prune.project import words
@@ -91,10 +96,56 @@ def test_a_problem_is_one_sentence_and_exit_code_2_and_the_rest_is_read_all_the_
     assert found["roles"]["heldout"]["count"] == 2
     error = told.err.splitlines()[-1]
     assert error == f"restorelcc: error: {found['problems'][0]}"
-    import re
-
     assert re.search(message, error)
     assert _check(monkeypatch, "--model", "mine") == 2
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "set_", "message"),
+    [
+        ("pairs.jsonl", POINTER, "seed=1", "pairs.jsonl is a pointer of Git LFS"),
+        ("pairs.jsonl", b'{"ask": "w5", "reply": "w6"}', "seed=1", "of which no format is known"),
+        ("pairs.jsonl", b'{"prompt": "w5", "completion": "w6"}\n{"prompt": 1', "seed=1", "line 2 of .*pairs.jsonl"),
+        ("heldout.txt", b"\x1f\x8b\x08", "seed=1", "heldout.txt is cut off or damaged"),
+        (
+            "tasks/mine.yaml",
+            b"task: mine\ndataset_path: json\n",
+            "models.mine.tasks=[tasks]",
+            "names neither a test_split",
+        ),
+        ("tasks/mine.yaml", b"- 1", "models.mine.tasks=[tasks]", "cannot be read"),
+        ("texts.txt", b"w5", "models.mine.tasks=[arc_easi]", "did you mean 'arc_easy'"),
+    ],
+)
+def test_files_are_looked_at_before_a_run(
+    folder: Path,
+    name: str,
+    content: bytes,
+    set_: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "tasks").mkdir()
+    (folder / name).write_bytes(content)
+    set_ = f"corpus.{set_}" if set_.startswith("seed") else set_
+    assert _check(monkeypatch, "--set", "grid.model=[mine]", "--set", set_) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(message, error), error
+
+
+def test_what_was_read_by_the_stage_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = Layout(folder).sources(Cell("mine"))
+    sources.parent.mkdir(parents=True)
+    sources.write_text("{}")
+    monkeypatch.setattr(read_through, "check_first_rows", lambda *given: pytest.fail("read again"))
+    assert _check(monkeypatch, "--set", "grid.model=[mine]") == 0
+    os.utime(folder / "texts.txt")
+    with pytest.raises(pytest.fail.Exception):
+        _check(monkeypatch, "--set", "grid.model=[mine]")
 
 
 def test_items_of_own_tasks_are_counted(

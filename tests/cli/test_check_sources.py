@@ -43,7 +43,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "list" / "config.json").write_text("[]")
     (tmp_path / "list" / "model.safetensors").write_bytes(b"")
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "mine.yaml").write_text("task: mine_items\ndataset_path: json\n")
+    (tmp_path / "tasks" / "mine.yaml").write_text(
+        "task: mine_items\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        "dataset_kwargs: {data_files: {test: tasks/items.jsonl}}\n"
+        "doc_to_text: question\ndoc_to_choice: choices\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n"
+    )
+    (tmp_path / "tasks" / "items.jsonl").write_text(
+        "\n".join(json.dumps({"question": "w1", "choices": ["w2", "w3"], "gold": 0}) for _ in range(3))
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -64,9 +71,9 @@ REFUSED = [
     (f"{MINE}.tasks=[./tasks/other.yaml]", "no such folder or task file"),
     (f"{MINE}.data.calibration=nowhere.txt", r"nowhere\.txt does not exist: correct its path"),
     (f"{MINE}.data.heldout=texts.doc", r"texts\.doc has an unknown ending: use \.jsonl"),
-    (f"{MINE}.data.instructions=model", "is a folder"),
+    (f"{MINE}.data.instructions=model", r"holds 'model\.safetensors', which is not a data file"),
     (f"{MINE}.data.instructions=other.jsonl", "has the columns 'columns', of which no format is known"),
-    (f"{MINE}.data.instructions=texts.txt", "holds no row that can be used for models.<name>.data.instructions"),
+    (f"{MINE}.data.instructions=texts.txt", r"holds no row that can be used.*models\.mine\.data\.instructions"),
     (f"{MINE}.data.calibration=blank.txt", "holds no row that can be used"),
     (f"{MINE}.data.columns={{question: promt}}", "'prompt', 'completion', of which no format is known"),
     (f"{MINE}.data.chat_template=true", "has no chat template: set it to false"),

@@ -98,6 +98,15 @@ def link_calibration(project: LightProject, home: Path) -> None:
     (home / "calibration.jsonl").symlink_to(home / "real.jsonl")
 
 
+def shard_calibration(project: LightProject, home: Path) -> None:
+    """The same texts in two files of a folder."""
+    lines = (home / "calibration.jsonl").read_text().splitlines(keepends=True)
+    (home / "shards").mkdir()
+    (home / "shards" / "1.jsonl").write_text("".join(lines[:9]))
+    (home / "shards" / "2.jsonl").write_text("".join(lines[9:]))
+    project.set(f"models.{MODEL}.data.calibration", str(home / "shards"))
+
+
 TASK = "include: ../{name}\ntask: three\ndataset_path: json\ntest_split: test\n"
 # In this order, one after the other, in one project; each states what runs since the one before.
 EDITS: list[tuple[str, Edit, set[str]]] = [
@@ -140,6 +149,14 @@ EDITS: list[tuple[str, Edit, set[str]]] = [
         "a setting of this model alone",
         set_(f"models.{MODEL}.settings", {"compensate": {"epochs": 9}}),
         per("compensate evaluate_restored") | {INPUTS, "report"},
+    ),
+    ("calibration in a folder of shards", shard_calibration, CALIBRATION | {INPUTS}),
+    ("a hidden file among them", write("shards/.DS_Store", "x"), NOTHING),
+    ("a shard more", write("shards/3.jsonl", '{{"text": "a third"}}\n'), CALIBRATION),
+    (
+        "a pattern for the same shards",
+        lambda project, home: project.set(f"models.{MODEL}.data.calibration", str(home / "shards/*.jsonl")),
+        CALIBRATION | {INPUTS},
     ),
     ("nothing, at the end", lambda project, home: None, NOTHING),
 ]

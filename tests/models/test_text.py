@@ -3,13 +3,22 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.checkpoints import load_tokenizer
-from restorelcc.models.text import batches_by_length, batches_of_equal_length, encode_pair, right_padded
+from restorelcc.models.text import (
+    batches_by_length,
+    batches_of_equal_length,
+    check_special_tokens,
+    check_texts,
+    encode_pair,
+    right_padded,
+    tokens_without_row,
+)
 from restorelcc.models.tokenizers import source_tokenizer
 from tests import pico
+from tests.models.test_response_mask import byte_level
 from tests.pico import word_tokenizer
 
 
@@ -64,3 +73,35 @@ def test_texts_beyond_the_context_are_no_warning(tmp_path: Path, monkeypatch: py
     for quiet in (load_tokenizer(tmp_path), source_tokenizer("models.m.source", str(tmp_path), None, tmp_path)):
         assert len(quiet("w3 " * 20)["input_ids"]) == 20
     assert len(said) == 1
+
+
+def _with_more_tokens(folder: Path, **special: str) -> Path:
+    """A model folder without weights, whose tokenizer has more tokens than its embedding has rows."""
+    tokenizer = byte_level(bos=True)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<|odd|>"])
+    tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(folder)
+    LlamaConfig(vocab_size=rows).save_pretrained(folder)
+    return folder
+
+
+def test_a_padding_token_without_a_row_of_the_embedding_is_refused(tmp_path: Path) -> None:
+    folder = _with_more_tokens(tmp_path, pad_token="[PAD]")
+    rows = AutoConfig.from_pretrained(folder).vocab_size
+    message = rf"the token '\[PAD\]' with the id {rows + 1}, and the embedding has {rows} rows: save the model with"
+    with pytest.raises(BadInput, match=message):
+        load_tokenizer(folder)
+
+
+def test_a_text_with_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    folder = _with_more_tokens(tmp_path)
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    absent = tokens_without_row(tokenizer, config)
+    assert absent == {"<|odd|>": config.vocab_size}
+    check_special_tokens(tokenizer, config, "m")
+    check_texts(["as it is"], absent, "m")
+    with pytest.raises(BadInput, match=r"^m has a text with '<\|odd\|>', a token with the id \d+ for which the embed"):
+        check_texts(["as it is", "an <|odd|> one"], absent, "m")
+    config.vocab_size += 1
+    assert tokens_without_row(tokenizer, config) == {}

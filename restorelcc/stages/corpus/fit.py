@@ -7,8 +7,8 @@ helps as long as the response leaves the question a token; here is seen to it th
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ class Fitting:
     too_long: Literal["shorten", "drop"]
     chat_template: bool = False  # put questions of every format through the chat template
     key: str = "models.<name>"
+    absent: Mapping[str, int] = field(default_factory=dict)  # tokens that the model's embedding has no row for
 
     def written(self, example: Example) -> Example:
         """The example as it stands in the tables, through the chat template where it is to be."""

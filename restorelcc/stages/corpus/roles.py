@@ -8,7 +8,7 @@ from pathlib import Path
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles, ModelEntry
-from restorelcc.models.text import context_length
+from restorelcc.models.text import check_special_tokens, check_texts, context_length, tokens_without_row
 from restorelcc.models.tokenizers import source_config, source_tokenizer
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
@@ -31,8 +31,11 @@ class Roles:
     def fitting(self) -> Fitting:
         """How rows become the model's tokens. Raises BadInput where the model has no tokenizer or config."""
         source = (self.key, self.model.source, self.model.revision, self.root)
-        limit = context_length(source_config(*source), self.config.max_tokens)
-        return Fitting(source_tokenizer(*source), limit, self.config.too_long, self._data.chat_template, self.key)
+        config, tokenizer = source_config(*source), source_tokenizer(*source)
+        check_special_tokens(tokenizer, config, self.model.source)
+        limit = context_length(config, self.config.max_tokens)
+        absent = tokens_without_row(tokenizer, config)
+        return Fitting(tokenizer, limit, self.config.too_long, self._data.chat_template, self.key, absent)
 
     @property
     def _data(self) -> DataFiles:
@@ -40,14 +43,23 @@ class Roles:
         return self.model.data
 
     def calibration(self) -> Found[str]:
-        return calibration_texts(self._data, self.config, self.root)
+        return self._readable("calibration", calibration_texts(self._data, self.config, self.root))
 
     def heldout(self) -> Found[str]:
-        return heldout_texts(self._data, self.config, self.root)
+        return self._readable("heldout", heldout_texts(self._data, self.config, self.root))
+
+    def _readable(self, role: str, found: Found[str]) -> Found[str]:
+        """The texts, if the model has a row for each of their tokens."""
+        if self.fits:
+            check_texts(found.items, self.fitting.absent, f"{self.key}.data.{role}")
+        return found
 
     def instructions(self) -> Found[Example]:
         """Pairs that fit the model. Raises BadInput where they are too few to train, validate and probe with."""
         found = pairs(self._data, self.config, self.root, self._fitted)
+        if self.fits:
+            written = (text for one in map(self.fitting.written, found.items) for text in (one.question, one.response))
+            check_texts(written, self.fitting.absent, f"{self.key}.data.instructions")
         valid = self.valid(len(found.items))
         if valid == 0 or len(found.items) - valid < 2:
             raise BadInput(

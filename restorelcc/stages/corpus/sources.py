@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from restorelcc.base.data_files import path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import NOT_DRAWN, Account, Rows
 from restorelcc.stages.corpus.formats import Example, examples, raw_texts, texts
 from restorelcc.stages.corpus.hub_rows import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
-from restorelcc.stages.corpus.local import read_file
+from restorelcc.stages.corpus.local import first_rows, read_file
 
 T = TypeVar("T")
 # Examples that a model can take in (see fit.py); the others are skipped in the account.
@@ -37,7 +38,7 @@ class Found(Generic[T]):
 
     def sentence(self) -> str:
         """What became of the rows, in words."""
-        return f"{self.rows.name}: {self.account.sentence(self.rows.unit)}"
+        return f"{self.rows.name}: {self.account.sentence(self.rows)}"
 
 
 def calibration_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
@@ -88,12 +89,25 @@ def pairs(data: DataFiles, config: CorpusConfig, root: Path, fit: Fit) -> Found[
     return Found(kept, rows, account)
 
 
+def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> None:
+    """Raises BadInput for local data whose first rows cannot be read as what they are named for. key: models.<name>."""
+    for role in ("calibration", "instructions", "heldout"):
+        source: str = getattr(data, role)
+        if hub_data(f"{key}.data.{role}", source) is None:
+            name, read = f"{key}.data.{role}", examples if role == "instructions" else texts
+            path, usable = path_of(name, source, root), 0
+            for rows in first_rows(path, name, count):
+                usable += sum(1 for _ in read(rows, data, Account()))
+            if not usable and next(iter(read(read_file(path, source, name), data, Account())), None) is None:
+                raise BadInput(f"{source} holds no row that can be used: correct it, or give another file ({name})")
+
+
 def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> tuple[Rows, HubData | None]:
     """The rows of a file or of a hub dataset, and which dataset it is."""
     key = f"models.<name>.data.{role}"
     dataset = hub_data(key, source, presets)
     if dataset is None:
-        return read_file(root / Path(source).expanduser(), source), None
+        return read_file(path_of(key, source, root), source, key), None
     return open_rows(key, dataset), dataset
 
 
@@ -129,6 +143,6 @@ def _usable(found: Found[str], what: str) -> Found[str]:
         account, name = found.account, found.rows.name
         if not account.read:
             raise BadInput(f"{name} holds no row, and at least one row is needed: name another file or dataset")
-        told = account.sentence(found.rows.unit)
+        told = account.sentence(found.rows)
         raise BadInput(f"{name} holds no {what} that can be used ({told}): correct it, or name another")
     return found

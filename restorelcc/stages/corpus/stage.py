@@ -109,11 +109,11 @@ def _write_local(
     tuples = fitting.contrasts(train[: config.contrast], account)
     origins["contrast"] = {"source": found.origin["source"], "rows": account.record()}
     if account.shortened or account.skipped:
-        notice("corpus", f"contrast tuples: {account.sentence(found.rows.unit)}")
+        notice("corpus", f"contrast tuples: {account.sentence(found.rows)}")
     if len(tuples) < 2:
         raise BadInput(
             f"{key}.data.instructions gives {len(tuples)} contrast tuples, and at least 2 are needed: "
-            f"{account.sentence(found.rows.unit)}"
+            f"{account.sentence(found.rows)}"
         )
     if model.data is not None and (model.data.chat_template or any(example.messages for example in found.items)):
         origins[CHAT_TEMPLATE] = {"source": model.source}

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from restorelcc.base.data_bytes import opened
+from restorelcc.base.data_files import data_files
 from restorelcc.base.errors import BadInput, first_line
 
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -32,7 +34,7 @@ def local_data(
                 # The user's files are read again each time: the library's cache knows them by name, size and time.
                 own = {"cache_dir": cache} if path in _READERS or Path(path).exists() else {}
                 if path in _READERS and root is not None and arguments.get("data_files") is not None:
-                    arguments["data_files"] = _rooted(arguments["data_files"], root)
+                    arguments["data_files"] = _rooted(arguments["data_files"], root, task or path)
                 return original(path=path, name=name, **own | arguments)
             kind, files = split_files(folder, name)
             loaded = original(path=kind, data_files=files, cache_dir=cache)
@@ -53,13 +55,22 @@ def local_data(
         datasets.load_dataset = original
 
 
-def _rooted(files: Any, root: Path) -> Any:
-    """data_files whose relative paths count from the project's folder, as everywhere; addresses stay as they are."""
+def _rooted(files: Any, root: Path, task: str) -> Any:
+    """data_files whose relative paths count from the project's folder, as everywhere; addresses stay as they are, and
+    a folder becomes the list of its files. Raises BadInput for a file that holds no data by its first bytes."""
     if isinstance(files, dict):
-        return {split: _rooted(each, root) for split, each in files.items()}
+        return {split: _rooted(each, root, task) for split, each in files.items()}
     if isinstance(files, list | tuple):
-        return [_rooted(each, root) for each in files]
-    return files if "://" in str(files) else str(root / Path(files).expanduser())
+        return [_rooted(each, root, task) for each in files]
+    if "://" in str(files):
+        return files
+    path = root / Path(str(files)).expanduser()
+    found = data_files(f"data_files of task {task!r}", path) if path.is_dir() else [path]
+    for file in found:
+        if file.is_file():
+            with opened(file, "parquet" if file.suffix == ".parquet" else "txt"):
+                pass  # refuses a pointer of Git LFS, an archive or a web page by what it is
+    return str(path) if found == [path] else [str(file) for file in found]
 
 
 def _with_empty_split(loaded: Any, split: str) -> Any:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, first_line
 
 _STOCK = 3  # items rendered of a task of lm-eval; of a user's task all are
 _UNREAD = {"__pycache__", ".ipynb_checkpoints"}  # folders that lm-eval passes over
@@ -16,41 +16,81 @@ _NEEDS = (
     "a task file is a .yaml with at least task, dataset_path, a test_split or validation_split, doc_to_text and "
     "doc_to_target (docs/evaluation.md)"
 )
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("dataset_path", "dataset_name", "test_split", "validation_split", "output_type"), str),
+    **dict.fromkeys(("training_split", "fewshot_split"), str),
+    **{"dataset_kwargs": dict, "metric_list": list, "num_fewshot": int, "metadata": dict},
+}
+_TYPE_NAMES = {str: "a text", dict: "a mapping", list: "a list", int: "a whole number"}
 _COLUMNS = ("doc_to_text", "doc_to_choice", "doc_to_target")
 
 
 def check_folder(folder: str, found: Sequence[str]) -> None:
-    """Raises BadInput for a folder without a task, for a file in it that cannot be read as YAML, and for two files
-    with a task of the same name, of which lm-eval takes the first."""
-    import yaml
-    from lm_eval.tasks._yaml_loader import load_yaml
+    """Raises BadInput for a folder without a task."""
+    if not found:
+        raise BadInput(f"the folder {folder!r} of models.<name>.tasks holds no task: {_NEEDS}")
 
+
+def check_files(folder: str) -> None:
+    """Raises BadInput for a file in a folder that cannot be read as YAML or has a value of the wrong type, and for two
+    files with a task of the same name, of which lm-eval takes the first. Runs before lm-eval indexes the folder."""
     files: dict[str, Path] = {}
     for path in sorted(Path(folder).rglob("*.yaml")):
         if not _UNREAD.isdisjoint(path.parts):
             continue
-        try:
-            content = load_yaml(path, resolve_func=False)
-        except (yaml.YAMLError, ValueError, OSError) as error:
-            raise BadInput(
-                f"the task file {path} of models.<name>.tasks cannot be read ({' '.join(str(error).split())}): "
-                "correct it or remove it"
-            ) from error
+        content = check_file_of_task(path)
         name = content.get("task")
         if isinstance(name, str) and "group" not in content and files.setdefault(name, path) != path:
             raise BadInput(
                 f"models.<name>.tasks has two tasks with the name {name!r}, of {files[name]} and of {path}: rename one "
                 "of them"
             )
-    if not found:
-        raise BadInput(f"the folder {folder!r} of models.<name>.tasks holds no task: {_NEEDS}")
+
+
+def check_file_of_task(path: Path) -> dict[str, Any]:
+    """The content of a task file, with what it includes. Raises BadInput for one that cannot be read, or that lacks
+    what a task needs."""
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        content = load_yaml(path, resolve_func=False)
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise BadInput(
+            f"the task file {path} of models.<name>.tasks cannot be read ({' '.join(str(error).split())}): "
+            "correct it or remove it"
+        ) from error
+    if not isinstance(content.get("task", ""), str | list):
+        raise BadInput(f"the task file {path} has task: {content['task']}, where a name is expected: put it in quotes")
+    for key, kind in _TYPES.items():
+        if content.get(key) is not None and (
+            not isinstance(content[key], kind) or (isinstance(content[key], bool) and kind is int)
+        ):
+            raise BadInput(
+                f"the task file {path} has {key}: {str(content[key])[:40]}, where {_TYPE_NAMES[kind]} is expected: "
+                "correct it"
+            )
+    if isinstance(content.get("task"), str) and "dataset_path" in content and "class" not in content:
+        if not (content.get("test_split") or content.get("validation_split")):
+            raise BadInput(f"the task file {path} names neither a test_split nor a validation_split: add one of them")
+        absent = [key for key in ("doc_to_text", "doc_to_target") if content.get(key) is None]
+        if absent and content.get("process_docs") is None:
+            raise BadInput(f"the task file {path} has no {absent[0]}: {_NEEDS}")
+    return dict(content)
 
 
 def unusable(name: str, file: str | None, error: Exception) -> BadInput:
     """What lm-eval could not make of a task, as a sentence. file: of the user's own task."""
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    if isinstance(error, KeyError):
+    if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # which says why
+    reason = first_line(error)
+    if isinstance(error, KeyError) and error.args[0] is None:
+        reason = "a metric in its metric_list is not known to lm-eval, or has no aggregation"
+    elif "malformed node or string" in reason:
+        reason = "doc_to_choice is neither a column of its data, nor a list, nor a template that gives one"
+    elif isinstance(error, StopIteration):
+        reason = "there is no item at all"
+    elif isinstance(error, KeyError):
         reason = f"its data have no split or column {error.args[0]!r}"
     elif isinstance(error, IndexError):
         reason = "an item has no choices, its answer is not among them, or there is no item at all"
@@ -106,6 +146,8 @@ def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str
             choices = task.doc_to_choice(document) if _has_choices(task) else None
             if choices is not None and len(choices) == 0:
                 raise ValueError("it has no choices")
+            if file is not None and choices is not None and (blank := _blank(choices)) is not None:
+                raise ValueError(f"choice {blank + 1} is empty")
             if file is not None and choices is not None and task.OUTPUT_TYPE == "multiple_choice":
                 _check_answer(task, document, list(choices))
         except Exception as error:
@@ -113,6 +155,11 @@ def check_items(task: Any, name: str, file: str | None, shots: int) -> tuple[str
         if number == 1:
             metrics = _metrics(task, document, requests if isinstance(requests, list) else [requests])
     return metrics
+
+
+def _blank(choices: Sequence[Any]) -> int | None:
+    """Position of an empty choice, which no model can be asked for."""
+    return next((at for at, each in enumerate(choices) if isinstance(each, str) and not each.strip()), None)
 
 
 def _templates(task: Any) -> dict[str, Any]:

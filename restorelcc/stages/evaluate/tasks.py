@@ -18,7 +18,14 @@ from restorelcc.base.task_code import check_trusted, code_in_task
 from restorelcc.stages.evaluate.confined import sandboxed, without_code
 from restorelcc.stages.evaluate.local_data import local_data
 from restorelcc.stages.evaluate.scoring import scoring
-from restorelcc.stages.evaluate.task_check import check_folder, check_items, check_shots, unusable
+from restorelcc.stages.evaluate.task_check import (
+    check_file_of_task,
+    check_files,
+    check_folder,
+    check_items,
+    check_shots,
+    unusable,
+)
 
 PRESETS = {
     "paper-7": ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
@@ -123,7 +130,7 @@ def _own_task(path: Path, cache: str) -> dict[str, Any]:
     check_file(items)  # the library reads it, and looks at no digest
     task = read_yaml(path)
     if not isinstance(task, dict):
-        raise BadInput(f"{path} is no task file: {AGAIN}")
+        raise BadInput(f"{path} is not a task file: {AGAIN}")
     # The file's data path is relative to the project's folder; here the data are next to the file.
     task["dataset_kwargs"] = {"data_files": {"test": str(items)}, "cache_dir": cache}
     return task
@@ -240,14 +247,22 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
             each = replace(each, trusted=bool(mine) and trusted.issuperset(mine))
             yield each, str(path) if mine else None, everywhere
         elif Path(each.name).is_file():
+            check_file_of_task(Path(each.name))
             yield each, each.name, everywhere
         else:
             raise BadInput(_unknown(each.name, everywhere.all_tasks))
 
 
-@lru_cache(maxsize=2)
 def _manager(folders: tuple[str, ...], defaults: bool) -> Any:
-    """lm-eval's index of task files; that of its own thousands takes seconds."""
+    """lm-eval's index of task files. Raises BadInput for a file in the folders that cannot be one."""
+    for folder in folders:
+        check_files(folder)
+    return _index(folders, defaults)
+
+
+@lru_cache(maxsize=2)
+def _index(folders: tuple[str, ...], defaults: bool) -> Any:
+    """That of lm-eval's own thousands takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders) or None, include_defaults=defaults)

@@ -21,15 +21,6 @@ _TASK_FILES = (".yaml", ".yml")
 _FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
 
 
-def named_file(key: str, text: str, root: Path) -> Path:
-    """A data file by its path, counted from the project's folder. Raises BadInput where there is none."""
-    path = absolute(root, text)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise BadInput(f"data file {path} {what}: correct its path under {key}")
-    return path
-
-
 def absolute(root: Path, text: str) -> Path:
     """The absolute form of a path of params.yaml."""
     return root / Path(text).expanduser()

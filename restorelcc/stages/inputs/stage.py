@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
@@ -21,7 +22,7 @@ from restorelcc.base.publish import put
 from restorelcc.base.task_code import check_trusted
 from restorelcc.base.weights import weight_files
 from restorelcc.stages.inputs import Named
-from restorelcc.stages.inputs.files import absolute, files_below, named_file, referred_files, task_paths
+from restorelcc.stages.inputs.files import absolute, files_below, referred_files, task_paths
 
 Entries = dict[str, Path | dict[str, Any]]  # name below data/inputs/<model>: what a link leads to, or a document
 
@@ -32,12 +33,12 @@ def run(cell: Cell, named: Named, layout: Layout) -> None:
     Raises BadInput for a file that is not there, naming the key and the path.
     """
     entries, folder = lay_out(cell.model, named, layout.root), layout.inputs(cell)
+    for path in _below(folder):
+        if str(path.relative_to(folder)) not in entries:
+            path.unlink()  # before anything is put: a link may become a folder of links
     for name, content in entries.items():
         if not _is(folder / name, content):
             _put(folder / name, content)
-    for path in _below(folder):
-        if str(path.relative_to(folder)) not in entries:
-            path.unlink()
 
 
 def lay_out(alias: str, named: Named, root: Path) -> Entries:
@@ -49,7 +50,7 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
         if text is None or is_of_the_hub(text):
             found[role] = {"source": text}
         else:
-            found[role] = named_file(f"models.{alias}.data.{role}", text, root).absolute()
+            found |= _data(role, f"models.{alias}.data.{role}", text, root)
     folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
@@ -61,6 +62,17 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
         else:
             found[name] = {"source": source}
     return found | _tasks(alias, named, root)
+
+
+def _data(role: str, key: str, text: str, root: Path) -> Entries:
+    """A link to the data file or folder; of a pattern a link to each file that it matches now."""
+    path = path_of(key, text, root)
+    files = [file.absolute() for file in data_files(key, path)]
+    if path.is_dir():
+        return {role: path.absolute()}
+    if len(files) == 1:
+        return {role: files[0]}
+    return {f"{role}/{number:05d}-{file.name}": file for number, file in enumerate(files)}
 
 
 def _tasks(alias: str, named: Named, root: Path) -> Entries:

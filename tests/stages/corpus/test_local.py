@@ -31,12 +31,6 @@ def test_all_file_kinds_give_the_same_rows(tmp_path: Path) -> None:
         assert [row for _, row in read_file(tmp_path / f"a.{kind}", "a").numbered] == rows, kind
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(BadInput, match=r"rows.jsonl is a folder, not a file: correct its path"):
-        read_file(tmp_path / "rows.jsonl", "rows.jsonl")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,16 @@ def test_lines_end_at_line_feeds_alone_and_a_mark_at_the_start_is_no_text(tmp_pa
     for mark in ("", "\ufeff"):
         for kind, content in contents.items():
             (tmp_path / f"a.{kind}").write_bytes((mark + content).encode())
-            assert _rows(tmp_path / f"a.{kind}") == expected, kind
+            header = kind == "csv"  # which is line 1
+            assert _rows(tmp_path / f"a.{kind}") == [(number + header, row) for number, row in expected], kind
 
 
 def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> None:
     long = "word " * 100_000
     (tmp_path / "a.csv").write_text(f'question,response\n"a\nb","{long}"\n\nc,d\n')
     assert _rows(tmp_path / "a.csv") == [
-        (1, {"question": "a\nb", "response": long}),
-        (2, {"question": "c", "response": "d"}),
+        (2, {"question": "a\nb", "response": long}),
+        (5, {"question": "c", "response": "d"}),
     ]
 
 
@@ -59,12 +61,12 @@ def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> Non
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "line 3 of .*a.jsonl cannot be read as JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2 of .* as UTF-8 .byte 0xe9 at position 11.: save"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "is no list of rows: line 2 holds a list"),
-        ("a.jsonl", b"[" * 100_000, "line 1 of .* cannot be read as JSON"),
+        ("a.jsonl", b"[" * 100_000, "cannot be read as JSON .it is nested too deeply.: correct it"),
         ("a.json", b'[{"text": "a"},\n{"text": "\xe9"}]', "line 2 of .* as UTF-8 .byte 0xe9 at position 11."),
         ("a.json", b'\xef\xbb\xbf[{"text": "\xe9"}]', "line 1 of .* as UTF-8 .byte 0xe9"),
         ("a.json", b'[{"text": "a"}, 3]', "no list of rows: row 2 holds the value 3"),
         ("a.csv", b"text\n\xff\xfe\n", "line 2 of .* as UTF-8"),
-        ("a.csv", b"question,response\na,b,c\n", r"row 1 of .* .line 2. has 3 fields, but the header names 2: quote"),
+        ("a.csv", b"question,response\na,b,c\n", r"line 2 of .* has 3 fields, but the header names 2: quote"),
         ("a.csv", b"question,response\na\n", "has 1 fields, but the header names 2"),
         ("a.csv", b"text,text\na,b\n", "two columns 'text': rename"),
         ("a.csv", b'text\n"a\n', "line 2 of .* cannot be read as CSV"),
@@ -230,6 +232,23 @@ def test_every_row_is_in_sources_json_and_said_in_one_line(tmp_path: Path, capsy
         f"corpus: instructions: {pairs}: 32 rows read, 20 used; skipped: 1 empty question (first: line 2), "
         "1 null response (first: line 3), 10 not drawn"
     ]
+
+
+def test_a_row_of_several_files_is_named_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "1.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
+    (tmp_path / "d" / "2.jsonl").write_text('{"text": "c"}\n{"text": ""}\n')
+    data = DataFiles(calibration="d", instructions="i", heldout="d")
+    found = heldout_texts(data, CONFIG, tmp_path)
+    assert found.items == ["a", "b", "c"]
+    assert found.sentence().endswith("d: 4 rows read, 3 used; skipped: 1 empty text (first: line 2 of 2.jsonl)")
+    assert found.origin["rows"]["skipped"] == {"empty text": {"count": 1, "first": 5}}
+    digests = [file_digest(tmp_path / "d" / name) for name in ("1.jsonl", "2.jsonl")]
+    together = hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
+    assert (found.origin["source"], found.origin["sha256"], found.origin["files"]) == ("d", together, 2)
+    (tmp_path / "d" / "2.jsonl").write_text('{"text": "c"}\n{"text": ["a"]}\n')
+    with pytest.raises(BadInput, match=r"^line 2 of .*2\.jsonl: column 'text' is a list"):
+        heldout_texts(data, CONFIG, tmp_path)
 
 
 def test_what_is_drawn_for_a_role_does_not_depend_on_the_rows_of_another(tmp_path: Path) -> None:

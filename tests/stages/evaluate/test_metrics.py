@@ -174,7 +174,7 @@ def _broken(**changes: Any) -> list[dict[str, Any]]:
             r"cannot be set up \('prompt' is undefined\): correct the file",
         ),
         ("choice", None, {"doc_to_choice": "options"}, r"task 'choice' in .*choice\.yaml cannot be set up"),
-        ("choice", None, {"test_split": None}, r"must have valid or test docs"),
+        ("choice", None, {"test_split": None}, r"names neither a test_split nor a validation_split"),
         ("choice", None, {"test_split": "validation"}, r"its data have no split or column 'validation'"),
         ("choice", _broken(choices=[]), {}, r"'choice \(item 4\)' .*its column 'choices' holds no choices"),
         (
