@@ -57,12 +57,19 @@ def _means(
     return {name: sum_of / count for name, sum_of in sums.items()}
 
 
-def removed_bias(dense_mean_O: Tensor, weight_OI: Tensor, mean_I: Tensor) -> Tensor:
-    """b = (W_dense - W_pruned) mean(x): what the removed weights gave on average. FLAP, arXiv 2312.11983.
+def mean_output(weight_OI: Tensor, bias_O: Tensor | None, mean_I: Tensor) -> Tensor:
+    """W mean(x) + b: the mean of a linear's output by that of its input, [O] float64."""
+    output_O = weight_OI.double() @ mean_I.double()
+    return output_O if bias_O is None else output_O + bias_O.to(output_O)
 
-    dense_mean_O = W_dense mean(x), x being what the dense model's linear receives. Returns [O] float64.
+
+def removed_bias(dense_mean_O: Tensor, weight_OI: Tensor, bias_O: Tensor | None, mean_I: Tensor) -> Tensor:
+    """What the pruned linear, with the bias that it may have, lacks on average. FLAP, arXiv 2312.11983.
+
+    dense_mean_O: the dense linear's `mean_output`, mean_I that of its inputs; where no bias changed, the result is
+    (W_dense - W_pruned) mean(x). Returns [O] float64.
     """
-    return dense_mean_O - weight_OI.double() @ mean_I.double()
+    return dense_mean_O - mean_output(weight_OI, bias_O, mean_I)
 
 
 def ridge_offsets(weight_MPD: Tensor, lost_M: Tensor, damping: float) -> Tensor:

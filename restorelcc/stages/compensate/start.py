@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import family_of, out_projections
@@ -16,7 +16,7 @@ from restorelcc.models.placement import whole
 from restorelcc.models.text import batches_of_equal_length
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
-from restorelcc.training.closed_form import mean_inputs, removed_bias, ridge_offsets
+from restorelcc.training.closed_form import mean_inputs, mean_output, removed_bias, ridge_offsets
 from restorelcc.training.compensation import Pairs, pairs_task
 from restorelcc.training.config import SiteName
 from restorelcc.training.distillation import Targets, dense_targets, distilled_loss
@@ -51,11 +51,17 @@ def lessons(dense: PreTrainedModel, config: CompensateConfig, pairs: Pairs) -> L
     if config.start != "normal":
         linears = site_linears(dense, config.sites)
         mean_I = mean_inputs(dense, linears, token_batches(dense, pairs), "mean inputs")
-        output_O = {name: whole(linears[name].weight).double() @ mean for name, mean in mean_I.items()}
+        output_O = {
+            name: mean_output(whole(linears[name].weight), _bias(linears[name]), mean) for name, mean in mean_I.items()
+        }
     targets = []
     if config.distill is not None:
         targets = dense_targets(dense, pairs.train, pairs.pad, config.distill.top_k)
     return Lessons(mean_I, output_O, targets)
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return None if linear.bias is None else whole(linear.bias)
 
 
 def token_batches(model: PreTrainedModel, pairs: Pairs) -> list[Tensor]:
@@ -91,8 +97,12 @@ def initial_compensation(
         linears = site_linears(model, further)
         start = {}
         if config.start != "normal":
-            start = {name: removed_bias(learned.output_O[name], whole(linear.weight).cpu(), learned.mean_I[name].cpu())
-                     for name, linear in linears.items()}  # fmt: skip
+            start = {
+                name: removed_bias(
+                    learned.output_O[name], whole(linear.weight).cpu(), _bias(linear), learned.mean_I[name].cpu()
+                )
+                for name, linear in linears.items()
+            }
         of_sites = SiteBiases(linears, start)
     return TrainableCompensation(of_heads, of_sites).to(model.device)
 
@@ -114,9 +124,9 @@ def _ridge_start(
     offset_PD: Tensor | None = None
     for layer in sorted({layer for layer, _ in chosen}):
         rows = [row for row, head in enumerate(chosen) if head[0] == layer]
-        weight_MX = whole(out_projections(model)[layer].weight).cpu()
-        name = f"{layer}.{path}"
-        lost_M = learned.output_O[name].cpu() - weight_MX.double() @ means_I[name].cpu()
+        projection = out_projections(model)[layer]
+        weight_MX, name = whole(projection.weight).cpu(), f"{layer}.{path}"
+        lost_M = learned.output_O[name].cpu() - mean_output(weight_MX, _bias(projection), means_I[name].cpu())
         head_dim = weight_MX.shape[1] // model.config.num_attention_heads
         weight_MPD = weight_MX.unflatten(1, (-1, head_dim))[:, [chosen[row][1] for row in rows]]
         if offset_PD is None:

