@@ -21,6 +21,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
+from tests.flows import standin
 from tests.flows.in_process import repo_here
 
 # Stages enough where a test is about who runs them, when and how often.
@@ -179,20 +180,19 @@ class LightProject:
             status, stages = self._status_and_stages()
         moved: set[Path] = set()  # outputs that will be others
         for name, stage in stages:
-            changes = status.get(name, [])
             if name.startswith("inputs@"):
                 continue
+            changes = status.get(name, [])
             deps = {path for each in changes if isinstance(each, dict) for path in each.get("changed deps", {})}
             reads = [Path(dep.fs_path) for dep in stage.deps]
             follows = any(path == out or path in out.parents or out in path.parents for path in reads for out in moved)
             if deps or "changed command" in changes or follows:
                 running.add(name)
-            if (
-                follows
-                or "changed command" in changes
-                or any(path.startswith(("params.yaml", "data/")) for path in deps)
-            ):
+            data = {path for path in deps if path.startswith("data/")}
+            if follows or "changed command" in changes or "params.yaml" in deps:
                 moved |= {Path(out.fs_path) for out in stage.outs}
+            elif data:
+                moved |= {Path(path) for out in stage.outs for path in standin.moved(out.fs_path, data)}
         return running
 
     def _status_and_stages(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
