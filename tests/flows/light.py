@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from dvc.repo import Repo
@@ -27,6 +27,7 @@ from tests.flows.in_process import repo_here
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
+FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 
 
@@ -40,6 +41,8 @@ class Done:
 
 class LightProject:
     """The project's pipeline in a git and DVC repository of its own, `restorelcc` replaced by the stand-in."""
+
+    commands: ClassVar[Callable[[], Path] | None] = None  # the socket of the process that has DVC and Prefect imported
 
     def __init__(
         self,
@@ -136,6 +139,9 @@ class LightProject:
         )
 
     def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
+        """Run a command until it ends. DVC's, Prefect's and Python's modules share their imports, by fork."""
+        if self.commands and (known := _known(command)):
+            command = (sys.executable, "-I", "-S", str(FORKED), str(self.commands()), *known)
         process = self.start(*command, **environment)
         try:
             text, _ = process.communicate(timeout=timeout)
@@ -248,6 +254,14 @@ def _only(stages: Sequence[str], text: str) -> str:
     kept = [block for block in re.split(r"\n(?=  \w+:\n)", body) if block.strip().partition(":")[0] in stages]
     assert len(kept) == len(stages)
     return start + blank + "\n".join(kept) + plots + end
+
+
+def _known(command: Sequence[str]) -> Sequence[str]:
+    """The command as the process with the imports takes it; nothing for any other."""
+    first, *rest = command
+    if Path(first).name in ("dvc", "prefect"):
+        return [Path(first).name, *rest]
+    return rest if first == sys.executable and rest[:1] == ["-m"] else []
 
 
 def _event(line: str) -> tuple[str, str, int, float]:
