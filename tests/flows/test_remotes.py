@@ -197,7 +197,9 @@ def test_a_remote_takes_the_place_of_one_of_another_kind(bare: LightProject, tmp
     """Nothing of the first stays: DVC refuses settings of S3 for a folder."""
     project = bare.copy(tmp_path / "copy")
     config = project.folder / ".dvc/config"
-    config.write_text("[core]\n    remote = share\n['remote \"share\"']\n    url = s3://team/x\n    connect_timeout = 10\n")
+    config.write_text(
+        "[core]\n    remote = share\n['remote \"share\"']\n    url = s3://team/x\n    connect_timeout = 10\n"
+    )
     with chdir(project.folder):
         app(["share", str(tmp_path / "remote")], standalone_mode=False)
     assert f"url = {tmp_path}/remote" in config.read_text()
