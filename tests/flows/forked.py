@@ -4,7 +4,9 @@
     python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
-imported, the project's own code is not. The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork.
+imported, the project's own code is not.
+
+The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork.
 """
 
 import gc
