@@ -35,12 +35,11 @@ def real_commands(project: LightProject) -> None:
     python = Path(sys.executable)
     assert LightProject.commands
     fork = f"exec {python} -I -S {FORKED} {LightProject.commands()}"
-    own = '[ "$2" = start ] || [ "$2" = flows.serve ]'  # a server, a worker: processes of their own, which are ended
+    own = '[ "$2" = start ]'  # a server, a worker: processes of their own, which are ended
     scripts = {
         "restorelcc": f'[ "$DVC_STAGE" ] && exec {standin} "$@"\n{fork} -m restorelcc "$@"',
         "prefect": f'{own} && exec {python.with_name("prefect")} "$@"\n{fork} prefect "$@"',
         "dvc": f'{fork} dvc "$@"',
-        "python": f'[ "$1" != -m ] || {own} && exec {python} "$@"\n{fork} "$@"',
     }
     for name, text in scripts.items():
         script = command.with_name(name)
