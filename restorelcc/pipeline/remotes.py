@@ -103,6 +103,7 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
 
     Raises BadInput where it cannot be used; .dvc/config is as it was then.
     """
+    from dvc.config import Config
     from dvc.repo import Repo
 
     scheme = check_url(url)
@@ -113,7 +114,10 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
         _check_apart(root, Path(url).expanduser())
     settings = {"verify": "true"} | _TIMEOUTS[scheme] | ({"endpointurl": endpoint} if endpoint else {})
     place = str((root / Path(url).expanduser()).resolve()) if scheme == "local" else url
-    with Repo(str(root.resolve()), config={"remote": {name: {"url": place, **settings}}}) as repo:
+    with Repo(str(root.resolve())) as repo:
+        # As `dvc remote add --force` leaves it: an earlier remote of this name is gone, but for .dvc/config.local.
+        own = repo.config.load_one("local")["remote"].get(name, {})
+        repo.config["remote"] |= Config.validate({"remote": {name: {"url": place} | settings | own}})["remote"]
         check_remote(repo, name)
         _within(patience(), name, url, scheme, lambda: _probe(repo.cloud.get_remote_odb(name)))
     command = ("remote", "add", "--quiet", "--force", "--default", name, url)

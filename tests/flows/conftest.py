@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.flows.servers import prefect_server, s3_server, ssh_server
+from tests.dag import ROOT
+from tests.flows.light import FAST_LOCK, LightProject
+from tests.flows.servers import forked_stages, prefect_server, s3_server, ssh_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands of light projects are forks of one process, which starts with the first of them."""
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+
+        @cache
+        def socket() -> Path:
+            environment = {"PYTHONPATH": f"{FAST_LOCK}:{ROOT}", "PREFECT_HOME": str(folder), "DO_NOT_TRACK": "1"}
+            return stack.enter_context(forked_stages(folder, "serve-flows", **environment))
+
+        folder = tmp_path_factory.mktemp("commands")
+        patch.setattr(LightProject, "commands", staticmethod(socket))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
     python -m tests.flows.forked serve SOCKET
     python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
 
+`serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
+imported, the project's own code is not.
+
 The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork.
 """
 
@@ -91,8 +94,37 @@ def restorelcc(arguments):
     main()
 
 
+# What a flow and the commands of Prefect and DVC import.
+FLOWS = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool", "prefect.cli.flow_run"]
+FLOWS += ["prefect.client.orchestration", "prefect.deployments", "prefect.task_runners", "prefect.artifacts"]
+FLOWS += ["dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "git", "asyncssh", "networkx", "typer"]
+FLOWS += ["prefect.workers.process", "prefect.flow_engine", "prefect.task_engine"]
+
+
+def flow_command(arguments):
+    """In the fork: `prefect`, `dvc` or `-m module`, with the caller's settings and the project's own code."""
+    import runpy
+
+    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if arguments[0] == "-m":
+        if arguments[1].startswith("flows."):
+            importlib.import_module("flows")  # says where Prefect keeps its files
+        arguments = arguments[1:]
+    prefect_settings = importlib.import_module("prefect.context")
+    prefect_settings.refresh_global_settings_context()
+    sys.argv = list(arguments)
+    if arguments[0] == "prefect":
+        importlib.import_module("prefect.cli").app()
+    elif arguments[0] == "dvc":
+        sys.exit(importlib.import_module("dvc.cli").main(arguments[1:]))
+    else:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
+    if sys.argv[1] == "serve-flows":
+        serve(sys.argv[2], FLOWS, flow_command)
+    elif sys.argv[1] == "serve":
         from restorelcc.pipeline.stages import STAGES
 
         serve(sys.argv[2], [stage.module for stage in STAGES.values()] + LATER, restorelcc)

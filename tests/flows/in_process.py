@@ -14,6 +14,7 @@ import pytest
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
+from fsspec.implementations.memory import MemoryFileSystem
 
 from restorelcc.base.errors import BadInput
 from restorelcc.cli.app import app
@@ -36,6 +37,7 @@ def repo_here(folder: Path, environment: dict[str, str]) -> Iterator[Repo]:
         patch_yaml(_yaml)
         patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
         patch.setattr("dvc.stage.run._run", _run)
+        MemoryFileSystem.store.clear()  # DVC keeps each folder's list there, and searches all of them for every one
         with Repo() as repo:
             yield repo
 

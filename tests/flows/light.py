@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from dvc.repo import Repo
@@ -21,11 +21,13 @@ from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
+from tests.flows import standin
 from tests.flows.in_process import repo_here
 
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
+FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 
 
@@ -39,6 +41,8 @@ class Done:
 
 class LightProject:
     """The project's pipeline in a git and DVC repository of its own, `restorelcc` replaced by the stand-in."""
+
+    commands: ClassVar[Callable[[], Path] | None] = None  # the socket of the process that has DVC and Prefect imported
 
     def __init__(
         self,
@@ -135,6 +139,9 @@ class LightProject:
         )
 
     def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
+        """Run a command until it ends. DVC's, Prefect's and Python's modules share their imports, by fork."""
+        if self.commands and (known := _known(command)):
+            command = (sys.executable, "-I", "-S", str(FORKED), str(self.commands()), *known)
         process = self.start(*command, **environment)
         try:
             text, _ = process.communicate(timeout=timeout)
@@ -179,20 +186,19 @@ class LightProject:
             status, stages = self._status_and_stages()
         moved: set[Path] = set()  # outputs that will be others
         for name, stage in stages:
-            changes = status.get(name, [])
             if name.startswith("inputs@"):
                 continue
+            changes = status.get(name, [])
             deps = {path for each in changes if isinstance(each, dict) for path in each.get("changed deps", {})}
             reads = [Path(dep.fs_path) for dep in stage.deps]
             follows = any(path == out or path in out.parents or out in path.parents for path in reads for out in moved)
             if deps or "changed command" in changes or follows:
                 running.add(name)
-            if (
-                follows
-                or "changed command" in changes
-                or any(path.startswith(("params.yaml", "data/")) for path in deps)
-            ):
+            data = {path for path in deps if path.startswith("data/")}
+            if follows or "changed command" in changes or "params.yaml" in deps:
                 moved |= {Path(out.fs_path) for out in stage.outs}
+            elif data:
+                moved |= {Path(path) for out in stage.outs for path in standin.moved(out.fs_path, data)}
         return running
 
     def _status_and_stages(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -248,6 +254,14 @@ def _only(stages: Sequence[str], text: str) -> str:
     kept = [block for block in re.split(r"\n(?=  \w+:\n)", body) if block.strip().partition(":")[0] in stages]
     assert len(kept) == len(stages)
     return start + blank + "\n".join(kept) + plots + end
+
+
+def _known(command: Sequence[str]) -> Sequence[str]:
+    """The command as the process with the imports takes it; nothing for any other."""
+    first, *rest = command
+    if Path(first).name in ("dvc", "prefect"):
+        return [Path(first).name, *rest]
+    return rest if first == sys.executable and rest[:1] == ["-m"] else []
 
 
 def _event(line: str) -> tuple[str, str, int, float]:

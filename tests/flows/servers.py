@@ -74,11 +74,14 @@ def process(*command: str, log: Path, cwd: Path | None = None, **environment: st
 
 
 @contextmanager
-def forked_stages(folder: Path, **environment: str) -> Iterator[Path]:
-    """The process that has imported what stages import; a command sent to its socket runs in a fork of it."""
+def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iterator[Path]:
+    """The process that has imported what stages import; a command sent to its socket runs in a fork of it.
+
+    `serve-flows`: what flows import, and the commands of Prefect and DVC.
+    """
     folder.mkdir(exist_ok=True)
     path = folder / "socket"
-    command = (sys.executable, "-m", "tests.flows.forked", "serve", str(path))
+    command = (sys.executable, "-m", "tests.flows.forked", what, str(path))
     environment = {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"} | environment
     with process(*command, log=folder / "forked.log", **environment) as server:
         wait_for(lambda: path.exists() or server.poll() is not None, "the process with the imports")

@@ -91,6 +91,14 @@ def table_text(file, cell, head):
     return digest([inputs / role for role in TABLES.get(file.name, ())], head)
 
 
+def moved(out, data):
+    """What of an output changes with data that it depends on: of a corpus some tables, else all of it."""
+    if Path(out).parent.name != "corpus":
+        return [out]
+    roles = {Path(path).name for path in data}
+    return [f"{out}/{table}" for table, made_of in TABLES.items() if roles & set(made_of)]
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.dag import ROOT
-from tests.flows.light import FEW, LightProject
+from tests.flows.light import FEW, FORKED, LightProject
 from tests.flows.servers import free_port, migrated, process, wait_for
 from tests.flows.test_restore import alive
 from tests.flows.test_schedules import runs
@@ -25,13 +25,26 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def real_commands(project: LightProject) -> None:
-    """`restorelcc` is the real one where a how-to calls it, and the stand-in where DVC or a flow does."""
+    """`restorelcc` is the real one where a how-to calls it, and the stand-in where DVC or a flow does.
+
+    Commands that end by themselves are forks of the process with the imports: here in a shell, too.
+    """
     command = Path(project.environment["RESTORELCC_BIN"]) / "restorelcc"
     standin = command.with_name("standin")
     command.rename(standin)
     python = Path(sys.executable)
-    command.write_text(f'#!/bin/sh\n[ "$DVC_STAGE" ] && exec {standin} "$@"\nexec {python} -m restorelcc "$@"\n')
-    command.chmod(0o755)
+    assert LightProject.commands
+    fork = f"exec {python} -I -S {FORKED} {LightProject.commands()}"
+    own = '[ "$2" = start ]'  # a server, a worker: processes of their own, which are ended
+    scripts = {
+        "restorelcc": f'[ "$DVC_STAGE" ] && exec {standin} "$@"\n{fork} -m restorelcc "$@"',
+        "prefect": f'{own} && exec {python.with_name("prefect")} "$@"\n{fork} prefect "$@"',
+        "dvc": f'{fork} dvc "$@"',
+    }
+    for name, text in scripts.items():
+        script = command.with_name(name)
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
 
 
 def run(project: LightProject, body: str, **environment: str) -> None:

@@ -186,7 +186,21 @@ def test_a_remote_without_credentials_or_server_is_one_sentence(tmp_path: Path, 
     assert (done.code, "set AWS_ACCESS_KEY_ID" in done.text) == (2, True), done.text
     done = project.restorelcc("share", "s3://nobody/x", *endpoint, **keys)
     assert (done.code, "cannot be used" in done.text) == (2, True), done.text
+    project.sh("dvc", "remote", "add", "--default", "share", "s3://team/x")
     project.sh("dvc", "remote", "modify", "share", "endpointurl", f"http://127.0.0.1:{free_port()}")
     done = project.restorelcc("push", **keys)
     assert (done.code, "check the address and that the server runs" in done.text) == (2, True), done.text
     assert len(done.text.strip().splitlines()) == 1
+
+
+def test_a_remote_takes_the_place_of_one_of_another_kind(bare: LightProject, tmp_path: Path) -> None:
+    """Nothing of the first stays: DVC refuses settings of S3 for a folder."""
+    project = bare.copy(tmp_path / "copy")
+    config = project.folder / ".dvc/config"
+    config.write_text(
+        "[core]\n    remote = share\n['remote \"share\"']\n    url = s3://team/x\n    connect_timeout = 10\n"
+    )
+    with chdir(project.folder):
+        app(["share", str(tmp_path / "remote")], standalone_mode=False)
+    assert f"url = {tmp_path}/remote" in config.read_text()
+    assert "connect_timeout" not in config.read_text()

@@ -12,6 +12,7 @@ import sys
 _NAME = "dvc.utils.serialize._yaml"
 # What is a number to YAML 1.2, which DVC reads, and text to 1.1, which libyaml writes.
 _NUMBER = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
+_KNOWN = {}  # texts that were parsed: dvc.yaml and params.yaml are read again and again
 
 
 class _Finder:
@@ -52,16 +53,14 @@ def patch_yaml(module):
     Dumper.add_multi_representer(dict, lambda dumper, value: dumper.represent_dict(value.items()))
     parse, dump = module.parse_yaml, module._dump
 
-    known = {}
-
     def parse_yaml(content, path, typ="safe"):
         if content.startswith("schema:"):
             return yaml.load(content, Loader)
         if typ != "safe":
             return parse(content, path, typ)
-        if content not in known:  # dvc.yaml and params.yaml, again and again
-            known[content] = parse(content, path, typ)
-        return copy.deepcopy(known[content])
+        if content not in _KNOWN:
+            _KNOWN[content] = parse(content, path, typ)
+        return copy.deepcopy(_KNOWN[content])
 
     def parse_yaml_for_update(content, path):
         return parse_yaml(content, path, typ="rt")
