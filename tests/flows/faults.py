@@ -131,10 +131,10 @@ def parse_by_libyaml() -> None:
     import dvc.utils.serialize
     from dvc.utils.serialize import _yaml
 
-    from tests.flows.fast_lock.sitecustomize import _patch
+    from tests.flows.fast_lock.sitecustomize import patch_yaml
 
     before = {name: getattr(_yaml, name) for name in ("parse_yaml", "parse_yaml_for_update", "_dump")}
-    _patch(_yaml)
+    patch_yaml(_yaml)
     new = {old: getattr(_yaml, name) for name, old in before.items()}
     for module in [module for name, module in sys.modules.items() if name.startswith("dvc.")]:
         for name, value in list(vars(module).items()):
