@@ -51,12 +51,18 @@ class Family:
     whole_parts_refused: str | None = None
     # Whether the class takes a mask of any shape along with positions, so that several sequences share a line.
     packs: bool = True
+    stored_blocks: str | None = None  # what checkpoints call `blocks`, where they do not call it so
     output_in_tuple: bool = False  # whether a block gives its hidden state as the first of several
 
     @property
     def linears(self) -> tuple[str, ...]:
         """What pruning targets, in forward order."""
         return (*self.qkv, self.out_proj, *self.ffn_in, self.ffn_out)
+
+    @property
+    def stored(self) -> str:
+        """What stands before a block's number in the names of a checkpoint's tensors."""
+        return self.stored_blocks or self.blocks
 
     def qkv_of(self) -> tuple[tuple[str, ...], ...]:
         """The linears that make the queries, the keys and the values; some make several of them."""
@@ -312,7 +318,13 @@ FAMILIES: dict[str, Family] = {
         output_in_tuple=True,
     ),
     # The text part of a model of pictures and text; what is outside of its blocks is carried along as it is.
-    "gemma3": _llama_like("attention_bias", windows="listed", blocks="model.language_model.layers"),
+    "gemma3": _llama_like(
+        "attention_bias",
+        windows="listed",
+        blocks="model.language_model.layers",
+        stored_blocks="language_model.model.layers",
+        whole_parts_refused="their text part shares its width with the part that sees",
+    ),
 }
 
 # What a config calls the number of experts of a layer, by family.
@@ -368,11 +380,11 @@ def out_projections(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def prunable_linears(model: PreTrainedModel) -> Iterator[tuple[int, str, nn.Linear]]:
-    """(layer, full parameter prefix, Linear) of every linear layer that pruning targets, in forward order."""
+    """(layer, name in a checkpoint, Linear) of every linear layer that pruning targets, in forward order."""
     family = family_of(model)
     for layer, block in enumerate(blocks_of(model)):
         for path in family.linears:
-            yield layer, f"{family.blocks}.{layer}.{path}", linear_of(block, path)
+            yield layer, f"{family.stored}.{layer}.{path}", linear_of(block, path)
 
 
 def head_layout(model: PreTrainedModel) -> HeadLayout:

@@ -83,7 +83,7 @@ def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     written, stored = biased_config(config), stored_tensors(source)
     family = family_of_config(written)
-    names = [f"{family.blocks}.{layer}.{path}" for layer in range(text_config(written).num_hidden_layers)
+    names = [f"{family.stored}.{layer}.{path}" for layer in range(text_config(written).num_hidden_layers)
              for path in biased_linears(written)]  # fmt: skip
     planned = [PlannedTensor(name, tensor.dtype, tensor.shape, tensor.read) for name, tensor in stored.items()]
     planned += [_zeros(name, stored[f"{name}.weight"]) for name in names if f"{name}.bias" not in stored]

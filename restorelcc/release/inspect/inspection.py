@@ -97,7 +97,7 @@ def _inspect_layer(
     tensors: list[InspectedTensor] = []
     heads = heads_removed = channels = channels_removed = 0
     for path in family.linears:
-        name = f"{family.blocks}.{layer}.{path}.weight"
+        name = f"{family.stored}.{layer}.{path}.weight"
         found = _find(name, stored)
         weight_OI = found.read()
         tensors.append(_inspected(name, layer, found, weight_OI))
