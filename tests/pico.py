@@ -72,8 +72,8 @@ CONFIGS |= {
     "minicpm3": _GROUPED
     | {
         "num_key_value_heads": HEADS,
-        "q_lora_rank": 10,
-        "kv_lora_rank": 9,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 8,
         "qk_nope_head_dim": 4,
         "qk_rope_head_dim": 4,
         "v_head_dim": HEAD_DIM,

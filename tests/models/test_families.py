@@ -46,7 +46,10 @@ from tests.release.export.restored import heads_of, pruned_model, sites_of, writ
 # Also tried: other shapes of families whose config changes what a block is.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-multi-query": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "bias": True}),
-    "falcon-alibi": ("falcon", {"new_decoder_architecture": False, "multi_query": False, "alibi": True}),
+    "falcon-alibi": (
+        "falcon",
+        {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": pico.HEADS, "alibi": True},
+    ),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
 }
 CASES = {family: (family, {}) for family in pico.ALL_FAMILIES} | VARIANTS
