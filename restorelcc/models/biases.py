@@ -19,7 +19,7 @@ from restorelcc.models.shards import PlannedTensor, write_shards
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 
 # Families whose blocks compute what Llama's do, but whose class has no bias on the out-projection.
-LLAMA_EQUIVALENTS = ("mistral", "qwen2")
+LLAMA_EQUIVALENTS = ("mistral", "qwen2", "ministral")
 
 
 def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def why_not_llama(config: PretrainedConfig) -> str | None:
-    """Why a Mistral or Qwen2 model is not exactly a Llama model; None when it is."""
+    """Why a Mistral, Qwen2 or Ministral model is not exactly a Llama model; None when it is."""
     kind, window = config.model_type, getattr(config, "sliding_window", None)
     kinds_of_layer = set(getattr(config, "layer_types", None) or ())
     windowed = kind == "mistral" or "sliding_attention" in kinds_of_layer
@@ -51,7 +51,7 @@ def why_not_llama(config: PretrainedConfig) -> str | None:
 
 
 def llama_config(config: PretrainedConfig) -> LlamaConfig:
-    """The Llama config that computes what a Mistral or Qwen2 config without sliding window does."""
+    """The Llama config that computes what a Mistral, Qwen2 or Ministral config without sliding window does."""
     known = LlamaConfig().to_dict()
     values = {key: value for key, value in config.to_dict().items() if key in known and key != "model_type"}
     heads = config.num_attention_heads

@@ -35,9 +35,10 @@ from restorelcc.models.walk import walk_blocks
 from restorelcc.release.engines.table import TRANSFORMERS
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.routes import check_route
-from restorelcc.release.slicing import plan_slicing
+from restorelcc.release.slicing import plan_slicing, sliced
 from restorelcc.release.verify.logits import load_fresh
 from restorelcc.stages.capture.capture import Sample, capture_heads
+from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 from tests.fresh import verify_in_forks
@@ -50,6 +51,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": pico.HEADS, "alibi": True},
     ),
+    "ministral-whole": ("ministral", {"sliding_window": 8, "layer_types": ["full_attention"] * pico.LAYERS}),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
 }
 CASES = {family: (family, {}) for family in pico.ALL_FAMILIES} | VARIANTS
@@ -205,6 +207,11 @@ def test_hooked_equals_folded_equals_exported_and_reloaded(restored: Any, case: 
             assert float((other_BTV - each.hooked_BTV).abs().max()) <= 1e-5 * scale
 
 
+def test_ministral_without_windows_becomes_llama(restored: Any) -> None:
+    assert restored["ministral-whole"].loaded_class == "LlamaForCausalLM"
+    assert "sliding window of 8 tokens" in restored["ministral"].refusal
+
+
 @everyone
 def test_a_config_alone_tells_whether_there_is_a_route(restored: Any, case: str) -> None:
     each, config = restored[case], AutoConfig.from_pretrained(restored[case].pruned)
@@ -226,3 +233,21 @@ def test_families_without_whole_parts_say_so(family: str) -> None:
         plan_slicing(model)
     with pytest.raises(BadInput, match="do not allow"):
         check_whole_parts(model.config, "slimgpt-0.25")
+
+
+@pytest.mark.parametrize("family", [name for name in pico.ALL_FAMILIES if not FAMILIES[name].whole_parts_refused])
+def test_masked_equals_sliced_or_the_reason_is_told(family: str) -> None:
+    model = pico.pico(family)
+    head_dim = head_layout(model).head_dim
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.2)
+    # Heads and channels where the class can have fewer heads, else channels alone.
+    fewer_heads = FAMILIES[family].free_head_dim and family != "cohere"
+    ratio = "0.45" if fewer_heads else "0.1"
+    prune_model(model, parse_pruning(f"slimgpt-{ratio}"), [pico.tokens()], PruneConfig(slimgpt_first_layer=0.8))
+    smaller = sliced(model)
+    torch.testing.assert_close(_logits(smaller), _logits(model), atol=2e-5, rtol=0)
+    assert head_layout(smaller).head_dim == head_dim
+    assert (head_layout(smaller).heads < pico.HEADS) is fewer_heads
+    assert smaller.num_parameters() < model.num_parameters()
