@@ -105,7 +105,8 @@ def _check_heads(config: Mapping[str, Any], family: Family, kind: str, wrong: An
 
 
 def _sizes(config: Mapping[str, Any], kind: str, *keys: str) -> list[int]:
-    """Fields of a config by the names most classes have; where one is missing, what its class takes in its place, 0 for a null.
+    """Fields of a config, by the names that most classes have for them; where one is missing, what its class takes in
+    its place, 0 for a null.
 
     (A default of the class that depends on another field, as the number of key/value heads does, counts as a null.)
     """

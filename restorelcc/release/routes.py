@@ -72,13 +72,22 @@ def plan_route(config: PretrainedConfig, compensation: Compensation | Tensor, la
     raise BadInput(_refusal(config, compensation, [*reasons, moved]))
 
 
-def check_route(config: PretrainedConfig) -> None:
-    """Raises BadInput where no stock checkpoint of this config could carry offsets of heads, whatever training finds:
-    told before hours of it. An offset of its own for every head stands for the one to be found."""
+def check_route(config: PretrainedConfig) -> Route:
+    """The route of offsets of heads, whatever training finds. Raises BadInput where no stock checkpoint of this config
+    could carry them, told before hours of training. An offset of its own for every head stands for the one to come."""
     layout = layout_of_config(config)
     numbers_H = torch.arange(1.0, layout.heads + 1)
     offset_LHD = torch.ones(layout.layers, layout.heads, layout.head_dim) * numbers_H[None, :, None]
-    plan_route(config, Compensation(offset_LHD), layout)
+    return plan_route(config, Compensation(offset_LHD), layout)
+
+
+def carried_by(config: PretrainedConfig) -> str:
+    """In words, how a restored model of this config is kept: the route of a stock checkpoint, or the file that is left
+    where there is none, with the reason."""
+    try:
+        return f"a stock checkpoint ({check_route(config).name})"
+    except BadInput as error:
+        return f"the compensation file, for restorelcc.attach: {error}"
 
 
 def _own_biases(config: PretrainedConfig, compensation: Compensation) -> Route:

@@ -124,8 +124,8 @@ def _check_heads_can_go(model: PreTrainedModel) -> None:
         )
     if getattr(model.config, "qk_layernorm", False) or getattr(model.config, "use_qk_norm", False):
         raise BadInput(
-            f"heads cannot be cut out of {kind!r} models that normalize queries and keys: the norm has a fixed number of heads or width; keep the "
-            "model with its zeros"
+            f"heads cannot be cut out of {kind!r} models that normalize queries and keys: the norm's weights are not "
+            "cut along; keep the model with its zeros"
         )
 
 

@@ -31,7 +31,7 @@ def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:
     gate, up = family.ffn_in if len(family.ffn_in) == 2 else family.ffn_in * 2
     by_name: dict[SiteName, tuple[str, ...]]
     by_name = {"o": (family.out_proj,), "gate": (gate,), "up": (up,), "down": (family.ffn_out,)}
-    by_name |= {name: paths for name, paths in zip(("q", "k", "v"), family.qkv_of(), strict=True)}
+    by_name |= dict(zip(("q", "k", "v"), family.qkv_of(), strict=True))
     wanted = {path for site in sites for path in by_name[site]}
     return [path for path in family.linears if path in wanted]
 

@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "texts.doc").write_text("w1 w2\n")
     (tmp_path / "other.jsonl").write_text('{"columns": "of no format"}')
     (tmp_path / "blank.txt").write_text("\n \n")
-    for name, family in (("model", "llama"), ("bloom", "bloom"), ("experts", "mixtral")):
+    for name, family in (("model", "llama"), ("mamba", "mamba"), ("experts", "mixtral")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(
             json.dumps({"model_type": family, "num_local_experts": 8 * (name == "experts")})
@@ -71,7 +71,7 @@ REFUSED = [
     (f"{MINE}.source=/nowhere/model", "there is no such folder: correct the path, or give a hub id"),
     (f"{MINE}.source=tasks/model", "there is a folder 'tasks' here, but no 'tasks/model' in it"),
     (f"{MINE}.source=texts.txt", "a file: give the folder that it lies in"),
-    (f"{MINE}.source=bloom", "model family 'bloom' is not supported: known are llama"),
+    (f"{MINE}.source=mamba", "model family 'mamba' is not supported: known are llama"),
     (f"{MINE}.source=experts", "is a mixture of experts"),
     (f"{MINE}.source=list", "has no model_type: give a complete checkpoint"),
     (f"{MINE}.source=tasks", "no .safetensors file"),
@@ -102,7 +102,7 @@ def test_an_external_checkpoint_is_looked_for(
     grid = "grid.pruning=[external-theirs]"
     assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: ./nowhere}}}") == 2
     assert "prune.external.mine.theirs.source is './nowhere'" in capsys.readouterr().err
-    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: bloom}}}") == 0
+    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: mamba}}}") == 0
 
 
 def test_what_is_good_is_good_and_several_problems_are_counted(

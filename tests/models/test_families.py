@@ -79,7 +79,11 @@ def test_the_row_names_what_the_class_has(case: str) -> None:
     row, blocks, config = family_of(model), blocks_of(model), model.config
     linears = {id(module) for module in blocks.modules() if isinstance(module, nn.Linear)}
     assert {id(linear) for _, _, linear in prunable_linears(model)} == linears
-    assert (layout.layers, layout.heads, layout.head_dim) == (pico.LAYERS, pico.HEADS, pico.HEAD_DIM + 2 * (case == "phi"))
+    assert (layout.layers, layout.heads, layout.head_dim) == (
+        pico.LAYERS,
+        pico.HEADS,
+        8 if case == "phi" else pico.HEAD_DIM,
+    )
     assert layout_of_config(config) == layout
     assert ffn_width_of_config(config) == linear_of(blocks[0], row.ffn_out).in_features
     for path, shape in _expected(config, row).items():
@@ -137,7 +141,6 @@ def test_what_is_captured_is_the_input_of_the_projection(case: str) -> None:
         projection.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0][0, -1]))
         for projection in out_projections(model)
     ]
-    expected = []
     with torch.no_grad():
         for sample in samples:
             for ids in (sample.first[: (sample.question_end or 0) + 1], sample.first, sample.second):
@@ -145,8 +148,7 @@ def test_what_is_captured_is_the_input_of_the_projection(case: str) -> None:
     for hook in hooks:
         hook.remove()
     expected = torch.stack(seen).reshape(len(samples), 3, pico.LAYERS, -1).permute(2, 0, 1, 3)
-    joint = None if family_of(model).packs else False
-    for together in {True, False} if joint is None else {False}:
+    for together in (True, False) if family_of(model).packs else (False,):
         found = capture_heads(model, samples, token_budget=64, pad=0, joint=together)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
