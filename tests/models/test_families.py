@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from benchmarks.families import PAGE, page
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.compensation import Compensation
@@ -253,3 +254,7 @@ def test_masked_equals_sliced_or_the_reason_is_told(family: str) -> None:
     assert head_layout(smaller).head_dim == head_dim
     assert (head_layout(smaller).heads < pico.HEADS) is fewer_heads
     assert smaller.num_parameters() < model.num_parameters()
+
+
+def test_the_page_of_families_is_what_the_table_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m benchmarks.families"
