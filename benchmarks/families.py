@@ -49,13 +49,22 @@ Heads cannot be sliced out of models that normalize queries and keys of each hea
 
 Models with ALiBi, and GPT-Neo, are captured with one sequence per line, which takes longer.
 
+## A family that is not in the table
+
+    restorelcc inspect --family DIR
+
+makes a model of two layers from the folder's `config.json`, with random weights. It finds the blocks and their linears,
+prints the row to add, and says what it has proved of it by running it: a block that is run again gives what it gave,
+and a compensation by hooks equals one that is folded into biases. Where no row can describe the class, it says what
+does not hold. CONTRIBUTING.md says what to do with the row.
+
 ## Not in the table
 
 | family | why |
 |---|---|
 | GPT-2 (`gpt2`) | its linears are stored transposed (`Conv1D`) |
 | Phi-4 multimodal, and other models of pictures or sound and text | only `gemma3` has a row |
-| Baichuan, InternLM and others that bring their own code | no code of a checkpoint is run; convert them to the Llama class |
+| Baichuan, InternLM and others with code of their own | such code is never run; convert them to the Llama class |
 | mixtures of experts | their experts are fused into one tensor per layer |
 | Mamba, LFM2, Qwen3-Next and other hybrids | some or all of their layers have no attention heads |
 """
