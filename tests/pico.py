@@ -92,6 +92,7 @@ CONFIGS |= {
     "bloom": {"hidden_size": 24, "n_layer": LAYERS, "n_head": HEADS},
     "mpt": {"d_model": 24, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": 64},
     "falcon": _SQUARE | {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 40},
+    "xglm": {"d_model": 24, "num_layers": LAYERS, "attention_heads": HEADS, "ffn_dim": 32, "decoder_start_token_id": 2},
     "gemma3": {
         "text_config": _GROUPED | _LISTED | _COMMON | {"query_pre_attn_scalar": HEAD_DIM},
         "vision_config": {

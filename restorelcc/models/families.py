@@ -231,6 +231,16 @@ FAMILIES: dict[str, Family] = {
         packs=False,  # with ALiBi it takes distances from the mask
         output_in_tuple=True,
     ),
+    "xglm": Family(
+        blocks="model.layers",
+        qkv=_SELF_QKV,
+        out_proj="self_attn.out_proj",
+        ffn_in=("fc1",),
+        ffn_out="fc2",
+        native_biases=(*_SELF_QKV, "self_attn.out_proj", "fc1", "fc2"),
+        ffn_width="ffn_dim",
+        free_head_dim=False,
+    ),
     # The text part of a model of pictures and text; what is outside of its blocks is carried along as it is.
     "gemma3": _llama_like(
         "attention_bias",

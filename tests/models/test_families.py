@@ -294,6 +294,14 @@ def test_a_class_that_no_row_describes_is_told(
     assert not capsys.readouterr().out
 
 
+def test_blocks_that_are_not_alike_are_told() -> None:
+    kinds = ["full_attention", "full_attention", "conv", "full_attention"]
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    hybrid = AutoConfig.for_model("lfm2", vocab_size=64, num_hidden_layers=4, layer_types=kinds, **sizes)
+    with pytest.raises(BadInput, match="layer 2 has other linears than layer 0, as in hybrid models"):
+        found_family(hybrid)
+
+
 def test_inspect_prints_the_row_of_a_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pico.pico("phi3").config.save_pretrained(tmp_path)
     inspect(tmp_path, family=True)

@@ -100,6 +100,7 @@ TRANSFORMERS = Engine(
         "bloom": Row("read", "read", "read", "BloomAttention, BloomMLP: always"),
         "mpt": Row("dropped", "dropped", "dropped", "MptAttention, MptMLP: no bias"),
         "falcon": Row("read", "read", "read", "FalconAttention, FalconMLP: bias"),
+        "xglm": Row("read", "read", "read", "XGLMAttention, XGLMDecoderLayer: always"),
         "gemma3": Row("read", "read", "dropped", "Gemma3Attention: attention_bias; Gemma3MLP: none"),
     },
     zeros="computed like any other weight",

@@ -35,11 +35,20 @@ def found_family(config: PretrainedConfig) -> tuple[Family, list[str]]:
 
     Raises BadInput, with what does not hold, for a class that no row can describe.
     """
-    config = _shortened(config)
+    whole, config = config, _shortened(config)
     model = _random(config)
     family = _guess(model)
+    _check_alike(whole, family)
     with _registered(config.model_type, family):
         return family, _proofs(model, family)
+
+
+def _check_alike(config: PretrainedConfig, family: Family) -> None:
+    """Raises BadInput unless every block of the whole model has the linears of the row, and no others."""
+    for layer, block in enumerate(_empty(config).get_submodule(family.blocks).children()):
+        linears = {path for path, module in block.named_modules() if isinstance(module, nn.Linear)}
+        if linears != set(family.linears):
+            raise BadInput(f"layer {layer} has other linears than layer 0, as in hybrid models: no row can describe it")
 
 
 def _shortened(config: PretrainedConfig) -> PretrainedConfig:
@@ -143,7 +152,8 @@ def _calls(model: PreTrainedModel, blocks: str) -> tuple[list[str], bool]:
             handle.remove()
     if sorted(called) != sorted(linears):
         raise BadInput(
-            "some Linear layers of a block do not run, or run more than once: no row can describe experts or state spaces"
+            "some Linear layers of a block do not run, or run more than once, as in experts or state spaces: no row can "
+            "describe that"
         )
     return called, tuples[0]
 
