@@ -34,11 +34,12 @@ from restorelcc.models.biases import biased_linears
 from restorelcc.models.checkpoint_check import _expected
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.family import Family
+from restorelcc.models.tokenizers import source_config
 from restorelcc.models.walk import walk_blocks
 from restorelcc.release.engines.table import TRANSFORMERS
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.inspect.family import found_family, row_text
-from restorelcc.release.routes import check_route
+from restorelcc.release.routes import carried_by, check_route
 from restorelcc.release.slicing import plan_slicing, sliced
 from restorelcc.release.verify.logits import load_fresh
 from restorelcc.stages.capture.capture import Sample, capture_heads
@@ -308,3 +309,17 @@ def test_inspect_prints_the_row_of_a_family(tmp_path: Path, capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert out.startswith("'phi3': Family(\n    blocks='model.layers',\n    qkv=('self_attn.qkv_proj',),")
     assert "holds: rows of self_attn.qkv_proj lie by parts" in err
+
+
+def test_words_tell_how_a_restored_model_is_kept() -> None:
+    told = {family: carried_by(pico.pico(family).config) for family in ("llama", "mistral", "bloom", "phi3")}
+    assert told["llama"] == "a stock checkpoint (own biases, with attention_bias turned on)"
+    assert told["mistral"] == "a stock checkpoint (mistral written as llama)"
+    assert told["bloom"] == "a stock checkpoint (own biases)"
+    assert told["phi3"].startswith("the compensation file, for restorelcc.attach: no stock 'phi3' checkpoint")
+
+
+def test_the_first_stage_asks_for_the_family_before_it_reads_texts(tmp_path: Path) -> None:
+    AutoConfig.for_model("mamba", vocab_size=64, hidden_size=24, num_hidden_layers=3).save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="model family 'mamba' is not supported: known are llama"):
+        source_config("models.mine", str(tmp_path), None, tmp_path)

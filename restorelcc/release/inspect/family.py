@@ -152,8 +152,8 @@ def _calls(model: PreTrainedModel, blocks: str) -> tuple[list[str], bool]:
             handle.remove()
     if sorted(called) != sorted(linears):
         raise BadInput(
-            "some Linear layers of a block do not run, or run more than once, as in experts or state spaces: no row can "
-            "describe that"
+            "some Linear layers of a block do not run, or run more than once, as in experts or state spaces: no row "
+            "can describe that"
         )
     return called, tuples[0]
 
