@@ -38,13 +38,89 @@ CONFIGS: dict[str, dict] = {
     "opt": _SQUARE | {"ffn_dim": 32, "word_embed_proj_dim": 24, "max_position_embeddings": 64},
     "phi": _SQUARE | {"hidden_size": 32, "intermediate_size": 40, "num_key_value_heads": 2},
 }
+# The first ten go through every test of a family, in every room; the others through tests/models/test_families.py.
 FAMILIES = tuple(CONFIGS)
+_NANO = {"n_embd": 24, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}
+_LISTED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+CONFIGS |= {
+    "olmo": _GROUPED,
+    "olmo2": _GROUPED,
+    "olmo3": _GROUPED | _LISTED,
+    "smollm3": _GROUPED | {"no_rope_layers": [1, 0, 1]},
+    "granite": _GROUPED | {"residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    "cohere": _GROUPED | {"use_qk_norm": True},
+    "cohere2": _GROUPED | _LISTED,
+    "stablelm": _SQUARE | {"intermediate_size": 32, "num_key_value_heads": 2, "partial_rotary_factor": 1.0},
+    "starcoder2": _GROUPED | {"sliding_window": 8},
+    "nemotron": _GROUPED | {"partial_rotary_factor": 1.0},
+    "ministral": _GROUPED | _LISTED,
+    "ministral3": _GROUPED,
+    "apertus": _GROUPED,
+    "arcee": _GROUPED,
+    "seed_oss": _GROUPED,
+    "ernie4_5": _GROUPED,
+    "hunyuan_v1_dense": _GROUPED,
+    "helium": _GROUPED | {"hidden_size": 24, "num_key_value_heads": 2},
+    "exaone4": _GROUPED | _LISTED,
+    "jais2": _GROUPED,
+    "vaultgemma": _GROUPED | _LISTED | {"query_pre_attn_scalar": HEAD_DIM},
+    "nanochat": _GROUPED,
+    "cwm": _GROUPED | _LISTED,
+    "glm": _GROUPED | {"partial_rotary_factor": 1.0},
+    "glm4": _GROUPED | {"partial_rotary_factor": 1.0},
+    "phi3": _GROUPED | {"sliding_window": 8, "max_position_embeddings": 64, "original_max_position_embeddings": 64},
+    "minicpm3": _GROUPED
+    | {
+        "num_key_value_heads": HEADS,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": HEAD_DIM,
+        "head_dim": 8,
+    },
+    "gptj": _NANO | {"rotary_dim": 4},
+    "gpt_neo": {
+        "hidden_size": 24,
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "attention_types": [[["global", "local", "global"], 1]],
+        "window_size": 8,
+        "max_position_embeddings": 64,
+    },
+    "persimmon": _SQUARE | {"intermediate_size": 32, "partial_rotary_factor": 1.0},
+    "bloom": {"hidden_size": 24, "n_layer": LAYERS, "n_head": HEADS},
+    "mpt": {"d_model": 24, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": 64},
+    "falcon": _SQUARE | {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 40},
+    "xglm": {"d_model": 24, "num_layers": LAYERS, "attention_heads": HEADS, "ffn_dim": 32, "decoder_start_token_id": 2},
+    "gemma3": {
+        "text_config": _GROUPED | _LISTED | _COMMON | {"query_pre_attn_scalar": HEAD_DIM},
+        "vision_config": {
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        "mm_tokens_per_image": 4,
+        "image_token_index": VOCABULARY - 2,
+        "boi_token_index": VOCABULARY - 3,
+        "eoi_token_index": VOCABULARY - 4,
+    },
+}
+ALL_FAMILIES = tuple(CONFIGS)
 
 
 def pico(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random float32 model of the family whose attention and out-projections are not negligible."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **CONFIGS[family] | _COMMON | {"tie_word_embeddings": False} | changes)
+    settings = CONFIGS[family] | _COMMON | {"tie_word_embeddings": False}
+    if "text_config" in settings:
+        settings["text_config"] = settings["text_config"] | {"tie_word_embeddings": False} | changes
+    else:
+        settings |= changes
+    config = AutoConfig.for_model(family, **settings)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for _, _, linear in prunable_linears(model):
         linear.weight.normal_(std=0.3)

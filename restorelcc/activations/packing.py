@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import family_of
+from restorelcc.models.architectures import family_of, text_config
 
 PaddingSide = Literal["right", "left"]
 _TRUNK, _FIRST, _SECOND, _SEQUENCES = 0, 1, 2, 3  # which sequence a token of a row belongs to; the trunk is both's
@@ -75,8 +75,8 @@ def packed(first: list[int], second: list[int]) -> Row:
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the model's attention takes a mask of any shape; flash attention does not."""
-    return model.config._attn_implementation in _ADDITIVE
+    """Whether the model's attention takes a mask of any shape; flash attention and ALiBi do not."""
+    return family_of(model).packs and model.config._attn_implementation in _ADDITIVE
 
 
 def lines_of(lengths: Sequence[int], longest: int = LINE) -> list[list[int]]:
@@ -148,11 +148,11 @@ def model_inputs(model: PreTrainedModel, lines: PaddedLines) -> dict[str, Any]:
         hidden = torch.finfo(model.dtype).min
         return torch.zeros_like(allowed_BTT, dtype=model.dtype).masked_fill_(~allowed_BTT, hidden)[:, None]
 
-    window = getattr(model.config, "sliding_window", None)
+    window = getattr(text_config(model.config), "sliding_window", None)
     windows = family_of(model).windows
     mask: Tensor | dict[str, Tensor]
     if windows == "listed":
-        kinds = set(model.config.layer_types)
+        kinds = set(text_config(model.config).layer_types)
         if kinds - {"full_attention", "sliding_attention"}:
             raise ValueError(f"attention layers of the kinds {sorted(kinds)} are not all known")
         mask = {kind: additive(None if kind == "full_attention" else window) for kind in sorted(kinds)}

@@ -10,7 +10,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.base.publish import check_writable
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.named_sources import problems
@@ -72,12 +72,16 @@ def _check_checkpoints(alias: str, params: Params, layout: Layout) -> list[str]:
     folders = [path for source in dict.fromkeys(sources) if (path := absolute(layout.root, source)).is_dir()]
     if not folders:
         return []
+    from restorelcc.models.architectures import check_whole_parts
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
     from restorelcc.release.routes import check_route
 
     notes = []
+    structured = [name for name in named.prunings if parse_pruning(name).pruner in STRUCTURED_PRUNERS]
     for folder in folders:
         check_checkpoint(folder)
+        for name in structured:
+            check_whole_parts(loaded_config(folder), name)
         try:
             check_route(loaded_config(folder))
         except BadInput as error:

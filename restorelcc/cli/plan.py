@@ -10,7 +10,7 @@ import typer
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
-from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -47,15 +47,21 @@ def plan(
 
 
 def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
-    """{model, shapes, device, stages: [{stage, pruning, runs, memory, disk, seconds}]} in bytes and seconds."""
+    """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
+    bytes and seconds."""
+    from restorelcc.models.architectures import check_whole_parts
     from restorelcc.models.runtime import pick_device, pick_dtype
     from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, matmul_rate, needs_model, shapes_of
+    from restorelcc.release.routes import carried_by
 
     alias = cells[0].model
     entry = params.models[alias]
     device = pick_device(device_name or entry.device) if device_name != "cuda" else _cuda()
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
+    for cell in cells:
+        if parse_pruning(str(cell.pruning)).pruner in STRUCTURED_PRUNERS:
+            check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
     rate = EFFICIENCY * matmul_rate(device, dtype)
     off_gpu = () if needs_model(params.section(alias, "probe")) else ("probe",)
@@ -76,6 +82,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
         "parameters": shapes.parameters,
         "layers": shapes.layers,
         "heads": shapes.heads,
+        "restored": carried_by(network.config),
         "flops_per_second": rate,
         "stages": stages,
     }

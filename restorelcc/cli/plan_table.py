@@ -34,6 +34,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         "half of the matmul rate. Disk is in data/ and the hub's cache; DVC's cache needs as "
         "much again unless the file system links files (docs/plan.md).",
     )
+    say(console, f"Restored models are kept as {plan['restored']}.")
 
 
 def _size(count: int) -> str:

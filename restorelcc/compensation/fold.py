@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
+from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, text_config
 from restorelcc.models.placement import at_hand, set_bias
 
 
@@ -97,9 +97,9 @@ def _turn_flag_on(model: PreTrainedModel, path: str) -> None:
     """Set the config's key for biases on `path`, and give every linear that the key covers a zero bias."""
     family = family_of(model)
     flag = family.bias_flag(path)
-    if flag is None or getattr(model.config, flag):
+    if flag is None or getattr(text_config(model.config), flag):
         return
-    setattr(model.config, flag, True)
+    setattr(text_config(model.config), flag, True)
     for block in blocks_of(model):
         for covered in family.bias_flags[flag]:
             linear = linear_of(block, covered)

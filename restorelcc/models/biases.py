@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from restorelcc.models.architectures import family_of, family_of_config, prunable_linears
+from restorelcc.models.architectures import family_of, family_of_config, prunable_linears, text_config
 from restorelcc.models.shards import PlannedTensor, write_shards
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 
 # Families whose blocks compute what Llama's do, but whose class has no bias on the out-projection.
-LLAMA_EQUIVALENTS = ("mistral", "qwen2")
+LLAMA_EQUIVALENTS = ("mistral", "qwen2", "ministral")
 
 
 def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
@@ -28,13 +28,13 @@ def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
 
     def has_bias(path: str) -> bool:
         flag = family.bias_flag(path)
-        return bool(getattr(config, flag)) if flag else path in family.native_biases
+        return bool(getattr(text_config(config), flag)) if flag else path in family.native_biases
 
     return tuple(path for path in family.linears if has_bias(path))
 
 
 def why_not_llama(config: PretrainedConfig) -> str | None:
-    """Why a Mistral or Qwen2 model is not exactly a Llama model; None when it is."""
+    """Why a Mistral, Qwen2 or Ministral model is not exactly a Llama model; None when it is."""
     kind, window = config.model_type, getattr(config, "sliding_window", None)
     kinds_of_layer = set(getattr(config, "layer_types", None) or ())
     windowed = kind == "mistral" or "sliding_attention" in kinds_of_layer
@@ -51,7 +51,7 @@ def why_not_llama(config: PretrainedConfig) -> str | None:
 
 
 def llama_config(config: PretrainedConfig) -> LlamaConfig:
-    """The Llama config that computes what a Mistral or Qwen2 config without sliding window does."""
+    """The Llama config that computes what a Mistral, Qwen2 or Ministral config without sliding window does."""
     known = LlamaConfig().to_dict()
     values = {key: value for key, value in config.to_dict().items() if key in known and key != "model_type"}
     heads = config.num_attention_heads
@@ -71,7 +71,7 @@ def biased_config(config: PretrainedConfig) -> PretrainedConfig:
     else:
         written = copy.deepcopy(config)
     for flag in family_of_config(written).bias_flags:
-        setattr(written, flag, True)
+        setattr(text_config(written), flag, True)
     return written
 
 
@@ -83,7 +83,7 @@ def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     written, stored = biased_config(config), stored_tensors(source)
     family = family_of_config(written)
-    names = [f"{family.blocks}.{layer}.{path}" for layer in range(written.num_hidden_layers)
+    names = [f"{family.stored}.{layer}.{path}" for layer in range(text_config(written).num_hidden_layers)
              for path in biased_linears(written)]  # fmt: skip
     planned = [PlannedTensor(name, tensor.dtype, tensor.shape, tensor.read) for name, tensor in stored.items()]
     planned += [_zeros(name, stored[f"{name}.weight"]) for name in names if f"{name}.bias" not in stored]
@@ -103,7 +103,7 @@ def give_zero_biases(model: PreTrainedModel) -> None:
     """The same of a model in memory, whose class stays: zero biases on the linears that its class can give one."""
     family = family_of(model)
     for flag in family.bias_flags:
-        setattr(model.config, flag, True)
+        setattr(text_config(model.config), flag, True)
     able = biased_linears(model.config)
     for _, name, linear in prunable_linears(model):
         if linear.bias is None and name.endswith(tuple(f".{path}" for path in able)):

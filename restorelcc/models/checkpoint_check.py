@@ -22,12 +22,19 @@ from restorelcc.base.errors import BadInput, StageFailed, first_line, is_disk_fu
 from restorelcc.base.names import check_links, inside
 from restorelcc.base.stock_files import CONFIGS, TOKENIZER_FILES, check_stock
 from restorelcc.base.weights import weights_of
-from restorelcc.models.architectures import Family, family_of_config
+from restorelcc.models.architectures import (
+    Family,
+    family_of_config,
+    ffn_width_of_config,
+    kv_heads_of_config,
+    layout_of_config,
+    text_config,
+)
 from restorelcc.models.config_check import AGAIN, check_config, is_whole
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 
 _LFS = b"version https://git-lfs"
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in)\.weight")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings)\.weight")
 _BEYOND = 0.001  # share of a vocabulary that may lie beyond the embedding: marks of images, which no text yields
 
 
@@ -109,7 +116,7 @@ def _check_once(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> None
         stored = stored_tensors(folder)
     _check_tensors(stored)
     _check_shapes(folder, config, family, stored)
-    _check_token_ids(folder, int(config.vocab_size))
+    _check_token_ids(folder, int(text_config(config).vocab_size))
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -147,14 +154,17 @@ def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str
     Checkpoints of older layouts, whose tensors go by other names, are for the class that loads them to judge.
     """
     shapes, found = _expected(config, family), set()
+    text = text_config(config)
     block = re.compile(rf"(?:^|\.){re.escape(family.blocks.rpartition('.')[2])}\.(\d{{1,6}})\.(.+)\.weight")
     for name, tensor in stored.items():
+        if text is not config and "language_model" not in name:
+            continue  # of the part that sees
         wanted = None
         if match := block.search(name):
             found.add(int(match[1]))
             wanted = shapes.get(match[2])
         elif _EMBEDDING.search(name):
-            wanted = (config.vocab_size, getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+            wanted = (text.vocab_size, getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
         if wanted is not None and tensor.shape != wanted:
             raise BadInput(
                 f"{tensor.file} holds {one_line(name)} with shape {tensor.shape}, its config.json says {wanted}: the "
@@ -162,24 +172,24 @@ def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str
             )
         if wanted is not None and not tensor.dtype.is_floating_point:
             raise BadInput(f"{tensor.file} holds {one_line(name)} as {tensor.dtype}: give the original, not quantized")
-    if found and found != set(range(config.num_hidden_layers)):
+    if found and found != set(range(text.num_hidden_layers)):
         raise BadInput(
             f"{folder} holds {len(found)} layers, the last is number {max(found)}, counted from 0; its config.json "
-            f"says {config.num_hidden_layers} (num_hidden_layers): {AGAIN}"
+            f"says {text.num_hidden_layers} (num_hidden_layers): {AGAIN}"
         )
 
 
 def _expected(config: Any, family: Family) -> dict[str, tuple[int, int]]:
-    """Shape of the weight of every linear of a block."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    head_dim = (getattr(config, "head_dim", None) if family.free_head_dim else None) or width // heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    inner, channels = heads * head_dim, getattr(config, family.ffn_width)
-    shapes = {family.out_proj: (width, inner), family.ffn_out: (width, channels)}
-    shapes |= dict.fromkeys(family.ffn_in, (channels, width))
-    if len(family.qkv) == 1:
-        return shapes | {family.qkv[0]: (3 * inner, width)}
-    return shapes | dict(zip(family.qkv, ((inner, width), *[(groups * head_dim, width)] * 2), strict=True))
+    """Shape of the weight of the linears of a block that a config tells in the same way for all of a family."""
+    width, heads, channels = text_config(config).hidden_size, layout_of_config(config), ffn_width_of_config(config)
+    keys = kv_heads_of_config(config) * heads.head_dim
+    shapes = {family.out_proj: (width, heads.width), family.ffn_out: (width, channels)}
+    shapes |= dict.fromkeys(family.ffn_in, (channels * (2 if family.fused_ffn else 1), width))
+    if family.qkv_rows == "separate":
+        return shapes | dict(zip(family.qkv, ((heads.width, width), *[(keys, width)] * 2), strict=True))
+    if family.qkv_rows in ("heads", "parts"):
+        return shapes | {family.qkv[0]: (heads.width + 2 * keys, width)}
+    return shapes
 
 
 def _check_token_ids(folder: Path, rows: int) -> None:

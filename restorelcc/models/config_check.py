@@ -51,12 +51,12 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     _check_compression(path, config)
     if kind not in FAMILIES:
         return  # `family_of_config` refuses it, and names those that are known
-    for key, most in _MOST.items():
-        value = config.get(key, 1)
-        if value is None and key in _MAY_BE_NULL:
-            continue
-        if not is_whole(value) or not 0 < value <= most:
-            raise wrong(key, f"and should be a whole number from 1 to {most:,}")
+    nested = config.get("text_config")
+    if isinstance(nested, dict):
+        config = nested
+    elif nested is not None:
+        raise wrong("text_config", "and should hold the keys of the decoder")
+    _check_sizes(config, kind, wrong)
     for key in _POSITIVE:
         value = config.get(key, 1)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
@@ -69,6 +69,17 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
             raise wrong(key, f"and weights can be pruned and restored as {', '.join(_DTYPES[:3])} alone")
     _check_layers_listed(config, wrong)
     _check_heads(config, FAMILIES[kind], kind, wrong)
+
+
+def _check_sizes(config: Mapping[str, Any], kind: str, wrong: Any) -> None:
+    default = CONFIG_MAPPING[kind]().get_text_config()
+    own_name = getattr(type(default), "attribute_map", {})
+    for name, most in _MOST.items():
+        value = config.get(key := own_name.get(name, name), 1)
+        if value is None and (name in _MAY_BE_NULL or getattr(default, key, 1) is None):
+            continue
+        if not is_whole(value) or not 0 < value <= most:
+            raise wrong(key, f"and should be a whole number from 1 to {most:,}")
 
 
 def _check_layers_listed(config: Mapping[str, Any], wrong: Any) -> None:
@@ -87,19 +98,22 @@ def _check_heads(config: Mapping[str, Any], family: Family, kind: str, wrong: An
     width, heads, groups = _sizes(config, kind, "hidden_size", "num_attention_heads", "num_key_value_heads")
     if groups and heads % groups:
         raise wrong("num_attention_heads", f"which {groups} key/value heads (num_key_value_heads) cannot share evenly")
-    own_width = family.free_head_dim and (config.get("head_dim") or getattr(CONFIG_MAPPING[kind](), "head_dim", None))
+    default = getattr(CONFIG_MAPPING[kind]().get_text_config(), family.head_dim_key, None)
+    own_width = family.free_head_dim and (config.get(family.head_dim_key) or default)
     if not own_width and width % heads:
         raise wrong("hidden_size", f"which does not split evenly into {heads} heads (num_attention_heads)")
 
 
 def _sizes(config: Mapping[str, Any], kind: str, *keys: str) -> list[int]:
-    """Fields of a config; where one is missing, what its class takes in its place, 0 for a null.
+    """Fields of a config, by the names that most classes have for them; where one is missing, what its class takes in
+    its place, 0 for a null.
 
     (A default of the class that depends on another field, as the number of key/value heads does, counts as a null.)
     """
-    default = CONFIG_MAPPING[kind]()
+    default = CONFIG_MAPPING[kind]().get_text_config()
+    own_name = getattr(type(default), "attribute_map", {})
     missing = {key: 0 if key == "num_key_value_heads" else getattr(default, key, None) for key in keys}
-    return [int(config.get(key, missing[key]) or 0) for key in keys]
+    return [int(config.get(own_name.get(key, key), missing[key]) or 0) for key in keys]
 
 
 def is_plain(compression: object) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from restorelcc.models.architectures import family_of_config, text_config
 from restorelcc.models.checkpoint_check import check_beside, loaded_config, refused
 from restorelcc.models.hub import Repository, fetch_beside, resolved_commit
 from restorelcc.models.references import local_source
@@ -26,8 +27,10 @@ def without_length_warning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedToke
 
 
 def source_config(key: str, source: str, revision: str | None, root: Path) -> PretrainedConfig:
-    """The config of the text model, found like its tokenizer."""
-    return loaded_config(_folder(key, source, revision, root)).get_text_config()
+    """The config of the text model, found like its tokenizer. Raises BadInput for a family that is not supported."""
+    config = loaded_config(_folder(key, source, revision, root))
+    family_of_config(config)
+    return text_config(config)
 
 
 def _folder(key: str, source: str, revision: str | None, root: Path) -> Path:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import blocks_of
+from restorelcc.models.architectures import blocks_of, family_of
 
 # What one block received in addition to the hidden state, for one batch.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -107,14 +107,15 @@ def _recorded_calls(model: PreTrainedModel, batches_BT: list[Tensor]) -> tuple[l
     arguments: list[list[Arguments]] = [[] for _ in blocks]
     hidden: list[Tensor] = []
     known: list[Tensor] = []
+    in_tuple = family_of(model).output_in_tuple
 
     def stand_in(layer: int) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             hidden_BTM, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
             if layer == 0:
                 hidden.append(hidden_BTM)
             arguments[layer].append(_shared((rest, kwargs), known))
-            return hidden_BTM
+            return (hidden_BTM, None) if in_tuple else hidden_BTM
 
         return forward
 

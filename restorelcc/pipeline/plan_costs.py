@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
+from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, text_config
 from restorelcc.stages.evaluate.batches import first_budget
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
@@ -85,9 +85,9 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
         layers=heads.layers,
         heads=heads.heads,
         head_dim=heads.head_dim,
-        width=model.config.hidden_size,
+        width=text_config(model.config).hidden_size,
         ffn=linear_of(block, family_of(model).ffn_out).in_features,
-        vocabulary=model.config.vocab_size,
+        vocabulary=text_config(model.config).vocab_size,
     )
 
 

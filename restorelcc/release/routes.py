@@ -14,7 +14,14 @@ from transformers import PretrainedConfig
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, checked
-from restorelcc.models.architectures import FAMILIES, Family, family_of_config
+from restorelcc.models.architectures import (
+    FAMILIES,
+    Family,
+    family_of_config,
+    kv_heads_of_config,
+    layout_of_config,
+    text_config,
+)
 from restorelcc.models.biases import LLAMA_EQUIVALENTS, biased_linears, llama_config, why_not_llama
 from restorelcc.models.heads import HeadLayout
 
@@ -65,14 +72,22 @@ def plan_route(config: PretrainedConfig, compensation: Compensation | Tensor, la
     raise BadInput(_refusal(config, compensation, [*reasons, moved]))
 
 
-def check_route(config: PretrainedConfig) -> None:
-    """Raises BadInput where no stock checkpoint of this config could carry offsets of heads, whatever training finds:
-    told before hours of it. An offset of its own for every head stands for the one to be found."""
-    family, heads = family_of_config(config), config.num_attention_heads
-    head_dim = (getattr(config, "head_dim", None) if family.free_head_dim else None) or config.hidden_size // heads
-    layout = HeadLayout(config.num_hidden_layers, heads, head_dim)
-    offset_LHD = torch.ones(layout.layers, heads, head_dim) * torch.arange(1.0, heads + 1)[None, :, None]
-    plan_route(config, Compensation(offset_LHD), layout)
+def check_route(config: PretrainedConfig) -> Route:
+    """The route of offsets of heads, whatever training finds. Raises BadInput where no stock checkpoint of this config
+    could carry them, told before hours of training. An offset of its own for every head stands for the one to come."""
+    layout = layout_of_config(config)
+    numbers_H = torch.arange(1.0, layout.heads + 1)
+    offset_LHD = torch.ones(layout.layers, layout.heads, layout.head_dim) * numbers_H[None, :, None]
+    return plan_route(config, Compensation(offset_LHD), layout)
+
+
+def carried_by(config: PretrainedConfig) -> str:
+    """In words, how a restored model of this config is kept: the route of a stock checkpoint, or the file that is left
+    where there is none, with the reason."""
+    try:
+        return f"a stock checkpoint ({check_route(config).name})"
+    except BadInput as error:
+        return f"the compensation file, for restorelcc.attach: {error}"
 
 
 def _own_biases(config: PretrainedConfig, compensation: Compensation) -> Route:
@@ -80,9 +95,9 @@ def _own_biases(config: PretrainedConfig, compensation: Compensation) -> Route:
     touched = compensation.linears(family)
     flags = {family.bias_flag(path) for path in touched if family.bias_flag(path) is not None}
     written = copy.deepcopy(config)
-    turned_on = sorted(flag for flag in flags if flag and not getattr(config, flag))
+    turned_on = sorted(flag for flag in flags if flag and not getattr(text_config(config), flag))
     for flag in turned_on:
-        setattr(written, flag, True)
+        setattr(text_config(written), flag, True)
     name = f"own biases, with {', '.join(turned_on)} turned on" if turned_on else "own biases"
     return Route(name, written, compensation, biased_linears(written))
 
@@ -110,7 +125,7 @@ def _on_values(config: PretrainedConfig, compensation: Compensation, layout: Hea
     values = family.qkv[-1]
     if len(family.qkv) != 3 or family.bias_route(values) == "none":
         return f"its class has no bias on {values} either"
-    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    groups = kv_heads_of_config(config)
     offset_LGHD = compensation.offset_LHD.unflatten(1, (groups, layout.heads // groups))
     shared_LGD = offset_LGHD[:, :, 0]
     if not bool((offset_LGHD == shared_LGD[:, :, None]).all()):

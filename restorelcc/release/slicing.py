@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.errors import BadInput
-from restorelcc.models.architectures import blocks_of, family_of, linear_of
+from restorelcc.models.architectures import blocks_of, family_of, ffn_width_of_config, linear_of
 from restorelcc.sparsity.structure import HeadGroups, head_groups, removed_parts
 
 # The same computation where no linear has a bias, in a class that takes any number of heads: its model_type, and what
@@ -112,7 +112,7 @@ def _removed(model: PreTrainedModel, path: str, columns_GX: Tensor) -> list[Tens
 
 
 def _ffn_width(model: PreTrainedModel) -> int:
-    return getattr(model.config, family_of(model).ffn_width)
+    return ffn_width_of_config(model.config)
 
 
 def _check_heads_can_go(model: PreTrainedModel) -> None:
@@ -122,10 +122,10 @@ def _check_heads_can_go(model: PreTrainedModel) -> None:
             f"heads cannot be cut out of {kind!r} models: their class computes the head dim as hidden size / heads, so "
             "fewer heads would mean wider ones; keep the model with its zeros"
         )
-    if getattr(model.config, "qk_layernorm", False):
+    if getattr(model.config, "qk_layernorm", False) or getattr(model.config, "use_qk_norm", False):
         raise BadInput(
-            f"heads cannot be cut out of {kind!r} models with qk_layernorm: its width is hidden size / heads; keep the "
-            "model with its zeros"
+            f"heads cannot be cut out of {kind!r} models that normalize queries and keys: the norm's weights are not "
+            "cut along; keep the model with its zeros"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import family_of, head_layout, kv_heads
+from restorelcc.models.architectures import check_whole_parts, family_of, head_layout, kv_heads
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class HeadGroups:
 
 
 def head_groups(model: PreTrainedModel) -> HeadGroups:
-    """The removable parts of every layer's attention."""
+    """The removable parts of every layer's attention. Raises BadInput for a family that has none."""
+    check_whole_parts(model.config, "such pruning")
     heads = head_layout(model)
-    return HeadGroups(heads.heads, kv_heads(model), heads.head_dim, fused=len(family_of(model).qkv) == 1)
+    return HeadGroups(heads.heads, kv_heads(model), heads.head_dim, fused=family_of(model).qkv_rows == "heads")
 
 
 def removed_parts(out_weight_OI: Tensor, columns_GX: Tensor) -> Tensor:

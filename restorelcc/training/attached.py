@@ -28,10 +28,11 @@ def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:
 
     Where a family fuses q, k and v, or has no gate, several names mean one linear.
     """
-    q, k, v = family.qkv if len(family.qkv) == 3 else family.qkv * 3
     gate, up = family.ffn_in if len(family.ffn_in) == 2 else family.ffn_in * 2
-    by_name = {"q": q, "k": k, "v": v, "o": family.out_proj, "gate": gate, "up": up, "down": family.ffn_out}
-    wanted = {by_name[site] for site in sites}
+    by_name: dict[SiteName, tuple[str, ...]]
+    by_name = {"o": (family.out_proj,), "gate": (gate,), "up": (up,), "down": (family.ffn_out,)}
+    by_name |= dict(zip(("q", "k", "v"), family.qkv_of(), strict=True))
+    wanted = {path for site in sites for path in by_name[site]}
     return [path for path in family.linears if path in wanted]
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "blank.txt").write_text("\n \n")
     pico.pico().save_pretrained(tmp_path / "model")
     pico.word_tokenizer().save_pretrained(tmp_path / "model")
-    for name, family in (("bloom", "bloom"), ("experts", "mixtral")):
+    for name, family in (("mamba", "mamba"), ("experts", "mixtral")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(
             json.dumps({"model_type": family, "num_local_experts": 8 * (name == "experts")})
@@ -81,7 +81,7 @@ REFUSED = [
     (f"{MINE}.source=/nowhere/model", "there is no such folder: correct the path, or give a hub id"),
     (f"{MINE}.source=tasks/model", "there is a folder 'tasks' here, but no 'tasks/model' in it"),
     (f"{MINE}.source=texts.txt", "a file: give the folder that it lies in"),
-    (f"{MINE}.source=bloom", "model family 'bloom' is not supported: known are llama"),
+    (f"{MINE}.source=mamba", "model family 'mamba' is not supported: known are llama"),
     (f"{MINE}.source=experts", "is a mixture of experts"),
     (f"{MINE}.source=list", "holds a list, where an object is expected"),
     (f"{MINE}.source=tasks", "no .safetensors file"),
@@ -112,8 +112,8 @@ def test_an_external_checkpoint_is_looked_for(
     grid = "grid.pruning=[external-theirs]"
     assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: ./nowhere}}}") == 2
     assert "prune.external.mine.theirs.source is './nowhere'" in capsys.readouterr().err
-    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: bloom}}}") == 2
-    assert "bloom" in capsys.readouterr().err
+    assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: mamba}}}") == 2
+    assert "mamba" in capsys.readouterr().err
     assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: model}}}") == 0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from restorelcc.base.errors import BadInput
-from restorelcc.models.architectures import FAMILIES, family_of, head_layout, out_projections, prunable_linears
+from restorelcc.models.architectures import family_of, head_layout, out_projections, prunable_linears
 from restorelcc.models.heads import HeadLayout, chosen_count
 from tests import pico
 
@@ -44,10 +44,6 @@ def test_the_layout_is_measured_at_the_out_projection(family: str) -> None:
     assert (layout.layers, layout.heads) == (pico.LAYERS, pico.HEADS)
     assert layout.head_dim == out_projections(model)[0].in_features // model.config.num_attention_heads
     assert layout.width == out_projections(model)[0].in_features
-
-
-def test_every_family_of_the_table_has_a_pico_model() -> None:
-    assert set(pico.FAMILIES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)

@@ -54,7 +54,7 @@ def _weight_of(bias_name: str) -> str:
 def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site]]:
     for layer in range(source.layout.layers):
         for path in route.biased:
-            yield f"{source.family.blocks}.{layer}.{path}.bias", Site(layer, path)
+            yield f"{source.family.stored}.{layer}.{path}.bias", Site(layer, path)
 
 
 def _folds(source: Source, route: Route) -> Iterator[tuple[str, Callable[[], Tensor]]]:

@@ -13,7 +13,7 @@ from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.stock_files import TOKENIZER_FILES, has_tokenizer
-from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.architectures import prunable_linears, text_config
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.shards import write_shards
 from restorelcc.models.tensor_files import stored_tensors
@@ -73,7 +73,12 @@ def _config_document(source: Source, route: Route) -> dict[str, Any]:
         own = written | {"model_type": route.config.model_type, "dtype": own.get("dtype", own.get("torch_dtype"))}
     else:
         flags = route.family.bias_flags
-        own |= {flag: getattr(route.config, flag) for flag in flags if getattr(source.config, flag) is False}
+        told, before = text_config(route.config), text_config(source.config)
+        turned_on = {flag: getattr(told, flag) for flag in flags if getattr(before, flag) is False}
+        if before is source.config:
+            own |= turned_on
+        else:  # a part of the config has the keys for text
+            own["text_config"] = own["text_config"] | turned_on
         own.setdefault("architectures", [type(source.network).__name__])
     for key in ("transformers_weights", "quantization_config", "compression_config"):
         own.pop(key, None)  # how the source names its files; that it was only pruned, which asks for a further package

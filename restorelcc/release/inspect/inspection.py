@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weight_files
-from restorelcc.models.architectures import Family, family_of_config
+from restorelcc.models.architectures import Family, family_of_config, text_config
 from restorelcc.models.checkpoints import local_folder
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.sparsity.patterns import densest_group
@@ -64,7 +64,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     config = read_config(source)
     family, stored = family_of_config(config), stored_tensors(source)
     tensors, layers = [], []
-    for layer in range(config.num_hidden_layers):
+    for layer in range(text_config(config).num_hidden_layers):
         own, structure = _inspect_layer(layer, family, config, stored)
         tensors += own
         layers.append(_layer(layer, own, structure))
@@ -107,12 +107,12 @@ def _inspect_layer(
     tensors: list[InspectedTensor] = []
     heads = heads_removed = channels = channels_removed = 0
     for path in family.linears:
-        name = f"{family.blocks}.{layer}.{path}.weight"
+        name = f"{family.stored}.{layer}.{path}.weight"
         found = _find(name, stored)
         weight_OI = found.read()
         tensors.append(_inspected(name, layer, found, weight_OI))
         if path == family.out_proj:
-            heads = config.num_attention_heads
+            heads = text_config(config).num_attention_heads
             columns_HD = torch.arange(weight_OI.shape[1]).reshape(heads, -1)
             heads_removed = int(removed_parts(weight_OI, columns_HD).sum())
         if path == family.ffn_out:

@@ -75,7 +75,7 @@ class Reference:
 
     def site_of(self, bias: str) -> Site | None:
         """The site whose bias goes by this name."""
-        found = re.fullmatch(rf"{re.escape(self.family.blocks)}\.(\d+)\.(.+)\.bias", bias)
+        found = re.fullmatch(rf"{re.escape(self.family.stored)}\.(\d+)\.(.+)\.bias", bias)
         if found is None or found[2] not in self.route.biased:
             return None
         return Site(int(found[1]), found[2])
@@ -94,7 +94,7 @@ class Reference:
 def check_against(stored: Stored, reference: Reference) -> str:
     """Every tensor is the pruned checkpoint's, bit for bit, but for the biases, which are those of the compensation."""
     expected = set(reference.stored) | {
-        f"{reference.family.blocks}.{layer}.{path}.bias"
+        f"{reference.family.stored}.{layer}.{path}.bias"
         for layer in range(reference.layout.layers)
         for path in reference.route.biased
     }

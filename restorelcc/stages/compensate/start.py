@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import family_of, out_projections
+from restorelcc.models.architectures import family_of, out_projections, text_config
 from restorelcc.models.placement import whole
 from restorelcc.models.text import batches_of_equal_length
 from restorelcc.stages.compensate import CompensateConfig
@@ -127,7 +127,7 @@ def _ridge_start(
         projection = out_projections(model)[layer]
         weight_MX, name = whole(projection.weight).cpu(), f"{layer}.{path}"
         lost_M = learned.output_O[name].cpu() - mean_output(weight_MX, _bias(projection), means_I[name].cpu())
-        head_dim = weight_MX.shape[1] // model.config.num_attention_heads
+        head_dim = weight_MX.shape[1] // text_config(model.config).num_attention_heads
         weight_MPD = weight_MX.unflatten(1, (-1, head_dim))[:, [chosen[row][1] for row in rows]]
         if offset_PD is None:
             offset_PD = torch.zeros(len(chosen), head_dim, dtype=torch.float64)

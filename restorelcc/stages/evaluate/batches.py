@@ -20,7 +20,7 @@ _TOKENS = {"cpu": 8192, "cuda": 65536}
 
 def token_budget(model: PreTrainedModel) -> int:
     """Tokens of one batch to begin with."""
-    return first_budget(model.device.type, model.config.vocab_size)
+    return first_budget(model.device.type, model.config.get_text_config().vocab_size)
 
 
 def first_budget(device: str, vocabulary: int) -> int:

@@ -145,7 +145,7 @@ class Evaluation:
         self.network: PreTrainedModel = load_entry(checkpoint, model, offload=None if at_hand else layout.work)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
-        self.vocabulary = int(self.network.config.vocab_size)
+        self.vocabulary = int(self.network.config.get_text_config().vocab_size)
         self.metrics: dict[str, Any] = cost.parameter_counts(self.network)
         self.metrics["file_bytes"] = cost.file_bytes(local_folder(checkpoint))
         self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self._elapsed()}}

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
-from restorelcc.models.architectures import blocks_of, family_of, linear_of
+from restorelcc.models.architectures import blocks_of, family_of, linear_of, text_config
 from restorelcc.stages.prune import PruneConfig
 
 _FLOAT32 = 4  # bytes
@@ -62,7 +62,7 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
     return MemoryBudget(
         outside_blocks=(everything - in_block * len(blocks_of(model))) * size,
         block=in_block * size,
-        hidden_states=tokens * model.config.hidden_size * size,
+        hidden_states=tokens * text_config(model.config).hidden_size * size,
         forward=batch_N * (2 * sum(i for _, i in shapes) + shapes[0][0] + shapes[2][0]) * _FLOAT32,
         samples=sampled_K * sum(inputs for _, inputs in shapes) * size,
         gram=sum(inputs**2 for _, inputs in hessians) * _FLOAT32,

@@ -45,7 +45,7 @@ class StructuredPruner:
         self, layer: int, linears: dict[str, nn.Linear], inputs: InputStatistics
     ) -> Iterator[tuple[str, Tensor, int]]:
         """(name, pruned weight, zeros wanted) of every linear of a block."""
-        family, prefix = self._family, f"{self._family.blocks}.{layer}."
+        family, prefix = self._family, f"{self._family.stored}.{layer}."
         out_columns_GX, qkv_rows = self._groups.out_columns(), self._groups.rows()
         channels_G1 = torch.arange(linears[prefix + family.ffn_out].in_features)[:, None]
         heads, channels = self._counts(layer, linears, prefix)

@@ -18,7 +18,7 @@ from tests import pico
 from tests.release.export.restored import pair_of, pruned_model, write_pair
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", pico.FAMILIES)
 def test_the_row_of_transformers_is_what_the_installed_classes_do(family: str, tmp_path: Path) -> None:
     row, paths = TRANSFORMERS.rows[family], FAMILIES[family]
     parts = {"qkv": paths.qkv, "out": (paths.out_proj,), "ffn": (*paths.ffn_in, paths.ffn_out)}

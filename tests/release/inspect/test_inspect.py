@@ -80,7 +80,7 @@ def test_folders_that_hold_no_known_checkpoint_are_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = {
-        "unknown": {"model_type": "bloom"},
+        "unknown": {"model_type": "mamba"},
         "experts": {"model_type": "mixtral", "num_local_experts": 8},
         "empty": {"model_type": "llama", "num_hidden_layers": 1},
     }
@@ -89,7 +89,7 @@ def test_folders_that_hold_no_known_checkpoint_are_bad_input(
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     for name, message in {
         "nowhere": "holds no model",
-        "unknown": "model family 'bloom' is not supported: known are llama, mistral",
+        "unknown": "model family 'mamba' is not supported: known are llama, mistral",
         "experts": "model family 'mixtral' is a mixture of experts, whose experts are fused",
         "empty": "holds no .safetensors file",
     }.items():

@@ -25,7 +25,7 @@ def _nan(root: Path, model: PreTrainedModel) -> None:
 
 def _family(root: Path, _model: PreTrainedModel) -> None:
     config = root / "data/pico/dense/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "bloom"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mamba"}))
 
 
 def _experts(root: Path, _model: PreTrainedModel) -> None:
@@ -47,7 +47,7 @@ def _nothing(_root: Path, _model: PreTrainedModel) -> None:
 
 
 CASES: list[tuple[str, Callable[[Path, PreTrainedModel], None], str]] = [
-    ("wanda-0.5", _family, "model family 'bloom' is not supported: known are llama, mistral"),
+    ("wanda-0.5", _family, "model family 'mamba' is not supported: known are llama, mistral"),
     ("wanda-0.5", _experts, "model family 'mixtral' is a mixture of experts"),
     ("sparsegpt-0.5", _short, "hold 3 tokens, less than one sequence of prune.sequence_length 24"),
     ("magnitude-0.5", _nan, "model.layers.0.self_attn.q_proj holds NaN or infinity"),

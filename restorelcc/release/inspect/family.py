@@ -1,0 +1,292 @@
+"""The row of a model family that the table lacks: found in the modules of a small model of that class, and proved.
+
+Letters: B batch, T tokens, H heads, D head dim, X = H*D, O output features.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from restorelcc.base.errors import BadInput
+from restorelcc.compensation.compensation import Compensation
+from restorelcc.compensation.fold import fold
+from restorelcc.compensation.hooks import compensated
+from restorelcc.models.architectures import FAMILIES, blocks_of, head_layout, linear_of, out_projections, text_config
+from restorelcc.models.family import Family, QkvRows, Windows
+from restorelcc.models.walk import first_output, walk_blocks
+
+_LAYERS = 2  # of the model that is looked at and run
+_TOLERANCE = 1e-4  # of the largest number of what is compared
+_WIDTHS = re.compile(r"intermediate|ffn|inner")
+
+
+@torch.no_grad()
+def found_family(config: PretrainedConfig) -> tuple[Family, list[str]]:
+    """The row for a config's class, and what was proved of it, by running two layers of it with random weights.
+
+    Raises BadInput, with what does not hold, for a class that no row can describe.
+    """
+    whole, config = config, _shortened(config)
+    model = _random(config)
+    family = _guess(model)
+    _check_alike(whole, family)
+    with _registered(config.model_type, family):
+        return family, _proofs(model, family)
+
+
+def _check_alike(config: PretrainedConfig, family: Family) -> None:
+    """Raises BadInput unless every block of the whole model has the linears of the row, and no others."""
+    for layer, block in enumerate(_empty(config).get_submodule(family.blocks).children()):
+        linears = {path for path, module in block.named_modules() if isinstance(module, nn.Linear)}
+        if linears != set(family.linears):
+            raise BadInput(f"layer {layer} has other linears than layer 0, as in hybrid models: no row can describe it")
+
+
+def _shortened(config: PretrainedConfig) -> PretrainedConfig:
+    """The config with `_LAYERS` layers; lists of one entry a layer are cut with it."""
+    config = copy.deepcopy(config)
+    text = text_config(config)
+    layers = text.num_hidden_layers
+    for name, value in text.to_dict().items():
+        if isinstance(value, list) and len(value) == layers > _LAYERS:
+            setattr(text, name, value[:_LAYERS])
+    text.num_hidden_layers = min(layers, _LAYERS)
+    return config
+
+
+def _random(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):  # a fresh model's attention hardly tells one token from another
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return model.eval().requires_grad_(False)
+
+
+def _empty(config: PretrainedConfig) -> PreTrainedModel:
+    with init_empty_weights():
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    words = text_config(model.config).vocab_size
+    return torch.randint(min(3, words - 1), words, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def _guess(model: PreTrainedModel) -> Family:
+    """The row, by the order in which the linears of a block run. Raises BadInput where there is no such order."""
+    text = text_config(model.config)
+    blocks = _blocks(model, text.num_hidden_layers)
+    called, in_tuple = _calls(model, blocks)
+    block = model.get_submodule(blocks)[0]  # type: ignore[index]
+    attention = [path for path in called if "att" in path.rpartition(".")[0].lower()]
+    ffn = [path for path in called if path not in attention]
+    if len(attention) < 2 or not 2 <= len(ffn) <= 3:
+        raise BadInput(f"a block runs the linears {', '.join(called)}: no attention with a projection, then an FFN")
+    *qkv, out_proj = attention
+    qkv = sorted(qkv, key=_query_first) if len(qkv) == 3 else qkv
+    *ffn_in, ffn_out = ffn
+    heads, inner = text.num_attention_heads, block.get_submodule(out_proj).in_features
+    if inner % heads:
+        raise BadInput(f"{out_proj} has {inner} inputs, which are not {heads} heads of equal width")
+    channels = block.get_submodule(ffn_out).in_features
+    head_dim_key = "v_head_dim" if getattr(text, "v_head_dim", None) == inner // heads else "head_dim"
+    kv_heads_key = next((key for key in ("num_key_value_heads", "num_kv_heads") if hasattr(text, key)), None)
+    fields: dict[str, Any] = {"blocks": blocks, "qkv": tuple(qkv), "out_proj": out_proj}
+    fields |= {"ffn_in": tuple(sorted(ffn_in, key=lambda path: "gate" not in path)), "ffn_out": ffn_out}
+    fields["fused_ffn"] = len(ffn_in) == 1 and block.get_submodule(ffn_in[0]).out_features == 2 * channels
+    fields |= {"windows": _windows(text), "ffn_width": _key_of(text, channels), "output_in_tuple": in_tuple}
+    fields |= {"kv_heads_key": kv_heads_key or "num_key_value_heads", "head_dim_key": head_dim_key}
+    fields["free_head_dim"] = head_dim_key != "head_dim" or _reads_head_dim(
+        model.config, blocks, out_proj, inner, heads
+    )
+    native, flags = _biases(model.config, blocks, called)
+    row = Family(**fields, native_biases=native, bias_flags=flags)
+    rows = _qkv_rows(model, row)
+    refused = None if rows in ("separate", "heads") and not row.fused_ffn else "TODO: say why, or remove the line"
+    return Family(**fields, native_biases=native, bias_flags=flags, qkv_rows=rows, whole_parts_refused=refused)
+
+
+def _blocks(model: PreTrainedModel, layers: int) -> str:
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and "vision" not in name
+    }
+    found = [name for name, module in lists.items() if any(isinstance(part, nn.Linear) for part in module.modules())]
+    if not found and any(type(part).__name__ == "Conv1D" for part in model.modules()):
+        raise BadInput("its linears are stored transposed (Conv1D), which no row can describe")
+    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(outer) != 1:
+        raise BadInput(f"no single list of {layers} blocks with Linear layers is in the model: {outer or 'none'}")
+    return outer[0]
+
+
+def _calls(model: PreTrainedModel, blocks: str) -> tuple[list[str], bool]:
+    """Paths of the first block's linears in the order in which they run, and whether the block gives a tuple."""
+    block = model.get_submodule(blocks)[0]  # type: ignore[index]
+    called: list[str] = []
+    tuples: list[bool] = []
+
+    def noting(path: str) -> Callable[..., None]:
+        return lambda *_: called.append(path)
+
+    linears = {path: module for path, module in block.named_modules() if isinstance(module, nn.Linear)}
+    handles = [module.register_forward_pre_hook(noting(path)) for path, module in linears.items()]
+    handles.append(block.register_forward_hook(lambda _m, _i, output: tuples.append(isinstance(output, tuple))))
+    try:
+        with torch.no_grad():
+            model(input_ids=_tokens(model), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if sorted(called) != sorted(linears):
+        raise BadInput(
+            "some Linear layers of a block do not run, or run more than once, as in experts or state spaces: no row "
+            "can describe that"
+        )
+    return called, tuples[0]
+
+
+def _query_first(path: str) -> int:
+    name = path.rpartition(".")[2].lower()
+    return next((number for number, letter in enumerate("qkv") if name.startswith(letter)), 3)
+
+
+def _windows(text: Any) -> Windows:
+    if not hasattr(text, "sliding_window"):
+        return "never"
+    return "listed" if getattr(text, "layer_types", None) else "every"
+
+
+def _key_of(text: Any, channels: int) -> str:
+    values = {key: getattr(text, key) for key in text.to_dict() if _WIDTHS.search(key)}
+    exact = [key for key, value in values.items() if value == channels]
+    return next(iter([*exact, *(key for key, value in values.items() if value is None)]), "")
+
+
+def _reads_head_dim(config: PretrainedConfig, blocks: str, out_proj: str, inner: int, heads: int) -> bool:
+    """Whether the class makes wider heads where head_dim says so, and still gets along with its own shapes."""
+    other = copy.deepcopy(config)
+    try:
+        text_config(other).head_dim = inner // heads + 2
+        projection = _empty(other).get_submodule(f"{blocks}.0.{out_proj}")
+    except Exception:  # whatever the class refuses its config with
+        return False
+    return bool(projection.in_features == inner + 2 * heads)
+
+
+def _biases(
+    config: PretrainedConfig, blocks: str, linears: list[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The linears that always have a bias, and those that each key of the config turns on."""
+
+    def biased(key: str | None = None, value: bool = False) -> set[str]:
+        other = copy.deepcopy(config)
+        if key is not None:
+            setattr(text_config(other), key, value)
+        model = _empty(other)
+        return {path for path in linears if model.get_submodule(f"{blocks}.0.{path}").bias is not None}
+
+    keys = [key for key, value in text_config(config).to_dict().items() if isinstance(value, bool) and "bias" in key]
+    flags = {key: biased(key, True) - biased(key, False) for key in keys}
+    turned = set().union(*flags.values())
+    told = {key: tuple(path for path in linears if path in paths) for key, paths in flags.items() if paths}
+    return tuple(path for path in linears if path in biased() - turned), told
+
+
+def _qkv_rows(model: PreTrainedModel, row: Family) -> QkvRows:
+    """How rows lie in a fused linear: with the rows of one head's values at zero, that head puts out nothing."""
+    if len(row.qkv) == 3:
+        return "separate"
+    if len(row.qkv) > 1:
+        return "latent"
+    text = text_config(model.config)
+    block = model.get_submodule(f"{row.blocks}.0")
+    linear, projection = linear_of(block, row.qkv[0]), linear_of(block, row.out_proj)
+    heads, width = text.num_attention_heads, projection.in_features // text.num_attention_heads
+    groups = (linear.out_features // width - heads) // 2
+    each = heads // max(groups, 1)
+    starts: dict[QkvRows, int] = {"heads": 2 * width, "parts": (heads + groups) * width, "groups": (each + 1) * width}
+    for layout, start in starts.items():
+        if layout == "heads" and groups != heads:
+            continue
+        before = linear.weight.clone()
+        linear.weight[start : start + width] = 0
+        seen: list[Tensor] = []
+        bias, linear.bias = linear.bias, None  # type: ignore[assignment]
+        handle = projection.register_forward_pre_hook(lambda _m, inputs, into=seen: into.append(inputs[0]))
+        model(input_ids=_tokens(model), use_cache=False)
+        handle.remove()
+        linear.bias = bias
+        linear.weight.copy_(before)
+        if not seen[0][..., : each * width].any():
+            return layout
+    raise BadInput(f"the rows of {row.qkv[0]} are in no known order: not by head, by part, or by key/value head")
+
+
+@contextmanager
+def _registered(kind: str, family: Family) -> Iterator[None]:
+    """Inside, the table has the row."""
+    known = FAMILIES.get(kind)
+    FAMILIES[kind] = family
+    try:
+        yield
+    finally:
+        if known is None:
+            del FAMILIES[kind]
+        else:
+            FAMILIES[kind] = known
+
+
+@torch.no_grad()
+def _proofs(model: PreTrainedModel, family: Family) -> list[str]:
+    """What holds of the row. Raises BadInput with what does not."""
+    tokens_BT, heads = _tokens(model), head_layout(model)
+    seen: list[Tensor] = []
+    blocks = blocks_of(model)
+    hooks = [block.register_forward_hook(lambda _m, _i, out: seen.append(first_output(out))) for block in blocks]
+    plain = model(input_ids=tokens_BT, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    for step, own_BTM in zip(walk_blocks(model, [tokens_BT]), seen, strict=True):
+        _must("a block that is run again gives what it gave", step.output(0), own_BTM)
+    linear_of(blocks[0], family.out_proj)
+    offset_LHD = torch.randn(heads.layers, heads.heads, heads.head_dim, generator=torch.Generator().manual_seed(1))
+    with compensated(model, Compensation(offset_LHD)):
+        hooked = model(input_ids=tokens_BT, use_cache=False).logits
+    if torch.equal(hooked, plain):
+        raise BadInput("an offset of the heads changes nothing: the out-projection is another linear")
+    folded = copy.deepcopy(model)
+    fold(folded, offset_LHD)
+    _must("a folded compensation equals one by hooks", folded(input_ids=tokens_BT, use_cache=False).logits, hooked)
+    return [
+        f"{len(out_projections(model))} layers looked at, with {heads.heads} heads of {heads.head_dim} numbers",
+        "a block that is run again gives what it gave",
+        "an offset of the heads changes the logits, and folded into biases it changes them in the same way",
+        *([f"rows of {family.qkv[0]} lie by {family.qkv_rows}"] if len(family.qkv) == 1 else []),
+    ]
+
+
+def _must(what: str, found: Tensor, expected: Tensor) -> None:
+    if float((found - expected).abs().max()) > _TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise BadInput(f"it does not hold that {what}: this class needs more than a row")
+
+
+def row_text(kind: str, family: Family) -> str:
+    """The row as it would stand in families.py; fields that have their default are left out."""
+    default = Family(blocks="", qkv=(), out_proj="", ffn_in=(), ffn_out="")
+    fields = {name: getattr(family, name) for name in Family.__dataclass_fields__}
+    told = {name: value for name, value in fields.items() if value != getattr(default, name)}
+    lines = "".join(f"    {name}={value!r},\n" for name, value in told.items())
+    return f"{kind!r}: Family(\n{lines}),"
