@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
 from restorelcc.models.checkpoints import local_folder
-from restorelcc.models.runtime import pick_device, pick_dtype
+from restorelcc.models.runtime import pick_device, pick_dtype, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.sparsity.patterns import rounded
@@ -51,6 +51,7 @@ def reconstruct(inputs: Inputs) -> Recovered:
     Dense and pruned model are walked side by side. In memory are a block of either with the hidden states that reach
     it, and what the dense block makes of its own.
     """
+    return_large_buffers()
     config, batches = inputs.config, inputs.training_batches()
     if len(batches) < 2:
         batches = [part for batch in batches for part in batch.split(1)]
