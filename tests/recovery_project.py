@@ -38,9 +38,9 @@ def words(count: int, seed: int) -> str:
     return " ".join(f"w{rng.randrange(3, pico.VOCABULARY - 1)}" for _ in range(count))
 
 
-def recovery_project(root: Path, pairs: int = 24, family: str = "llama") -> Layout:
-    """Write all that the stages compensate, recover and evaluate read."""
-    layout, model, tokenizer = Layout(root), pico.pico(family), pico.word_tokenizer()
+def recovery_project(root: Path, pairs: int = 24, family: str = "llama", **changes: object) -> Layout:
+    """Write all that the stages compensate, recover and evaluate read; changes: of the model's config."""
+    layout, model, tokenizer = Layout(root), pico.pico(family, **changes), pico.word_tokenizer()
     save_checkpoint(layout.dense(CELL), model, tokenizer)
     prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
     save_checkpoint(layout.pruned(CELL), model, tokenizer)

@@ -19,8 +19,9 @@ from restorelcc.base.prunings import Sparsity
 
 _EXACT_UP_TO = 128  # inputs; rows of that many are solved exactly, one factorisation a row
 _ITERATIONS = 100  # of conjugate gradients at most
-_TOLERANCE = 1e-5  # of the residual, by the first one's norm
-_CANDIDATES = 32  # weights of a row on either side whose exchanges are looked at, where a row has more
+_TOLERANCE = 1e-4  # of the residual, by the first one's norm
+_CANDIDATES = 16  # weights of a row on either side whose exchanges are looked at, where a row has more
+_AT_ONCE = 8  # swaps of a row that are proposed together
 _NUMBERS_AT_ONCE = 2**22  # of one scratch tensor
 
 
@@ -30,16 +31,17 @@ def row_losses(error_OI: Tensor, gram_II: Tensor) -> Tensor:
 
 
 def swapped(weight_OI: Tensor, removed_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, limit: int) -> Tensor:
-    """The mask after 1-swaps: while it lowers a row's loss, its best exchange of a kept weight with a removed one.
+    """The mask after 1-swaps: while it lowers a row's loss, its best exchanges of a kept weight with a removed one.
 
     Removing kept p and bringing removed q back changes the loss e G e^T by a_p + b_q - 2 w_p w_q G_pq, where
     a_p = 2 w_p c_p + w_p^2 G_pp, b_q = -2 w_q c_q + w_q^2 G_qq and c = G e (SparseSwaps, arXiv 2512.10922). At most
-    `limit` swaps a row. For a fraction the exchange is the best among the 32 most promising weights of either side,
-    which are all of them in rows of up to 32; for N:M it is the best of all that stay inside a group. The loss of no
-    row rises, and every row and group keeps its count. weight_OI: float32; removed_OI: bool. Returns bool [O, I].
+    `limit` swaps a row. For a fraction the exchanges are the best among the 16 most promising weights of either side,
+    which are all of them in rows of up to 16; for N:M they are the best of all that stay inside a group. Up to 8 are
+    made before all are compared again, each only if it lowers the loss after those before it. The loss of no row rises,
+    and every row and group keeps its count. weight_OI: float32; removed_OI: bool. Returns bool [O, I].
     """
     removed_OI = removed_OI.clone()
-    rows = max(1, _NUMBERS_AT_ONCE // (weight_OI.shape[1] + _CANDIDATES**2))
+    rows = max(1, _NUMBERS_AT_ONCE // (max(2 * _AT_ONCE, sparsity.group or 0) * weight_OI.shape[1] + _CANDIDATES**2))
     for weight_RI, removed_RI in zip(weight_OI.split(rows), removed_OI.split(rows), strict=True):
         _swap_rows(weight_RI, removed_RI, gram_II, sparsity, limit)
     return removed_OI
@@ -51,62 +53,97 @@ def _swap_rows(weight_RI: Tensor, removed_RI: Tensor, gram_II: Tensor, sparsity:
     slope_RI = (weight_RI * removed_RI) @ gram_II  # c = G e
     loss_R = (slope_RI * weight_RI * removed_RI).sum(dim=1)
     live_R = torch.arange(len(weight_RI), device=weight_RI.device)
-    best = _best_in_group if sparsity.is_pattern else _best_of_candidates
-    for _ in range(limit):
+    left_R = torch.full_like(live_R, limit)
+    proposed = _best_by_group if sparsity.is_pattern else _best_of_candidates
+    while len(live_R):
         w_RI, gone_RI = weight_RI[live_R], removed_RI[live_R]
         linear_RI, square_RI = 2 * w_RI * slope_RI[live_R], w_RI.square() * diagonal_I
         remove_RI = (square_RI + linear_RI).masked_fill_(gone_RI, torch.inf)  # a_p
         return_RI = (square_RI - linear_RI).masked_fill_(~gone_RI, torch.inf)  # b_q
-        change_R, kept_R, back_R = best(remove_RI, return_RI, w_RI, gram_II, sparsity)
+        change_RK, kept_RK, back_RK = proposed(remove_RI, return_RI, w_RI, gram_II, sparsity)
+        columns_RE = torch.cat([kept_RK, back_RK], dim=1)  # what E gets: w_p at p, and -w_q at q
+        values_RE = w_RI.gather(1, columns_RE)
+        values_RE[:, kept_RK.shape[1] :].neg_()
         # Below the rounding of the loss itself a gain means nothing, and rows would exchange the same two for ever.
-        better_R = change_R < -1e-6 * loss_R[live_R].clamp_min(torch.finfo(loss_R.dtype).tiny)
-        if not better_R.any():
-            return
-        live_R, kept_R, back_R, change_R = live_R[better_R], kept_R[better_R], back_R[better_R], change_R[better_R]
-        removed_RI[live_R, kept_R], removed_RI[live_R, back_R] = True, False
-        out_R1, in_R1 = weight_RI[live_R, kept_R][:, None], weight_RI[live_R, back_R][:, None]
-        slope_RI[live_R] += out_R1 * gram_II[kept_R] - in_R1 * gram_II[back_R]
-        loss_R[live_R] += change_R
+        least_R = -1e-6 * loss_R[live_R].clamp_min(torch.finfo(loss_R.dtype).tiny)
+        taken_RK, gain_R = _taken(change_RK, back_RK, columns_RE, values_RE, gram_II, least_R, left_R[live_R])
+        better_R = taken_RK.any(dim=1)
+        live_R, taken_RK, columns_RE, gain_R = (
+            live_R[better_R],
+            taken_RK[better_R],
+            columns_RE[better_R],
+            gain_R[better_R],
+        )
+        values_RE = values_RE[better_R] * taken_RK.repeat(1, 2)
+        rows_RK = live_R[:, None].expand_as(taken_RK)[taken_RK]
+        kept_RK, back_RK = columns_RE.chunk(2, dim=1)
+        removed_RI[rows_RK, kept_RK[taken_RK]], removed_RI[rows_RK, back_RK[taken_RK]] = True, False
+        slope_RI[live_R] += torch.bmm(values_RE[:, None], gram_II[columns_RE])[:, 0]
+        loss_R[live_R] += gain_R
+        left_R[live_R] -= taken_RK.sum(dim=1)
+        live_R = live_R[left_R[live_R] > 0]
+
+
+def _taken(
+    change_RK: Tensor,
+    back_RK: Tensor,
+    columns_RE: Tensor,
+    values_RE: Tensor,
+    gram_II: Tensor,
+    least_R: Tensor,
+    left_R: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Which of K proposed swaps are made, best first, [R, K], and their change of the loss together, [R].
+
+    After the swaps j a swap k changes the loss by its own change and 2 d_j G d_k for each j, where d is what a swap
+    adds to E; it is made where that still lowers the loss, and where no j brought the same weight back.
+    """
+    count = change_RK.shape[1]
+    mixed_REE = gram_II[columns_RE[:, :, None], columns_RE[:, None, :]]
+    mixed_REE *= values_RE[:, :, None] * values_RE[:, None, :]
+    mixed_RKK = 2 * mixed_REE.unflatten(1, (2, count)).unflatten(3, (2, count)).sum(dim=(1, 3))
+    same_RKK = back_RK[:, :, None] == back_RK[:, None, :]
+    taken_RK = torch.zeros_like(change_RK, dtype=torch.bool)
+    gain_R = torch.zeros_like(least_R)
+    for k in range(count):
+        change_R = change_RK[:, k] + (mixed_RKK[:, k, :k] * taken_RK[:, :k]).sum(dim=1)
+        free_R = ~(same_RKK[:, k, :k] & taken_RK[:, :k]).any(dim=1)
+        taken_RK[:, k] = (change_R < least_R) & free_R & (taken_RK.sum(dim=1) < left_R)
+        gain_R += torch.where(taken_RK[:, k], change_R, 0.0)
+    return taken_RK, gain_R
 
 
 def _best_of_candidates(
     remove_RI: Tensor, return_RI: Tensor, weight_RI: Tensor, gram_II: Tensor, sparsity: Sparsity
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(change of the loss, kept column p, removed column q) of each row's best exchange, [R] each."""
+    """(change of the loss, kept column p, removed column q), best first, [R, K] each: for K weights p the best q."""
     count = min(_CANDIDATES, weight_RI.shape[1])
     gain_RC, kept_RC = remove_RI.topk(count, dim=1, largest=False)
     cost_RC, back_RC = return_RI.topk(count, dim=1, largest=False)
     mixed_RCC = gram_II[kept_RC[:, :, None], back_RC[:, None, :]]
     mixed_RCC *= -2 * weight_RI.gather(1, kept_RC)[:, :, None] * weight_RI.gather(1, back_RC)[:, None, :]
-    change_RCC = mixed_RCC.add_(gain_RC[:, :, None]).add_(cost_RC[:, None, :])
-    change_R, place_R = change_RCC.flatten(1).min(dim=1)
-    kept_R = kept_RC.gather(1, (place_R // count)[:, None])[:, 0]
-    return change_R, kept_R, back_RC.gather(1, (place_R % count)[:, None])[:, 0]
+    change_RC, place_RC = mixed_RCC.add_(gain_RC[:, :, None]).add_(cost_RC[:, None, :]).min(dim=2)
+    change_RK, first_RK = change_RC.topk(min(_AT_ONCE, count), dim=1, largest=False)
+    return change_RK, kept_RC.gather(1, first_RK), back_RC.gather(1, place_RC.gather(1, first_RK))
 
 
-def _best_in_group(
+def _best_by_group(
     remove_RI: Tensor, return_RI: Tensor, weight_RI: Tensor, gram_II: Tensor, sparsity: Sparsity
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same among exchanges inside one group of M neighbours; every one of them is looked at."""
+    """The same with K groups of M neighbours, for each of them its best exchange; all of them are looked at."""
     group = sparsity.group
     assert group is not None
-    inputs = weight_RI.shape[1]
-    first_G = torch.arange(0, inputs, group, device=weight_RI.device)
-    best_R = torch.full_like(weight_RI[:, 0], torch.inf)
-    kept_R, back_R = torch.zeros_like(best_R, dtype=torch.long), torch.zeros_like(best_R, dtype=torch.long)
-    for one in range(group):
-        for other in range(group):
-            if one == other:
-                continue
-            p_G, q_G = first_G + one, first_G + other
-            change_RG = remove_RI[:, p_G] + return_RI[:, q_G]
-            change_RG -= 2 * weight_RI[:, p_G] * weight_RI[:, q_G] * gram_II[p_G, q_G]
-            change_R, place_R = change_RG.min(dim=1)
-            better_R = change_R < best_R
-            best_R = torch.where(better_R, change_R, best_R)
-            kept_R = torch.where(better_R, p_G[place_R], kept_R)
-            back_R = torch.where(better_R, q_G[place_R], back_R)
-    return best_R, kept_R, back_R
+    start_G = torch.arange(0, weight_RI.shape[1], group, device=weight_RI.device)
+    columns_GM = start_G[:, None] + torch.arange(group, device=weight_RI.device)
+    mixed_GMM = -2 * gram_II[columns_GM[:, :, None], columns_GM[:, None, :]]
+    w_RGM = weight_RI.unflatten(1, (-1, group))
+    change_RGMM = w_RGM[..., :, None] * w_RGM[..., None, :] * mixed_GMM
+    change_RGMM += remove_RI.unflatten(1, (-1, group))[..., :, None]
+    change_RGMM += return_RI.unflatten(1, (-1, group))[..., None, :]
+    change_RG, place_RG = change_RGMM.flatten(2).min(dim=2)
+    change_RK, first_RK = change_RG.topk(min(_AT_ONCE, change_RG.shape[1]), dim=1, largest=False)
+    place_RK, start_RK = place_RG.gather(1, first_RK), start_G[first_RK]
+    return change_RK, start_RK + place_RK // group, start_RK + place_RK % group
 
 
 def least_squares(weight_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ Letters: P chosen heads, D head dim, O output features, I input features.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
+from restorelcc.models.checkpoints import load_entry
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover.result import Inputs, Recovered
@@ -82,13 +84,19 @@ def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Rec
 
     def both(inputs: Inputs) -> Recovered:
         first = method(inputs.part("weights"))
-        assert first.model is not None
-        sites = TrainableCompensation(None, SiteBiases(site_linears(first.model, SITES)))
-        second = trained_compensation(inputs, first.model, sites)
+        model = first.model if first.checkpoint is None else load_entry(first.checkpoint, inputs.entry)
+        assert model is not None
+        sites = TrainableCompensation(None, SiteBiases(site_linears(model, SITES)))
+        second = trained_compensation(inputs, model, sites)
         training = {"weights": first.training, "compensation": second.training}
         trained = first.params_trained + second.params_trained
         unchanged = first.unchanged and second.unchanged
-        return Recovered(first.heads, second.compensation, first.model, params_trained=trained, training=training,
-                         unchanged=unchanged)  # fmt: skip
+        return dataclasses.replace(
+            first,
+            compensation=second.compensation,
+            params_trained=trained,
+            training=training,
+            unchanged=unchanged,
+        )
 
     return both

@@ -7,7 +7,11 @@ Letters: B batch, T tokens, M width.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +19,12 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
-from restorelcc.models.hooks import hooked
-from restorelcc.models.walk import BlockStep, first_output, walk_blocks
+from restorelcc.models.checkpoints import local_folder
+from restorelcc.models.runtime import pick_device, pick_dtype, return_large_buffers
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
+from restorelcc.sparsity.patterns import rounded
+from restorelcc.sparsity.streaming import StreamedWeights, can_stream, copy_checkpoint, empty_model
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached_weights import MaskedChange, apply_change, attached_weights
 from restorelcc.training.best import Choice, fit_best
@@ -25,48 +33,78 @@ from restorelcc.training.loop import Task
 _VALID_SHARE = 10  # one batch in ten chooses the rate
 
 
-@torch.no_grad()
-def block_outputs(model: PreTrainedModel, batches_BT: list[Tensor]) -> list[list[Tensor]]:
-    """What every block gives for every batch, [layer][batch] [B, T, M] in float32 on the CPU."""
-    found: list[list[Tensor]] = [[] for _ in blocks_of(model)]
+@dataclass(frozen=True)
+class Walked:
+    """A checkpoint to be walked: a model, its weights, and the copy of the checkpoint that they are written to.
 
-    def keeping(layer: int) -> Any:
-        return lambda _module, _inputs, output: found[layer].append(first_output(output).float().cpu())
+    copy: None where the model is in memory whole, or is only read.
+    """
 
-    with hooked(enumerate(blocks_of(model)), keeping, expected=len(found), after=True):
-        for tokens_BT in progress(batches_BT, "dense blocks", "batches"):
-            model.base_model(input_ids=tokens_BT, use_cache=False)
-    return found
+    model: PreTrainedModel
+    weights: Weights
+    copy: Path | None = None
 
 
 def reconstruct(inputs: Inputs) -> Recovered:
-    """Every block in turn is trained to give the dense block's output from what the blocks before it, mended, give."""
+    """Every block in turn is trained to give the dense block's output from what the blocks before it, mended, give.
+
+    Dense and pruned model are walked side by side. In memory are a block of either with the hidden states that reach
+    it, and what the dense block makes of its own.
+    """
+    return_large_buffers()
     config, batches = inputs.config, inputs.training_batches()
     if len(batches) < 2:
         batches = [part for batch in batches for part in batch.split(1)]
-    dense = inputs.dense()
-    wanted = block_outputs(dense, batches)
-    del dense
-    model = inputs.pruned()
-    paths = family_of(model).linears
-    choices: list[Choice] = []
-    trained = 0
     valid = list(range(0, len(batches), _VALID_SHARE)) if len(batches) >= _VALID_SHARE else [0]
     train = [number for number in range(len(batches)) if number not in valid]
-    for step in walk_blocks(model, batches):
-        block, layer = step.block, step.layer
-        linears = {path: linear_of(block, path) for path in paths}
+    dense, pruned = opened(inputs, "dense"), opened(inputs, "pruned")
+    paths, blocks = family_of(pruned.model).linears, family_of(pruned.model).blocks
+    single = config.model_copy(update={"batch_size": 1, "accumulate": 1})
+    choices: list[Choice] = []
+    trained = 0
+    # Strict, so that the pruned model's walk is brought to its end, where the last block is written.
+    steps = zip(*(walk_blocks(each.model, batches, each.weights) for each in (dense, pruned)), strict=True)
+    for dense_step, step in progress(steps, "reconstruct", "blocks", total=len(blocks_of(pruned.model))):
+        with torch.no_grad():
+            wanted = [output_BTM.float() for output_BTM in dense_step.outputs()]
+        layer = step.layer
+        linears = {path: linear_of(step.block, path) for path in paths}
         change = MaskedChange(linears)
-        task = _block_task(step, wanted[layer], train, valid)
-        with attached_weights(block, linears, change):
+        task = _block_task(step, wanted, train, valid)
+        with attached_weights(step.block, linears, change):
             title, stores = f"reconstruct block {layer}", inputs.states.part(f"block-{layer}")
-            single = config.model_copy(update={"batch_size": 1, "accumulate": 1})
             choices.append(fit_best(change, task, single, title=title, stores=stores))
         apply_change(linears, change)
+        for path, linear in linears.items():  # the blocks after it see what will be read back
+            stored_OI = pruned.weights.as_stored(f"{blocks}.{layer}.{path}", linear.weight)
+            linear.weight.copy_(rounded(stored_OI, linear.weight.dtype))
         trained += sum(int(mask.sum()) for mask in change.masks)
-    training = {"blocks": [choice.as_json() for choice in choices]}
-    unchanged = all(choice.unchanged for choice in choices)
-    return Recovered(head_layout(model), model=model, params_trained=trained, training=training, unchanged=unchanged)
+        del wanted, task, change
+    return Recovered(
+        head_layout(pruned.model),
+        model=None if pruned.copy else pruned.model,
+        checkpoint=pruned.copy,
+        params_trained=trained,
+        training={"blocks": [choice.as_json() for choice in choices]},
+        unchanged=all(choice.unchanged for choice in choices),
+    )
+
+
+def opened(inputs: Inputs, which: Literal["dense", "pruned"]) -> Walked:
+    """One of the two models, streamed where the names of its tensors allow that, and otherwise loaded."""
+    folder = getattr(inputs.layout, which)(inputs.cell)
+    device = pick_device(inputs.entry.device)
+    source = local_folder(folder)
+    network, stored = empty_model(source, pick_dtype(inputs.entry.dtype, device)), stored_tensors(source)
+    if not can_stream(network, stored):
+        return Walked(inputs.dense() if which == "dense" else inputs.pruned(), InMemory())
+    if which == "dense":
+        return Walked(network, StreamedWeights(network, stored, device))
+    # Of several processes each has a copy, and the first one's is kept.
+    copy = inputs.states.folder / f"checkpoint-{os.environ.get('LOCAL_RANK', '0')}"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy_checkpoint(source, copy)
+    return Walked(network, StreamedWeights(network, stored, device, written=stored_tensors(copy)), copy)
 
 
 def _block_task(step: BlockStep, wanted: list[Tensor], train: list[int], valid: list[int]) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,11 +72,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Recovered:
-    """A method's result: a compensation of the pruned model, a whole model, a compensation of that, or an adapter."""
+    """A method's result: a compensation of the pruned model, a whole model (in memory or a folder), a compensation of
+    that, or an adapter."""
 
     heads: HeadLayout
     compensation: TrainableCompensation | None = None
     model: PreTrainedModel | None = None
+    checkpoint: Path | None = None  # in place of the model: a folder of its weights and configs, which may be moved
     adapter: Any = None  # a peft model
     params_trained: int = 0
     training: dict = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,8 +73,14 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
         write_adapter(folder / ADAPTER, result.adapter)
         return {"kind": "adapter", "params_trained": trained}
     of = parents["pruned"]
-    if result.model is not None:
-        save_checkpoint(folder / MODEL, result.model, load_tokenizer(layout.pruned(cell)))
+    tokenizer = load_tokenizer(layout.pruned(cell))
+    if result.checkpoint is not None:
+        shutil.move(result.checkpoint, folder / MODEL)
+        tokenizer.save_pretrained(folder / MODEL)
+    elif result.model is not None:
+        save_checkpoint(folder / MODEL, result.model, tokenizer)
+    whole = (folder / MODEL).is_dir()
+    if whole:
         of = model_digest(folder / MODEL)
     if result.compensation is not None:
         heads = result.heads
@@ -81,8 +88,7 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
         metadata |= {name: str(getattr(heads, name)) for name in ("layers", "heads", "head_dim")}
         frozen, parts = result.compensation.frozen(heads), result.compensation.trained(heads)
         write_compensation(folder / COMPENSATION, frozen, metadata, parts)
-    kind = "compensation" if result.model is None else "checkpoint"
-    return {"kind": kind, "params_trained": result.params_trained}
+    return {"kind": "checkpoint" if whole else "compensation", "params_trained": result.params_trained}
 
 
 def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:

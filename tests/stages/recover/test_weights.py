@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
@@ -13,17 +15,18 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
+from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
-from restorelcc.models.walk import walk_blocks
+from restorelcc.models.hooks import hooked
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.models.walk import first_output, walk_blocks
 from restorelcc.stages.evaluate.adapter_variants import read_adapter
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.adapters import eigenspace_factors
 from restorelcc.stages.recover.lofit import strongest_heads
-from restorelcc.stages.recover.reconstruct import block_outputs
 from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
@@ -193,10 +196,24 @@ def test_heads_of_equal_strength_come_in_order() -> None:
     assert strongest_heads(torch.zeros(3, 5), layout, 0.2) == [(0, 0), (0, 1), (0, 2)]
 
 
+@torch.no_grad()
+def _block_outputs(model: PreTrainedModel, batches: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """What every block gives for every batch in a forward of the whole model, [layer][batch] [B, T, M]."""
+    found: list[list[torch.Tensor]] = [[] for _ in blocks_of(model)]
+
+    def keeping(layer: int) -> Any:
+        return lambda _module, _inputs, output: found[layer].append(first_output(output))
+
+    with hooked(enumerate(blocks_of(model)), keeping, expected=len(found), after=True):
+        for tokens in batches:
+            model.base_model(input_ids=tokens, use_cache=False)
+    return found
+
+
 @pytest.mark.parametrize("family", pico.FAMILIES)
 def test_blocks_replayed_one_by_one_give_the_whole_model(family: str) -> None:
     model, batches = pico.pico(family), [pico.tokens(2, 6), pico.tokens(3, 4, seed=1)]
-    wanted = block_outputs(model, batches)
+    wanted = _block_outputs(model, batches)
     for step in walk_blocks(model, batches):
         for batch in range(len(batches)):
             torch.testing.assert_close(step.output(batch).detach(), wanted[step.layer][batch])
@@ -209,3 +226,16 @@ def test_reconstruction_brings_every_block_closer_to_the_dense_one(layout: Layou
         assert block["valid_loss"] < block["runs"][0]["initial_loss"]
         best = next(run for run in block["runs"] if run["learning_rate"] == block["learning_rate"])
         assert best["train_losses"][-1] < 0.9 * best["train_losses"][0]
+
+
+def test_streamed_reconstruction_equals_that_of_models_in_memory(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, streamed = _run("reconstruct", layout)
+    before = {name: tensor.read() for name, tensor in stored_tensors(layout.recovered(cell) / "model").items()}
+    monkeypatch.setattr("restorelcc.stages.recover.reconstruct.can_stream", lambda *_: False)
+    _, document = _run("reconstruct", layout)
+    assert document == streamed
+    after = {name: tensor.read() for name, tensor in stored_tensors(layout.recovered(cell) / "model").items()}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
