@@ -128,7 +128,9 @@ def parse_json(text: str | bytes, what: str, kind: type = dict) -> Any:
     except UnicodeDecodeError as error:
         raise BadInput(f"{what} is not UTF-8 text (byte {error.start}): write it again, as UTF-8") from error
     except _JSON_FAULTS as error:
-        raise BadInput(f"{what} is not valid JSON ({_why(error)}): write it again") from error
+        raise BadInput(
+            f"{what} is not valid JSON ({_why(error)}): correct it, or delete it and run the command that wrote it"
+        ) from error
     if not isinstance(found, kind):
         raise BadInput(f"{what} holds {_kind(found)}, where {_KINDS[kind]} is expected: give the right file")
     return found

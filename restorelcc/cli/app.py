@@ -178,8 +178,9 @@ def table(params: ParamsOption = _PARAMS) -> None:
     from restorelcc.stages.report.terminal import print_results
 
     layout = Layout(params.resolve().parent)
+    changed = changed_since(layout)  # refuses a result that is damaged, before anything is printed
     print_results(layout.report)
-    if changed := changed_since(layout):
+    if changed:
         typer.echo(
             f"note: this report is older than the results of {', '.join(changed)}: run dvc repro report", err=True
         )

@@ -19,7 +19,7 @@ class FitConfig(Section):
     """AdamW with linear decay to zero; the loss is that of response tokens only."""
 
     learning_rates: tuple[Rate, ...] = Field(default=(1e-3,), min_length=1)  # several: lowest validation loss decides
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=3, ge=1, le=10_000)
     batch_size: int = Field(default=8, ge=1)  # examples of one optimizer step, over all devices
     accumulate: int = Field(default=1, ge=1)  # parts that a device works a batch off in: less memory, same step
     task: Name | None = None  # only pairs of this task, for task-specific recovery; None: of all

@@ -21,6 +21,11 @@ def pruning_details(pruned: Path) -> dict[str, Any]:
     return {key: sparsity.get(key) for key in ("layers", "calibration", "refined", "allocation")}
 
 
+def added_by_pruning(pruned: Path) -> int:
+    """How many parameters the pruned model has more than the dense one: the biases of `refined`."""
+    return int(read_document(pruned / "sparsity.json").get("parameters_added", 0))
+
+
 def head_details(cell: Cell, layout: Layout) -> dict[str, Any]:
     """Score and rank of every head, those chosen, the spectrum of what each layer lost, and how training went."""
     table = sorted(read_table(layout.heads(cell), HEADS), key=lambda row: (row["layer"], row["head"]))

@@ -45,7 +45,8 @@ def local_data(
             reason = first_line(error)
             raise BadInput(
                 f"the data set {path}{f' ({name})' if name else ''} of task {task or path!r} cannot be loaded "
-                f"({reason}): give a local copy of it in evaluate.datasets, or access to the hub"
+                f"({reason}): give a local copy of it in evaluate.datasets, or access to the hub; paths in "
+                "data_files start at the folder that the command runs in"
             ) from error
 
     datasets.load_dataset = load_dataset

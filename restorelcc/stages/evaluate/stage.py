@@ -33,7 +33,7 @@ from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
 from restorelcc.stages.evaluate.adapter_variants import MERGED, with_adapter
-from restorelcc.stages.evaluate.details import head_details, pruning_details
+from restorelcc.stages.evaluate.details import added_by_pruning, head_details, pruning_details
 from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.stages.evaluate.local_data import datasets_under
 from restorelcc.stages.evaluate.measured import how_measured
@@ -147,6 +147,8 @@ class Evaluation:
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")
         self.vocabulary = int(self.network.config.get_text_config().vocab_size)
         self.metrics: dict[str, Any] = cost.parameter_counts(self.network)
+        if cell.pruning is not None:
+            self.metrics["params_added"] = added_by_pruning(layout.pruned(cell))
         self.metrics["file_bytes"] = cost.file_bytes(local_folder(checkpoint))
         self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self._elapsed()}}
         self.details["digests"] = {"model": model_digest(checkpoint)}
@@ -170,7 +172,7 @@ class Evaluation:
         before = cost.linear_biases(self.network) if all_at_hand(self.network) else None
         added = cost.folded_parameters(self.network, content)
         fold(self.network, content)
-        self.metrics["params_added"] = added
+        self.metrics["params_added"] += added
         if self.cell.head_ratio == AUTO:
             self.metrics |= {"head_ratio": float(metadata["head_ratio"]), "head_ratio_auto": True}
         self.metrics["params_trained"] = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
@@ -180,7 +182,7 @@ class Evaluation:
     def adapt(self, adapter: Path, variant: str | None) -> None:
         """Put an adapter beside the weights, or merge it as the variant says."""
         self.network, added = with_adapter(self.network, adapter, variant)
-        self.metrics["params_added"] = added
+        self.metrics["params_added"] += added
         self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
 
     def measure(self, before: cost.Biases | None = None) -> None:

@@ -72,6 +72,7 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
             "sequences": sum(len(batch) for batch in batches),
             "tokens": sum(batch.numel() for batch in batches),
         }
+        report["parameters_added"] = _parameters(folder, dtype) - _parameters(layout.dense(cell), dtype)
         if pruning.pruner == "refined":
             report["refined"] = config.refined.model_dump()
         if config.allocation != "uniform" and pruning.external is None:
@@ -125,6 +126,10 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
         weights = StreamedWeights(network, stored, job.device)
         return measure_external(network, weights, dense_stored, job.batches_BT, job.config)
     return counted(load_model(folder, job.dtype, job.device))
+
+
+def _parameters(folder: Path, dtype: torch.dtype) -> int:
+    return sum(parameter.numel() for parameter in empty_model(local_folder(folder), dtype).parameters())
 
 
 def sparsity_report(pruning: Pruning, results: list[PrunedTensor]) -> dict[str, Any]:

@@ -77,7 +77,12 @@ def _compensated(family: str, root: Path) -> Layout:
         capture(CELL, CAPTURE, ENTRY, layout)
     extract(CELL, ExtractConfig(), ENTRY, layout)
     probe(CELL, ProbeConfig(steps=5, scores=("paper",)), ENTRY, layout)
-    compensate(CELL, CompensateConfig(learning_rates=(0.05,), epochs=2, batch_size=8, max_tokens=16), ENTRY, layout)
+    compensate(
+        CELL,
+        CompensateConfig(learning_rates=(0.3, 0.1, 0.03, 0.01, 0.003), epochs=6, batch_size=8, max_tokens=16),
+        ENTRY,
+        layout,
+    )
     return layout
 
 
@@ -131,6 +136,12 @@ def test_pruned_and_restored_are_evaluated_with_their_biases(chain: tuple[str, L
     run_restored(CELL, EVALUATE, ENTRY, layout)
     metrics = json.loads(layout.metrics(CELL).read_text())
     assert metrics["sparsity"] == pytest.approx(0.5)
+    added = json.loads((layout.pruned(CELL) / "sparsity.json").read_text())["parameters_added"]
+    dense = sum(part.numel() for part in load_model(layout.dense(CELL), torch.float32, CPU).parameters())
+    pruned = json.loads(layout.metrics(replace(CELL, head_ratio=None)).read_text())
+    assert pruned["params_added"] == added == pruned["params_total"] - dense
+    assert metrics["params_added"] == added, "the compensation goes into biases that are there"
+    assert (added > 0) == (chain[0] != "opt"), "an OPT has all of these biases already"
     assert metrics["perplexity"]["value"] > 0
 
 
