@@ -79,15 +79,15 @@ graph: $(READY) ## Draw the stages of the grid and what each waits for
 	dvc dag | cat
 
 test: $(READY)-test ## Run the tests, also of caching, remotes, schedules and machines (servers on loopback)
-	pytest --numprocesses 2 --dist loadfile -m "not slow"
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Not part of `make test`: tracing every line makes the tests slower. Stages that run as processes of their own count too.
 coverage: $(READY)-test ## Run the tests and print which share of the package's lines they run; TESTS=... for a part
-	pytest --numprocesses 2 --dist loadfile -m "not slow" --cov --cov-report term:skip-covered $(TESTS)
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov --cov-report term:skip-covered $(TESTS)
 
 test-durations: $(READY)-test ## Run the tests and print how long each file took, the slowest first
 	mkdir -p .work
-	pytest --numprocesses 2 --dist loadfile -m "not slow" --durations 0 --durations-min 0.01 \
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" --durations 0 --durations-min 0.01 \
 		| tee .work/durations | tail -n 3
 	awk '/s (call|setup|teardown) / { split($$3, part, "::"); sum[part[1]] += $$1 } \
 		END { for (file in sum) printf "%7.1f s  %s\n", sum[file], file }' .work/durations | sort -rn | head -n 40
