@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-
 # The files that take longest, by `make test-durations`: two workers end together when these come first.
 LONG = (
     *("flows/test_schedules", "flows/test_docs", "flows/test_machines", "flows/test_remotes", "flows/test_restore"),
