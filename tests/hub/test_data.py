@@ -180,7 +180,7 @@ def test_conversations_take_the_chat_template_of_a_model_on_the_hub(
     tokenizer = byte_level(bos=False)
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    hub.add_model("me/chat", pico_files() | folder_files(tmp_path / "tokenizer"))
+    hub.add_model("me/chat", pico_files(vocab_size=512) | folder_files(tmp_path / "tokenizer"))
     hub.add_model("me/plain", pico_files())
     chats = [
         {"conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": f"it is {n}"}]}

@@ -23,6 +23,7 @@ from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.contrast import flipped_label, most_similar_other, negatives
 from restorelcc.stages.corpus.encoder import find_encoder
 from restorelcc.stages.corpus.stage import run
+from tests import pico
 from tests.stages.corpus.sources import text_model
 
 WORDS = ["[PAD]", "[UNK]", "the", "cat", "dog", "runs", "sleeps", "red", "hat", "yes", "no", *map(str, range(30))]
@@ -152,7 +153,10 @@ def test_choices_that_make_no_sense_are_refused(tmp_path: Path, change: dict, me
     row = {"question": "q", "choices": ["a", "b", "c"], "gold": 0} | change
     (tmp_path / "i.jsonl").write_text(json.dumps(row))
     (tmp_path / "t.txt").write_text("a text\n")
-    model = ModelEntry(source="x", data=DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt"))
+    pico.pico().save_pretrained(tmp_path / "model")
+    pico.word_tokenizer().save_pretrained(tmp_path / "model")
+    data = DataFiles(calibration="t.txt", instructions="i.jsonl", heldout="t.txt")
+    model = ModelEntry(source=str(tmp_path / "model"), data=data)
     with pytest.raises(BadInput, match=message):
         run(Cell("own"), CorpusConfig(), model, Layout(tmp_path))
 

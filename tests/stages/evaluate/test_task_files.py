@@ -34,7 +34,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Items, str]] = {
     "no text": ({"doc_to_text": None}, GOOD, "has no doc_to_text"),
     "no target": ({"doc_to_target": None}, GOOD, "has no doc_to_target"),
     "no such kind of output": ({"output_type": "multi"}, GOOD, "invalid output_type 'multi'"),
-    "no such metric": ({"metric_list": [{"metric": "foo"}]}, GOOD, "a metric in its metric_list is not known"),
+    "no such metric": ({"metric_list": [{"metric": "foo"}]}, GOOD, "lm-eval has no metric 'foo'"),
     "a template that does not end": ({"doc_to_text": "{{question"}, GOOD, "unexpected end of template"),
     "settings of data that are a list": ({"dataset_kwargs": ["a"]}, GOOD, "dataset_kwargs: .*, where a mapping is"),
     "shots in words": ({"num_fewshot": "two"}, GOOD, "num_fewshot: two, where a whole number is expected"),

@@ -20,7 +20,7 @@ from tests.fresh import fresh
 from tests.recovery_project import CELL, ENTRY, recovery_project
 
 MIB = 2**20
-ALLOWED = 64 * MIB  # beside what the process has once it has reconstructed a tiny model
+ALLOWED = 96 * MIB  # beside what the process has once it has reconstructed a tiny model
 CONFIG = RecoverConfig(learning_rates=(0.01,), epochs=1, batch_size=8, max_tokens=16)
 RECONSTRUCT = dataclasses.replace(CELL, recovery="reconstruct")
 
@@ -49,7 +49,7 @@ def _is_of_memory(error: BaseException) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's data against RLIMIT_DATA")
 def test_models_larger_than_the_memory_allowed_are_reconstructed(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 20, "head_dim": 64}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 30, "head_dim": 64}
     layout = recovery_project(tmp_path, pairs=4, **sizes)
     size = (layout.dense(CELL) / "model.safetensors").stat().st_size
     assert size > ALLOWED
