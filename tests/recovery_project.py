@@ -44,6 +44,7 @@ def recovery_project(root: Path, pairs: int = 24, family: str = "llama", **chang
     save_checkpoint(layout.dense(CELL), model, tokenizer)
     prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
     save_checkpoint(layout.pruned(CELL), model, tokenizer)
+    write_document(layout.pruned(CELL) / "sparsity.json", {"parameters_added": 0})
     corpus = layout.corpus(CELL)
     write_texts(corpus / "calibration.parquet", [words(5 + number % 7, number) for number in range(20)])
     write_texts(corpus / "heldout.parquet", [words(8, 100 + number) for number in range(8)])
