@@ -26,7 +26,7 @@ _JSON_FAULTS = (ValueError, RecursionError)  # JSONDecodeError and UnicodeDecode
 
 
 class UniqueKeys:
-    """A mixin for PyYAML's loaders: a key that stands twice in one mapping is an error that names both lines.
+    """A mixin for PyYAML's loaders: a key that appears twice in one mapping is an error that names both lines.
 
     PyYAML itself takes the last one. Keys count as equal as in the dictionary that comes of them; what `<<` merges in
     may be given again.
@@ -47,7 +47,7 @@ class UniqueKeys:
             if value in seen:
                 first, second = (node.start_mark.line + 1 for node in (seen[value], key))
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice, in line {first} and in line {second}: remove one"
+                    None, None, f"the key {key.value!r} appears twice, in line {first} and in line {second}: remove one"
                 )
             seen[value] = key
 
@@ -124,7 +124,7 @@ def parse_json(text: str | bytes, what: str, kind: type = dict) -> Any:
     """
     try:
         plain = text.decode("utf-8") if isinstance(text, bytes) else text
-        found = json.loads(plain, object_pairs_hook=_unique, parse_constant=_not_json, parse_float=_finite)
+        found = json.loads(plain, object_pairs_hook=unique_keys, parse_constant=_not_json, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise BadInput(f"{what} is not UTF-8 text (byte {error.start}): write it again, as UTF-8") from error
     except _JSON_FAULTS as error:
@@ -136,11 +136,12 @@ def parse_json(text: str | bytes, what: str, kind: type = dict) -> Any:
     return found
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook`: the object. Raises ValueError for a key given twice, of which json keeps the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
     return found
 
 

@@ -46,9 +46,9 @@ Name = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_usab
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """For a validator: the values. Raises ValueError where one of them stands there twice."""
+    """For a validator: the values. Raises ValueError where one of them appears twice."""
     if twice := [value for position, value in enumerate(values) if value in values[:position]]:
-        raise ValueError(f"{twice[0]!r} stands there twice, remove one")
+        raise ValueError(f"{twice[0]!r} appears twice, remove one")
     return values
 
 

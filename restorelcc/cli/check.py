@@ -10,7 +10,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
+from restorelcc.base.prunings import parse_pruning
 from restorelcc.base.publish import check_writable
 from restorelcc.pipeline.inputs import changed_since_the_last_run
 from restorelcc.pipeline.named_sources import problems
@@ -53,7 +53,7 @@ def check(
         raise BadInput(_first_of(found))
     for alias in checked.grid.model:
         _check_files(checked, alias, layout)
-        for sentence in _check_checkpoints(alias, checked, layout):
+        for sentence in _not_exported(alias, checked, layout):
             typer.echo(f"restorelcc: note: {sentence}", err=True)
     check_writable(layout)
     for sentence in _of_a_kill(layout):
@@ -64,24 +64,18 @@ def check(
     _compare_sources(checked, layout)
 
 
-def _check_checkpoints(alias: str, params: Params, layout: Layout) -> list[str]:
-    """Raises BadInput for a model of the grid, or one pruned elsewhere, whose folder holds no checkpoint that can be
-    used; a sentence for one whose result could be measured, but not exported."""
+def _not_exported(alias: str, params: Params, layout: Layout) -> list[str]:
+    """A sentence for every local checkpoint of a model of the grid whose result could be measured, but not exported."""
     named = params.named(alias)
     sources = [named.entry.source, *(source for name, source in named.external.items() if name in named.prunings)]
     folders = [path for source in dict.fromkeys(sources) if (path := absolute(layout.root, source)).is_dir()]
     if not folders:
         return []
-    from restorelcc.models.architectures import check_whole_parts
-    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
+    from restorelcc.models.checkpoint_check import loaded_config  # imports torch, which others need not wait for
     from restorelcc.release.routes import check_route
 
     notes = []
-    structured = [name for name in named.prunings if parse_pruning(name).pruner in STRUCTURED_PRUNERS]
     for folder in folders:
-        check_checkpoint(folder)
-        for name in structured:
-            check_whole_parts(loaded_config(folder), name)
         try:
             check_route(loaded_config(folder))
         except BadInput as error:

@@ -6,7 +6,6 @@ Everything that opens a checkpoint goes through `local_folder` (checkpoints.py),
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,10 +84,10 @@ def check_beside(folder: Path) -> None:
         check_whole(folder / name)
     for name in CONFIGS:
         if (folder / name).is_file():
-            _document(folder / name)
+            read_json(folder / name)
     check_stock(folder)
     if (folder / "config.json").is_file():
-        check_config(folder / "config.json", _document(folder / "config.json"))
+        check_config(folder / "config.json", read_json(folder / "config.json"))
 
 
 def check_whole(path: Path) -> None:
@@ -114,38 +113,8 @@ def _check_once(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> None
         for name in weights_of(folder).names:
             check_whole(inside(folder, name, str(folder)))
         stored = stored_tensors(folder)
-    _check_tensors(stored)
     _check_shapes(folder, config, family, stored)
     _check_token_ids(folder, int(text_config(config).vocab_size))
-
-
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not readable JSON ({one_line(first_line(error))}): {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} holds {type(content).__name__} in place of keys and values: {AGAIN}")
-    return content
-
-
-def _check_tensors(stored: Mapping[str, StoredTensor]) -> None:
-    """That every tensor has as many bytes as its shape and type need, of its own; what they hold is not looked at."""
-    ends: dict[Path, tuple[int, str]] = {}
-    for name, tensor in sorted(stored.items(), key=lambda item: (str(item[1].file), item[1].start, item[1].end)):
-        end, other = ends.get(tensor.file, (0, ""))
-        if tensor.start < end:
-            raise BadInput(
-                f"{tensor.file} holds {one_line(name)!r:.80} and {one_line(other)!r:.80} in the same bytes: {AGAIN}"
-            )
-        ends[tensor.file] = (tensor.end, name)
-    for name, tensor in stored.items():
-        counted = all(is_whole(length) and length >= 0 for length in tensor.shape)
-        if not counted or math.prod(tensor.shape) * tensor.dtype.itemsize != tensor.end - tensor.start:
-            raise BadInput(
-                f"{tensor.file} holds {one_line(name)!r:.80} with shape {list(tensor.shape)!s:.60} in "
-                f"{tensor.end - tensor.start} bytes, which do not agree: {AGAIN}"
-            )
 
 
 def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str, StoredTensor]) -> None:
@@ -197,7 +166,7 @@ def _check_token_ids(folder: Path, rows: int) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
-    content = _document(path)
+    content = read_json(path)
     added, model = content.get("added_tokens"), content.get("model")
     ids: dict[str, int] = {}
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -223,7 +192,7 @@ def _used_tokens(folder: Path) -> set[str]:
     """The tokens that begin, end and fill sequences."""
     found = set()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        content = _document(folder / name) if (folder / name).is_file() else {}
+        content = read_json(folder / name) if (folder / name).is_file() else {}
         for key in ("pad_token", "bos_token", "eos_token", "unk_token"):
             value = content.get(key)
             found.add(str(value.get("content")) if isinstance(value, dict) else str(value))

@@ -16,6 +16,7 @@ from typing import Any
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params
 from restorelcc.stages.inputs.files import absolute, files_below
 from restorelcc.stages.inputs.stage import lay_out
@@ -35,9 +36,10 @@ def problems(params: Params, alias: str, layout: Layout) -> list[str]:
     for name, pruned in params.prune.external.get(alias, {}).items():
         if f"external-{name}" in params.grid.pruning:
             _try(found, _check_source, f"prune.external.{alias}.{name}.source", pruned.source, layout.root)
+            _try(found, _check_model, absolute(layout.root, pruned.source), params.grid.pruning)
     if not entry.is_microworld:
         _try(found, _check_source, f"{key}.source", entry.source, layout.root)
-        _try(found, _check_model, absolute(layout.root, entry.source))
+        _try(found, _check_model, absolute(layout.root, entry.source), params.grid.pruning)
         if entry.data is not None and entry.data.chat_template:
             _try(found, _check_chat_template, key, absolute(layout.root, entry.source))
         _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
@@ -69,12 +71,18 @@ def _check_source(key: str, source: str, root: Path) -> None:
         )
 
 
-def _check_model(folder: Path) -> None:
-    """Raises BadInput for a local folder without a checkpoint that can be used; of others the stage `dense` tells."""
-    if folder.is_dir():
-        from restorelcc.models.checkpoint_check import check_checkpoint  # imports torch, which others do without
+def _check_model(folder: Path, prunings: tuple[str, ...]) -> None:
+    """Raises BadInput for a local folder without a checkpoint that can be used, or that cannot lose the whole parts
+    that a pruning removes; of others the stages `corpus` and `dense` tell."""
+    if not folder.is_dir():
+        return
+    from restorelcc.models.architectures import check_whole_parts  # imports torch, which others do without
+    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
 
-        check_checkpoint(folder)
+    check_checkpoint(folder)
+    for name in prunings:
+        if parse_pruning(name).pruner in STRUCTURED_PRUNERS:
+            check_whole_parts(loaded_config(folder), name)
 
 
 def _check_chat_template(key: str, folder: Path) -> None:

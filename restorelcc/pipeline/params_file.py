@@ -73,7 +73,7 @@ def _twice(where: str, error: DuplicateKeyError) -> str:
     line = getattr(error.problem_mark, "line", 0) + 1
     words = str(error.problem).split('"')
     key = f" {words[1]!r}" if len(words) > 2 else ""
-    return f"{where}, line {line}: the key{key} stands there a second time: remove one of the two"
+    return f"{where}, line {line}: the key{key} appears a second time: remove one of the two"
 
 
 def _reason(error: Exception) -> str:

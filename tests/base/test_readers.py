@@ -72,7 +72,7 @@ NO_JSON = {
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8 text"),
     "cut": (b'{"a": ', "not valid JSON"),
     "empty": (b"", "not valid JSON"),
-    "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+    "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' appears twice"),
     "NaN": (b'{"a": NaN}', "NaN is no number"),
     "infinity": (b'{"a": [-Infinity]}', "-Infinity is no number"),
     "too large": (b'{"a": 1e999}', "1e999 is beyond"),
@@ -104,10 +104,10 @@ NO_YAML = {
     "not UTF-8": (b"a: \xff", "not UTF-8"),
     "a key twice": (
         b"a: 1\nb: 2\n'a': 3",
-        "the key 'a' stands twice, in line 1 and in line 3|the key 'a' stands there a second",
+        "the key 'a' appears twice, in line 1 and in line 3|the key 'a' appears a second",
     ),
-    "a number twice": (b"1: a\n0x1: b", "stands twice|a second time"),
-    "a key twice below": (b"x:\n- {q: 1, q: 2}", "the key 'q' stands twice|the key 'q' stands there a second"),
+    "a number twice": (b"1: a\n0x1: b", "appears twice|a second time"),
+    "a key twice below": (b"x:\n- {q: 1, q: 2}", "the key 'q' appears twice|the key 'q' appears a second"),
     "cut": (b"a: [1,", "not valid YAML"),
     "two documents": (b"a: 1\n---\nb: 1", "not valid YAML"),
     "no date": (b"a: 2026-99-99", "month must be"),
@@ -191,7 +191,7 @@ def test_headers_that_are_none_are_refused(tmp_path: Path) -> None:
         "too long": good + b"\0",
         "not a JSON object": framed(b" {}"),
         "not UTF-8": framed(b'{"\xff": 1}'),
-        "stands twice": framed(
+        "appears twice": framed(
             b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
         ),
         "is not described by": framed(b'{"a":[]}'),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from restorelcc.base.data_bytes import lines, opened
 from restorelcc.base.data_files import data_files, kind_of
 from restorelcc.base.digest import file_digest
+from restorelcc.base.documents import unique_keys
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.stages.corpus.account import Part, Row, Rows
 
@@ -103,7 +104,7 @@ def _json_list(path: Path) -> Numbered:
 def _parsed(text: str, path: Path, where: str | None) -> Any:
     """The JSON value of a text. where: which line it is; None: it is the whole file."""
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno} of {path}" if isinstance(error, json.JSONDecodeError) else f"data file {path}"
         why = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
@@ -111,14 +112,6 @@ def _parsed(text: str, path: Path, where: str | None) -> Any:
         if where is None and "Extra data" in str(error):
             mend = "write one list of rows, or one row a line (jq -c does it)"
         raise BadInput(f"{where or line} cannot be read as JSON ({why}): {mend}") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
 
 
 def _where_rows_are(content: Any) -> str:

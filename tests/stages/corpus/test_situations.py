@@ -344,7 +344,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "a key twice": (
         b'{"question": "a", "question": "b", "response": "c"}\n',
         "a.jsonl",
-        "the key 'question' is there twice",
+        "the key 'question' appears twice",
     ),
     "rows under a key": (json.dumps({"version": 1, "data": QR}).encode(), "a.json", "the list under 'data'"),
     "a list for every column": (b'{"question": ["a"], "response": ["b"]}', "a.json", "orient='records'"),
