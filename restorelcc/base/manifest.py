@@ -12,6 +12,7 @@ from restorelcc.base.digest import cached_file_digest, file_digest
 from restorelcc.base.documents import AGAIN, read_document, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import work_around
+from restorelcc.base.names import inside
 
 MANIFEST = "restorelcc-manifest.json"
 _DEPTH = 3  # folders of an artifact, at most, that a file lies below
@@ -58,5 +59,6 @@ def _listed(folder: Path) -> dict[Path, str]:
             files = read_document(above / MANIFEST).get("files")
             if not isinstance(files, dict):
                 raise BadInput(f"{above / MANIFEST} lists no files: {AGAIN}")
-            return {above / name: str(digest) for name, digest in files.items()}
+            where = str(above / MANIFEST)
+            return {inside(above, name, where, nested=True): str(digest) for name, digest in files.items()}
     return {}

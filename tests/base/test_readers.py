@@ -248,6 +248,13 @@ def test_a_folder_is_held_against_its_manifest(tmp_path: Path) -> None:
         check_folder(folder / "tasks")
 
 
+@pytest.mark.parametrize("name", ["../other", "/etc/hostname", "a/../../other"])
+def test_a_manifest_names_files_of_its_own_folder_only(name: str, tmp_path: Path) -> None:
+    write_document(tmp_path / MANIFEST, {"files": {name: "0" * 64}})
+    with pytest.raises(BadInput, match="leads out of its own folder"):
+        check_folder(tmp_path)
+
+
 def test_documents_carry_their_digest(tmp_path: Path) -> None:
     path, content = tmp_path / "x.json", {"b": [1, None], "a": "\u00e9"}
     write_document(path, content)
