@@ -8,8 +8,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import sys
+import threading
+from functools import cache
 from pathlib import Path
 
 from restorelcc.base.errors import StageFailed
@@ -24,16 +27,54 @@ def started_by_dvc() -> bool:
 
 
 def end_with_parent() -> None:
-    """Started by DVC: have the kernel send SIGTERM when DVC dies (Linux; elsewhere the lock alone protects).
+    """Started by DVC: have SIGTERM sent to this process when DVC dies (Linux; elsewhere the lock alone protects).
 
+    The kernel tells of the parent. Where that is a shell (dash stays beside the command that it runs; `sh` is DVC's
+    shell where SHELL is not set, as under cron), a thread waits for DVC's end too.
     Raises StageFailed where DVC died before this was set.
     """
     if sys.platform != "linux" or not started_by_dvc():
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    dvc = _dvc_above(parent)
+    if dvc not in (None, parent):
+        _end_with(dvc)
     if os.getppid() != parent or _dvc_is_gone():
         raise StageFailed("the process that started the stage is gone")
+
+
+def _dvc_above(pid: int) -> int | None:
+    """The nearest of a process and its ancestors that does not run this stage: DVC. None where that is hidden."""
+    stage = os.fsencode(f"DVC_STAGE={os.environ['DVC_STAGE']}")
+    while pid > 1:
+        process = Path(f"/proc/{pid}")
+        try:
+            if stage not in (process / "environ").read_bytes().split(b"\0"):
+                return pid
+            pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+    return None
+
+
+@cache
+def _end_with(pid: int) -> None:
+    """Have a thread send SIGTERM to this process when another ends."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise StageFailed("the process that started the stage is gone") from None
+    except OSError:  # a kernel before 5.3
+        return
+    threading.Thread(target=_wait_and_end, args=(handle,), daemon=True).start()
+
+
+def _wait_and_end(handle: int) -> None:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    poll.poll()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _dvc_is_gone() -> bool:

@@ -6,13 +6,11 @@ $STANDIN_FAIL maps stages to an exit code; $STANDIN_SECONDS, or a file .slow bes
 It is a command, or a call of `main` in the test's own process.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -171,6 +169,9 @@ def main(arguments, look):
 
 
 if __name__ == "__main__":
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # as the real stage: it ends with dvc
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from restorelcc.base.processes import end_with_parent
+
+    end_with_parent()  # as the real stage: it ends with dvc
+    sys.path.pop(0)
     sys.exit(main(sys.argv[1:], look))

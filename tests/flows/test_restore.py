@@ -195,13 +195,16 @@ def test_bad_input_found_by_a_stage_is_not_tried_again(project: LightProject, tm
     assert (done.code, copy.executed()) == (2, ["report"]), done.text[-2000:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])  # the first ends it as SIGINT does
+@pytest.mark.parametrize(
+    ("number", "shell"),  # the first ends it as SIGINT does; with dash a shell stays between DVC and the stage
+    [(signal.SIGTERM, "/bin/bash"), (signal.SIGKILL, "/bin/bash"), (signal.SIGKILL, "/bin/sh")],
+)
 def test_an_ended_flow_leaves_nothing_and_a_rerun_runs_only_what_is_missing(
-    project: LightProject, tmp_path: Path, number: signal.Signals
+    project: LightProject, tmp_path: Path, number: signal.Signals, shell: str
 ) -> None:
     copy = copied(project, tmp_path / "copy")
     copy.set("dense.pretrain.seed", 5)
-    flow = copy.start(*FLOW, STANDIN_SECONDS="60")
+    flow = copy.start(*FLOW, STANDIN_SECONDS="600", SHELL=shell)
     pid = started(copy, "dense")
     flow.send_signal(number)
     flow.communicate(timeout=600)
