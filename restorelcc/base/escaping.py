@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -81,13 +83,81 @@ def say(console: Console, text: object) -> None:
 
 
 class PlainTable(Table):
-    """A table for the terminal whose title, columns and cells are text alone: nothing in them is markup."""
+    """A table for the terminal, in the project's one style: a line below the titles, no frame, nothing is cut.
 
-    def __init__(self, title: str | None = None, **options: Any) -> None:
-        super().__init__(title=None if title is None else for_terminal(title), **options)
+    Its title, columns and cells are text alone: nothing in them is markup. `show` prints it.
+    """
+
+    def __init__(self, title: str | None = None) -> None:
+        super().__init__(
+            title=None if title is None else for_terminal(title),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
+        )
 
     def add_column(self, header: Any = "", *rest: Any, **options: Any) -> None:
         super().add_column(for_terminal(header), *rest, **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(for_terminal, cells), **options)
+
+    def show(self, console: Console, drop: Iterable[str] = ()) -> list[str]:
+        """Print it. Where a terminal is too narrow, the columns of `drop` go, in their order, until the rest fits.
+
+        A file or a pipe gets all columns, as wide as they are. Returns the titles that were left out.
+        """
+        left_out = []
+        for title in drop if console.is_terminal else ():
+            if self.fits(console):
+                break
+            for position, column in enumerate(self.columns):
+                if str(column.header) == title:
+                    del self.columns[position]
+                    left_out.append(title)
+        before = console.width
+        if not console.is_terminal:
+            console.width = self._width(console)
+        console.print(self)
+        console.width = before
+        return left_out
+
+    def fits(self, console: Console) -> bool:
+        """Whether no line of it wraps on this terminal; in a file nothing does."""
+        return not console.is_terminal or self._width(console) <= console.width
+
+    def _width(self, console: Console) -> int:
+        """Of the widest line, when nothing wraps."""
+        return Measurement.get(console, console.options.update(max_width=10_000), self).maximum
+
+
+def show_in_parts(console: Console, rows: list[dict[str, str]]) -> None:
+    """Print a table of rows that may have many columns: below one another as many as fit, the first in each."""
+    first, *titles = rows[0]
+    while titles:
+        count = len(titles)
+        while (
+            count > 1
+            and console.is_terminal
+            and _table_of(rows, [first, *titles[:count]])._width(console) > console.width
+        ):
+            count -= 1
+        _table_of(rows, [first, *titles[:count]]).show(console)
+        console.print()
+        titles = titles[count:]
+
+
+def table_of_rows(rows: list[dict[str, str]], title: str | None = None) -> PlainTable:
+    """A table of rows that have the same columns, title to text: the first to the left, numbers to the right."""
+    return _table_of(rows, list(rows[0]), title)
+
+
+def _table_of(rows: list[dict[str, str]], titles: list[str], title: str | None = None) -> PlainTable:
+    table = PlainTable(title=title)
+    for position, name in enumerate(titles):
+        table.add_column(name, justify="right" if position else "left", no_wrap=not position)
+    for row in rows:
+        table.add_row(*(row[name] for name in titles))
+    return table

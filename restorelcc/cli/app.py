@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from restorelcc.base.documents import write_json
+from restorelcc import __version__
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.processes import started_by_dvc
-from restorelcc.base.progress import is_first_process, process_count
 from restorelcc.cli import (
     check,
     compare,
@@ -30,10 +29,6 @@ from restorelcc.cli import (
     share,
     verify,
 )
-from restorelcc.pipeline.inputs import lay_out_inputs
-from restorelcc.pipeline.params import load_params
-from restorelcc.pipeline.renamed import rename_in_file
-from restorelcc.pipeline.running import stage_running
 from restorelcc.pipeline.stages import (
     PER_MODEL,
     PER_PRUNING,
@@ -44,13 +39,19 @@ from restorelcc.pipeline.stages import (
     Stage,
     grid_cells,
 )
-from restorelcc.pipeline.stale import remove_stale_metrics
-from restorelcc.pipeline.versions import check_versions, write_versions
+
+_EPILOG = """Examples:
+
+restorelcc restore --dense meta-llama/Llama-3.2-1B --pruned my-pruned-model --out restored
+
+restorelcc check --model mine && dvc repro && restorelcc table
+
+restorelcc export --model tiny --pruning wanda-0.5 --head-ratio 0.25 --out restored"""
 
 app = typer.Typer(
-    help="Restore the accuracy of pruned language models. Every stage of the pipeline is a command.",
+    help="Give pruned language models their accuracy back.",
+    epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -75,10 +76,25 @@ RecoveryOption = Annotated[
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable")]
 _PARAMS = Path("params.yaml")
+# How --help groups the verbs, in this order.
+PANELS = {
+    "Run": ("restore", "init", "check", "plan", "versions"),
+    "Look at results and checkpoints": ("table", "compare", "inspect"),
+    "Ship": ("export", "verify", "compensation", "engines"),
+    "Work as a team": ("share", "push", "pull", "doctor"),
+    "Stages, which `dvc repro` runs": ("inputs", *STAGES, "report"),
+}
 _OLD_VERBS = {"recover": ["baseline"], "evaluate_recovered": ["evaluate_baseline"]}
 
 
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
+    from restorelcc.base.documents import write_json
+    from restorelcc.base.progress import is_first_process
+    from restorelcc.pipeline.inputs import lay_out_inputs
+    from restorelcc.pipeline.params import load_params
+    from restorelcc.pipeline.running import stage_running
+    from restorelcc.pipeline.versions import check_versions
+
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("recovery"))
     stage = STAGES[name]
@@ -94,8 +110,21 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
         write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"restorelcc {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _check_processes(context: typer.Context) -> None:
+def _check_processes(
+    context: typer.Context,
+    _: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    from restorelcc.base.progress import process_count
+
     if process_count() > 1 and context.invoked_subcommand not in TOGETHER:
         raise BadInput(
             f"{context.invoked_subcommand} runs in one process, and {process_count()} were launched: several work "
@@ -133,23 +162,25 @@ def _add_verb(name: str, stage: Stage) -> None:
     of: dict[tuple[str, ...], Any] = {PER_MODEL: per_model, PER_PRUNING: per_pruning}
     of |= {PER_RATIO: per_ratio, PER_RECOVERY: per_recovery}
     command = of[stage.axes]
-    help_text = f"Stage {name}, for one {', '.join(need.replace('_', ' ') for need in stage.axes)}."
-    app.command(name, help=help_text)(command)
+    app.command(name, help=stage.gives)(command)
     aliases = [name.replace("_", "-")] if "_" in name else []
     for alias in aliases + _OLD_VERBS.get(name, []):
-        app.command(alias, help=help_text, hidden=True)(command)
+        app.command(alias, help=stage.gives, hidden=True)(command)
 
 
-for _name, _stage in STAGES.items():
-    _add_verb(_name, _stage)
-
-
-@app.command("inputs", help="Stage inputs, for one model or all of the grid: make DVC watch the files that they name.")
+@app.command(
+    "inputs",
+    help="Links to the files that a model's entry names, so that DVC watches them.",
+)
 def inputs(
     model: Annotated[str | None, typer.Option("--model", "-m", help="key of `models`; all of the grid")] = None,
     params: ParamsOption = _PARAMS,
     set_: SetOption = None,
 ) -> None:
+    from restorelcc.pipeline.inputs import lay_out_inputs
+    from restorelcc.pipeline.params import load_params
+    from restorelcc.pipeline.renamed import rename_in_file
+
     if params.is_file():
         for sentence in rename_in_file(params):
             typer.echo(f"restorelcc: {params}: {sentence}", err=True)
@@ -159,8 +190,12 @@ def inputs(
         lay_out_inputs(checked, alias, layout)
 
 
-@app.command("report", help="Stage report, for the whole grid.")
+@app.command("report", help="The result table and the web page of the whole grid.")
 def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
+    from restorelcc.pipeline.params import load_params
+    from restorelcc.pipeline.running import stage_running
+    from restorelcc.pipeline.stale import remove_stale_metrics
+    from restorelcc.pipeline.versions import check_versions
     from restorelcc.stages.report.stage import run
 
     checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
@@ -186,12 +221,33 @@ def table(params: ParamsOption = _PARAMS) -> None:
         )
 
 
-@app.command("versions", help="Write the installed versions of packages into versions/, where DVC watches them.")
+@app.command(
+    "versions",
+    help="Note the installed versions of packages, where DVC watches them.",
+)
 def versions(params: ParamsOption = _PARAMS) -> None:
+    from restorelcc.pipeline.versions import write_versions
+
     for line in write_versions(params.resolve().parent):
         typer.echo(line, err=True)
 
 
-_VERBS = (init, check, inspect, plan, restore, export, verify, compensation, engines, compare, share, doctor)
-for _verb_file in _VERBS:
+def _in_panels() -> None:
+    """Sort what was registered into the panels of --help. A verb that no panel has is an error of this file."""
+    order = {verb: (position, panel) for position, (panel, verb) in enumerate(_places())}
+    for group in app.registered_groups:
+        group.rich_help_panel = order[str(group.name)][1]
+    for command in app.registered_commands:
+        command.rich_help_panel = None if command.hidden else order[str(command.name)][1]
+    app.registered_commands.sort(key=lambda command: order.get(str(command.name), (len(order), ""))[0])
+
+
+def _places() -> list[tuple[str, str]]:
+    return [(panel, verb) for panel, verbs in PANELS.items() for verb in verbs]
+
+
+for _verb_file in (restore, init, check, plan, compare, inspect, doctor, export, verify, compensation, engines, share):
     _verb_file.add(app)
+for _name, _stage in STAGES.items():
+    _add_verb(_name, _stage)
+_in_panels()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.publish import check_writable
-from restorelcc.pipeline.inputs import changed_since_the_last_run
-from restorelcc.pipeline.named_sources import problems
-from restorelcc.pipeline.params import Params, hidden_changes, load_params
 from restorelcc.pipeline.stages import grid_cells
-from restorelcc.pipeline.workspace import faults
-from restorelcc.stages.inputs.files import absolute
+
+if TYPE_CHECKING:
+    from restorelcc.pipeline.params import Params
 
 
 def add(app: typer.Typer) -> None:
@@ -42,6 +39,10 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="with --model: JSON on stdout")] = False,
 ) -> None:
     """Say what is wrong before a long stage runs."""
+    from restorelcc.base.publish import check_writable
+    from restorelcc.pipeline.named_sources import problems
+    from restorelcc.pipeline.params import hidden_changes, load_params
+
     checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
     if model is not None:
         _read_through(checked, checked.cell(model, None, None).model, layout, as_json=as_json)
@@ -66,6 +67,8 @@ def check(
 
 def _not_exported(alias: str, params: Params, layout: Layout) -> list[str]:
     """A sentence for every local checkpoint of a model of the grid whose result could be measured, but not exported."""
+    from restorelcc.stages.inputs.files import absolute
+
     named = params.named(alias)
     sources = [named.entry.source, *(source for name, source in named.external.items() if name in named.prunings)]
     folders = [path for source in dict.fromkeys(sources) if (path := absolute(layout.root, source)).is_dir()]
@@ -85,6 +88,8 @@ def _not_exported(alias: str, params: Params, layout: Layout) -> list[str]:
 
 def _of_a_kill(layout: Layout) -> list[str]:
     """What a killed process left that stops every dvc command."""
+    from restorelcc.pipeline.workspace import faults
+
     return [f"{sentence}: run `restorelcc doctor --fix`" for sentence in faults(layout.root)]
 
 
@@ -120,6 +125,8 @@ def _first_of(found: list[str]) -> str:
 
 def _compare_sources(params: Params, layout: Layout) -> None:
     """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+    from restorelcc.pipeline.inputs import changed_since_the_last_run
+
     models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
     external = any(parse_pruning(pruning).external for pruning in prunings)
     if not external and all(entry.is_microworld for entry in models.values()):

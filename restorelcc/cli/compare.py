@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from restorelcc.base.cell import Cell, evaluated_again
-from restorelcc.base.documents import cell_of, read_metrics
 from restorelcc.base.errors import BadInput
-from restorelcc.base.fingerprint import Fingerprint, check_comparable, read_fingerprint
-from restorelcc.base.tables import SAMPLES, read_table
+
+if TYPE_CHECKING:
+    from restorelcc.base.fingerprint import Fingerprint
+
 
 FIRST = Annotated[Path, typer.Argument(metavar="A.json", help="metrics that an evaluate stage wrote")]
 SECOND = Annotated[Path, typer.Argument(metavar="B.json", help="metrics of the model to compare with it")]
@@ -64,6 +65,7 @@ def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int
 
     Raises BadInput for a file of another schema, without samples next to it, or measured in another way.
     """
+    from restorelcc.base.fingerprint import check_comparable
     from restorelcc.stages.evaluate import statistics
 
     sides = [[_read(path) for path in side] for side in (first, second)]
@@ -112,12 +114,17 @@ def _other_metric(name: str, sides: list[list[Result]], samples: int, seed: int)
 
 
 def _read(path: Path) -> Result:
+    from restorelcc.base.documents import cell_of, read_metrics
+    from restorelcc.base.fingerprint import read_fingerprint
+
     metrics, rows = read_metrics(path), _samples(path)
     cell = cell_of(metrics)
     return Result(path, cell, metrics, read_fingerprint(path.with_suffix(".parquet"), cell, metrics["measured"]), rows)
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
+    from restorelcc.base.tables import SAMPLES, read_table
+
     beside = path.with_suffix(".parquet")
     if not beside.is_file():
         raise BadInput(
@@ -138,7 +145,6 @@ def _name(metrics: dict[str, Any]) -> str:
 
 def print_comparison(found: dict[str, Any]) -> None:
     """A table with a row per task and a pooled one, and one sentence."""
-    from rich import box
     from rich.console import Console
 
     from restorelcc.base.escaping import PlainTable, say
@@ -152,7 +158,7 @@ def print_comparison(found: dict[str, Any]) -> None:
             f"{letter}  {side['name']}{seeds}: mean {percent(side['mean'], 1)} %, "
             f"perplexity {number(side['perplexity'])}, sparsity {percent(side['sparsity'], 2)} %",
         )
-    table = PlainTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = PlainTable()
     for position, title in enumerate(("", "A %", "B %", "B - A", "95 % interval", "B only", "A only", "p")):
         table.add_column(title, justify="right" if position else "left")
     rows = [*found["tasks"].items(), *([("pooled", found["pooled"])] if found["pooled"] else [])]
@@ -165,7 +171,8 @@ def print_comparison(found: dict[str, Any]) -> None:
             name, values = f"{name}, {task['metric']}", [number(task[key]) for key in ("first", "second", "difference")]
             shown = "-" if task["ci95"] is None else f"[{', '.join(number(bound) for bound in task['ci95'])}]"
         table.add_row(name, *values, shown, won, lost, p_text(task["p"]))
-    console.print(table)
+    table.show(console, ("A only", "B only", "p"))
+    console.print()
     say(console, sentence(found))
 
 

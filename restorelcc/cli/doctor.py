@@ -14,13 +14,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.base.publish import SCRATCH, delete_left, left_behind, scratch_home, why_no_link, why_not_writable
 from restorelcc.pipeline import workspace
-from restorelcc.pipeline.lockfile import read_lock
-from restorelcc.pipeline.remotes import altered_objects, check_remote
-from restorelcc.pipeline.run_cache import opened
-from restorelcc.pipeline.running import lock_owner
-from restorelcc.pipeline.versions import differences
 
 _LOW_DISK = 5 * 2**30
 
@@ -69,6 +63,8 @@ def doctor(
 
 def _mended(root: Path, deep: bool) -> Iterator[Finding]:
     """Mend what can be mended without a choice; a line for each."""
+    from restorelcc.base.publish import delete_left
+
     yield from (Finding(False, f"mended: {sentence}") for sentence in workspace.mend(root))
     for home in _scratch_homes(root):
         if count := delete_left(home):
@@ -102,6 +98,8 @@ def _gpus() -> str:
 
 
 def _packages(root: Path) -> Iterator[Finding]:
+    from restorelcc.pipeline.versions import differences
+
     try:
         changed = differences(root)
     except BadInput as error:
@@ -118,6 +116,8 @@ def _packages(root: Path) -> Iterator[Finding]:
 
 
 def _runs(root: Path) -> Iterator[Finding]:
+    from restorelcc.pipeline.running import lock_owner
+
     work = Layout(root).work
     running = {path.name: owner for path in sorted((work / "locks").glob("*")) if (owner := lock_owner(path))}
     for stage, owner in running.items():
@@ -128,6 +128,9 @@ def _runs(root: Path) -> Iterator[Finding]:
 
 def _crashed(root: Path) -> Iterator[Finding]:
     """What killed processes left, and what would stop a run at its end."""
+    from restorelcc.base.publish import left_behind, scratch_home, why_no_link, why_not_writable
+    from restorelcc.pipeline.lockfile import read_lock
+
     found = workspace.faults(root)
     homes = [(home, count) for home in _scratch_homes(root) if (count := len(left_behind(home)))]
     if not found and (entries := read_lock(root)) is not None:
@@ -143,6 +146,8 @@ def _crashed(root: Path) -> Iterator[Finding]:
 
 
 def _scratch_homes(root: Path) -> list[Path]:
+    from restorelcc.base.publish import SCRATCH
+
     layout = Layout(root)
     return [
         layout.work,
@@ -169,6 +174,9 @@ def _dvc(root: Path, deep: bool) -> Iterator[Finding]:
 
 
 def _altered(root: Path) -> list[Path]:
+    from restorelcc.pipeline.remotes import altered_objects
+    from restorelcc.pipeline.run_cache import opened
+
     with opened(root) as repo:
         return altered_objects(Path(repo.cache.local.path))
 
@@ -186,6 +194,8 @@ def _cache(root: Path) -> Iterator[Finding]:
 
 
 def _remote(repo: object) -> Iterator[Finding]:
+    from restorelcc.pipeline.remotes import check_remote
+
     config = repo.config  # type: ignore[attr-defined]
     name = config["core"].get("remote")
     if not name:

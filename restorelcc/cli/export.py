@@ -11,7 +11,6 @@ import typer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.pipeline.params import load_params
 
 _PARAMS = Path("params.yaml")
 
@@ -46,6 +45,8 @@ def export(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
 ) -> None:
     """Fold the compensation in, write the checkpoint, say where it is."""
+    from restorelcc.pipeline.params import load_params
+
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     cell, files = [model, pruning, head_ratio], [pruned, compensation]
     if (None in cell and None in files) or (any(cell) and any(files)):

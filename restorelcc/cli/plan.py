@@ -11,7 +11,10 @@ import typer
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
-from restorelcc.pipeline.params import Params, load_params
+
+if TYPE_CHECKING:
+    from restorelcc.pipeline.params import Params
+
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, bytes and seconds")] = False,
 ) -> None:
     """Estimate what the stages of one model need, and print it."""
+    from restorelcc.pipeline.params import load_params
+
     checked = load_params(params, tuple(set_ or ()))
     prunings = (pruning,) if pruning else checked.grid.pruning
     cells = [checked.cell(model, name, None) for name in prunings]

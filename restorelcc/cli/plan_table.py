@@ -13,7 +13,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     """One row per stage, a total, and the assumptions behind the numbers."""
     gpu = plan["device"] == "cuda"
     title = f"{plan['model']} ({plan['source']}): {plan['parameters'] / 1e6:,.1f} M parameters, {plan['layers']} layers"
-    table = PlainTable(title=title, title_justify="left")
+    table = PlainTable(title=title)
     for name in ("stage", "pruning", "runs", "memory", *(["GPU memory"] if gpu else []), "disk", "time"):
         table.add_column(name, justify="left" if name in ("stage", "pruning") else "right")
     for row in plan["stages"]:
@@ -27,7 +27,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("most at once, sum", "", "", *peak, *total)
     console = Console()
-    console.print(table)
+    table.show(console, ("runs", "pruning", "disk"))
+    console.print()
     say(
         console,
         f"Weights in {plan['dtype']} on the {plan['device']}; time at {plan['flops_per_second'] / 1e9:,.0f} GFLOP/s, "

@@ -172,25 +172,32 @@ def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
 
 
 def print_reading(found: dict[str, Any], console: Console | None = None) -> None:
-    """One row per role, then facts about several roles, then the problems."""
+    """One column per role, then facts about several roles, then the problems."""
     console = console or Console()
-    table = PlainTable(title=f"{found['model']} ({found['source']})", title_justify="left")
-    for name in ("role", "source", "format", "columns", "read", "used", "shortened", "skipped (first)", "tokens"):
-        table.add_column(name, justify="right" if name in ("read", "used", "shortened") else "left")
-    for role, each in found["roles"].items():
-        if each is None:
-            table.add_row(role, *["-"] * 8)
-            continue
-        rows, tokens = each["rows"], each.get("tokens")
-        skipped = [f"{one['count']:,} {why} ({each['unit']} {one['first']})" for why, one in rows["skipped"].items()]
-        counts = [f"{rows[name]:,}" for name in ("read", "used", "shortened")]
-        lengths = f"{tokens['min']:,} to {tokens['max']:,}, median {tokens['median']:,}" if tokens else "-"
-        table.add_row(
-            role, each["source"], each["format"], ", ".join(each["columns"]), *counts, "\n".join(skipped), lengths
-        )
-    console.print(table)
+    columns = {role: _column(each) for role, each in found["roles"].items()}
+    table = PlainTable(title=f"{found['model']} ({found['source']})")
+    for title in ("", *columns):
+        table.add_column(title, overflow="fold")
+    for row in ("source", "format", "columns", "read", "used", "shortened", "skipped (first)", "tokens"):
+        table.add_row(row, *(column.get(row, "-") for column in columns.values()))
+    table.show(console)
+    console.print()
     for line in _sentences(found):
         say(console, line)
+
+
+def _column(each: dict[str, Any] | None) -> dict[str, str]:
+    """What the data of a role hold, as text; nothing where the model has none."""
+    if each is None:
+        return {}
+    rows, tokens = each["rows"], each.get("tokens")
+    skipped = [f"{one['count']:,} {why} ({each['unit']} {one['first']})" for why, one in rows["skipped"].items()]
+    shown = {"source": each["source"], "format": each["format"], "columns": ", ".join(each["columns"])}
+    shown |= {name: f"{rows[name]:,}" for name in ("read", "used", "shortened")}
+    shown["skipped (first)"] = "\n".join(skipped) or "-"
+    return shown | (
+        {"tokens": f"{tokens['min']:,} to {tokens['max']:,}, median {tokens['median']:,}"} if tokens else {}
+    )
 
 
 def _sentences(found: dict[str, Any]) -> Iterator[str]:

@@ -9,11 +9,6 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.pipeline.inputs import lay_out_what_is_here
-from restorelcc.pipeline.params import load_params
-from restorelcc.pipeline.remotes import add_remote, altered_objects, check_remote, dvc, remote_name
-from restorelcc.pipeline.run_cache import lost_files, opened, restore_from_cache
-from restorelcc.pipeline.workspace import mend
 
 RootOption = Annotated[Path, typer.Option("--root", help="the project's folder")]
 RemoteOption = Annotated[str | None, typer.Option("--remote", "-r", help="a remote other than the default one")]
@@ -33,6 +28,9 @@ def share(
     root: RootOption = Path(),
 ) -> None:
     """Write to the remote and read from it; when that works, put it into .dvc/config."""
+    from restorelcc.pipeline.remotes import add_remote
+    from restorelcc.pipeline.run_cache import opened
+
     opened(root).close()
     add_remote(root, name, url, endpoint)
     typer.echo(f"remote {name!r} is {url}: commit .dvc/config, then `restorelcc push`", err=True)
@@ -40,6 +38,10 @@ def share(
 
 def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Everything that dvc.lock and the run-cache refer to; what the remote has already is not sent again."""
+    from restorelcc.pipeline.remotes import altered_objects, check_remote, dvc, remote_name
+    from restorelcc.pipeline.run_cache import opened
+    from restorelcc.pipeline.workspace import mend
+
     for sentence in mend(root):
         typer.echo(sentence, err=True)
     with opened(root) as repo:
@@ -57,6 +59,12 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
 
 def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Fetch what dvc.lock names and the run-cache, then bring back every stage whose inputs somebody has run."""
+    from restorelcc.pipeline.inputs import lay_out_what_is_here
+    from restorelcc.pipeline.params import load_params
+    from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
+    from restorelcc.pipeline.run_cache import lost_files, opened, restore_from_cache
+    from restorelcc.pipeline.workspace import mend
+
     for sentence in mend(root):
         typer.echo(sentence, err=True)
     with opened(root) as repo:
@@ -81,6 +89,9 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
 
 
 def _answers(root: Path, remote: str) -> bool:
+    from restorelcc.pipeline.remotes import check_remote
+    from restorelcc.pipeline.run_cache import opened
+
     try:
         with opened(root) as repo:
             check_remote(repo, remote)

@@ -10,10 +10,13 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from restorelcc.base.cell import Cell, ratio_label
 from restorelcc.base.layout import Layout
-from restorelcc.pipeline.params import Grid
+
+if TYPE_CHECKING:
+    from restorelcc.pipeline.params import Grid
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Stage:
     function: str  # of its stage.py: (cell, section, the model's entry, layout) -> None
     axes: tuple[str, ...]  # of the grid, that a cell of it names
     outputs: tuple[str, ...]  # methods of Layout; metrics come last
+    gives: str  # what one gets of it, as `restorelcc --help` says it
     loads_model: bool = False  # it may, and is then on a GPU where there is one (dvc.yaml says it to the flow)
 
     @property
@@ -48,21 +52,71 @@ PER_RATIO, PER_RECOVERY = ("model", "pruning", "head_ratio"), ("model", "pruning
 _EVALUATED = ("samples", "details", "metrics")
 # `inputs` and `report`, which are of the whole params.yaml, are verbs of their own.
 STAGES: dict[str, Stage] = {
-    "corpus": Stage("corpus", "run", PER_MODEL, ("corpus", "sources")),
-    "dense": Stage("dense", "run", PER_MODEL, ("dense",)),
-    "capture_dense": Stage("capture", "run_dense", PER_MODEL, ("dense_activations",), loads_model=True),
-    "prune": Stage("prune", "run", PER_PRUNING, ("pruned",), loads_model=True),
-    "capture_pruned": Stage("capture", "run_pruned", PER_PRUNING, ("pruned_activations",), loads_model=True),
-    "extract": Stage("extract", "run", PER_PRUNING, ("components",)),
-    "probe": Stage("probe", "run", PER_PRUNING, ("heads",), loads_model=True),
-    "compensate": Stage("compensate", "run", PER_RATIO, ("compensation", "training"), loads_model=True),
-    "recover": Stage("recover", "run", PER_RECOVERY, ("recovered",), loads_model=True),
-    "evaluate_dense": Stage(
-        "evaluate", "run_dense", PER_MODEL, ("samples", "details", "reference", "metrics"), loads_model=True
+    "corpus": Stage(
+        "corpus", "run", PER_MODEL, ("corpus", "sources"), "The texts, pairs and tasks that the other stages use."
     ),
-    "evaluate_pruned": Stage("evaluate", "run_pruned", PER_PRUNING, _EVALUATED, loads_model=True),
-    "evaluate_restored": Stage("evaluate", "run_restored", PER_RATIO, _EVALUATED, loads_model=True),
-    "evaluate_recovered": Stage("evaluate", "run_recovered", PER_RECOVERY, _EVALUATED, loads_model=True),
+    "dense": Stage("dense", "run", PER_MODEL, ("dense",), "The dense checkpoint, or a reference to it."),
+    "capture_dense": Stage(
+        "capture",
+        "run_dense",
+        PER_MODEL,
+        ("dense_activations",),
+        "Outputs of every attention head of the dense model, as Parquet.",
+        loads_model=True,
+    ),
+    "prune": Stage(
+        "prune", "run", PER_PRUNING, ("pruned",), "A sparse checkpoint, and the zeros of each layer.", loads_model=True
+    ),
+    "capture_pruned": Stage(
+        "capture",
+        "run_pruned",
+        PER_PRUNING,
+        ("pruned_activations",),
+        "The same outputs of the pruned model, on the same texts.",
+        loads_model=True,
+    ),
+    "extract": Stage("extract", "run", PER_PRUNING, ("components",), "The components that each head lost, by an SVD."),
+    "probe": Stage(
+        "probe", "run", PER_PRUNING, ("heads",), "The heads ranked by how much they matter.", loads_model=True
+    ),
+    "compensate": Stage(
+        "compensate",
+        "run",
+        PER_RATIO,
+        ("compensation", "training"),
+        "A trained offset for each of the best heads.",
+        loads_model=True,
+    ),
+    "recover": Stage(
+        "recover", "run", PER_RECOVERY, ("recovered",), "Another way to recover, to compare with.", loads_model=True
+    ),
+    "evaluate_dense": Stage(
+        "evaluate",
+        "run_dense",
+        PER_MODEL,
+        ("samples", "details", "reference", "metrics"),
+        "Accuracy and perplexity of the dense model.",
+        loads_model=True,
+    ),
+    "evaluate_pruned": Stage(
+        "evaluate", "run_pruned", PER_PRUNING, _EVALUATED, "The same of the pruned model.", loads_model=True
+    ),
+    "evaluate_restored": Stage(
+        "evaluate",
+        "run_restored",
+        PER_RATIO,
+        _EVALUATED,
+        "The same of the restored model, and the share of the loss recovered.",
+        loads_model=True,
+    ),
+    "evaluate_recovered": Stage(
+        "evaluate",
+        "run_recovered",
+        PER_RECOVERY,
+        _EVALUATED,
+        "The same of the model that another way recovered.",
+        loads_model=True,
+    ),
 }
 TOGETHER = ("compensate", "recover")  # stages that `accelerate launch` and torchrun may start in several processes
 

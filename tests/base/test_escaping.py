@@ -19,6 +19,8 @@ from restorelcc.base.escaping import (
     for_yaml,
     markdown_table,
     say,
+    show_in_parts,
+    table_of_rows,
 )
 
 NASTY = (
@@ -77,3 +79,44 @@ def test_ordinary_names_stay_as_they_are() -> None:
         assert for_markdown(text) == text
     assert code_for_markdown("data/metrics/a/b.json") == "`data/metrics/a/b.json`"
     assert "`" not in code_for_markdown("a`b")[1:-1]
+
+
+ROWS = [
+    {"": "dense", "mean %": "99.2", "95 % interval": "-", "params +": "0"},
+    {"": "heads 0.25", "mean %": "94.1", "95 % interval": "[83.6, 88.9]", "params +": "256"},
+]
+
+
+def shown(width: int, *, terminal: bool, drop: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=terminal, no_color=True)
+    left_out = table_of_rows(ROWS, "a title").show(console, drop)
+    return re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines(), left_out
+
+
+def test_a_narrow_terminal_loses_columns_by_priority_and_never_a_digit() -> None:
+    lines, left_out = shown(36, terminal=True, drop=("params +", "95 % interval"))
+    assert left_out == ["params +"]
+    assert max(map(len, lines)) <= 36
+    assert lines[-1].split() == ["heads", "0.25", "94.1", "[83.6,", "88.9]"]
+    lines, left_out = shown(20, terminal=True, drop=("params +", "95 % interval"))
+    assert left_out == ["params +", "95 % interval"]
+    assert lines[-1].split() == ["heads", "0.25", "94.1"]
+    assert shown(80, terminal=True, drop=("params +",))[1] == []
+
+
+def test_a_file_gets_every_column_on_one_line() -> None:
+    lines, left_out = shown(20, terminal=False, drop=("params +", "95 % interval"))
+    assert not left_out
+    assert lines[-1].split() == ["heads", "0.25", "94.1", "[83.6,", "88.9]", "256"]
+
+
+def test_many_columns_are_shown_below_one_another() -> None:
+    screen = io.StringIO()
+    show_in_parts(Console(file=screen, width=26, force_terminal=True, no_color=True), ROWS)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in screen.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 26
+    assert [line for line in lines if line.startswith("heads 0.25")] == [
+        line for line in lines if "94.1" in line or "88.9" in line or "256" in line
+    ]
+    assert all(any(title in line for line in lines) for title in ROWS[0])

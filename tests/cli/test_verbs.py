@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from restorelcc import __version__
 from restorelcc.__main__ import main
 from restorelcc.base.errors import BadInput
-from restorelcc.cli.app import app
+from restorelcc.cli.app import PANELS, app
 from restorelcc.cli.export import size_in_bytes
+from restorelcc.pipeline.stages import STAGES
 from tests.release.export.restored import Pair, pair_of
 
 
@@ -86,3 +90,20 @@ def test_one_flipped_zero_ends_verify_with_1_and_the_tensors_name(
     said = capsys.readouterr().err
     assert said.startswith("restorelcc: failed: model.layers.2.self_attn.v_proj.weight has")
     assert said.count("\n") == 1
+
+
+def test_help_says_what_one_gets_of_each_verb_in_panels() -> None:
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"}).output
+    places = [text.index(f"─ {panel} ─") for panel in PANELS]
+    assert places == sorted(places)
+    for stage in STAGES.values():
+        assert stage.gives[:40] in text and stage.gives.endswith(".")
+    listed = [str(each.name) for each in app.registered_commands if not each.hidden] + ["compensation"]
+    assert sorted(listed) == sorted(verb for verbs in PANELS.values() for verb in verbs)
+    assert CliRunner().invoke(app, ["--version"]).output == f"restorelcc {__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, restorelcc.cli.app; print({'torch', 'pyarrow', 'pydantic', 'tqdm', 'dvc'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

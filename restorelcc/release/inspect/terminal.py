@@ -32,7 +32,8 @@ def print_inspection(found: dict[str, Any]) -> None:
         f"{found['channels_removed']} of {channels}",
     )
     console = Console()
-    console.print(table)
+    table.show(console, ("channels removed", "heads removed"))
+    console.print()
     say(
         console,
         f"{found['zeros']:,} of {found['targeted']:,} targeted weights are zero; "

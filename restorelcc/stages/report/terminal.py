@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 
 from restorelcc.base.documents import read_document
-from restorelcc.base.escaping import PlainTable, say
+from restorelcc.base.escaping import say, show_in_parts, table_of_rows
 from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
+
+_FIRST_TO_GO = ("params +", "sparsity %", "perplexity", "95 % interval")  # columns, where a terminal is narrow
 
 
 def print_results(folder: Path, console: Console | None = None) -> None:
@@ -22,21 +23,14 @@ def print_results(folder: Path, console: Console | None = None) -> None:
     pruned_rows = (row for row in rows if row["pruning"] is not None)
     for (model, pruning), group in groupby(pruned_rows, key=lambda row: (row["model"], row["pruning"])):
         shown = [*([dense[model]] if model in dense else []), *group]
-        console.print(_table(f"{model}, {pruning}", summary(shown, decimals)))
+        left_out = table_of_rows(summary(shown, decimals), f"{model}, {pruning}").show(console, _FIRST_TO_GO)
+        if left_out:
+            say(console, f"Not shown at this width: {', '.join(left_out)}; the report has them.")
+        console.print()
         if shown[0]["tasks"]:
-            console.print(_table("", [task_columns(row, decimals) for row in shown]))
+            show_in_parts(console, [task_columns(row, decimals) for row in shown])
         plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *unchanged(shown), not_averaged(shown)]
         say(console, "\n".join([*filter(None, plainly), "", ""]))
     if results.get("missing"):
         say(console, f"Not evaluated: {', '.join(results['missing'])}\n")
     say(console, f"Report: {folder / 'report.html'}")
-
-
-def _table(title: str, rows: list[dict[str, str]]) -> PlainTable:
-    table = PlainTable(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for position, name in enumerate(rows[0]):
-        # Long task names may break after their underscore.
-        table.add_column(name.replace("_", "_\n", 1), justify="right" if position else "left", no_wrap=not position)
-    for row in rows:
-        table.add_row(*row.values())
-    return table
