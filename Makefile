@@ -14,6 +14,8 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# `make repro` prints the table last, whether or not the stage `report` had to run.
+repro: export RESTORELCC_TABLE := 0
 UV := $(VENV)/bin/uv
 # The index of torch, for example https://download.pytorch.org/whl/cpu; empty: the one that pip is configured to use.
 TORCH_INDEX ?=

@@ -6,6 +6,7 @@ The flow reads the DAG from DVC and runs every stage by DVC; it decides only whe
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from flows.artifacts import Progress, StageResult, publish_report, publish_stage
 from flows.dag import Dag, read_dag
 from flows.gates import gate_folder, local_slots
 from flows.server import prefect_api
-from flows.stage_process import begin, end_all
+from flows.stage_process import begin, end_all, stage_environment
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
 from restorelcc.base.ending import tell
 from restorelcc.base.errors import BadInput
@@ -172,7 +173,10 @@ def main(
 ) -> None:
     """Run the grid in params.yaml."""
     load_params(ROOT / "params.yaml")  # bad input ends here, before any server starts
-    raise SystemExit(run_here(restore.with_options(task_runner=runner_for(dask)), parallel=parallel, gpus=gpus))
+    code = run_here(restore.with_options(task_runner=runner_for(dask)), parallel=parallel, gpus=gpus)
+    if code == 0:
+        subprocess.run(["restorelcc", "table"], cwd=ROOT, env=stage_environment(ROOT), check=False)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,8 @@ def stage_environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(python_path),
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
+        "RESTORELCC_PROGRESS": os.environ.get("RESTORELCC_PROGRESS", "1"),  # a line every ten seconds goes to the log
+        "RESTORELCC_TABLE": "0",  # the flow prints it last
     }
 
 

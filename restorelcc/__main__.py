@@ -24,6 +24,8 @@ def set_defaults() -> None:
     """Set variables that the user has not set, before torch and pyarrow are imported, which read them once."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # bars of other libraries, whose every tick would be a line of the log
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def main() -> None:

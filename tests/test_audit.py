@@ -62,6 +62,8 @@ OWN_VARIABLES = {
     "DVC_ROOT": "whether that DVC still lives",
     "USE_HUB_KERNELS": "kernels of a hub are never loaded",
     "RESTORELCC_PROGRESS": "bars or none",
+    "RESTORELCC_TABLE": "whether the table is printed when the report is there",
+    "TQDM_DISABLE": "bars of other libraries or none",
     "WORLD_SIZE": "processes of a launcher; a step of several is a step of one",
     "RANK": "the same",
     "LOCAL_RANK": "the same",

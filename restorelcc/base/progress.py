@@ -32,7 +32,12 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T] | None, title: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
-    """Iterate (or count by hand, items None) with a bar `title: n/total unit`; RESTORELCC_PROGRESS=0: no bars."""
+    """Iterate (or count by hand, items None) with a bar `title: n/total unit`.
+
+    Bars are for a terminal: a file gets none. RESTORELCC_PROGRESS=1 has them everywhere, 0 nowhere.
+    """
+    asked = os.environ.get("RESTORELCC_PROGRESS")
+    shown = sys.stderr.isatty() if asked not in ("0", "1") else asked == "1"
     return tqdm(
         items,
         desc=title,
@@ -41,7 +46,7 @@ def progress(items: Iterable[T] | None, title: str, unit: str, total: int | None
         initial=initial,
         dynamic_ncols=True,
         mininterval=0.5,
-        disable=os.environ.get("RESTORELCC_PROGRESS") == "0" or not is_first_process(),
+        disable=not shown or not is_first_process(),
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} |{bar}| {elapsed}<{remaining} {postfix}",
     )
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,8 +90,9 @@ _OLD_VERBS = {"recover": ["baseline"], "evaluate_recovered": ["evaluate_baseline
 
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     from restorelcc.base.documents import write_json
-    from restorelcc.base.progress import is_first_process
+    from restorelcc.base.progress import is_first_process, notice
     from restorelcc.pipeline.inputs import lay_out_inputs
+    from restorelcc.pipeline.outcome import duration, last_time, outcome, place
     from restorelcc.pipeline.params import load_params
     from restorelcc.pipeline.running import stage_running
     from restorelcc.pipeline.versions import check_versions
@@ -100,6 +102,9 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     stage = STAGES[name]
     layout, started = Layout(params_file.resolve().parent), time.perf_counter()
     check_versions(layout.root)
+    before = last_time(layout, name, cell)
+    if before:
+        notice(place(params, name, cell), f"started, {before}")
     with stage_running(layout, name, cell):
         if started_by_dvc() and stage.folder == "evaluate":  # a task file may name others than when `inputs` ran
             lay_out_inputs(params, cell.model, layout)
@@ -107,7 +112,9 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
         entry = params.models[cell.model].part_for(stage.folder)
         run(cell, params.section(cell.model, stage.folder), entry, layout)
     if is_first_process():
-        write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
+        seconds = time.perf_counter() - started
+        write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": seconds})
+        notice(place(params, name, cell), f"{outcome(name, layout, cell)} ({duration(seconds)})")
 
 
 def _say_version(asked: bool) -> None:
@@ -205,6 +212,10 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
         results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:
         typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
+    if os.environ.get("RESTORELCC_TABLE") != "0":  # whoever runs DVC may print it last
+        from restorelcc.stages.report.terminal import print_results
+
+        print_results(layout.report)
 
 
 @app.command("table", help="Print the result table of the last report.")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import SCHEMA, read_document, write_document
+from restorelcc.base.documents import SCHEMA, read_document, rounded, write_document
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.layout import Layout
@@ -283,7 +283,10 @@ class Evaluation:
         return time.perf_counter() - self.started
 
     def write(self) -> None:
-        """Publish metrics, details and samples; of the dense model also the reference."""
+        """Publish metrics, details and samples; of the dense model also the reference.
+
+        The metrics hold results only, so that `dvc metrics diff` shows results; time and versions are details.
+        """
         cell, layout = self.cell, self.layout
         metrics: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}
         ratio = self.metrics.pop("head_ratio", cell.head_ratio)
@@ -292,15 +295,15 @@ class Evaluation:
             metrics["recovery"] = cell.recovery
         first = ("measured", "tasks", "mean", "perplexity", "token_perplexity", "word_perplexity", "bits_per_byte")
         metrics |= {name: self.metrics[name] for name in first} | self.metrics
-        metrics["seconds"] = round(self._elapsed(), 3)
-        metrics["versions"] = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-        seconds = {name: round(value, 3) for name, value in self.details["seconds"].items()}
-        self.details |= {"seconds": seconds, "peak_memory_bytes": cost.peak_memory_bytes(self.network.device)}
+        seconds = self.details["seconds"] | {"total": self._elapsed()}
+        self.details["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+        self.details["versions"] = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+        self.details["peak_memory_bytes"] = cost.peak_memory_bytes(self.network.device)
         paths = [layout.metrics(cell), layout.details(cell), layout.samples(cell)]
         if cell == Cell(cell.model):
             paths.append(layout.reference(cell))
         with published(layout, *paths) as scratch:
-            write_document(scratch[0], metrics)
+            write_document(scratch[0], rounded(metrics))
             write_document(scratch[1], self.details)
             write_table(scratch[2], self.rows, SAMPLES, {MEASURED: self.fingerprint.as_text()})
             if len(scratch) > 3 and self.reference is not None:

@@ -153,13 +153,15 @@ def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> 
     kind, label = _kind(metrics)
     recovered, versus = metrics.get("recovered") or {}, (metrics.get("versus") or {}).get("pruned") or {}
     names = ("model", "pruning", "head_ratio", "mean", "params_added", "params_total", "sparsity")
-    optional = ("params_nonzero", "params_trained", "file_bytes", "bits_per_byte", "generation", "seconds", "versions")
+    optional = ("params_nonzero", "params_trained", "file_bytes", "bits_per_byte", "generation")
     return {
         "cell": str(cell),
         "kind": kind,
         "what": label,
         **{name: metrics[name] for name in names},
         **{name: metrics.get(name) for name in optional},
+        "seconds": (details.get("seconds") or {}).get("total"),
+        "versions": details.get("versions"),
         "recovery": metrics.get("recovery"),
         "variants": metrics.get("variants"),
         "tasks": metrics["tasks"],

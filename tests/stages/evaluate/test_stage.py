@@ -110,9 +110,10 @@ def test_every_metrics_file_has_the_documented_keys(layout: Layout) -> None:
             "acc": {name: found["tasks"]["t"][name] for name in ("value", "stderr")}
         }
         assert {"token_perplexity", "word_perplexity", "bits_per_byte", "file_bytes", "generation"} <= set(found)
-        assert found["seconds"] > 0
+        assert not {"seconds", "versions"} & set(found), "results only"
         details = read_json(layout.details(cell))
         assert details["peak_memory_bytes"] > 0
+        assert details["seconds"]["total"] > 0 and {"torch", "python"} <= set(details["versions"])
         assert details["latency"]["seconds"] > 0
         assert len(read_table(layout.samples(cell), SAMPLES)) == 12
     assert set(read_json(layout.metrics(RESTORED))["recovered"]) >= {"mean", "ci95", "method"}

@@ -54,7 +54,7 @@ def metrics(cell: Cell, mean: float) -> dict[str, Any]:
     }
     content["word_perplexity"] = {"corpus": "heldout", "words": 9, "tokens": 10, "value": 7.5, "bytes": 40}
     content |= {"bits_per_byte": 0.9, "params_total": 1000, "params_nonzero": 600, "params_added": 64, "sparsity": 0.5}
-    content |= {"file_bytes": 123456, "seconds": 1.5, "versions": {"torch": "2.13.0"}}
+    content |= {"file_bytes": 123456}
     content["generation"] = {"degenerate": False, "reasons": [], "kl_to_dense": 0.2, "top_token_agreement": 0.9} | {
         "greedy_agreement": 0.5,
         "greedy": _TEXT,
@@ -67,7 +67,12 @@ def metrics(cell: Cell, mean: float) -> dict[str, Any]:
 
 
 def details(cell: Cell) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": 1.0}, "peak_memory_bytes": 3 * 10**8}
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "seconds": {"load": 1.0, "total": 1.5},
+        "versions": {"torch": "2.13.0"},
+        "peak_memory_bytes": 3 * 10**8,
+    }
     content |= {"latency": {"seconds": 0.002, "rounds": 5}, "digests": {"model": "c0ffee" * 8}}
     content["continuations"] = [{"prompt": "one <b>", "greedy": "two & three", "sampled": "four"}]
     if cell.pruning and not cell.head_ratio:
