@@ -64,12 +64,16 @@ $(READY)-%: $(READY)
 env: $(READY) ## Create .venv and install the packages of uv.lock; TORCH_INDEX=<url> for another build of torch
 
 repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+ifeq ($(MODEL),)
 	restorelcc doctor --fix --quiet
 	restorelcc versions
-	restorelcc check $(if $(MODEL),--set 'grid.model=[$(MODEL)]')
-	restorelcc inputs $(if $(MODEL),--model $(MODEL))
-	$(if $(MODEL),dvc exp run --set-param 'grid.model=[$(MODEL)]',dvc --wait-for-lock repro)
+	restorelcc check
+	restorelcc inputs
+	dvc --wait-for-lock repro
 	restorelcc table
+else
+	restorelcc run --model $(MODEL)
+endif
 
 flow: $(READY) ## Run the chain with Prefect, several stages at once (docs/workflow.md)
 	python -m flows.restore

@@ -27,6 +27,7 @@ from restorelcc.cli import (
     inspect,
     plan,
     restore,
+    run,
     share,
     verify,
 )
@@ -79,7 +80,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 _PARAMS = Path("params.yaml")
 # How --help groups the verbs, in this order.
 PANELS = {
-    "Run": ("restore", "init", "check", "plan", "versions"),
+    "Run": ("restore", "run", "init", "check", "plan", "versions"),
     "Look at results and checkpoints": ("table", "compare", "inspect"),
     "Ship": ("export", "verify", "compensation", "engines"),
     "Work as a team": ("share", "push", "pull", "doctor"),
@@ -257,7 +258,8 @@ def _places() -> list[tuple[str, str]]:
     return [(panel, verb) for panel, verbs in PANELS.items() for verb in verbs]
 
 
-for _verb_file in (restore, init, check, plan, compare, inspect, doctor, export, verify, compensation, engines, share):
+_VERBS = (restore, run, init, check, plan, compare, inspect, doctor, export, verify, compensation, engines, share)
+for _verb_file in _VERBS:
     _verb_file.add(app)
 for _name, _stage in STAGES.items():
     _add_verb(_name, _stage)

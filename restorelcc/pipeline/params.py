@@ -15,6 +15,7 @@ from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry,
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
 from restorelcc.base.recoveries import check_recovery
 from restorelcc.base.section import Section, sentence, unknown
+from restorelcc.pipeline.one_run import settings_of_this_run
 from restorelcc.pipeline.params_file import read_params, read_value
 from restorelcc.pipeline.renamed import new_name, with_new_names
 from restorelcc.stages.capture import CaptureConfig
@@ -106,20 +107,25 @@ class Params(Section):
 
 def load_params(path: Path, overrides: tuple[str, ...] = ()) -> Params:
     """Read, override (`section.key=value`) and check the whole file. Raises BadInput with one sentence."""
-    return checked(read_params(path), overrides)
+    return checked(read_params(path), (*settings_of_this_run(), *overrides))
 
 
 def checked(raw: dict[str, Any], overrides: tuple[str, ...] = ()) -> Params:
     """The content of a file, overridden in place, as an object. Raises BadInput with one sentence."""
     with_new_names(raw)
-    for override in overrides:
-        _override(raw, new_name(override))
+    put_over(raw, overrides)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         raise BadInput(sentence(error, Params, tags=TASK_FORMS)) from error
     _check_grid(params)
     return params
+
+
+def put_over(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    """Put `section.key=value` over the content of a file, in place. Raises BadInput for what is not of this form."""
+    for override in overrides:
+        _override(raw, new_name(override))
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -15,6 +15,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import put
 from restorelcc.pipeline.dvc_log import told
+from restorelcc.pipeline.one_run import dvc_reads, environment
 from restorelcc.pipeline.workspace import mend, other_runs
 
 _EXIT = re.compile(r"exited with (-?\d+)")
@@ -30,8 +31,11 @@ class StageEnded(Exception):
         self.code = code
 
 
-def reproduce(layout: Layout, target: str, title: str) -> None:
-    """Run a stage and those that it needs, if they changed; says under `title` which did not.
+def reproduce(layout: Layout, target: str | None, title: str, settings: tuple[str, ...] = ()) -> None:
+    """Run a stage, or all, and those that it needs, if they changed; says under `title` which did not.
+
+    settings: `section.key=value` over params.yaml, for this run. Without a target the project is the user's own, whose
+    DVC has its settings already.
 
     Raises StageEnded when one fails, and StageFailed when it could not print a reason.
     """
@@ -39,17 +43,24 @@ def reproduce(layout: Layout, target: str, title: str) -> None:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    site = {"core": {"site_cache_dir": str(layout.root / ".dvc" / "tmp" / "site")}}  # goes with the folder
+    config = None
+    if target is not None:
+        config = {"core": {"site_cache_dir": str(layout.root / ".dvc" / "tmp" / "site")}}  # goes with the folder
     while True:
         for sentence in mend(layout.root):
             notice(title, sentence)
         try:
-            with told(title), chdir(layout.root), Repo(str(layout.root), config=site, _wait_for_lock=True) as repo:
-                repo.reproduce(targets=[target], run_env=_environment(layout))
+            with (
+                told(title),
+                dvc_reads(layout.root / "params.yaml", settings),
+                chdir(layout.root),
+                Repo(str(layout.root), config=config, _wait_for_lock=True) as repo,
+            ):
+                repo.reproduce(targets=target and [target], run_env=_environment(layout) | environment(settings))
             return
         except DvcException as error:
             if not any(isinstance(cause, LockError) for cause in _causes(error)):
-                raise _ended(error, target) from error
+                raise _ended(error, target or "the project") from error
             _wait_for_others(layout.root, title)
 
 

@@ -1,0 +1,57 @@
+"""`restorelcc run`: the whole grid with `dvc repro`, and settings for this one run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command("run", help="Run what changed in a project and print the table; --model, --set: for this run only.")(
+        run
+    )
+
+
+def run(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="key of `models`, in place of grid.model; repeatable")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
+    params: Annotated[Path, typer.Option("--params", help="params.yaml of the project")] = Path("params.yaml"),
+) -> None:
+    """Check, mend, run, print. No option changes params.yaml."""
+    root = params.resolve().parent
+    if params.name != "params.yaml" or not (root / "dvc.yaml").is_file():
+        raise BadInput(f"{params}: a project has a dvc.yaml beside its params.yaml, make one with `restorelcc init`")
+    from restorelcc.base.progress import notice
+    from restorelcc.cli.check import check
+    from restorelcc.pipeline.inputs import lay_out_inputs
+    from restorelcc.pipeline.params import load_params
+    from restorelcc.pipeline.renamed import rename_in_file
+    from restorelcc.pipeline.reproduce import StageEnded, reproduce
+    from restorelcc.pipeline.versions import FOLDER, write_versions
+    from restorelcc.pipeline.workspace import mend
+    from restorelcc.stages.report.terminal import print_results
+
+    settings = (*([f"grid.model={json.dumps(model)}"] if model else []), *(set_ or []))
+    checked, layout = load_params(params, settings), Layout(root)
+    told = [*mend(root), *(rename_in_file(params)), *(write_versions(root) if (root / FOLDER).is_dir() else [])]
+    for sentence in told:
+        notice("run", sentence)
+    check(params, list(settings), None, as_json=False)
+    for alias in checked.grid.model:
+        lay_out_inputs(checked, alias, layout)
+    os.environ["RESTORELCC_TABLE"] = "0"  # it is printed last, also when the report did not have to run
+    try:
+        reproduce(layout, None, "run", settings)
+    except StageEnded as ended:
+        raise typer.Exit(ended.code) from None
+    print_results(layout.report)
