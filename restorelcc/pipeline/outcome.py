@@ -88,7 +88,7 @@ def _prune(layout: Layout, cell: Cell) -> str:
     found = read_document(layout.pruned(cell) / "sparsity.json")
     errors = [layer["error"] for layer in found["layers"] if layer.get("error") is not None]
     error = f", mean relative error of a layer {sum(errors) / len(errors):.3f}" if errors else ""
-    return f"{found['achieved']:.2%} of the targeted weights are zero{error}"
+    return f"{100 * found['achieved']:.2f} % of the targeted weights are zero{error}"
 
 
 def _extract(layout: Layout, cell: Cell) -> str:

@@ -15,6 +15,7 @@ import restorelcc
 from restorelcc.base.documents import read_text
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.dvc_log import told
+from restorelcc.pipeline.reference import schema_text
 from restorelcc.pipeline.versions import CODE, FOLDER, GROUPS, code_digest, installed
 
 _TEMPLATES = Path(__file__).with_name("project")
@@ -24,6 +25,7 @@ _HEADER = """\
 # digests, folder by folder, are in {code}; `restorelcc versions` brings them up to date.
 """
 _IGNORED = (".gitignore", ".dvcignore")
+SCHEMA = "params.schema.json"  # by which editors complete and check params.yaml
 ABSENT = "absent"  # in place of the version of a package that is not installed
 
 
@@ -64,9 +66,9 @@ def new_project(folder: Path) -> None:
     init_repository(folder)
     ignored = {name: folder / name for name in _IGNORED if (folder / name).is_file()}
     before = {name: read_text(path) for name, path in ignored.items()}
-    write_project(folder, template("params"))
+    write_project(folder, f"# yaml-language-server: $schema={SCHEMA}\n{template('params')}")
     joined = {name: _joined(text, template(name[1:])) for name, text in before.items()}
-    _write(folder, joined | {"prefect.yaml": template("prefect")})
+    _write(folder, joined | {"prefect.yaml": template("prefect"), SCHEMA: schema_text()})
 
 
 def _joined(text: str, more: str) -> str:

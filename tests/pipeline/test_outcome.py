@@ -59,7 +59,7 @@ def test_what_pruning_training_and_evaluation_found(tmp_path: Path) -> None:
     layout.pruned(PRUNED).mkdir(parents=True)
     write_document(layout.pruned(PRUNED) / "sparsity.json", {"achieved": 0.49976, "layers": layers})
     assert outcome("prune", layout, PRUNED) == (
-        "49.98% of the targeted weights are zero, mean relative error of a layer 0.250"
+        "49.98 % of the targeted weights are zero, mean relative error of a layer 0.250"
     )
     layout.training(RESTORED).parent.mkdir(parents=True)
     found = {"heads": [[0, 1]] * 16, "valid_loss": 0.1634, "chosen": {"candidate": "training", "learning_rate": 0.03}}
