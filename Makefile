@@ -81,8 +81,8 @@ flow: $(READY) ## Run the chain with Prefect, several stages at once (docs/workf
 share: $(READY) ## Use a folder, s3://... or ssh://... as the team's remote: make share URL=...
 	restorelcc share "$(URL)"
 
-graph: $(READY) ## Draw the stages of the grid and what each waits for
-	dvc dag | cat
+graph: $(READY) ## List the stages of the grid and what each waits for
+	restorelcc graph
 
 test: $(READY)-test ## Run the tests, also of caching, remotes, schedules and machines (servers on loopback)
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"

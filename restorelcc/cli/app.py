@@ -23,6 +23,7 @@ from restorelcc.cli import (
     doctor,
     engines,
     export,
+    graph,
     init,
     inspect,
     plan,
@@ -81,7 +82,7 @@ _PARAMS = Path("params.yaml")
 # How --help groups the verbs, in this order.
 PANELS = {
     "Run": ("restore", "run", "init", "check", "plan", "versions"),
-    "Look at results and checkpoints": ("table", "compare", "inspect"),
+    "Look at results and checkpoints": ("table", "compare", "inspect", "graph"),
     "Ship": ("export", "verify", "compensation", "engines"),
     "Work as a team": ("share", "push", "pull", "doctor"),
     "Stages, which `dvc repro` runs": ("inputs", *STAGES, "report"),
@@ -258,7 +259,10 @@ def _places() -> list[tuple[str, str]]:
     return [(panel, verb) for panel, verbs in PANELS.items() for verb in verbs]
 
 
-_VERBS = (restore, run, init, check, plan, compare, inspect, doctor, export, verify, compensation, engines, share)
+_VERBS = (
+    *(restore, run, init, check, plan, compare, inspect, graph),
+    *(doctor, export, verify, compensation, engines, share),
+)
 for _verb_file in _VERBS:
     _verb_file.add(app)
 for _name, _stage in STAGES.items():
