@@ -15,6 +15,16 @@ The checkpoint was pruned, and part of the loss was recovered with
 on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
 a zero here, and the surviving weights are the same, bit for bit."""
 
+# The four lines that a reader looks for. The folder is the one that this card lies in.
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (auto.from_pretrained("FOLDER_OR_HUB_ID") for auto in (AutoModelForCausalLM, AutoTokenizer))
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+```"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
@@ -33,7 +43,16 @@ def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFact
     names = [str(record[key]) for key in ("model", "pruning", "head_ratio") if record.get(key) is not None]
     title = facts.title or " ".join(["Restored", *(names or [config.model_type])])
     parts = [_front_matter(facts), f"# {for_markdown(title)}", _METHOD, "## Numbers", _numbers(facts)]
-    parts += ["## Contents", _content(record), "## Limits", _limits(record, facts), "## Licence", _licence(facts)]
+    parts += [
+        "## Use",
+        _USE,
+        "## Contents",
+        _content(record),
+        "## Limits",
+        _limits(record, facts),
+        "## Licence",
+        _licence(facts),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
