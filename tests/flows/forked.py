@@ -6,7 +6,8 @@
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
 imported, the project's own code is not.
 
-The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork.
+The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork. The fork
+ends with its caller.
 """
 
 import gc
@@ -16,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -71,6 +73,7 @@ def _answer(connection, run):
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_caller, args=(connection,), daemon=True).start()
     sys.path.insert(0, str(Path.cwd()))  # where a test puts what it pretends to have installed
     code = 1
     try:
@@ -87,6 +90,12 @@ def _answer(connection, run):
         os._exit(code)
 
 
+def _end_with_caller(connection):
+    """As a process does that flows/tied.py has started: nothing comes over the connection but its end."""
+    if not connection.recv(1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def restorelcc(arguments):
     from restorelcc.__main__ import main
 
@@ -94,24 +103,58 @@ def restorelcc(arguments):
     main()
 
 
-# What a flow and the commands of Prefect and DVC import.
+# What a flow and the commands of Prefect and DVC import, at once or when they need it.
 FLOWS = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool", "prefect.cli.flow_run"]
 FLOWS += ["prefect.client.orchestration", "prefect.deployments", "prefect.task_runners", "prefect.artifacts"]
-FLOWS += ["dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "git", "asyncssh", "networkx", "typer"]
-FLOWS += ["prefect.workers.process", "prefect.flow_engine", "prefect.task_engine"]
+FLOWS += [
+    "prefect.workers.process",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.engine",
+    "prefect.cli.worker",
+]
+FLOWS += ["prefect.server.api.server", "prefect.cli.server", "uvicorn"]
+FLOWS += [
+    "dvc.cli",
+    "dvc.cli.parser",
+    "dvc.repo",
+    "dvc.stage.run",
+    "git",
+    "asyncssh",
+    "networkx",
+    "typer",
+    "dulwich.repo",
+]
+FLOWS += ["dvc.cachemgr", "dvc.data_cloud", "dvc.lock", "dvc.rwlock", "dvc.scm", "dvc.utils.strictyaml", "dvc._debug"]
+FLOWS += [
+    f"dvc.repo.{name}" for name in ("artifacts", "brancher", "datasets", "metrics", "open_repo", "params", "plots")
+]
+FLOWS += ["dvc.repo.stage", "dvc.repo.index", "dvc.repo.worktree", "scmrepo.git", "dulwich.ignore", "dulwich.walk"]
+FLOWS += ["dvc_data.hashfile.db.local", "dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict"]
+FLOWS += [f"dvc_data.index.{name}" for name in ("checkout", "collect", "fetch", "push")]
+FLOWS += [
+    "dvc_render.html",
+    "dvc_render.vega",
+    "dvc_render.image",
+    "fsspec.implementations.memory",
+    "filelock",
+    "psutil",
+]
+FLOWS += ["numpy", "pyarrow", "pyparsing", "ruamel.yaml", "tqdm.auto", "zc.lockfile"]
 
 
 def flow_command(arguments):
     """In the fork: `prefect`, `dvc` or `-m module`, with the caller's settings and the project's own code."""
     import runpy
 
+    sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if arguments[0] == "-m":
         if arguments[1].startswith("flows."):
             importlib.import_module("flows")  # says where Prefect keeps its files
         arguments = arguments[1:]
-    prefect_settings = importlib.import_module("prefect.context")
-    prefect_settings.refresh_global_settings_context()
+    if arguments[0].partition(".")[0] in ("flows", "prefect", "uvicorn"):
+        importlib.import_module("prefect.context").refresh_global_settings_context()
     sys.argv = list(arguments)
     if arguments[0] == "prefect":
         importlib.import_module("prefect.cli").app()

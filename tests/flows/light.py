@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,11 +24,11 @@ from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 from tests.flows import standin
 from tests.flows.in_process import repo_here
+from tests.flows.servers import fork_of, process
 
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
-FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 
 
@@ -141,13 +142,40 @@ class LightProject:
     def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
         """Run a command until it ends. DVC's, Prefect's and Python's modules share their imports, by fork."""
         if self.commands and (known := _known(command)):
-            command = (sys.executable, "-I", "-S", str(FORKED), str(self.commands()), *known)
-        process = self.start(*command, **environment)
+            command, environment = (*fork_of(self.socket()), *known), self.forks() | environment
+        running = self.start(*command, **environment)
         try:
-            text, _ = process.communicate(timeout=timeout)
+            text, _ = running.communicate(timeout=timeout)
         finally:
-            process.kill()
-        return Done(process.returncode, text)
+            running.kill()
+        return Done(running.returncode, text)
+
+    @classmethod
+    def socket(cls) -> Path:
+        """Of the process whose forks run commands."""
+        assert cls.commands, "it is a fixture of tests/flows"
+        return cls.commands()
+
+    @contextmanager
+    def background(self, *command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that goes on until the block ends, in a fork; a kill -9 of it is a SIGTERM for the fork."""
+        start = (*fork_of(self.socket()), *_known(command))
+        with process(*start, log=log, cwd=self.folder, **self.environment | self.forks() | environment) as running:
+            yield running
+
+    def forks(self) -> dict[str, str]:
+        """The environment of a fork: what it and its processes start as `python -m dvc` is a fork, too.
+
+        So are a flow that a worker starts, and the stand-in's look at a user's files.
+        """
+        script = Path(self.environment["RESTORELCC_BIN"]) / "forks" / "python"
+        if not script.exists():
+            script.parent.mkdir()
+            known = "|".join(f'"-m {name}"' for name in ("dvc", "prefect.engine", "restorelcc"))
+            fork = f'case "$1 $2" in {known}) exec {" ".join(fork_of(self.socket()))} "$@" ;; esac'
+            script.write_text(f'#!/bin/sh\n{fork}\nexec {sys.executable} "$@"\n')
+            script.chmod(0o755)
+        return {"LIGHT_PYTHON": str(script)}
 
     def sh(self, *command: str, **environment: str) -> str:
         """Run a command that must succeed; its output."""

@@ -2,10 +2,13 @@
 
 Imported by Python itself where this folder is on PYTHONPATH. Nothing but that differs, and that a
 process parses no text twice. tests/flows/in_process.py has the same in the test's own process.
+
+$LIGHT_PYTHON is the Python that such a process starts others with: LightProject.forks says what it does.
 """
 
 import copy
 import importlib.util
+import os
 import re
 import sys
 
@@ -75,3 +78,4 @@ def patch_yaml(module):
 
 if __name__ == "sitecustomize":
     sys.meta_path.insert(0, _Finder)
+    sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)
