@@ -104,42 +104,19 @@ def restorelcc(arguments):
 
 
 # What a flow and the commands of Prefect and DVC import, at once or when they need it.
-FLOWS = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool", "prefect.cli.flow_run"]
-FLOWS += ["prefect.client.orchestration", "prefect.deployments", "prefect.task_runners", "prefect.artifacts"]
-FLOWS += [
-    "prefect.workers.process",
-    "prefect.flow_engine",
-    "prefect.task_engine",
-    "prefect.engine",
-    "prefect.cli.worker",
-]
-FLOWS += ["prefect.server.api.server", "prefect.cli.server", "uvicorn"]
-FLOWS += [
-    "dvc.cli",
-    "dvc.cli.parser",
-    "dvc.repo",
-    "dvc.stage.run",
-    "git",
-    "asyncssh",
-    "networkx",
-    "typer",
-    "dulwich.repo",
-]
-FLOWS += ["dvc.cachemgr", "dvc.data_cloud", "dvc.lock", "dvc.rwlock", "dvc.scm", "dvc.utils.strictyaml", "dvc._debug"]
-FLOWS += [
-    f"dvc.repo.{name}" for name in ("artifacts", "brancher", "datasets", "metrics", "open_repo", "params", "plots")
-]
-FLOWS += ["dvc.repo.stage", "dvc.repo.index", "dvc.repo.worktree", "scmrepo.git", "dulwich.ignore", "dulwich.walk"]
-FLOWS += ["dvc_data.hashfile.db.local", "dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict"]
-FLOWS += [f"dvc_data.index.{name}" for name in ("checkout", "collect", "fetch", "push")]
-FLOWS += [
-    "dvc_render.html",
-    "dvc_render.vega",
-    "dvc_render.image",
-    "fsspec.implementations.memory",
-    "filelock",
-    "psutil",
-]
+FLOWS = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool"]
+FLOWS += ["prefect.cli.flow_run", "prefect.client.orchestration", "prefect.deployments"]
+FLOWS += ["prefect.task_runners", "prefect.artifacts", "prefect.workers.process", "prefect.flow_engine"]
+FLOWS += ["prefect.task_engine", "prefect.engine", "prefect.cli.worker", "prefect.server.api.server"]
+FLOWS += ["prefect.cli.server", "uvicorn", "dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "git"]
+FLOWS += ["asyncssh", "networkx", "typer", "dulwich.repo", "dvc.cachemgr", "dvc.data_cloud", "dvc.lock"]
+FLOWS += ["dvc.rwlock", "dvc.scm", "dvc.utils.strictyaml", "dvc._debug", "dvc.repo.artifacts"]
+FLOWS += ["dvc.repo.brancher", "dvc.repo.datasets", "dvc.repo.metrics", "dvc.repo.open_repo"]
+FLOWS += ["dvc.repo.params", "dvc.repo.plots", "dvc.repo.stage", "dvc.repo.index", "dvc.repo.worktree"]
+FLOWS += ["scmrepo.git", "dulwich.ignore", "dulwich.walk", "dvc_data.hashfile.db.local"]
+FLOWS += ["dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict", "dvc_data.index.checkout"]
+FLOWS += ["dvc_data.index.collect", "dvc_data.index.fetch", "dvc_data.index.push", "dvc_render.html"]
+FLOWS += ["dvc_render.vega", "dvc_render.image", "fsspec.implementations.memory", "filelock", "psutil"]
 FLOWS += ["numpy", "pyarrow", "pyparsing", "ruamel.yaml", "tqdm.auto", "zc.lockfile"]
 
 

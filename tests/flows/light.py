@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from networkx import topological_sort
 
 from restorelcc.base.layout import Layout
@@ -206,14 +206,15 @@ class LightProject:
         A stage's outputs change with its parameters, its command and its data, as the stand-in's do: not with its code,
         nor with the version of a package. `inputs` is run, by a call. Not for what the run-cache may bring back.
         """
-        status, stages = self._status_and_stages()
-        if running := {name for name in status if name.startswith("inputs@")}:
+        with repo_here(self.folder, self.environment) as repo, lock_repo(repo):  # locked, it reads dvc.yaml once
+            stages = {each.addressing: each for each in reversed(list(topological_sort(repo.index.graph)))}
+            running = set(repo.status([name for name in stages if name.startswith("inputs@")]))
             params = load_params(self.folder / "params.yaml")
             for name in running:
                 lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
-            status, stages = self._status_and_stages()
+            status = repo.status()
         moved: set[Path] = set()  # outputs that will be others
-        for name, stage in stages:
+        for name, stage in stages.items():
             if name.startswith("inputs@"):
                 continue
             changes = status.get(name, [])
@@ -228,12 +229,6 @@ class LightProject:
             elif data:
                 moved |= {Path(path) for out in stage.outs for path in standin.moved(out.fs_path, data)}
         return running
-
-    def _status_and_stages(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-        """Both as DVC has them; each stage after those that it needs."""
-        with repo_here(self.folder, self.environment) as repo:
-            status = repo.status()
-            return status, [(each.addressing, each) for each in reversed(list(topological_sort(repo.index.graph)))]
 
     def executed(self) -> list[str]:
         """Every execution so far, in order."""
