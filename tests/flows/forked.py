@@ -4,7 +4,7 @@
     python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
-imported, the project's own code is not.
+imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
 
 The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork. The fork
 ends with its caller.
@@ -103,24 +103,27 @@ def restorelcc(arguments):
     main()
 
 
-# What a flow and the commands of Prefect and DVC import, at once or when they need it.
-FLOWS = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool"]
-FLOWS += ["prefect.cli.flow_run", "prefect.client.orchestration", "prefect.deployments"]
-FLOWS += ["prefect.task_runners", "prefect.artifacts", "prefect.workers.process", "prefect.flow_engine"]
-FLOWS += ["prefect.task_engine", "prefect.engine", "prefect.cli.worker", "prefect.server.api.server"]
-FLOWS += ["prefect.cli.server", "uvicorn", "dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "git"]
-FLOWS += ["asyncssh", "networkx", "typer", "dulwich.repo", "dvc.cachemgr", "dvc.data_cloud", "dvc.lock"]
-FLOWS += ["dvc.rwlock", "dvc.scm", "dvc.utils.strictyaml", "dvc._debug", "dvc.repo.artifacts"]
-FLOWS += ["dvc.repo.brancher", "dvc.repo.datasets", "dvc.repo.metrics", "dvc.repo.open_repo"]
-FLOWS += ["dvc.repo.params", "dvc.repo.plots", "dvc.repo.stage", "dvc.repo.index", "dvc.repo.worktree"]
-FLOWS += ["scmrepo.git", "dulwich.ignore", "dulwich.walk", "dvc_data.hashfile.db.local"]
-FLOWS += ["dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict", "dvc_data.index.checkout"]
-FLOWS += ["dvc_data.index.collect", "dvc_data.index.fetch", "dvc_data.index.push", "dvc_render.html"]
-FLOWS += ["dvc_render.vega", "dvc_render.image", "fsspec.implementations.memory", "filelock", "psutil"]
-FLOWS += ["numpy", "pyarrow", "pyparsing", "ruamel.yaml", "tqdm.auto", "zc.lockfile"]
+# What commands import that run DVC, at once or when they need it; then Prefect's, and those of stages.
+DVC = ["dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "networkx", "typer", "dulwich.repo"]
+DVC += ["dvc.cachemgr", "dvc.data_cloud", "dvc.lock", "dvc.rwlock", "dvc.scm", "dvc.utils.strictyaml"]
+DVC += ["dvc._debug", "dvc.repo.artifacts", "dvc.repo.brancher", "dvc.repo.datasets", "dvc.repo.metrics"]
+DVC += ["dvc.repo.open_repo", "dvc.repo.params", "dvc.repo.plots", "dvc.repo.stage", "dvc.repo.index"]
+DVC += ["dvc.repo.worktree", "scmrepo.git", "dulwich.ignore", "dulwich.walk", "dvc_data.hashfile.db.local"]
+DVC += ["dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict", "dvc_data.index.checkout"]
+DVC += ["dvc_data.index.collect", "dvc_data.index.fetch", "dvc_data.index.push", "dvc_render.html"]
+DVC += ["dvc_render.vega", "dvc_render.image", "fsspec.implementations.memory", "filelock", "psutil"]
+DVC += ["numpy", "pyarrow", "pyparsing", "ruamel.yaml", "tqdm.auto", "zc.lockfile"]
+PREFECT = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool"]
+PREFECT += ["prefect.cli.flow_run", "prefect.client.orchestration", "prefect.deployments"]
+PREFECT += ["prefect.task_runners", "prefect.artifacts", "prefect.workers.process", "prefect.flow_engine"]
+PREFECT += ["prefect.task_engine", "prefect.engine", "prefect.cli.worker", "prefect.server.api.server"]
+PREFECT += ["prefect.cli.server", "uvicorn", "git", "asyncssh"]
+NUMERICS = ["torch", "transformers", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"]
+NUMERICS += ["transformers.models.mistral.modeling_mistral", "safetensors.torch", "pyarrow.parquet"]
+NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
 
 
-def flow_command(arguments):
+def module(arguments):
     """In the fork: `prefect`, `dvc` or `-m module`, with the caller's settings and the project's own code."""
     import runpy
 
@@ -143,7 +146,9 @@ def flow_command(arguments):
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve-flows":
-        serve(sys.argv[2], FLOWS, flow_command)
+        serve(sys.argv[2], PREFECT + DVC, module)
+    elif sys.argv[1] == "serve-numerics":
+        serve(sys.argv[2], NUMERICS + DVC, module)
     elif sys.argv[1] == "serve":
         from restorelcc.pipeline.stages import STAGES
 

@@ -24,7 +24,7 @@ from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 from tests.flows import standin
 from tests.flows.in_process import repo_here
-from tests.flows.servers import fork_of, process
+from tests.flows.servers import fork_of, forking_python, process
 
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
@@ -141,9 +141,8 @@ class LightProject:
 
     def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
         """Run a command until it ends. DVC's, Prefect's and Python's modules share their imports, by fork."""
-        if self.commands and (known := _known(command)):
-            command, environment = (*fork_of(self.socket()), *known), self.forks() | environment
-        running = self.start(*command, **environment)
+        start = self.start_fork if self.commands and _known(command) else self.start
+        running = start(*command, **environment)
         try:
             text, _ = running.communicate(timeout=timeout)
         finally:
@@ -168,14 +167,13 @@ class LightProject:
 
         So are a flow that a worker starts, and the stand-in's look at a user's files.
         """
-        script = Path(self.environment["RESTORELCC_BIN"]) / "forks" / "python"
-        if not script.exists():
-            script.parent.mkdir()
-            known = "|".join(f'"-m {name}"' for name in ("dvc", "prefect.engine", "restorelcc"))
-            fork = f'case "$1 $2" in {known}) exec {" ".join(fork_of(self.socket()))} "$@" ;; esac'
-            script.write_text(f'#!/bin/sh\n{fork}\nexec {sys.executable} "$@"\n')
-            script.chmod(0o755)
-        return {"LIGHT_PYTHON": str(script)}
+        folder = Path(self.environment["RESTORELCC_BIN"]) / "forks"
+        python = forking_python(folder, self.socket(), "dvc", "prefect.engine", "restorelcc")
+        return {"LIGHT_PYTHON": str(python)}
+
+    def start_fork(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """`start` of a command that a fork runs."""
+        return self.start(*fork_of(self.socket()), *_known(command), **self.forks() | environment)
 
     def sh(self, *command: str, **environment: str) -> str:
         """Run a command that must succeed; its output."""

@@ -77,7 +77,7 @@ def process(*command: str, log: Path, cwd: Path | None = None, **environment: st
 def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iterator[Path]:
     """The process that has imported what stages import; a command sent to its socket runs in a fork of it.
 
-    `serve-flows`: what flows import, and the commands of Prefect and DVC.
+    `serve-flows`: what flows import, and the commands of Prefect and DVC. `serve-numerics`: the packages of stages.
     """
     folder.mkdir(exist_ok=True)
     path = folder / "socket"
@@ -92,6 +92,19 @@ def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iter
 def fork_of(socket: Path) -> tuple[str, ...]:
     """What a command begins with that the process behind the socket runs in a fork; the fork ends with it."""
     return (sys.executable, "-I", "-S", str(FORKED), str(socket))
+
+
+def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
+    """A script in the place of Python: its `-m module` is such a fork. $LIGHT_PYTHON has it used."""
+    script = folder / "python"
+    if not script.exists():
+        folder.mkdir()
+        known = "|".join(f'"-m {name}"' for name in modules)
+        lines = ["#!/bin/sh", '[ "$1 $2" = "-P -m" ] && shift']
+        lines += [f'case "$1 $2" in {known}) exec {" ".join(fork_of(socket))} "$@" ;; esac']
+        script.write_text("\n".join([*lines, f'exec {sys.executable} "$@"\n']))
+        script.chmod(0o755)
+    return script
 
 
 def forked_command(socket: Path) -> str:
