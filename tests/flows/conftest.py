@@ -12,8 +12,8 @@ import pytest
 from filelock import FileLock
 
 from tests.dag import ROOT
-from tests.flows.light import FAST_LOCK, LightProject
-from tests.flows.servers import forked_stages, made_database, migrated, prefect_server, s3_server, ssh_server
+from tests.flows.light import LightProject
+from tests.flows.servers import FAST_LOCK, forked_stages, made_database, migrated, prefect_server, s3_server, ssh_server
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,12 +24,11 @@ from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 from tests.flows import standin
 from tests.flows.in_process import repo_here
-from tests.flows.servers import fork_of, forking_python, process
+from tests.flows.servers import FAST_LOCK, fork_of, forking_python, process
 
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
-FAST_LOCK = Path(__file__).with_name("fast_lock")
 
 
 @dataclass

@@ -23,6 +23,7 @@ import pytest
 from tests.dag import ROOT
 
 FORKED = Path(__file__).with_name("forked.py")
+FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
 
 

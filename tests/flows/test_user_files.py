@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.dag import ROOT
-from tests.flows.light import FAST_LOCK, LightProject
+from tests.flows.light import LightProject
+from tests.flows.servers import FAST_LOCK
 from tests.flows.user_files import MODEL, PRUNINGS, RATIO, user_params, write_user_files
 
 Edit = Callable[[LightProject, Path], None]
