@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.dag import ROOT
-from tests.flows.light import FAST_LOCK, LightProject
-from tests.flows.servers import forked_stages, prefect_server, s3_server, ssh_server
+from tests.flows.light import LightProject
+from tests.flows.servers import FAST_LOCK, forked_stages, made_database, migrated, prefect_server, s3_server, ssh_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,15 +32,22 @@ def shared_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(prefect: dict[str, str]) -> Path:
-    """Where the Prefect server keeps its database."""
-    return Path(prefect["PREFECT_HOME"])
+def prefect_home(shared_imports: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database that has Prefect's tables, made once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect-database"
+    with FileLock(f"{home}.lock"):
+        if not home.exists():
+            made_database(home, LightProject.socket())
+    return home
 
 
 @pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def prefect(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment that makes Prefect use the session's server."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as environment:
+    folder = tmp_path_factory.mktemp("prefect")
+    migrated(folder / "prefect", prefect_home)
+    with prefect_server(folder, LightProject.socket()) as environment:
         yield environment
 
 

@@ -4,9 +4,10 @@
     python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
-imported, the project's own code is not.
+imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
 
-The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork.
+The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork. The fork
+ends with its caller.
 """
 
 import gc
@@ -16,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -71,6 +73,7 @@ def _answer(connection, run):
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_caller, args=(connection,), daemon=True).start()
     sys.path.insert(0, str(Path.cwd()))  # where a test puts what it pretends to have installed
     code = 1
     try:
@@ -87,6 +90,12 @@ def _answer(connection, run):
         os._exit(code)
 
 
+def _end_with_caller(connection):
+    """As a process does that flows/tied.py has started: nothing comes over the connection but its end."""
+    if not connection.recv(1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def restorelcc(arguments):
     from restorelcc.__main__ import main
 
@@ -94,24 +103,38 @@ def restorelcc(arguments):
     main()
 
 
-# What a flow and the commands of Prefect and DVC import.
-FLOWS = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool", "prefect.cli.flow_run"]
-FLOWS += ["prefect.client.orchestration", "prefect.deployments", "prefect.task_runners", "prefect.artifacts"]
-FLOWS += ["dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "git", "asyncssh", "networkx", "typer"]
-FLOWS += ["prefect.workers.process", "prefect.flow_engine", "prefect.task_engine"]
+# What commands import that run DVC, at once or when they need it; then Prefect's, and those of stages.
+DVC = ["dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.stage.run", "networkx", "typer", "dulwich.repo"]
+DVC += ["dvc.cachemgr", "dvc.data_cloud", "dvc.lock", "dvc.rwlock", "dvc.scm", "dvc.utils.strictyaml"]
+DVC += ["dvc._debug", "dvc.repo.artifacts", "dvc.repo.brancher", "dvc.repo.datasets", "dvc.repo.metrics"]
+DVC += ["dvc.repo.open_repo", "dvc.repo.params", "dvc.repo.plots", "dvc.repo.stage", "dvc.repo.index"]
+DVC += ["dvc.repo.worktree", "scmrepo.git", "dulwich.ignore", "dulwich.walk", "dvc_data.hashfile.db.local"]
+DVC += ["dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict", "dvc_data.index.checkout"]
+DVC += ["dvc_data.index.collect", "dvc_data.index.fetch", "dvc_data.index.push", "dvc_render.html"]
+DVC += ["dvc_render.vega", "dvc_render.image", "fsspec.implementations.memory", "filelock", "psutil"]
+DVC += ["numpy", "pyarrow", "pyparsing", "ruamel.yaml", "tqdm.auto", "zc.lockfile"]
+PREFECT = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool"]
+PREFECT += ["prefect.cli.flow_run", "prefect.client.orchestration", "prefect.deployments"]
+PREFECT += ["prefect.task_runners", "prefect.artifacts", "prefect.workers.process", "prefect.flow_engine"]
+PREFECT += ["prefect.task_engine", "prefect.engine", "prefect.cli.worker", "prefect.server.api.server"]
+PREFECT += ["prefect.cli.server", "uvicorn", "git", "asyncssh"]
+NUMERICS = ["torch", "transformers", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"]
+NUMERICS += ["transformers.models.mistral.modeling_mistral", "safetensors.torch", "pyarrow.parquet"]
+NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
 
 
-def flow_command(arguments):
+def module(arguments):
     """In the fork: `prefect`, `dvc` or `-m module`, with the caller's settings and the project's own code."""
     import runpy
 
+    sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if arguments[0] == "-m":
         if arguments[1].startswith("flows."):
             importlib.import_module("flows")  # says where Prefect keeps its files
         arguments = arguments[1:]
-    prefect_settings = importlib.import_module("prefect.context")
-    prefect_settings.refresh_global_settings_context()
+    if arguments[0].partition(".")[0] in ("flows", "prefect", "uvicorn"):
+        importlib.import_module("prefect.context").refresh_global_settings_context()
     sys.argv = list(arguments)
     if arguments[0] == "prefect":
         importlib.import_module("prefect.cli").app()
@@ -123,7 +146,9 @@ def flow_command(arguments):
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve-flows":
-        serve(sys.argv[2], FLOWS, flow_command)
+        serve(sys.argv[2], PREFECT + DVC, module)
+    elif sys.argv[1] == "serve-numerics":
+        serve(sys.argv[2], NUMERICS + DVC, module)
     elif sys.argv[1] == "serve":
         from restorelcc.pipeline.stages import STAGES
 

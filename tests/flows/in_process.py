@@ -6,11 +6,13 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import dvc.utils.serialize
 import pytest
+from dvc.parsing.interpolate import parse_expr
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
@@ -22,6 +24,7 @@ from tests.flows import standin
 from tests.flows.fast_lock.sitecustomize import patch_yaml
 
 FAST = ("parse_yaml", "parse_yaml_for_update", "_dump")
+PARSE_EXPRESSION = cache(parse_expr)  # of the same `item.model` DVC finds a thousand times that it is well written
 
 
 @contextmanager
@@ -36,6 +39,7 @@ def repo_here(folder: Path, environment: dict[str, str]) -> Iterator[Repo]:
             patch.setattr(_yaml, name, getattr(_yaml, name))  # put back at the end
         patch_yaml(_yaml)
         patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
+        patch.setattr("dvc.parsing.interpolate.parse_expr", PARSE_EXPRESSION)
         patch.setattr("dvc.stage.run._run", _run)
         MemoryFileSystem.store.clear()  # DVC keeps each folder's list there, and searches all of them for every one
         with Repo() as repo:

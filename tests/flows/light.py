@@ -8,13 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from networkx import topological_sort
 
 from restorelcc.base.layout import Layout
@@ -23,12 +24,11 @@ from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 from tests.flows import standin
 from tests.flows.in_process import repo_here
+from tests.flows.servers import FAST_LOCK, fork_of, forking_python, process
 
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
 STANDIN = Path(__file__).with_name("standin.py")
-FORKED = Path(__file__).with_name("forked.py")
-FAST_LOCK = Path(__file__).with_name("fast_lock")
 
 
 @dataclass
@@ -140,14 +140,39 @@ class LightProject:
 
     def run(self, *command: str, timeout: float = 1800, **environment: str) -> Done:
         """Run a command until it ends. DVC's, Prefect's and Python's modules share their imports, by fork."""
-        if self.commands and (known := _known(command)):
-            command = (sys.executable, "-I", "-S", str(FORKED), str(self.commands()), *known)
-        process = self.start(*command, **environment)
+        start = self.start_fork if self.commands and _known(command) else self.start
+        running = start(*command, **environment)
         try:
-            text, _ = process.communicate(timeout=timeout)
+            text, _ = running.communicate(timeout=timeout)
         finally:
-            process.kill()
-        return Done(process.returncode, text)
+            running.kill()
+        return Done(running.returncode, text)
+
+    @classmethod
+    def socket(cls) -> Path:
+        """Of the process whose forks run commands."""
+        assert cls.commands, "it is a fixture of tests/flows"
+        return cls.commands()
+
+    @contextmanager
+    def background(self, *command: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that goes on until the block ends, in a fork; a kill -9 of it is a SIGTERM for the fork."""
+        start = (*fork_of(self.socket()), *_known(command))
+        with process(*start, log=log, cwd=self.folder, **self.environment | self.forks() | environment) as running:
+            yield running
+
+    def forks(self) -> dict[str, str]:
+        """The environment of a fork: what it and its processes start as `python -m dvc` is a fork, too.
+
+        So are a flow that a worker starts, and the stand-in's look at a user's files.
+        """
+        folder = Path(self.environment["RESTORELCC_BIN"]) / "forks"
+        python = forking_python(folder, self.socket(), "dvc", "prefect.engine", "restorelcc")
+        return {"LIGHT_PYTHON": str(python)}
+
+    def start_fork(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """`start` of a command that a fork runs."""
+        return self.start(*fork_of(self.socket()), *_known(command), **self.forks() | environment)
 
     def sh(self, *command: str, **environment: str) -> str:
         """Run a command that must succeed; its output."""
@@ -178,14 +203,15 @@ class LightProject:
         A stage's outputs change with its parameters, its command and its data, as the stand-in's do: not with its code,
         nor with the version of a package. `inputs` is run, by a call. Not for what the run-cache may bring back.
         """
-        status, stages = self._status_and_stages()
-        if running := {name for name in status if name.startswith("inputs@")}:
+        with repo_here(self.folder, self.environment) as repo, lock_repo(repo):  # locked, it reads dvc.yaml once
+            stages = {each.addressing: each for each in reversed(list(topological_sort(repo.index.graph)))}
+            running = set(repo.status([name for name in stages if name.startswith("inputs@")]))
             params = load_params(self.folder / "params.yaml")
             for name in running:
                 lay_out_inputs(params, name.partition("@")[2], Layout(self.folder))
-            status, stages = self._status_and_stages()
+            status = repo.status()
         moved: set[Path] = set()  # outputs that will be others
-        for name, stage in stages:
+        for name, stage in stages.items():
             if name.startswith("inputs@"):
                 continue
             changes = status.get(name, [])
@@ -200,12 +226,6 @@ class LightProject:
             elif data:
                 moved |= {Path(path) for out in stage.outs for path in standin.moved(out.fs_path, data)}
         return running
-
-    def _status_and_stages(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-        """Both as DVC has them; each stage after those that it needs."""
-        with repo_here(self.folder, self.environment) as repo:
-            status = repo.status()
-            return status, [(each.addressing, each) for each in reversed(list(topological_sort(repo.index.graph)))]
 
     def executed(self) -> list[str]:
         """Every execution so far, in order."""

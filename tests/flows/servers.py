@@ -23,6 +23,7 @@ import pytest
 from tests.dag import ROOT
 
 FORKED = Path(__file__).with_name("forked.py")
+FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
 
 
@@ -77,7 +78,7 @@ def process(*command: str, log: Path, cwd: Path | None = None, **environment: st
 def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iterator[Path]:
     """The process that has imported what stages import; a command sent to its socket runs in a fork of it.
 
-    `serve-flows`: what flows import, and the commands of Prefect and DVC.
+    `serve-flows`: what flows import, and the commands of Prefect and DVC. `serve-numerics`: the packages of stages.
     """
     folder.mkdir(exist_ok=True)
     path = folder / "socket"
@@ -89,9 +90,38 @@ def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iter
         yield path
 
 
+def fork_of(socket: Path) -> tuple[str, ...]:
+    """What a command begins with that the process behind the socket runs in a fork; the fork ends with it."""
+    return (sys.executable, "-I", "-S", str(FORKED), str(socket))
+
+
+def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
+    """A script in the place of Python: its `-m module` is such a fork. $LIGHT_PYTHON has it used."""
+    script = folder / "python"
+    if not script.exists():
+        folder.mkdir()
+        known = "|".join(f'"-m {name}"' for name in modules)
+        lines = ["#!/bin/sh", '[ "$1 $2" = "-P -m" ] && shift']
+        lines += [f'case "$1 $2" in {known}) exec {" ".join(fork_of(socket))} "$@" ;; esac']
+        script.write_text("\n".join([*lines, f'exec {sys.executable} "$@"\n']))
+        script.chmod(0o755)
+    return script
+
+
 def forked_command(socket: Path) -> str:
     """In a shell script: `restorelcc`, run by the process behind the socket."""
     return f'{sys.executable} -I -S {FORKED} "{socket}"'
+
+
+def made_database(home: Path, socket: Path) -> None:
+    """Fill a new folder for $PREFECT_HOME with a database, its tables made as the server makes them."""
+    making = home.with_name(f"{home.name}-making")
+    command = (*fork_of(socket), "prefect", "server", "database", "upgrade", "--yes")
+    done = subprocess.run(
+        command, env=os.environ | {"PREFECT_HOME": str(making)}, capture_output=True, text=True, check=False
+    )
+    assert (making / "prefect.db").is_file(), done.stdout + done.stderr
+    making.rename(home)
 
 
 def migrated(home: Path, template: Path) -> Path:
@@ -106,8 +136,8 @@ def migrated(home: Path, template: Path) -> Path:
 
 
 @contextmanager
-def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
-    """`prefect server start`; the environment that makes Prefect's client use it."""
+def prefect_server(folder: Path, socket: Path) -> Iterator[dict[str, str]]:
+    """`prefect server start` in a fork; the environment that makes Prefect's client use it."""
     port = free_port()
     environment = {
         "PREFECT_HOME": str(folder / "prefect"),
@@ -117,7 +147,7 @@ def prefect_server(folder: Path) -> Iterator[dict[str, str]]:
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
-    start = (str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
+    start = (*fork_of(socket), "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
     with process(*start, log=folder / "prefect.log", **environment) as server:
         url = f"{environment['PREFECT_API_URL']}/health"
         wait_for(lambda: server.poll() is not None or urllib.request.urlopen(url).status == 200, "the Prefect server")

@@ -111,7 +111,8 @@ def look(model):
         shutil.rmtree(f"data/inputs/{model}", ignore_errors=True)
         shutil.copytree(f"{made}/{model}", f"data/inputs/{model}", symlinks=True)
         return 0
-    return subprocess.run([sys.executable, "-m", "restorelcc", "inputs", "--model", model], check=False).returncode
+    python = os.environ.get("LIGHT_PYTHON", sys.executable)
+    return subprocess.run([python, "-m", "restorelcc", "inputs", "--model", model], check=False).returncode
 
 
 def main(arguments, look):

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.dag import ROOT
-from tests.flows.light import FEW, FORKED, LightProject
-from tests.flows.servers import free_port, migrated, process, wait_for
+from tests.flows.light import FEW, LightProject
+from tests.flows.servers import fork_of, free_port, migrated, process, wait_for
 from tests.flows.test_restore import alive
 from tests.flows.test_schedules import runs
 
@@ -27,20 +27,19 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def real_commands(project: LightProject) -> None:
     """`restorelcc` is the real one where a how-to calls it, and the stand-in where DVC or a flow does.
 
-    Commands that end by themselves are forks of the process with the imports: here in a shell, too.
+    Commands are forks of the process with the imports, here in a shell, too; but not what is ended by Ctrl-C.
     """
     command = Path(project.environment["RESTORELCC_BIN"]) / "restorelcc"
     standin = command.with_name("standin")
     command.rename(standin)
-    python = Path(sys.executable)
-    assert LightProject.commands
-    fork = f"exec {python} -I -S {FORKED} {LightProject.commands()}"
-    own = '[ "$2" = start ]'  # a server, a worker: processes of their own, which are ended
+    fork = f"exec {' '.join(fork_of(LightProject.socket()))}"
     scripts = {
         "restorelcc": f'[ "$DVC_STAGE" ] && exec {standin} "$@"\n{fork} -m restorelcc "$@"',
-        "prefect": f'{own} && exec {python.with_name("prefect")} "$@"\n{fork} prefect "$@"',
+        "prefect": f'{fork} prefect "$@"',
         "dvc": f'{fork} dvc "$@"',
+        "python": f'[ "$2" = flows.serve ] || {fork} "$@"\nexec {sys.executable} "$@"',
     }
+    project.environment |= project.forks()
     for name, text in scripts.items():
         script = command.with_name(name)
         script.write_text(f"#!/bin/sh\n{text}\n")

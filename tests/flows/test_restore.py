@@ -220,7 +220,7 @@ def test_an_ended_flow_leaves_nothing_and_a_rerun_runs_only_what_is_missing(
 def test_two_flows_at_once_execute_every_stage_once(project: LightProject, tmp_path: Path) -> None:
     copy = copied(project, tmp_path / "copy")
     copy.set("evaluate.batch_size", 7)
-    flows = [copy.start(*FLOW, STANDIN_SECONDS="0.5") for _ in range(2)]
+    flows = [copy.start_fork(*FLOW, STANDIN_SECONDS="0.5") for _ in range(2)]
     for flow in flows:
         text, _ = flow.communicate(timeout=600)
         assert flow.returncode == 0, text[-2000:]

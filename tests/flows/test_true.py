@@ -61,7 +61,7 @@ def test_a_change_runs_exactly_what_depends_on_it(base: LightProject, tmp_path: 
 def test_four_ways_run_every_stage_once_and_give_the_same_bytes(
     tmp_path: Path, forked: Path, prefect: dict[str, str]
 ) -> None:
-    four_ways(PicoProject(tmp_path / "repro", forked, WIDE, models=3), tmp_path, prefect, NODES)
+    four_ways(PicoProject(tmp_path / "repro", forked, WIDE, models=3), tmp_path, prefect, NODES, again=True)
 
 
 def test_the_flow_writes_what_repro_writes_with_processes_of_their_own(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 Imported by Python itself where this folder is on PYTHONPATH. Nothing but that differs, and that a
 process parses no text twice. tests/flows/in_process.py has the same in the test's own process.
+
+$LIGHT_PYTHON is the Python that such a process starts others with: LightProject.forks says what it does.
 """
 
 import copy
 import importlib.util
+import json
+import os
 import re
 import sys
 
@@ -13,6 +17,7 @@ _NAME = "dvc.utils.serialize._yaml"
 # What is a number to YAML 1.2, which DVC reads, and text to 1.1, which libyaml writes.
 _NUMBER = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 _KNOWN = {}  # texts that were parsed: dvc.yaml and params.yaml are read again and again
+_LOCKS = {}  # each dvc.lock that was parsed or written, as JSON, which is read in a hundredth of the time
 
 
 class _Finder:
@@ -55,7 +60,9 @@ def patch_yaml(module):
 
     def parse_yaml(content, path, typ="safe"):
         if content.startswith("schema:"):
-            return yaml.load(content, Loader)
+            if content not in _LOCKS:
+                _LOCKS[content] = json.dumps(yaml.load(content, Loader))
+            return json.loads(_LOCKS[content])
         if typ != "safe":
             return parse(content, path, typ)
         if content not in _KNOWN:
@@ -68,10 +75,13 @@ def patch_yaml(module):
     def _dump(data, stream):
         if "schema" not in data or "stages" not in data:
             return dump(data, stream)
-        return yaml.dump(data, stream, Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+        content = yaml.dump(data, None, Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+        _LOCKS[content] = json.dumps(data)
+        return stream.write(content)
 
     module.parse_yaml, module.parse_yaml_for_update, module._dump = parse_yaml, parse_yaml_for_update, _dump
 
 
 if __name__ == "sitecustomize":
     sys.meta_path.insert(0, _Finder)
+    sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)

@@ -13,6 +13,8 @@ from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.tasks import load_tasks
 from tests.stages.evaluate.own_tasks import rows, write_task
 
+pytestmark = pytest.mark.usefixtures("known_tasks")
+
 Items = list[dict[str, Any]]
 GOOD = rows(3)
 
