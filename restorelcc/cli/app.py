@@ -16,6 +16,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.processes import started_by_dvc
 from restorelcc.base.progress import is_first_process, process_count
+from restorelcc.base.publish import published
 from restorelcc.cli import (
     check,
     compare,
@@ -91,7 +92,8 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
         entry = params.models[cell.model].part_for(stage.folder)
         run(cell, params.section(cell.model, stage.folder), entry, layout)
     if is_first_process():
-        write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
+        with published(layout, layout.log(name, cell)) as (path,):  # the report reads it: all of it, or none
+            write_json(path, {"stage": name, "cell": str(cell), "seconds": time.perf_counter() - started})
 
 
 @app.callback()
