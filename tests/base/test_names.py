@@ -122,6 +122,3 @@ def test_a_sentence_is_one_line_whatever_names_are_in_it() -> None:
     assert ending(long) == (f"error: {'x' * 300} cannot be used (File name too long): {do}", 2)
     denied = PermissionError(errno.EACCES, "Permission denied", "x")
     assert ending(denied) == (f"failed: x cannot be used (Permission denied): {do}", 1)
-        "failed: x cannot be used (Permission denied): correct the path or its rights and run again",
-        1,
-    )
