@@ -6,6 +6,8 @@ import bz2
 import gzip
 import io
 import lzma
+import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +115,11 @@ def _wide_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-16", newline="\n"), 1):
+            if "\0" in line:
+                raise BadInput(
+                    f"line {number} of {path} holds a zero character at position {line.index(chr(0)) + 1}, which no "
+                    f"text has: if it is UTF-32, convert it: {_iconv(path, 'UTF-32')}"
+                )
             yield number, line
     except UnicodeError as error:
         raise BadInput(
@@ -121,17 +128,45 @@ def _wide_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def decoded(path: Path, number: int, line: bytes) -> str:
-    """A line as text, the first without a byte-order mark."""
+    """A line as text, the first without a byte-order mark.
+
+    An encoding is never guessed: one byte is another letter in each, and all of them read without an error. The message
+    says what the letter would be, so that a reader can tell, and how to convert the file.
+    """
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
         raise BadInput(
-            f"line {number} of {path} cannot be read as UTF-8 ({found}): save the file in that encoding"
+            f"line {number} of {path} cannot be read as UTF-8 ({found}{_likely(path, line, error.start)}"
         ) from error
     if "\0" in text:
+        wide = {(False, True): "UTF-16LE", (True, False): "UTF-16BE"}.get((line[:1] == b"\0", line[1:2] == b"\0"))
+        do = (
+            f"if it is {wide}, convert it: {_iconv(path, wide)}"
+            if wide
+            else "save the file as UTF-8, or fetch it again"
+        )
         raise BadInput(
-            f"line {number} of {path} holds a zero byte at position {line.index(0) + 1}, which no text has: save the "
-            "file as UTF-8, or fetch it again"
+            f"line {number} of {path} holds a zero byte at position {line.index(0) + 1}, which no text has: {do}"
         )
     return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _likely(path: Path, line: bytes, at: int) -> str:
+    """The end of the sentence: what the byte is in the encoding of Windows for Western Europe, where it may be that."""
+    runs = re.findall(rb"[\x80-\xff]+", line)
+    western = line.decode("cp1252", "replace")
+    if "\ufffd" not in western and sum(len(run) == 1 for run in runs) * 2 >= len(runs):
+        return f", {western[at]!r} in Windows-1252): if that is right, convert the file: {_iconv(path, 'CP1252')}"
+    return (
+        "): convert the file to UTF-8 from the encoding that it was saved in, GB18030, SHIFT_JIS or EUC-KR for "
+        f"example: {_iconv(path, 'GB18030')}"
+    )
+
+
+def _iconv(path: Path, encoding: str) -> str:
+    """A command that converts a file."""
+    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        return f"unpack it, then `iconv -f {encoding} -t UTF-8`"
+    return f"`iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > utf8-{shlex.quote(path.name)}`"

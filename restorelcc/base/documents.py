@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.errors import BadInput, first_line
@@ -23,6 +24,12 @@ SEAL = "sha256"  # the key under which a file carries the digest of its content
 AGAIN = "delete it and run dvc repro, or fetch it again"
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
 _JSON_FAULTS = (ValueError, RecursionError)  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+
+
+class Form(BaseModel):
+    """Base class of what a document must hold, for `checked_form`. Types are exact; further keys may be there."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class UniqueKeys:
@@ -164,6 +171,32 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a file. Raises BadInput when the file is missing, and as `parse_json`."""
     _check_there(path)
     return parse_json(_bytes(path), str(path))
+
+
+F = TypeVar("F", bound=Form)
+_FORM_WORDS = {
+    "missing": "is missing",
+    "string_type": "is no text",
+    "int_type": "is no whole number",
+    "bool_type": "is neither true nor false",
+    "list_type": "is no list",
+    "string_pattern_mismatch": "is not written as it has to be",
+    "literal_error": "is not what this version writes",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "is no object"),
+}
+
+
+def checked_form(content: Any, form: type[F], what: str, do: str) -> F:
+    """The document as the form has it. Raises BadInput, `what` (key is so and so): `do`, for a key that is missing or
+    of another type.
+    """
+    try:
+        return form.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(f"{part!s:.40}" for part in first["loc"]) or "it"
+        why = _FORM_WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise BadInput(f"{what} ({key} {why[0].lower()}{why[1:]}): {do}") from error
 
 
 def write_document(path: Path, content: dict[str, Any]) -> None:

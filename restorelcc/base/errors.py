@@ -7,7 +7,8 @@ import unicodedata
 
 _OVERRIDES = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn the text around
 
-_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # which only a path can be that somebody gave
+_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS, *_NO_NAME)
 
 
 class BadInput(Exception):
@@ -62,6 +63,7 @@ def ending(error: BaseException) -> tuple[str, int] | None:
         said = first_line(error)
         return f"failed: out of memory ({said}): take smaller batches (docs/models.md) or a machine with more", 1
     if isinstance(error, OSError) and error.errno in _RIGHTS and error.filename is not None:
-        name = str(error.filename)[:300]
-        return f"failed: {name} cannot be used ({error.strerror}): correct the path or its rights and run again", 1
+        name, is_given = str(error.filename)[:300], error.errno in _NO_NAME
+        title, code = ("error", 2) if is_given else ("failed", 1)
+        return f"{title}: {name} cannot be used ({error.strerror}): correct the path or its rights and run again", code
     return None

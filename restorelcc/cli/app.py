@@ -93,6 +93,7 @@ _OLD_VERBS = {"recover": ["baseline"], "evaluate_recovered": ["evaluate_baseline
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
     from restorelcc.base.documents import write_json
     from restorelcc.base.progress import is_first_process, notice
+    from restorelcc.base.publish import published
     from restorelcc.pipeline.inputs import lay_out_inputs
     from restorelcc.pipeline.outcome import duration, last_time, outcome, place
     from restorelcc.pipeline.params import load_params
@@ -115,7 +116,8 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
         run(cell, params.section(cell.model, stage.folder), entry, layout)
     if is_first_process():
         seconds = time.perf_counter() - started
-        write_json(layout.log(name, cell), {"stage": name, "cell": str(cell), "seconds": seconds})
+        with published(layout, layout.log(name, cell)) as (path,):  # the report reads it: all of it, or none
+            write_json(path, {"stage": name, "cell": str(cell), "seconds": seconds})
         notice(place(params, name, cell), f"{outcome(name, layout, cell)} ({duration(seconds)})")
 
 

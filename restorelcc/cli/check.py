@@ -105,9 +105,11 @@ def _check_files(params: Params, alias: str, layout: Layout) -> None:
 
 def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:
     """Print what the data of a model hold. Raises BadInput with the first problem where there is one."""
-    if params.models[alias].is_microworld:
-        typer.echo(f"{alias} is the embedded model, which brings its data itself: there is nothing to read", err=True)
-        return
+    entry = params.models[alias]
+    if entry.is_microworld:
+        typer.echo(f"{alias} is the embedded model, which brings its data itself", err=True)
+        if not entry.tasks:
+            return
     from restorelcc.cli.read_through import print_reading, read_through
 
     found = read_through(params, alias, layout)

@@ -34,9 +34,15 @@ T = TypeVar("T")
 def read_through(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
     """{model, max_tokens, roles, calibration, overlap, tasks, notes, problems}; every problem is one sentence.
 
-    Raises StageFailed when a hub that has to be asked cannot be.
+    Of the embedded model, which makes its data, only the tasks. Raises StageFailed when a hub that has to be asked
+    cannot be.
     """
     entry = params.models[alias]
+    if entry.is_microworld:
+        asked: list[str] = []
+        tasks = _tried(lambda: _task_items(params, alias, layout), asked)
+        nothing: dict[str, Any] = {"max_tokens": None, "roles": {}, "tasks": tasks, "notes": [], "problems": asked}
+        return {"model": alias, "source": entry.source} | nothing
     roles = Roles(params.section(alias, "corpus"), entry, layout.root, f"models.{alias}")
     problems: list[str] = []
     notes: list[str] = []
@@ -156,7 +162,16 @@ def _overlap(instructions: list[Example], heldout: list[str]) -> dict[str, Any]:
 
 def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
     """Items of the tasks in the model's own task files, as evaluate reads them; lm-eval's tasks would be downloads."""
-    if not params.models[alias].tasks:
+    from restorelcc.stages.evaluate.tasks import EMBEDDED
+
+    entry = params.models[alias]
+    # The embedded model's own tasks are made by the stage `corpus`: they are no files yet.
+    listed = [
+        task
+        for task, name in zip(entry.tasks_document, entry.task_names, strict=True)
+        if not (entry.is_microworld and name == EMBEDDED)
+    ]
+    if not listed:
         return {}
     from restorelcc.stages.evaluate.local_data import datasets_under
     from restorelcc.stages.evaluate.tasks import load_tasks, own_tasks, selected_tasks
@@ -164,7 +179,7 @@ def _task_items(params: Params, alias: str, layout: Layout) -> dict[str, int]:
     local = datasets_under(layout.root, params.section(alias, "evaluate").datasets)
     with tempfile.TemporaryDirectory() as cache:
         write_document(Path(cache) / "tasks.json", {"embedded": []})
-        asked = selected_tasks(Path(cache), params.models[alias].tasks_document, layout.root, cache)
+        asked = selected_tasks(Path(cache), listed, layout.root, cache)
         loaded = load_tasks(own_tasks(asked), local, cache, layout.root)
         if not loaded:
             return {}
@@ -180,8 +195,9 @@ def print_reading(found: dict[str, Any], console: Console | None = None) -> None
         table.add_column(title, overflow="fold")
     for row in ("source", "format", "columns", "read", "used", "shortened", "skipped (first)", "tokens"):
         table.add_row(row, *(column.get(row, "-") for column in columns.values()))
-    table.show(console)
-    console.print()
+    if columns:
+        table.show(console)
+        console.print()
     for line in _sentences(found):
         say(console, line)
 

@@ -65,6 +65,8 @@ def decoded(raw: bytes, numbers: int | None = None) -> Header:
         header = parse_json(raw[_LENGTH.size :], "the header")
     except BadInput as error:
         raise ValueError(str(error)) from error
+    if b"\\u" in raw and _has_half_characters(header):
+        raise ValueError("a text in it holds half of a character")
     metadata = header.get(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{METADATA} is not text by key")
@@ -81,6 +83,15 @@ def decoded(raw: bytes, numbers: int | None = None) -> Header:
         cut = "cut short" if place > numbers else "too long"
         raise ValueError(f"it is {cut}: the tensors take {place} bytes, and {numbers} follow the header")
     return header
+
+
+def _has_half_characters(value: Any) -> bool:
+    """Whether a text in a document holds half of a character, which JSON can write (\\ud800) and UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _check_entry(name: str, entry: Any) -> None:

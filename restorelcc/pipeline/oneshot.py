@@ -62,7 +62,12 @@ def run_chain(request: Request) -> Restored:
     content = _project(request)
     params = checked(content, request.overrides)
     cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
-    request.work.mkdir(parents=True, exist_ok=True)
+    try:
+        request.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the work folder {request.work} cannot be made ({error.strerror}): give another one by --work"
+        ) from error
     layout = Layout(request.work.resolve())
     write_project(layout.root, yaml.safe_dump(content, sort_keys=False))
     init_scratch(layout.root)

@@ -33,6 +33,7 @@ _DENIED = re.compile(
 )
 # Seconds to connect and to wait for a block; `dvc remote modify` sets others.
 _TIMEOUTS = {"s3": {"connect_timeout": "10", "read_timeout": "15"}, "ssh": {"timeout": "15"}, "local": {}}
+_BUSY_SECONDS = 0.02  # of computing, in half the patience; a command that waits takes none
 _PROBE = b"written by restorelcc share, to see that it can be\n"
 _SECRETS = ("access_key_id", "secret_access_key", "session_token", "password", "passphrase")
 
@@ -68,8 +69,8 @@ def patience() -> float:
 def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
     """Run a dvc command, its output shown as it comes; its exit code.
 
-    `remote`: the one that it talks to. It is asked now and then whether it still answers. Raises BadInput when it does
-    not, after the command was ended.
+    `remote`: the one that it talks to. It is asked now and then whether it still answers, and the command whether it
+    gets on. Raises BadInput when one of them does not, after the command was ended.
     """
     from dvc.repo import Repo
 
@@ -78,15 +79,55 @@ def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
     environment = {"AWS_MAX_ATTEMPTS": "2"} | os.environ
     process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, env=environment)
     try:
+        still, before = 0, _spent(process.pid)
         while remote is not None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=patience() / 2)
                 break
+            now = _spent(process.pid)
+            still = still + 1 if _is_idle(before, now) and _holds_lock(root, process.pid) else 0
+            before = now
+            if still >= 2:
+                raise BadInput(
+                    f"remote {remote!r} took the connection, and nothing was sent or received for {patience():g} s: "
+                    "check the network and the server, then run again, what has arrived is not sent again; "
+                    "RESTORELCC_REMOTE_SECONDS sets how long to wait"
+                )
             with Repo(str(root.resolve())) as repo:
                 check_remote(repo, remote, patience() / 2)
         return process.wait()
     finally:
         end(process)
+
+
+def _spent(number: int) -> tuple[float, int] | None:
+    """(seconds of computing, bytes read from files and written to them) of a process; None where it has ended.
+
+    Libraries of remotes wait for minutes, or for ever, for a server that keeps the connection and says nothing. What
+    they send comes from files, what they receive goes into files, and both take some computing.
+    """
+    import psutil
+
+    try:
+        process = psutil.Process(number)
+        times = process.cpu_times()
+        counted = process.io_counters() if hasattr(process, "io_counters") else None  # macOS does not count
+    except (psutil.Error, OSError):
+        return None
+    moved = 0 if counted is None else getattr(counted, "read_chars", 0) + getattr(counted, "write_chars", 0)
+    return times.user + times.system, moved
+
+
+def _is_idle(before: tuple[float, int] | None, now: tuple[float, int] | None) -> bool:
+    return before is not None and now is not None and now[0] - before[0] < _BUSY_SECONDS and now[1] == before[1]
+
+
+def _holds_lock(root: Path, number: int) -> bool:
+    """Whether a dvc command is at work; otherwise it waits for the one that is."""
+    try:
+        return (root / ".dvc" / "tmp" / "lock").read_text().strip() == str(number)
+    except (OSError, ValueError):
+        return False
 
 
 def end(process: subprocess.Popen[Any]) -> None:

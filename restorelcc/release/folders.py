@@ -10,7 +10,7 @@ from pathlib import Path
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_links
-from restorelcc.base.publish import put, scratch_folder
+from restorelcc.base.publish import put, scratch_folder, why_not_writable
 from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import weights_of
 
@@ -18,11 +18,15 @@ _UNFINISHED = ".unfinished-"  # in the name of a folder beside `out` that is bei
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raises BadInput when `out` is a file, or a folder with content and overwrite is not asked for."""
+    """Raises BadInput when `out` is a file, or a folder with content and overwrite is not asked for, or when nothing
+    can be written in the folder that it shall lie in.
+    """
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file: give a folder that does not exist or is empty")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise BadInput(f"{out} is not empty: give another folder, or --overwrite to replace all that is in it")
+    if reason := why_not_writable(out.absolute().parent):
+        raise BadInput(f"{out} cannot be written: {reason}")
 
 
 def check_apart(out: Path, *sources: Path) -> None:

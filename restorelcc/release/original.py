@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from restorelcc.base.digest import file_digest
-from restorelcc.base.documents import parse_json, read_json, read_text, write_json
+from restorelcc.base.documents import Form, checked_form, parse_json, read_json, read_text, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_name, inside
@@ -98,28 +99,34 @@ def _document(folder: Path) -> dict[str, Any]:
     return _checked(folder / OWN_FOLDER / _DOCUMENT)
 
 
+class _File(Form):
+    header: str  # base64
+    sha256: str
+
+
+class _Original(Form):
+    texts: dict[str, str]
+    files: Annotated[dict[str, _File], Field(min_length=1)]
+
+
 def _checked(path: Path) -> dict[str, Any]:
     """The document, of which nothing is taken at its word: names of safetensors files with header and digest, and the
     texts of config.json and an index. Raises BadInput for anything else."""
-    content = read_json(path)
-    files, texts = (content.get(key) if isinstance(content, dict) else None for key in ("files", "texts"))
-    if not isinstance(files, dict) or not files or not isinstance(texts, dict) or "config.json" not in texts:
-        raise BadInput(f"{path} is not what `restorelcc export` writes: export the checkpoint again")
-    for name, entry in files.items():
-        keys: dict[str, Any] = entry if isinstance(entry, dict) else {}
-        texts_there = all(isinstance(keys.get(key), str) for key in ("header", "sha256"))
-        if not check_name(name, str(path)).endswith(".safetensors") or not texts_there:
-            raise BadInput(f"{path} names {name!r:.80} as a file of weights: export the checkpoint again")
+    again, content = "export the checkpoint again", read_json(path)
+    found = checked_form(content, _Original, f"{path} is not what `restorelcc export` writes", again)
+    if "config.json" not in found.texts:
+        raise BadInput(f"{path} is not what `restorelcc export` writes (texts.config.json is missing): {again}")
+    for name, entry in found.files.items():
+        if not check_name(name, str(path)).endswith(".safetensors"):
+            raise BadInput(f"{path} names {name!r:.80} as a file of weights: {again}")
         try:
-            decoded(base64.b64decode(keys["header"], validate=True))
+            decoded(base64.b64decode(entry.header, validate=True))
         except ValueError as error:
-            raise BadInput(f"{path} holds no header of {name} that can be read: export the checkpoint again") from error
-    for name, text in texts.items():
+            raise BadInput(f"{path} holds no header of {name} that can be read: {again}") from error
+    for name in found.texts:
         known = name in ("config.json", MANIFEST) or check_name(name, str(path)).endswith(".safetensors.index.json")
-        if not known or not isinstance(text, str):
-            raise BadInput(
-                f"{path} names {name!r:.80}, which is no config, index or manifest: export the checkpoint again"
-            )
+        if not known:
+            raise BadInput(f"{path} names {name!r:.80}, which is no config, index or manifest: {again}")
     return content
 
 

@@ -12,12 +12,13 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.models.shards import raw_bytes
 from restorelcc.sparsity.patterns import densest_group
 
@@ -27,7 +28,59 @@ OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data neede
 COMPENSATION = "compensation.safetensors"
 GROUP_SIZES = (4, 8)  # N:M patterns are looked for with these M
 _DIGEST = re.compile("[0-9a-f]{64}")
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=0)]
 _PACKAGES = ("restorelcc", "torch", "transformers", "safetensors")
+
+
+class _Tensor(Form):
+    dtype: str
+    shape: list[_Count]
+    sha256: _Digest
+    zeros: _Count | None = None  # both for weights that pruning targets, neither for others
+    patterns: list[Annotated[str, Field(pattern="^[0-9]{1,3}:[0-9]{1,3}$")]] | None = None
+
+    @model_validator(mode="after")
+    def _zeros_and_patterns_go_together(self) -> _Tensor:
+        if (self.zeros is None) != (self.patterns is None):
+            raise ValueError("has one of zeros and patterns without the other")
+        return self
+
+
+class _Parent(Form):
+    digest: _Digest
+    path: str | None
+
+
+class _Route(Form):
+    cut: bool
+
+
+class _Sparsity(Form):
+    patterns: list[str]
+
+
+class Record(Form):
+    """What is read of `restorelcc.json`."""
+
+    format: Literal[1]
+    made: list[str]  # names of files that `export` wrote, and that are not the source's
+    route: _Route
+    sparsity: _Sparsity
+    parents: dict[str, _Parent]
+    tensors: dict[str, _Tensor]
+    files: dict[str, _Digest]
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The folder's `restorelcc.json`, all of whose keys that are read are there and of their types.
+
+    Raises BadInput for anything else.
+    """
+    path = folder / RECORD
+    content = read_json(path)
+    checked_form(content, Record, f"{path} is not a record of `restorelcc export`", "export the checkpoint again")
+    return content
 
 
 @dataclass(frozen=True)

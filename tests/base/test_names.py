@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,8 @@ def test_credentials_in_addresses(address: str, shown: str, held: bool) -> None:
 
 def test_a_sentence_is_one_line_whatever_names_are_in_it() -> None:
     assert ending(BadInput("a \x1b[2J\nb")) == ("error: a \\x1b[2J b", 2)
+    do = "correct the path or its rights and run again"
+    long = OSError(errno.ENAMETOOLONG, "File name too long", "x" * 400)
+    assert ending(long) == (f"error: {'x' * 300} cannot be used (File name too long): {do}", 2)
+    denied = PermissionError(errno.EACCES, "Permission denied", "x")
+    assert ending(denied) == (f"failed: x cannot be used (Permission denied): {do}", 1)

@@ -195,6 +195,7 @@ def test_headers_that_are_none_are_refused(tmp_path: Path) -> None:
             b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
         ),
         "is not described by": framed(b'{"a":[]}'),
+        "half of a character": framed(b'{"__metadata__":{"a":"\\ud800"}}'),
         "not text by key": framed(b'{"__metadata__":{"a":1}}'),
         "longer than the file ": (2**63).to_bytes(8, "little") + b"{}",
     }

@@ -160,8 +160,8 @@ def test_items_of_own_tasks_are_counted(
     task |= {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
     (folder / "tasks" / "mine_items.yaml").write_text(yaml.safe_dump(task))
 
-    def tasks(listed: str, *more: str) -> tuple[dict[str, int] | None, str]:
-        _check(monkeypatch, "--model", "mine", "--json", "--set", f"models.mine.tasks={listed}", *more)
+    def tasks(listed: str, *more: str, model: str = "mine") -> tuple[dict[str, int] | None, str]:
+        _check(monkeypatch, "--model", model, "--json", "--set", f"models.{model}.tasks={listed}", *more)
         found = json.loads(capsys.readouterr().out)
         return found["tasks"], " ".join(found["problems"])
 
@@ -172,6 +172,14 @@ def test_items_of_own_tasks_are_counted(
     assert "did you mean 'arc_easy'" in tasks("[arc_easi]")[1]
     assert "the metric 'bogus' of task 'mine_items', which has acc" in tasks("[{name: tasks, metric: bogus}]")[1]
     assert "num_fewshot 1 and takes its examples from 'test'" in tasks("[{name: tasks, num_fewshot: 1}]")[1]
+    # The embedded model brings its data, and may have tasks of the user's own beside its own.
+    assert tasks("[tasks]", model="tiny") == tasks("[embedded, tasks]", model="tiny") == ({"mine_items": 3}, "")
+    assert tasks("[{name: embedded, metric: acc}]", model="tiny") == ({}, "")
+    assert "did you mean 'arc_easy'" in tasks("[arc_easi]", model="tiny")[1]
+    assert "the metric 'bogus'" in tasks("[{name: tasks, metric: bogus}]", model="tiny")[1]
+    assert _check(monkeypatch, "--model", "tiny", "--set", "models.tiny.tasks=[embedded, tasks]") == 0
+    assert "Task mine_items: 3 items" in capsys.readouterr().out
+    assert _check(monkeypatch, "--set", "models.tiny.tasks=[embedded, tasks]") == 0, capsys.readouterr().err
     monkeypatch.setenv("HOME", str(folder))
     assert tasks("[~/tasks]") == ({"mine_items": 3}, "")
     # Data of the hub, of which evaluate.datasets has a copy.

@@ -208,12 +208,16 @@ def ssh_server(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 class Cutter:
-    """A TCP proxy that drops every connection once so many bytes have passed towards one side."""
+    """A TCP proxy that drops every connection once so many bytes have passed.
 
-    def __init__(self, target: int, after: int) -> None:
+    hang: it keeps them, and nothing passes any more; "one": so of the connection that passed the mark, others work.
+    """
+
+    def __init__(self, target: int, after: int, *, hang: bool | str = False) -> None:
         import threading
 
-        self.port = free_port()
+        self.port, self._hang = free_port(), hang
+        self._mended = threading.Event()
         self._target, self._left = target, after
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.cut = False
@@ -222,6 +226,7 @@ class Cutter:
     def mend(self) -> None:
         """From now on nothing is dropped."""
         self._left = 2**60
+        self._mended.set()
 
     def _accept(self) -> None:
         import threading
@@ -241,6 +246,9 @@ class Cutter:
                 self._left -= len(data)
                 if self._left < 0:
                     self.cut = True
+                    if self._hang:
+                        self._left = 2**60 if self._hang == "one" else self._left
+                        self._mended.wait()
                     break
                 sink.sendall(data)
         except OSError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,18 @@ def test_a_sound_project_has_no_fault(sound: LightProject) -> None:
     done = sound.restorelcc("doctor", "--cache")
     assert (done.code, "fault " in done.text) == (0, False), done.text
     assert "dvc.lock is whole, 2 stages" in done.text
+
+
+def test_looking_takes_less_than_three_seconds_of_computing(sound: LightProject, tmp_path: Path) -> None:
+    project = sound.copy(tmp_path / "copy")
+    project.sh("dvc", "remote", "add", "--default", "share", str(tmp_path / "remote"))
+    project.sh("dvc", "remote", "modify", "share", "verify", "true")
+    process = project.start(sys.executable, "-m", "restorelcc", "doctor")
+    text, (_, status, used) = process.stdout.read() if process.stdout else "", os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    print(f"doctor: {used.ru_utime + used.ru_stime:.2f} CPU-s")
+    assert process.returncode == 0 and "remote 'share' answers" in text, text
+    assert used.ru_utime + used.ru_stime < 3
 
 
 def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path: Path) -> None:

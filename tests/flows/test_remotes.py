@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +112,53 @@ def test_a_cut_connection_is_made_good_by_running_again(computed: LightProject, 
     cutter.close()
     assert bob.repro() == []
     assert bob.artifacts() == ann.artifacts()
+
+
+PATIENCE = 3  # seconds
+SILENT = "did not answer within"
+
+
+@pytest.mark.parametrize(
+    ("remote", "command", "one", "said"),
+    [
+        ("ssh", "share", False, SILENT),
+        ("ssh", "push", False, SILENT),
+        ("s3", "push", True, f"nothing was sent or received for {PATIENCE} s"),
+        pytest.param("s3", "pull", False, SILENT, marks=pytest.mark.slow),
+    ],
+    indirect=["remote"],
+)
+def test_a_remote_that_hangs_is_one_sentence_within_the_patience(
+    computed: LightProject, remote: Remote, tmp_path: Path, command: str, one: bool, said: str
+) -> None:
+    """It takes the connection and never says a word, or says no more in the middle; `one`: it takes new ones."""
+    assert remote.port
+    ann = computed.copy(tmp_path / "ann")
+    if command != "share":
+        ok(ann, remote, "share", remote.url, *remote.options)
+    if command == "pull":
+        ok(ann, remote, "push")
+        shutil.rmtree(ann.folder / ".dvc/cache")
+    cutter = Cutter(
+        remote.port, after=60_000 if one else 0 if command == "share" else 30_000, hang="one" if one else True
+    )
+    address, *options = (text.replace(f":{remote.port}", f":{cutter.port}") for text in (remote.url, *remote.options))
+    config = ann.folder / ".dvc/config"
+    before = config.read_text()
+    config.write_text(before.replace(f":{remote.port}", f":{cutter.port}"))
+    given = (command, address, *options) if command == "share" else (command,)
+    began = time.monotonic()
+    done = ann.restorelcc(*given, **remote.environment, RESTORELCC_REMOTE_SECONDS=str(PATIENCE))
+    took = time.monotonic() - began
+    cutter.mend()
+    cutter.close()
+    assert cutter.cut
+    assert (done.code, said in done.text.splitlines()[-1]) == (2, True), done.text
+    assert "Traceback" not in done.text
+    assert took < 60, "it is some seconds, and the start of several commands on a busy machine"
+    if command == "push":
+        config.write_text(before)
+        ok(ann, remote, "push")
 
 
 SOURCES = "data/metrics/tiny/sources.json"

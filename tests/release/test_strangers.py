@@ -173,3 +173,18 @@ def test_what_cannot_be_written_is_refused_before_it_is_trained(
     code, told = run(*command, "--instructions", tmp_path / "pairs.jsonl", "--calibration", tmp_path / "pairs.jsonl")
     assert code == 2 and "sliding window of 8 tokens" in told, told
     assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/x", "/dev/null/x", "x" * 300])
+@pytest.mark.parametrize("option", ["--out", "--work"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(
+    option: str, place: str, made: tuple[Pair, Path], tmp_path: Path, run: Callable[..., tuple[int, str]]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "pairs.jsonl").write_text('{"question": "w3", "response": "w4"}\n' * 9)
+    places = {"--out": tmp_path / "out", "--work": tmp_path / "work"} | {option: tmp_path / place}
+    given = ["--dense", made[0].pruned, "--pruning", "wanda-0.5", "--instructions", tmp_path / "pairs.jsonl"]
+    options = [each for pair in places.items() for each in pair]
+    code, told = run("restore", *given, "--calibration", tmp_path / "pairs.jsonl", *options)
+    assert code == 2 and told.count("\n") == 1 and "internal error" not in told, told
+    assert not (tmp_path / "out").exists() and not (tmp_path / "work" / "data").exists()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
@@ -18,7 +17,7 @@ from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.folders import check_apart, copy_other_files, published_folder
 from restorelcc.release.original import can_be_taken_out, original_config, write_original
-from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD
+from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, read_record
 
 
 def apply_compensation(checkpoint: Path, compensation: Path, out: Path, options: ExportOptions) -> dict[str, Any]:
@@ -43,10 +42,7 @@ def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> 
     check_apart(out, folder)
     original_config(folder)  # first, since without it nothing can be taken out
     check_checkpoint(folder)
-    record = read_json(folder / RECORD)
-    made = record.get("made") if isinstance(record, dict) else None
-    if not isinstance(made, list) or not all(isinstance(name, str) for name in made):
-        raise BadInput(f"{folder / RECORD} is not a record of `restorelcc export`: it does not say which files it made")
+    made = read_record(folder)["made"]
     with published_folder(out, overwrite=overwrite) as scratch:
         write_original(folder, scratch)
         copy_other_files(folder, scratch, without=(OWN_FOLDER, *made))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
@@ -20,7 +18,7 @@ from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.models.checkpoints import load_model, local_folder
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.original import can_be_taken_out
-from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD
+from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD, read_record
 from restorelcc.release.routes import plan_route
 from restorelcc.release.verify.files import (
     Violation,
@@ -74,48 +72,7 @@ def subject(folder: Path, against: Path | None, compensation: Path | None) -> Su
             f"{folder} has no {RECORD}: only folders written by `restorelcc export` can be verified alone; give "
             "--against PRUNED and --compensation FILE"
         )
-    record = read_json(folder / RECORD) if has_record else None
-    if record is not None:
-        _check_record(folder / RECORD, record)
-    return Subject(folder, record, against, compensation)
-
-
-def _check_record(path: Path, record: Any) -> None:
-    """Raises BadInput for a document that is no record: what is read from it below is there and of its kind."""
-
-    def wrong(what: str) -> BadInput:
-        return BadInput(f"{path} is not a record of `restorelcc export`: {what}")
-
-    if not isinstance(record, dict) or not {"tensors", "files", "route", "parents", "sparsity"} <= set(record):
-        raise wrong("it lacks its tensors or parents")
-    tensors, files, route, parents, sparsity = (
-        record[key] for key in ("tensors", "files", "route", "parents", "sparsity")
-    )
-    if not all(isinstance(each, dict) for each in (tensors, files, route, parents, sparsity)):
-        raise wrong("its tensors, files, route, parents and sparsity are not lists of names and values")
-    if not isinstance(route.get("cut"), bool) or not _are_texts(sparsity.get("patterns")):
-        raise wrong("it does not say how it was written")
-    for name, entry in tensors.items():
-        whole = isinstance(entry, dict) and all(key in entry for key in ("dtype", "shape", "sha256"))
-        if not whole or ("zeros" in entry and not (_is_count(entry["zeros"]) and _are_patterns(entry.get("patterns")))):
-            raise wrong(f"what it says of the tensor {name!r:.80} is not whole")
-    for name, parent in parents.items():
-        if not isinstance(parent, dict) or not isinstance(parent.get("digest"), str):
-            raise wrong(f"its parent {name!r:.80} has no digest")
-        if not isinstance(parent.get("path", 0), str | None):
-            raise wrong(f"its parent {name!r:.80} has no path")
-
-
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def _are_patterns(values: Any) -> bool:
-    return _are_texts(values) and all(re.fullmatch(r"[0-9]{1,3}:[0-9]{1,3}", value) for value in values)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return Subject(folder, read_record(folder) if has_record else None, against, compensation)
 
 
 def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.base.layout import Layout
 from restorelcc.stages.report.results import Results
 from restorelcc.stages.report.tables import Table
@@ -56,14 +58,24 @@ def artifacts(results: Results) -> Table:
     ]
 
 
+class _Log(Form):
+    stage: str
+    cell: str
+    seconds: float
+
+
+def _log(path: Path) -> _Log:
+    return checked_form(read_json(path), _Log, f"{path} is not the log of a stage", "delete it")
+
+
 def stage_seconds(cells: list[Cell], layout: Layout) -> Table:
     """Seconds of each stage for each cell, where this machine ran it."""
-    logs = [read_json(path) for path in sorted(layout.logs.glob("*.json"))] if layout.logs.is_dir() else []
+    logs = [_log(path) for path in sorted(layout.logs.glob("*.json"))] if layout.logs.is_dir() else []
     names = {str(cell) for cell in cells}
-    stages = list(dict.fromkeys(_ORDER + tuple(sorted(log["stage"] for log in logs))))
+    stages = list(dict.fromkeys(_ORDER + tuple(sorted(log.stage for log in logs))))
     rows = []
     for stage in stages:
-        own = [log["seconds"] for log in logs if log["stage"] == stage and log["cell"] in names]
+        own = [log.seconds for log in logs if log.stage == stage and log.cell in names]
         if own:
             rows.append(
                 {"stage": stage, "cells": str(len(own)), "seconds each": f"{sum(own) / len(own):.1f}"}

@@ -10,8 +10,9 @@ from typing import Any
 from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.documents import cell_of, parse_json, read_document, read_json, read_metrics
 from restorelcc.base.errors import BadInput
-from restorelcc.base.fingerprint import check_measured_alike
+from restorelcc.base.fingerprint import check_measured_alike, read_fingerprint
 from restorelcc.base.layout import Layout
+from restorelcc.base.tables import SAMPLES, read_table
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
@@ -75,8 +76,9 @@ class Results:
 def read_results(cells: list[Cell], layout: Layout) -> Results:
     """Rows of exactly these cells; other metrics in the folder are ignored.
 
-    Raises BadInput when none was evaluated, and, naming what differs, for cells of one model that were measured in
-    different ways: side by side they would be compared.
+    Raises BadInput when none was evaluated, for results per item that were changed since or are of another run, and,
+    naming what differs, for cells of one model that were measured in different ways: side by side they would be
+    compared.
     """
     results, rows, measured = Results(), {}, {}
     for cell in cells:
@@ -84,6 +86,7 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
             metrics = read_metrics(layout.metrics(cell))
             if not _are_same(cell_of(metrics), cell):
                 raise BadInput(f"{layout.metrics(cell)} is of {cell_of(metrics)}, not of {cell}: run `dvc repro`")
+            _check_items(cell, metrics, layout)
             measured[cell] = metrics["measured"]
             rows[cell] = result_row(cell, metrics, _read(layout.details(cell)))
             rows[cell]["recovery_seconds"] = _recovery_seconds(cell, layout)
@@ -108,6 +111,14 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
     return results
+
+
+def _check_items(cell: Cell, metrics: dict[str, Any], layout: Layout) -> None:
+    """Raises BadInput where the results per item beside the metrics are not what the stage wrote with them."""
+    path = layout.samples(cell)
+    if path.is_file():
+        read_fingerprint(path, cell, metrics["measured"])
+        read_table(path, SAMPLES)
 
 
 def changed_since(layout: Layout) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "line 3 of .*a.jsonl cannot be read as JSON"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2 of .* as UTF-8 .byte 0xe9 at position 11.: save"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2 of .* as UTF-8 .byte 0xe9 at position 11, 'é' in "),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "is no list of rows: line 2 holds a list"),
         ("a.jsonl", b"[" * 100_000, "cannot be read as JSON .it is nested too deeply.: correct it"),
-        ("a.json", b'[{"text": "a"},\n{"text": "\xe9"}]', "line 2 of .* as UTF-8 .byte 0xe9 at position 11."),
+        ("a.json", b'[{"text": "a"},\n{"text": "\xe9"}]', "line 2 of .* as UTF-8 .byte 0xe9 at position 11, "),
         ("a.json", b'\xef\xbb\xbf[{"text": "\xe9"}]', "line 1 of .* as UTF-8 .byte 0xe9"),
         ("a.json", b'[{"text": "a"}, 3]', "no list of rows: row 2 holds the value 3"),
         ("a.csv", b"text\n\xff\xfe\n", "line 2 of .* as UTF-8"),
@@ -83,6 +84,42 @@ def test_what_cannot_be_read_is_one_sentence_with_the_line(
     with pytest.raises(BadInput, match=message) as caught:
         _rows(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+ENCODINGS = {
+    "cp1252": ("für 5 €", "'ü' in Windows-1252): if that is right, convert the file: `iconv -f CP1252 -t UTF-8 {} > "),
+    "latin-1": ("déjà vu", "'é' in Windows-1252): if that is right"),
+    "gb18030": ("问题和回答", "GB18030, SHIFT_JIS or EUC-KR for example: `iconv -f GB18030 "),
+    "shift_jis": ("質問と回答", "from the encoding that it was saved in"),
+    "utf-16-le": (
+        "question",
+        "holds a zero byte at position 2, which no text has: if it is UTF-16LE, convert it: `iconv ",
+    ),
+    "utf-16-be": ("question", "if it is UTF-16BE, convert it: `iconv -f UTF-16BE"),
+    "utf-32": ("question", "if it is UTF-32, convert it: `iconv -f UTF-32 "),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_another_encoding_is_named_and_how_to_convert_it(encoding: str, tmp_path: Path) -> None:
+    """None is guessed: what is right in one encoding are other letters in the next."""
+    text, message = ENCODINGS[encoding]
+    path = tmp_path / "my rows.csv"
+    path.write_bytes(f"text\n{text}\n".encode(encoding) if encoding != "utf-16-le" else text.encode(encoding))
+    with pytest.raises(BadInput) as caught:
+        _rows(path)
+    assert message.format(f"'{path}'") in str(caught.value)
+    (tmp_path / "right.csv").write_bytes(f"text\n{text}\n".encode())
+    assert _rows(tmp_path / "right.csv") == [(2, {"text": text})]
+
+
+def test_the_command_that_converts_a_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text\nfür 5 €\n".encode("cp1252"))
+    with pytest.raises(BadInput) as caught:
+        _rows(path)
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, cwd=tmp_path)
+    assert _rows(tmp_path / "utf8-a.csv") == [(2, {"text": "für 5 €"})]
 
 
 def _account(rows: list[Any], **options: Any) -> tuple[int, dict[str, tuple[int, int]]]:

@@ -3,8 +3,11 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -103,6 +106,25 @@ def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
         ("0.25", pytest.approx(0.6)),
     ]
     assert len(list(csv.DictReader((made.report / "plots" / "tasks.csv").open()))) == 8
+
+
+def test_results_per_item_that_are_not_those_of_the_metrics_are_refused(layout: Layout) -> None:
+    """The numbers of the report are means over them."""
+    path = layout.samples(CELLS[1])
+    items = [{"task": "t", "item_id": 0, "digest": "d", "gold": 1, "prediction": 1, "correct": True, "score": 1.0}]
+    write_table(path, items, SAMPLES, {MEASURED: FINGERPRINT.as_text()})
+    read_results(CELLS, layout)
+    changed = pq.read_table(path).set_column(6, SAMPLES.field("score"), pa.array([0.0]))
+    pq.write_table(changed, path)
+    with pytest.raises(BadInput, match=r"pruned\.parquet was changed since it was written"):
+        read_results(CELLS, layout)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match="is not a readable Parquet file"):
+        read_results(CELLS, layout)
+    other = replace(FINGERPRINT, limit=5)
+    write_table(path, items, SAMPLES, {MEASURED: other.as_text()})
+    with pytest.raises(BadInput, match="belongs to another run than the metrics"):
+        read_results(CELLS, layout)
 
 
 def test_cells_that_left_the_grid_are_not_reported(layout: Layout) -> None:
