@@ -69,7 +69,7 @@ def restore(
     check_output(out, overwrite=overwrite)
     given = [Path(text).expanduser() for text in (dense, pruned) if text and Path(text).expanduser().exists()]
     check_apart(out, work, *given)
-    _check_models(given)
+    _check_models(given, pruning)
     request = Request(
         dense=dense,
         pruned=pruned,
@@ -99,12 +99,16 @@ def restore(
     typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
 
 
-def _check_models(folders: list[Path]) -> None:
+def _check_models(folders: list[Path], pruning: str | None) -> None:
     """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with a compensation:
     hours before the chain would come to it. What is on the hub is checked once it is here."""
+    from restorelcc.models.architectures import check_scores
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
     from restorelcc.release.routes import check_route
 
     for folder in folders:
         check_checkpoint(folder)
-        check_route(loaded_config(folder))
+        config = loaded_config(folder)
+        if pruning is not None:
+            check_scores(config, pruning)
+        check_route(config)

@@ -152,6 +152,8 @@ def _expected(config: Any, family: Family) -> dict[str, tuple[int, int]]:
     """Shape of the weight of the linears of a block that a config tells in the same way for all of a family."""
     width, heads, channels = text_config(config).hidden_size, layout_of_config(config), ffn_width_of_config(config)
     keys = kv_heads_of_config(config) * heads.head_dim
+    if family.experts or family.hybrid:  # what else they have depends on the layer
+        return {family.out_proj: (width, heads.width)}
     shapes = {family.out_proj: (width, heads.width), family.ffn_out: (width, channels)}
     shapes |= dict.fromkeys(family.ffn_in, (channels * (2 if family.fused_ffn else 1), width))
     if family.qkv_rows == "separate":

@@ -24,6 +24,7 @@ from restorelcc.base.weights import weights_of
 from restorelcc.models.architectures import family_of, family_of_config, prunable_linears
 from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.models.transposed import as_stored
 from restorelcc.sparsity.patterns import rounded
 
 
@@ -97,8 +98,8 @@ class StreamedWeights:
         self._load(block, set(names), prefix=f"{self._blocks}.{layer}.")
         yield
         if self._written is not None:
-            for name, linear in self._targets[layer].items():
-                self._written[name].overwrite(linear.weight)
+            for name, linear in self._targets.get(layer, {}).items():
+                self._written[name].overwrite(as_stored(linear, "weight", linear.weight))
                 bias = name.removesuffix("weight") + "bias"
                 if linear.bias is not None and bias in self._written:
                     self._written[bias].overwrite(linear.bias)
@@ -119,7 +120,9 @@ class StreamedWeights:
     def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
         for name, _ in list(module.named_parameters()):
             if name in names:
-                _put(module, name, self._stored[prefix + name].read().to(self._device, self._dtype))
+                path, _, leaf = name.rpartition(".")
+                value = as_stored(module.get_submodule(path), leaf, self._stored[prefix + name].read())
+                _put(module, name, value.to(self._device, self._dtype))
 
 
 def _return_freed_memory() -> None:

@@ -27,7 +27,7 @@ def planned_tensors(source: Source, route: Route) -> list[PlannedTensor]:
     for name, stored in sorted(source.stored.items(), key=lambda item: (item[1].file.name, item[1].start)):
         planned.append(PlannedTensor(name, stored.dtype, stored.shape, folds.pop(name, stored.read)))
     for name, content in folds.items():
-        weight = source.stored[_weight_of(name)]
+        weight = source.weight_of(name)
         planned.append(PlannedTensor(name, weight.dtype, weight.shape[:1], content))
     return planned
 
@@ -44,23 +44,22 @@ def added_names(source: Source, route: Route) -> list[str]:
 
 def added_parameters(source: Source, route: Route) -> int:
     """How many more numbers the checkpoint holds than the pruned one."""
-    return sum(source.stored[_weight_of(name)].shape[0] for name in added_names(source, route))
-
-
-def _weight_of(bias_name: str) -> str:
-    return f"{bias_name.removesuffix('bias')}weight"
+    return sum(source.weight_of(name).shape[0] for name in added_names(source, route))
 
 
 def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site]]:
-    for layer in range(source.layout.layers):
+    layout = source.layout
+    for layer in range(layout.layers):
         for path in route.biased:
-            yield f"{source.family.stored}.{layer}.{path}.bias", Site(layer, path)
+            linear = f"{source.family.stored}.{layout.block(layer)}.{path}"
+            if f"{linear}.weight" in source.stored:  # which some layers of a mixture of experts may lack
+                yield f"{linear}.bias", Site(layer, path)
 
 
 def _folds(source: Source, route: Route) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(name, content) of the biases that are not simply those of the source."""
     for name, site in _biases(source, route):
-        weight, bias = source.stored[_weight_of(name)], source.stored.get(name)
+        weight, bias = source.weight_of(name), source.stored.get(name)
         if route.compensation.reaches(site, route.family):
             yield name, partial(_folded, source, route, site, weight, bias)
         elif bias is None:
