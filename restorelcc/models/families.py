@@ -334,7 +334,6 @@ FAMILIES: dict[str, Family] = {
     "granitemoehybrid": _hybrid("attention_bias", ffn=_SHARED_FUSED, fused_ffn=True, experts=_BLOCK_SPARSE),
     "minimax": _hybrid(ffn=(), experts=("mlp.experts", "mlp.gate")),
     "nemotron_h": _hybrid(
-        "attention_bias",
         qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
         out_proj="mixer.o_proj",
         ffn=(),

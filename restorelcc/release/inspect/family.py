@@ -137,7 +137,7 @@ def _guess(model: PreTrainedModel) -> tuple[Family, int]:
     kv_heads_key = next((key for key in ("num_key_value_heads", "num_kv_heads") if hasattr(text, key)), None)
     fields: dict[str, Any] = {"blocks": blocks, "qkv": tuple(qkv), "out_proj": out_proj}
     fields |= _ffn_fields(text, block, ffn, experts)
-    fields |= {"windows": _windows(text), "output_in_tuple": in_tuple, "experts": experts, "hybrid": hybrid}
+    fields |= {"windows": "never" if hybrid else _windows(text), "output_in_tuple": in_tuple, "experts": experts, "hybrid": hybrid}
     fields |= {"kv_heads_key": kv_heads_key or "num_key_value_heads", "head_dim_key": head_dim_key}
     fields["transposed"] = any(isinstance(module, TurnedLinear) for module in block.modules())
     here = f"{blocks}.{number}"
