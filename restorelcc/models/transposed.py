@@ -34,7 +34,7 @@ class TurnedLinear(nn.Linear):
 
 
 def with_linears(model: nn.Module) -> None:
-    """Put a Linear in the place of every Conv1D of a model or a part of it; outputs and saved checkpoints do not change.
+    """Put a Linear in the place of every Conv1D of a model or a part of it; its outputs and what it saves stay.
 
     Raises BadInput for a model that is spread over devices, whose parts are brought in as they are stored.
     """
