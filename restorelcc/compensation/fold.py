@@ -13,7 +13,15 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, linears_of, text_config
+from restorelcc.models.architectures import (
+    all_blocks,
+    blocks_of,
+    family_of,
+    head_layout,
+    linear_of,
+    linears_of,
+    text_config,
+)
 from restorelcc.models.placement import at_hand, set_bias
 
 
@@ -100,7 +108,7 @@ def _turn_flag_on(model: PreTrainedModel, wanted: str) -> None:
     if flag is None or getattr(text_config(model.config), flag):
         return
     setattr(text_config(model.config), flag, True)
-    for block in blocks_of(model):
+    for block in all_blocks(model):
         for path, linear in linears_of(block, family):
             if path in family.bias_flags[flag] and linear.bias is None:
                 with at_hand(linear):

@@ -90,11 +90,9 @@ def linear_of(block: nn.Module, path: str) -> nn.Linear:
 
 def linears_of(block: nn.Module, family: Family) -> Iterator[tuple[str, nn.Linear]]:
     """(path, Linear) of a block's linears in forward order. Of families with experts or hybrids, those it has."""
-    partial = bool(family.experts) or family.hybrid
     for path in family.linears:
-        if partial and path != family.out_proj and not _has(block, path):
-            continue
-        yield path, linear_of(block, path)
+        if not family.partial or _has(block, path):
+            yield path, linear_of(block, path)
 
 
 def _has(block: nn.Module, path: str) -> bool:

@@ -42,7 +42,8 @@ def _llama_like(
     config; more: further fields of the row."""
     qkv, out_proj = more.pop("qkv", _SELF_QKV), more.pop("out_proj", _SELF_OUT)
     attention = (*qkv, out_proj)
-    linears = {"attention_bias": attention, "mlp_bias": ffn, "use_bias": (*attention, *ffn)}
+    all_ffn = (*ffn, *more.get("dense_ffn", ()))
+    linears = {"attention_bias": attention, "mlp_bias": all_ffn, "use_bias": (*attention, *all_ffn)}
     fields = {"bias_flags": {flag: linears[flag] for flag in flags}} | more
     return Family(
         blocks=blocks,
@@ -67,6 +68,7 @@ def _latent_experts(**flags: tuple[str, ...]) -> Family:
     return _experts(
         qkv=_LATENT,
         shared=_SHARED,
+        dense_ffn=_GATED_FFN,
         qkv_rows="latent",
         bias_flags={"attention_bias": factors} | flags,
         head_dim_key="v_head_dim",
@@ -296,39 +298,46 @@ FAMILIES: dict[str, Family] = {
     ),
     # Mixtures of experts: their attention, and what all tokens share. Experts and routers stay as they are.
     "mixtral": _experts(windows="every"),
-    "qwen2_moe": _experts(shared=_SHARED_ONE, bias_flags={"qkv_bias": _SELF_QKV}, windows="listed"),
-    "qwen3_moe": _experts("attention_bias", windows="every"),
+    "qwen2_moe": _experts(
+        shared=_SHARED_ONE, dense_ffn=_GATED_FFN, bias_flags={"qkv_bias": _SELF_QKV}, windows="listed"
+    ),
+    "qwen3_moe": _experts("attention_bias", dense_ffn=_GATED_FFN, windows="every"),
     "olmoe": _experts("attention_bias"),
     "flex_olmo": _experts("attention_bias"),
     "granitemoe": _experts("attention_bias", experts=_BLOCK_SPARSE),
     "granitemoeshared": _experts("attention_bias", experts=_BLOCK_SPARSE, shared=_SHARED_FUSED, fused_ffn=True),
     "gpt_oss": _experts("attention_bias", experts=("mlp.experts", "mlp.router"), windows="listed"),
-    "deepseek_v2": _latent_experts(mlp_bias=_SHARED),
+    "deepseek_v2": _latent_experts(mlp_bias=(*_SHARED, *_GATED_FFN)),
     "deepseek_v3": _latent_experts(),
-    "glm4_moe": _experts(shared=_SHARED, bias_flags={"attention_bias": _SELF_QKV}),
-    "dots1": _experts("attention_bias", shared=_SHARED, windows="listed"),
-    "ernie4_5_moe": _experts("use_bias", shared=_SHARED),
+    "glm4_moe": _experts(shared=_SHARED, dense_ffn=_GATED_FFN, bias_flags={"attention_bias": _SELF_QKV}),
+    "dots1": _experts("attention_bias", shared=_SHARED, dense_ffn=_GATED_FFN, windows="listed"),
+    "ernie4_5_moe": _experts(shared=_SHARED, dense_ffn=_GATED_FFN),
     "hunyuan_v1_moe": _experts(
         "attention_bias", shared=("mlp.shared_mlp.gate_proj", "mlp.shared_mlp.up_proj", "mlp.shared_mlp.down_proj")
     ),
-    "exaone_moe": _experts(shared=_SHARED, windows="listed"),
-    "afmoe": _experts("attention_bias", shared=_SHARED, experts=("mlp.experts", "mlp.router"), windows="listed"),
+    "exaone_moe": _experts(shared=_SHARED, dense_ffn=_GATED_FFN, windows="listed"),
+    "afmoe": _experts(
+        "attention_bias", shared=_SHARED, dense_ffn=_GATED_FFN, experts=("mlp.experts", "mlp.router"), windows="listed"
+    ),
     "minimax_m2": _experts(),
     "phimoe": _experts("attention_bias", experts=("mlp.experts", "mlp.router"), windows="every"),
     "llama4_text": _experts(
         "attention_bias",
         shared=tuple(f"feed_forward.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+        dense_ffn=_FORWARD_FFN,
         experts=("feed_forward.experts", "feed_forward.router"),
         packs=False,  # its chunks of attention are counted along the line
     ),
     # Hybrids: the layers with attention heads.
-    "qwen3_next": _hybrid("attention_bias", ffn=_SHARED_ONE, experts=("mlp.experts", "mlp.gate")),
+    "qwen3_next": _hybrid("attention_bias", ffn=_SHARED_ONE, dense_ffn=_GATED_FFN, experts=("mlp.experts", "mlp.gate")),
     "qwen3_5_text": _hybrid("attention_bias"),
     "qwen3_5_moe_text": _hybrid("attention_bias", ffn=_SHARED_ONE, experts=("mlp.experts", "mlp.gate")),
     "olmo_hybrid": _hybrid("attention_bias"),
-    "jamba": _hybrid(ffn=(), experts=("feed_forward.experts", "feed_forward.router")),
+    "jamba": _hybrid(ffn=(), dense_ffn=_FORWARD_FFN, experts=("feed_forward.experts", "feed_forward.router")),
     "lfm2": _hybrid(out_proj="self_attn.out_proj", ffn=_LFM_FFN),
-    "lfm2_moe": _hybrid(out_proj="self_attn.out_proj", ffn=(), experts=("feed_forward.experts", "feed_forward.gate")),
+    "lfm2_moe": _hybrid(
+        out_proj="self_attn.out_proj", ffn=(), dense_ffn=_LFM_FFN, experts=("feed_forward.experts", "feed_forward.gate")
+    ),
     "bamba": _hybrid("attention_bias", "mlp_bias", ffn=_FORWARD_FFN, output_in_tuple=True),
     "falcon_h1": _hybrid("attention_bias", "mlp_bias", ffn=_FORWARD_FFN, output_in_tuple=True),
     "granitemoehybrid": _hybrid("attention_bias", ffn=_SHARED_FUSED, fused_ffn=True, experts=_BLOCK_SPARSE),

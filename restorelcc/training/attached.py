@@ -30,7 +30,10 @@ def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:
     Where a family fuses q, k and v, or has no gate, several names mean one linear.
     """
     by_name: dict[SiteName, tuple[str, ...]]
-    by_name = {"o": (family.out_proj,), "gate": family.ffn_in[:1], "up": family.ffn_in[-1:], "down": family.ffn[-1:]}
+    by_name = {"o": (family.out_proj,), "gate": (), "up": (), "down": ()}
+    for *ffn_in, down in (each for each in ((*family.ffn_in, family.ffn_out), family.dense_ffn) if any(each)):
+        by_name |= {"gate": (*by_name["gate"], ffn_in[0]), "up": (*by_name["up"], ffn_in[-1])}
+        by_name["down"] = (*by_name["down"], down)
     by_name |= dict(zip(("q", "k", "v"), family.qkv_of(), strict=True))
     wanted = {path for site in sites for path in by_name[site]}
     return [path for path in family.linears if path in wanted]

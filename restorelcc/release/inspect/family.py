@@ -15,6 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation
@@ -103,7 +104,7 @@ def _random(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _empty(config: PretrainedConfig) -> PreTrainedModel:
-    with init_empty_weights():
+    with init_empty_weights(), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         with_linears(model)
         return model
@@ -137,12 +138,15 @@ def _guess(model: PreTrainedModel) -> tuple[Family, int]:
     kv_heads_key = next((key for key in ("num_key_value_heads", "num_kv_heads") if hasattr(text, key)), None)
     fields: dict[str, Any] = {"blocks": blocks, "qkv": tuple(qkv), "out_proj": out_proj}
     fields |= _ffn_fields(text, block, ffn, experts)
-    fields |= {"windows": "never" if hybrid else _windows(text), "output_in_tuple": in_tuple, "experts": experts, "hybrid": hybrid}
+    fields |= {"windows": "never" if hybrid else _windows(text), "output_in_tuple": in_tuple}
+    dense = _dense_ffn(model.get_submodule(blocks), experts) if experts else ()
+    fields |= {"experts": experts, "dense_ffn": dense, "hybrid": hybrid}
     fields |= {"kv_heads_key": kv_heads_key or "num_key_value_heads", "head_dim_key": head_dim_key}
     fields["transposed"] = any(isinstance(module, TurnedLinear) for module in block.modules())
     here = f"{blocks}.{number}"
     fields["free_head_dim"] = head_dim_key != "head_dim" or _reads_head_dim(model.config, f"{here}.{out_proj}", heads)
-    native, flags = _biases(model.config, here, [path for path in called if path in {*qkv, out_proj, *ffn}])
+    linears = [path for path in called if path in {*qkv, out_proj, *ffn}]
+    native, flags = _biases(model.config, blocks, [*linears, *dense])
     row = Family(**fields, native_biases=native, bias_flags=flags)
     rows = _qkv_rows(model, block, row)
     whole = rows in ("separate", "heads") and not (row.fused_ffn or row.experts or row.hybrid)
@@ -197,9 +201,21 @@ def _ffn(block: nn.Module, paths: list[str], *, shared: bool) -> list[str]:
     return [path for path in paths if not _NO_HEADS.search(type(block.get_submodule(path.rpartition(".")[0])).__name__)]
 
 
+def _dense_ffn(blocks: nn.Module, experts: tuple[str, ...]) -> tuple[str, ...]:
+    """The linears of the FFN of the blocks that have no experts."""
+    for block in blocks.children():
+        names = {name for name, _ in block.named_modules()}
+        if not names & set(experts):
+            linears = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+            paths = [path for path in linears if "attn" not in path and not _in_attention(block, path)]
+            if found := _ffn(block, paths, shared=False):
+                return tuple(found)
+    return ()
+
+
 def _ffn_fields(text: Any, block: nn.Module, ffn: list[str], experts: tuple[str, ...]) -> dict[str, Any]:
     if not ffn:
-        return {"ffn_in": (), "ffn_out": "", "experts": experts}
+        return {}
     *ffn_in, ffn_out = ffn
     channels = _linear(block, ffn_out).in_features
     fused = len(ffn_in) == 1 and _linear(block, ffn_in[0]).out_features == 2 * channels
@@ -268,22 +284,27 @@ def _reads_head_dim(config: PretrainedConfig, out_proj: str, heads: int) -> bool
 
 
 def _biases(
-    config: PretrainedConfig, block: str, linears: list[str]
+    config: PretrainedConfig, blocks: str, linears: list[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """The linears that always have a bias, and those that each key of the config turns on."""
 
     def biased(key: str | None = None, value: bool = False) -> set[str]:
+        """Paths in a block of the linears with a bias, and full names of those outside of what is known."""
         other = copy.deepcopy(config)
         if key is not None:
             setattr(text_config(other), key, value)
-        model = _empty(other)
-        return {path for path in linears if model.get_submodule(f"{block}.{path}").bias is not None}
+        in_block = re.compile(rf"{re.escape(blocks)}\.\d+\.({'|'.join(map(re.escape, linears))})")
+        modules = _empty(other).named_modules()
+        names = [name for name, module in modules if isinstance(module, nn.Linear) and module.bias is not None]
+        return {found[1] if (found := in_block.fullmatch(name)) else name for name in names}
 
     keys = [key for key, value in text_config(config).to_dict().items() if isinstance(value, bool) and "bias" in key]
+    always = biased()
     flags = {key: biased(key, True) - biased(key, False) for key in keys}
+    flags = {key: paths for key, paths in flags.items() if paths <= set(linears)}  # others would need more biases
     turned = set().union(*flags.values())
     told = {key: tuple(path for path in linears if path in paths) for key, paths in flags.items() if paths}
-    return tuple(path for path in linears if path in biased() - turned), told
+    return tuple(path for path in linears if path in always - turned), told
 
 
 def _qkv_rows(model: PreTrainedModel, block: nn.Module, row: Family) -> QkvRows:
@@ -365,7 +386,7 @@ def _must(what: str, found: Tensor, expected: Tensor) -> None:
 
 def row_text(kind: str, family: Family) -> str:
     """The row as it would stand in families.py; fields that have their default are left out."""
-    default = Family(blocks="", qkv=(), out_proj="", ffn_in=(), ffn_out="")
+    default = Family(blocks="", qkv=(), out_proj="")
     fields = {name: getattr(family, name) for name in Family.__dataclass_fields__}
     told = {name: value for name, value in fields.items() if value != getattr(default, name)}
     lines = "".join(f"    {name}={value!r},\n" for name, value in told.items())

@@ -109,7 +109,7 @@ def _inspect_layer(
     heads = heads_removed = channels = channels_removed = 0
     for path in family.linears:
         name = f"{family.stored}.{layer}.{path}.weight"
-        if (family.experts or family.hybrid) and path != family.out_proj and name not in stored:
+        if family.partial and path != family.out_proj and name not in stored:
             continue
         found = _find(name, stored, family)
         weight_OI = found.read()

@@ -15,7 +15,7 @@ from torch import Tensor
 from restorelcc.base.progress import progress
 from restorelcc.compensation.compensation import Site
 from restorelcc.compensation.fold import addition, with_addition
-from restorelcc.models.architectures import Family
+from restorelcc.models.architectures import Family, text_config
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.release.provenance import held_patterns, tensor_entry
@@ -95,10 +95,8 @@ class Reference:
 
 def check_against(stored: Stored, reference: Reference) -> str:
     """Every tensor is the pruned checkpoint's, bit for bit, but for the biases, which are those of the compensation."""
-    layout, stored_as = reference.layout, reference.family.stored
-    linears = [
-        f"{stored_as}.{layout.block(layer)}.{path}" for layer in range(layout.layers) for path in reference.route.biased
-    ]
+    blocks = range(text_config(reference.route.config).num_hidden_layers)
+    linears = [f"{reference.family.stored}.{block}.{path}" for block in blocks for path in reference.route.biased]
     biases = {f"{linear}.bias" for linear in linears if f"{linear}.weight" in reference.stored}
     expected = set(reference.stored) | biases
     _check_names(set(stored), expected)

@@ -31,7 +31,7 @@ def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int
     paths = site_paths(family, sites)
     names = [path.rpartition(".")[2] for path in paths]
     last = [path.rpartition(".")[2] for path in family.linears]
-    if family.experts or family.hybrid or len(set(last)) < len(last):  # other linears may go by the last part as well
+    if family.partial or len(set(last)) < len(last):  # other linears may go by the last part as well
         names = paths
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, use_dora=dora)
     config.base_model_name_or_path = None
