@@ -76,6 +76,8 @@ _STATE = {
     "mamba_d_state": 4,
     "mamba_d_ssm": 32,
     "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+    "chunk_size": 8,
     "mamba_num_heads": 4,
     "mamba_head_dim": 8,
     "n_groups": 1,

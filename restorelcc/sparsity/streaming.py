@@ -18,6 +18,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weights_of
@@ -38,7 +39,8 @@ def read_config(source: Path) -> PretrainedConfig:
 def empty_model(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a checkpoint without its weights (all on the meta device), in evaluation mode."""
     config = read_config(source)
-    with refused("model", source), init_empty_weights(include_buffers=False):
+    # Nothing is drawn for weights that are not there; the buffers are made all the same.
+    with refused("model", source), init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
 

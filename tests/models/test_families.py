@@ -61,6 +61,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": pico.HEADS, "alibi": True},
     ),
     "ministral-whole": ("ministral", {"sliding_window": 8, "layer_types": ["full_attention"] * pico.LAYERS}),
+    "cwm-whole": ("cwm", {"layer_types": ["full_attention"] * pico.LAYERS, "mlp_bias": True}),
+    "ministral3-plain": (
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_theta": 1e4,
+                "llama_4_scaling_beta": 0.0,
+                "original_max_position_embeddings": 64,
+                "rope_type": "default",
+            }
+        },
+    ),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
 }
 CASES = {family: (family, {}) for family in pico.ALL_FAMILIES} | VARIANTS
@@ -221,7 +233,9 @@ def test_hooked_equals_folded_equals_exported_and_reloaded(restored: Any, case: 
 
 
 def test_ministral_without_windows_becomes_llama(restored: Any) -> None:
-    assert restored["ministral-whole"].loaded_class == "LlamaForCausalLM"
+    for case in ("ministral-whole", "cwm-whole", "ministral3-plain"):
+        assert restored[case].loaded_class == "LlamaForCausalLM"
+    assert "scales its queries by their position" in restored["ministral3"].refusal
     assert "sliding window of 8 tokens" in restored["ministral"].refusal
 
 
