@@ -21,7 +21,9 @@ random checkpoint to a restored one (`tests/models/test_families.py`). No checkp
 `python -m benchmarks.families` writes the page, and a test compares the two.
 
 - **prune**: all linears of the blocks, with any pruner. `not slimgpt`: heads and channels cannot be removed as wholes.
-- **restore**: head outputs captured, heads chosen, compensation trained and applied. This works in every family.
+  `elsewhere`: a model that another tool pruned is restored, and nothing is pruned here.
+- **restore**: head outputs captured, heads chosen, compensation trained and applied. This works in every family. Some
+  models have attention in some layers only; it is these that are restored.
 - **bias**: how a checkpoint carries the compensation of the heads. `own`: the class always has a bias there, unless its
   config says otherwise. A key such as `attention_bias` turns one on. `file`: the class has no place for it, so keep
   `compensation.safetensors` beside the pruned checkpoint and use `restorelcc.attach`, which gives the same logits.
@@ -40,6 +42,26 @@ _HEAD = """\
 |---|---|---|---|---|---|---|
 """
 _NOTES = """
+## Mixtures of experts and hybrids
+
+Their attention heads are restored like any others, and `compensate.sites` may name the FFN that all tokens share
+(`gate`, `up`, `down`) where there is one. Experts and routers stay as they are, bit for bit. The pruned model may have
+fewer experts than the dense one, as after REAP: only the tensors of experts and routers may differ in size. Give it to
+`restorelcc restore --pruned`, or as `external-<name>`. Pruning by score (wanda, sparsegpt, ...) is refused before
+anything runs: experts are fused into one tensor per layer, not stored as Linear layers.
+
+In a hybrid (Qwen3-Next, Jamba, LFM2, Granite 4, ...) only the attention layers count: `layer` 0 in `heads.parquet` and
+in a compensation is the first block with heads. `restorelcc.models.architectures.head_layout(model).blocks` has the
+numbers of these blocks, and `restorelcc inspect` lists them.
+
+Where a family has no place for the biases, `restorelcc restore --compensation-only` writes `compensation.safetensors`
+for `restorelcc.attach` instead of a checkpoint.
+
+## Notes
+
+`gpt2` stores its weights transposed. Here they are seen as ordinary Linear layers, so that N:M runs along the inputs,
+and are written as they were. Such a model cannot be spread over devices (`device_map`).
+
 `gemma3` is the model of pictures and text (Gemma 3 4B and larger). Its text part is pruned and restored, and everything
 else is carried along as it is. It is loaded whole for pruning, because its checkpoints name their tensors in another
 way than its class does.
@@ -62,11 +84,14 @@ does not hold. CONTRIBUTING.md says what to do with the row.
 
 | family | why |
 |---|---|
-| GPT-2 (`gpt2`) | its linears are stored transposed (`Conv1D`) |
-| Phi-4 multimodal, and other models of pictures or sound and text | only `gemma3` has a row |
+| Mamba, RWKV, xLSTM | they have no attention heads |
+| Zamba, RecurrentGemma | layers share their attention, or `layer_types` does not tell which have it |
+| CodeGen | its fused q, k and v lie in an order of their own |
+| Llava, Mistral 3, PaliGemma, Qwen-VL | `AutoModelForCausalLM` does not load them, and models are loaded by it alone |
+| Llama 4 and Qwen3.5 with pictures, Gemma 3n, Gemma 4 | no row; text models of Llama 4 and Qwen3.5 have one |
+| BitNet | its checkpoints are quantized |
 | Baichuan, InternLM and others with code of their own | such code is never run; convert them to the Llama class |
-| mixtures of experts | their experts are fused into one tensor per layer |
-| Mamba, LFM2, Qwen3-Next and other hybrids | some or all of their layers have no attention heads |
+| DeepSeek-V3.2 and V4, Longcat, MiMo, Kimi Linear | no row; try `restorelcc inspect --family` |
 """
 
 
@@ -85,8 +110,8 @@ def cells(kind: str, family: Family) -> list[str]:
         bias = "v_proj, else file"
     slices = "heads, channels" if family.free_head_dim else "channels"
     return [
-        "not slimgpt" if family.whole_parts_refused else "yes",
-        "yes",
+        "elsewhere" if family.partial else "not slimgpt" if family.whole_parts_refused else "yes",
+        "attention layers" if family.hybrid else "yes",
         f"as Llama, {bias}".replace("file", "else file").replace("else else", "else") if relabelled else bias,
         "no" if family.whole_parts_refused else slices,
         "Llama" if relabelled else "-" if bias == "file" else "its own class",

@@ -42,6 +42,49 @@ CONFIGS: dict[str, dict] = {
 FAMILIES = tuple(CONFIGS)
 _NANO = {"n_embd": 24, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}
 _LISTED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_MOE = _GROUPED | {
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 5),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k"), 2),
+    "moe_intermediate_size": 8,
+    "decoder_sparse_step": 1,
+}
+_LATENT_MOE = _MOE | {
+    "num_key_value_heads": HEADS,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": HEAD_DIM,
+    "head_dim": 4,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_GATED = {
+    "layer_types": ["full_attention", "linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "partial_rotary_factor": 1.0,
+}
+_STATE = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 4,
+    "mamba_d_ssm": 32,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+    "chunk_size": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "n_groups": 1,
+    "ssm_state_size": 4,
+    "shared_intermediate_size": 12,
+    "moe_shared_expert_intermediate_size": 12,
+}
 CONFIGS |= {
     "olmo": _GROUPED,
     "olmo2": _GROUPED,
@@ -93,6 +136,42 @@ CONFIGS |= {
     "mpt": {"d_model": 24, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": 64},
     "falcon": _SQUARE | {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 40},
     "xglm": {"d_model": 24, "num_layers": LAYERS, "attention_heads": HEADS, "ffn_dim": 32, "decoder_start_token_id": 2},
+    "gpt2": _NANO | {"n_inner": 32},
+    "mixtral": _MOE,
+    "qwen2_moe": _MOE | {"shared_expert_intermediate_size": 12, "mlp_only_layers": [0]},
+    "qwen3_moe": _MOE | {"mlp_only_layers": [0]},
+    "olmoe": _MOE | _SQUARE | {"head_dim": HEAD_DIM},
+    "flex_olmo": _MOE,
+    "granitemoe": _MOE | {"attention_multiplier": 0.4, "residual_multiplier": 0.5},
+    "granitemoeshared": _MOE | {"attention_multiplier": 0.4, "shared_intermediate_size": 12},
+    "gpt_oss": _MOE | _LISTED,
+    "deepseek_v2": _LATENT_MOE,
+    "deepseek_v3": _LATENT_MOE,
+    "glm4_moe": _MOE | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "partial_rotary_factor": 1.0},
+    "dots1": _MOE | _LISTED | {"first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "ernie4_5_moe": _MOE | {"moe_layer_start_index": 1, "moe_num_shared_experts": 1},
+    "hunyuan_v1_moe": _MOE | {"moe_topk": 2},
+    "exaone_moe": _MOE | _LISTED | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "afmoe": _MOE | _LISTED | {"num_dense_layers": 1, "num_shared_experts": 1},
+    "minimax_m2": _MOE | {"rotary_dim": HEAD_DIM},
+    "phimoe": _MOE | {"sliding_window": 8},
+    "llama4_text": _MOE | {"intermediate_size_mlp": 24, "attention_chunk_size": 8, "interleave_moe_layer_step": 2},
+    "qwen3_next": _MOE | _GATED | {"mlp_only_layers": [1], "shared_expert_intermediate_size": 12},
+    "qwen3_5_text": _GROUPED | _GATED,
+    "qwen3_5_moe_text": _MOE | _GATED | {"shared_expert_intermediate_size": 12},
+    "olmo_hybrid": _GROUPED | _GATED,
+    "jamba": _MOE
+    | _STATE
+    | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "lfm2": _GROUPED | {"layer_types": ["full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": _MOE | {"layer_types": ["conv", "full_attention", "full_attention"], "num_dense_layers": 1},
+    "bamba": _GROUPED | _STATE | {"attn_layer_indices": [1, 2]},
+    "falcon_h1": _GROUPED | _STATE,
+    "granitemoehybrid": _MOE | _STATE | {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+    "minimax": _MOE | {"layer_types": ["full_attention", "linear_attention", "full_attention"], "block_size": 8},
+    "nemotron_h": _MOE
+    | _STATE
+    | {"layers_block_type": ["full_attention", "moe", "linear_attention", "full_attention"]},
     "gemma3": {
         "text_config": _GROUPED | _LISTED | _COMMON | {"query_pre_attn_scalar": HEAD_DIM},
         "vision_config": {

@@ -54,7 +54,7 @@ def plan(
 def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
     """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
     bytes and seconds."""
-    from restorelcc.models.architectures import check_whole_parts
+    from restorelcc.models.architectures import check_scores, check_whole_parts
     from restorelcc.models.runtime import pick_device, pick_dtype
     from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, matmul_rate, needs_model, shapes_of
     from restorelcc.release.routes import carried_by
@@ -65,7 +65,10 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
     for cell in cells:
-        if parse_pruning(str(cell.pruning)).pruner in STRUCTURED_PRUNERS:
+        pruning = parse_pruning(str(cell.pruning))
+        if pruning.external is None:
+            check_scores(network.config, pruning.name)
+        if pruning.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
     rate = EFFICIENCY * matmul_rate(device, dtype)

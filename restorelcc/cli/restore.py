@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -53,14 +54,18 @@ def restore(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
     max_shard_size: ShardOption = "5GB",
     cut: SliceOption = False,
+    compensation_only: Annotated[
+        bool, typer.Option("--compensation-only", help="write no checkpoint, only the file for restorelcc.attach")
+    ] = False,
     overwrite: OverwriteOption = False,
     base_model: BaseOption = None,
     licence: LicenceOption = None,
 ) -> None:
-    """Capture ... compensate in a work folder, then the same checkpoint as `export` writes."""
+    """Capture ... compensate in a work folder; then what `export` writes, or the compensation alone."""
     if (pruned is None) == (pruning is None):
         raise BadInput("restore needs either --pruned (a pruned checkpoint) or --pruning (how to prune the dense one)")
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
+    from restorelcc.models.checkpoints import local_folder
     from restorelcc.pipeline.oneshot import Request, run_chain
     from restorelcc.pipeline.reproduce import StageEnded
     from restorelcc.release.folders import check_apart, check_output
@@ -69,7 +74,7 @@ def restore(
     check_output(out, overwrite=overwrite)
     given = [Path(text).expanduser() for text in (dense, pruned) if text and Path(text).expanduser().exists()]
     check_apart(out, work, *given)
-    _check_models(given)
+    _check_models(given, pruning, exported=not compensation_only)
     request = Request(
         dense=dense,
         pruned=pruned,
@@ -89,6 +94,14 @@ def restore(
         done = run_chain(request)
     except StageEnded as ended:
         raise typer.Exit(ended.code) from None
+    done_in = f"intermediate artifacts are in {work}; a rerun with other settings starts from them"
+    if compensation_only:
+        written = _write_compensation(done.layout.compensation(done.cell), out, overwrite=overwrite)
+        typer.echo(
+            f"for the model in {local_folder(done.layout.pruned(done.cell))}: restorelcc.attach(model, '{written}')"
+        )
+        typer.echo(done_in)
+        return
     from restorelcc.release.export.cell import cell_options
     from restorelcc.release.export.export import export_checkpoint
 
@@ -96,15 +109,31 @@ def restore(
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
     record = export_checkpoint(done.layout.pruned(done.cell), done.layout.compensation(done.cell), out, options)
     say_what_was_written(out, record)
-    typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
+    typer.echo(done_in)
 
 
-def _check_models(folders: list[Path]) -> None:
+def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> Path:
+    from restorelcc.release.folders import published_folder
+
+    with published_folder(out, overwrite=overwrite) as folder:
+        shutil.copyfile(source, folder / source.name)
+    return out / source.name
+
+
+def _check_models(folders: list[Path], pruning: str | None, *, exported: bool) -> None:
     """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with a compensation:
     hours before the chain would come to it. What is on the hub is checked once it is here."""
+    from restorelcc.models.architectures import check_scores
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
     from restorelcc.release.routes import check_route
 
     for folder in folders:
         check_checkpoint(folder)
-        check_route(loaded_config(folder))
+        config = loaded_config(folder)
+        if pruning is not None:
+            check_scores(config, pruning)
+        if exported:
+            try:
+                check_route(config)
+            except BadInput as error:
+                raise BadInput(f"{error}: --compensation-only writes this file alone") from error

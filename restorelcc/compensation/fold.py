@@ -13,7 +13,15 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, text_config
+from restorelcc.models.architectures import (
+    all_blocks,
+    blocks_of,
+    family_of,
+    head_layout,
+    linear_of,
+    linears_of,
+    text_config,
+)
 from restorelcc.models.placement import at_hand, set_bias
 
 
@@ -93,17 +101,16 @@ def check_class_carries(model: PreTrainedModel, compensation: Compensation) -> N
         )
 
 
-def _turn_flag_on(model: PreTrainedModel, path: str) -> None:
-    """Set the config's key for biases on `path`, and give every linear that the key covers a zero bias."""
+def _turn_flag_on(model: PreTrainedModel, wanted: str) -> None:
+    """Set the config's key for biases on `wanted`, and give every linear that the key covers a zero bias."""
     family = family_of(model)
-    flag = family.bias_flag(path)
+    flag = family.bias_flag(wanted)
     if flag is None or getattr(text_config(model.config), flag):
         return
     setattr(text_config(model.config), flag, True)
-    for block in blocks_of(model):
-        for covered in family.bias_flags[flag]:
-            linear = linear_of(block, covered)
-            if linear.bias is None:
+    for block in all_blocks(model):
+        for path, linear in linears_of(block, family):
+            if path in family.bias_flags[flag] and linear.bias is None:
                 with at_hand(linear):
                     zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
                 set_bias(linear, zeros)

@@ -1,6 +1,6 @@
 """A model's place in the table of families (families.py): its blocks, linears and heads, and what its config tells.
 
-Letters: L layers, H query heads, D head dim, X = H*D, M model width.
+Letters: L layers (blocks that have heads), H query heads, D head dim, X = H*D, M model width.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from restorelcc.models.families import FAMILIES as FAMILIES
 from restorelcc.models.family import BiasRoute as BiasRoute
 from restorelcc.models.family import Family as Family
 from restorelcc.models.heads import HeadLayout
+from restorelcc.models.transposed import with_linears
 
 # What a config calls the number of experts of a layer, by family.
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# What config.layer_types calls layers with heads; others are linear attention, convolutions or state spaces.
+WITH_HEADS = ("full_attention", "sliding_attention", "hybrid")
 
 
 def text_config(config: Any) -> Any:
@@ -29,17 +32,19 @@ def text_config(config: Any) -> Any:
 def family_of_config(config: Any) -> Family:
     """The table's row for a checkpoint's config. Raises BadInput for an unknown family, listing the known ones."""
     kind = config.model_type
-    if any(getattr(config, key, None) for key in _EXPERT_COUNTS):
+    found = FAMILIES.get(kind)
+    if (found is None or not found.experts) and any(getattr(config, key, None) for key in _EXPERT_COUNTS):
+        known = ", ".join(name for name, family in FAMILIES.items() if family.experts)
         raise BadInput(
-            f"model family {kind!r} is a mixture of experts, whose experts are fused into one tensor per layer instead "
-            "of Linear layers: such models cannot be pruned or restored here, use a dense one"
+            f"model family {kind!r} is a mixture of experts that is not supported: known are {known}; use one of "
+            "these, or a dense model"
         )
-    if kind not in FAMILIES:
+    if found is None:
         raise BadInput(
             f"model family {kind!r} is not supported: known are {', '.join(FAMILIES)}; "
             "to add one, add a row to restorelcc/models/families.py (CONTRIBUTING.md has the recipe)"
         )
-    return FAMILIES[kind]
+    return found
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -47,20 +52,55 @@ def family_of(model: PreTrainedModel) -> Family:
     return family_of_config(model.config)
 
 
-def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's L decoder blocks, in order."""
-    blocks = model.get_submodule(family_of(model).blocks)
+def all_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's decoder blocks, in order, those without heads among them."""
+    family = family_of(model)
+    blocks = model.get_submodule(family.blocks)
     assert isinstance(blocks, nn.ModuleList)
+    if family.transposed:
+        with_linears(blocks)
     return blocks
 
 
+def numbered_blocks(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
+    """The L blocks that have heads, each with its number among all blocks."""
+    numbered = list(enumerate(all_blocks(model)))
+    if not family_of(model).hybrid:
+        return numbered
+    kinds = text_config(model.config).layer_types
+    return [(number, block) for number, block in numbered if kinds[number] in WITH_HEADS]
+
+
+def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's L decoder blocks that have heads, in order."""
+    return [block for _, block in numbered_blocks(model)]
+
+
 def linear_of(block: nn.Module, path: str) -> nn.Linear:
-    """The Linear at a path of the table. Raises BadInput when the model has something else there."""
-    module = block.get_submodule(path)
+    """The Linear at a path of the table. Raises BadInput when the model has something else there, or nothing."""
+    try:
+        module = block.get_submodule(path)
+    except AttributeError as error:
+        raise BadInput(f"a block of this model has no {path}: name linears that all of its layers have") from error
     module = getattr(module, "base_layer", module)  # with an adapter the Linear is inside
     if not isinstance(module, nn.Linear):
         raise BadInput(f"{path} is a {type(module).__name__}, not a Linear layer: such a model is not supported")
     return module
+
+
+def linears_of(block: nn.Module, family: Family) -> Iterator[tuple[str, nn.Linear]]:
+    """(path, Linear) of a block's linears in forward order. Of families with experts or hybrids, those it has."""
+    for path in family.linears:
+        if not family.partial or _has(block, path):
+            yield path, linear_of(block, path)
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        block.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def out_projections(model: PreTrainedModel) -> list[nn.Linear]:
@@ -70,11 +110,11 @@ def out_projections(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def prunable_linears(model: PreTrainedModel) -> Iterator[tuple[int, str, nn.Linear]]:
-    """(layer, name in a checkpoint, Linear) of every linear layer that pruning targets, in forward order."""
+    """(block, name in a checkpoint, Linear) of every linear layer that pruning targets, in forward order."""
     family = family_of(model)
-    for layer, block in enumerate(blocks_of(model)):
-        for path in family.linears:
-            yield layer, f"{family.stored}.{layer}.{path}", linear_of(block, path)
+    for number, block in numbered_blocks(model):
+        for path, linear in linears_of(block, family):
+            yield number, f"{family.stored}.{number}.{path}", linear
 
 
 def head_layout(model: PreTrainedModel) -> HeadLayout:
@@ -83,7 +123,8 @@ def head_layout(model: PreTrainedModel) -> HeadLayout:
     widths = sorted({projection.in_features for projection in out_projections(model)})
     if len(widths) != 1 or widths[0] % heads:
         raise BadInput(f"out-projections with {widths} inputs do not split evenly into {heads} heads in every layer")
-    return HeadLayout(len(out_projections(model)), heads, widths[0] // heads)
+    numbers = tuple(number for number, _ in numbered_blocks(model)) if family_of(model).hybrid else None
+    return HeadLayout(len(out_projections(model)), heads, widths[0] // heads, numbers)
 
 
 def kv_heads(model: PreTrainedModel) -> int:
@@ -98,11 +139,17 @@ def kv_heads_of_config(config: Any) -> int:
 
 
 def layout_of_config(config: Any) -> HeadLayout:
-    """L, H, D told by a config alone."""
+    """L, H, D told by a config alone. Raises BadInput for a hybrid of which no layer has heads."""
     family, text = family_of_config(config), text_config(config)
     heads = text.num_attention_heads
     own = getattr(text, family.head_dim_key, None) if family.free_head_dim else None
-    return HeadLayout(text.num_hidden_layers, heads, own or text.hidden_size // heads)
+    head_dim = own or text.hidden_size // heads
+    if not family.hybrid:
+        return HeadLayout(text.num_hidden_layers, heads, head_dim)
+    numbers = tuple(number for number, kind in enumerate(text.layer_types) if kind in WITH_HEADS)
+    if not numbers:
+        raise BadInput(f"no layer of this {config.model_type!r} model has attention heads (config.layer_types)")
+    return HeadLayout(len(numbers), heads, head_dim, numbers)
 
 
 def ffn_width_of_config(config: Any) -> int:
@@ -110,6 +157,16 @@ def ffn_width_of_config(config: Any) -> int:
     text = text_config(config)
     key = family_of_config(config).ffn_width
     return (getattr(text, key, None) if key else None) or 4 * text.hidden_size
+
+
+def check_scores(config: Any, what: str) -> None:
+    """Raises BadInput for a family whose weights cannot be pruned here; what: the pruning that asks for it."""
+    reason = family_of_config(config).scores_refused
+    if reason is not None:
+        raise BadInput(
+            f"{what} cannot prune {config.model_type!r} models: {reason}; prune such a model elsewhere and give the "
+            "result as external-<name>, or to `restorelcc restore --pruned`: its attention heads are restored"
+        )
 
 
 def check_whole_parts(config: Any, what: str) -> None:

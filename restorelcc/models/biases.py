@@ -19,7 +19,8 @@ from restorelcc.models.shards import PlannedTensor, write_shards
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 
 # Families whose blocks compute what Llama's do, but whose class has no bias on the out-projection.
-LLAMA_EQUIVALENTS = ("mistral", "qwen2", "ministral")
+LLAMA_EQUIVALENTS = ("mistral", "qwen2", "ministral", "ministral3", "cwm")
+_OF_MINISTRAL3 = ("llama_4_scaling_beta", "max_position_embeddings")  # keys of its rope_parameters
 
 
 def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
@@ -34,15 +35,17 @@ def biased_linears(config: PretrainedConfig) -> tuple[str, ...]:
 
 
 def why_not_llama(config: PretrainedConfig) -> str | None:
-    """Why a Mistral, Qwen2 or Ministral model is not exactly a Llama model; None when it is."""
+    """Why a model of LLAMA_EQUIVALENTS is not exactly a Llama model; None when it is."""
     kind, window = config.model_type, getattr(config, "sliding_window", None)
     kinds_of_layer = set(getattr(config, "layer_types", None) or ())
-    windowed = kind == "mistral" or "sliding_attention" in kinds_of_layer
+    windowed = kind in ("mistral", "ministral3") or "sliding_attention" in kinds_of_layer
     if window is not None and windowed and window < config.max_position_embeddings:
         return (
             f"its attention has a sliding window of {window} tokens (config.sliding_window), which the Llama class "
             "does not have"
         )
+    if beta := (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
+        return f"it scales its queries by their position (llama_4_scaling_beta is {beta}), which the Llama class does not do"
     try:
         llama_config(config)
     except Exception as error:  # whatever the class refuses its config with
@@ -51,10 +54,13 @@ def why_not_llama(config: PretrainedConfig) -> str | None:
 
 
 def llama_config(config: PretrainedConfig) -> LlamaConfig:
-    """The Llama config that computes what a Mistral, Qwen2 or Ministral config without sliding window does."""
+    """The Llama config that computes what a config of LLAMA_EQUIVALENTS without sliding window does."""
     known = LlamaConfig().to_dict()
     values = {key: value for key, value in config.to_dict().items() if key in known and key != "model_type"}
     heads = config.num_attention_heads
+    if values.get("rope_parameters"):
+        rope = values["rope_parameters"].items()
+        values["rope_parameters"] = {key: value for key, value in rope if key not in _OF_MINISTRAL3}
     values["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // heads
     values["num_key_value_heads"] = getattr(config, "num_key_value_heads", None) or heads
     values |= {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False}
@@ -85,8 +91,9 @@ def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path)
     family = family_of_config(written)
     names = [f"{family.stored}.{layer}.{path}" for layer in range(text_config(written).num_hidden_layers)
              for path in biased_linears(written)]  # fmt: skip
+    weights = {name: stored[f"{name}.weight"].as_linear(family.transposed) for name in names}
     planned = [PlannedTensor(name, tensor.dtype, tensor.shape, tensor.read) for name, tensor in stored.items()]
-    planned += [_zeros(name, stored[f"{name}.weight"]) for name in names if f"{name}.bias" not in stored]
+    planned += [_zeros(name, weight) for name, weight in weights.items() if f"{name}.bias" not in stored]
     for _ in write_shards(folder, planned):
         pass
     written.save_pretrained(folder)

@@ -132,6 +132,7 @@ def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str
         if match := block.search(name):
             found.add(int(match[1]))
             wanted = shapes.get(match[2])
+            wanted = wanted[::-1] if wanted and family.transposed else wanted
         elif _EMBEDDING.search(name):
             wanted = (text.vocab_size, getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
         if wanted is not None and tensor.shape != wanted:
@@ -152,6 +153,8 @@ def _expected(config: Any, family: Family) -> dict[str, tuple[int, int]]:
     """Shape of the weight of the linears of a block that a config tells in the same way for all of a family."""
     width, heads, channels = text_config(config).hidden_size, layout_of_config(config), ffn_width_of_config(config)
     keys = kv_heads_of_config(config) * heads.head_dim
+    if family.partial:  # what else they have depends on the layer
+        return {family.out_proj: (width, heads.width)}
     shapes = {family.out_proj: (width, heads.width), family.ffn_out: (width, channels)}
     shapes |= dict.fromkeys(family.ffn_in, (channels * (2 if family.fused_ffn else 1), width))
     if family.qkv_rows == "separate":

@@ -78,6 +78,8 @@ def _check_sizes(config: Mapping[str, Any], kind: str, wrong: Any) -> None:
         value = config.get(key := own_name.get(name, name), 1)
         if value is None and (name in _MAY_BE_NULL or getattr(default, key, 1) is None):
             continue
+        if name == "sliding_window" and value == 0 and config.get("use_sliding_window") is False:
+            continue  # so Qwen2-MoE's class writes it
         if not is_whole(value) or not 0 < value <= most:
             raise wrong(key, f"and should be a whole number from 1 to {most:,}")
 

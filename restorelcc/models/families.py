@@ -25,6 +25,14 @@ _FUSED_GATE = ("mlp.gate_up_proj", "mlp.down_proj")
 _FUSED = "the rows of its fused linears are not heads or channels one after the other"
 _WIDE_NORM = "it normalizes the queries of all heads together, so that no head can go without a change in the others"
 _FIXED_FFN = "its config has no key for the number of channels"
+_SOME_LAYERS = "their layers differ, and only attention is known here"
+_EXPERTS_STAY = "their experts stay as they are"
+_FORWARD_FFN = ("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj")
+_LFM_FFN = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
+_BLOCK_SPARSE = ("block_sparse_moe.experts", "block_sparse_moe.router")
+_SHARED = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj", "mlp.shared_experts.down_proj")
+_SHARED_ONE = ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj")
+_SHARED_FUSED = ("shared_mlp.input_linear", "shared_mlp.output_linear")
 
 
 def _llama_like(
@@ -32,18 +40,44 @@ def _llama_like(
 ) -> Family:
     """flags: which of attention_bias (q, k, v, o), mlp_bias (the FFN) and use_bias (all) the class reads from its
     config; more: further fields of the row."""
-    attention = (*_SELF_QKV, _SELF_OUT)
-    linears = {"attention_bias": attention, "mlp_bias": ffn, "use_bias": (*attention, *ffn)}
+    qkv, out_proj = more.pop("qkv", _SELF_QKV), more.pop("out_proj", _SELF_OUT)
+    attention = (*qkv, out_proj)
+    all_ffn = (*ffn, *more.get("dense_ffn", ()))
+    linears = {"attention_bias": attention, "mlp_bias": all_ffn, "use_bias": (*attention, *all_ffn)}
     fields = {"bias_flags": {flag: linears[flag] for flag in flags}} | more
     return Family(
         blocks=blocks,
-        qkv=_SELF_QKV,
-        out_proj=_SELF_OUT,
+        qkv=qkv,
+        out_proj=out_proj,
         ffn_in=ffn[:-1],
-        ffn_out=ffn[-1],
+        ffn_out=ffn[-1] if ffn else "",
         fused_ffn=fused_ffn,
         **fields,
     )
+
+
+def _experts(
+    *flags: str, shared: tuple[str, ...] = (), experts: tuple[str, ...] = ("mlp.experts", "mlp.gate"), **more: Any
+) -> Family:
+    """A mixture of experts: its attention, and the FFN that all tokens share, where there is one."""
+    return _llama_like(*flags, ffn=shared, experts=experts, **{"whole_parts_refused": _EXPERTS_STAY} | more)
+
+
+def _latent_experts(**flags: tuple[str, ...]) -> Family:
+    factors = ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", _SELF_OUT)
+    return _experts(
+        qkv=_LATENT,
+        shared=_SHARED,
+        dense_ffn=_GATED_FFN,
+        qkv_rows="latent",
+        bias_flags={"attention_bias": factors} | flags,
+        head_dim_key="v_head_dim",
+    )
+
+
+def _hybrid(*flags: str, **more: Any) -> Family:
+    """A model of which some layers are attention, others linear attention, convolutions or state spaces."""
+    return _llama_like(*flags, **{"hybrid": True, "packs": False, "whole_parts_refused": _SOME_LAYERS} | more)
 
 
 FAMILIES: dict[str, Family] = {
@@ -248,5 +282,70 @@ FAMILIES: dict[str, Family] = {
         blocks="model.language_model.layers",
         stored_blocks="language_model.model.layers",
         whole_parts_refused="their text part shares its width with the part that sees",
+    ),
+    "gpt2": Family(
+        blocks="transformer.h",
+        qkv=("attn.c_attn",),
+        out_proj="attn.c_proj",
+        ffn_in=("mlp.c_fc",),
+        ffn_out="mlp.c_proj",
+        qkv_rows="parts",
+        native_biases=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        ffn_width="n_inner",
+        free_head_dim=False,
+        transposed=True,
+        whole_parts_refused=_FUSED,
+    ),
+    # Mixtures of experts: their attention, and what all tokens share. Experts and routers stay as they are.
+    "mixtral": _experts(windows="every"),
+    "qwen2_moe": _experts(
+        shared=_SHARED_ONE, dense_ffn=_GATED_FFN, bias_flags={"qkv_bias": _SELF_QKV}, windows="listed"
+    ),
+    "qwen3_moe": _experts("attention_bias", dense_ffn=_GATED_FFN, windows="every"),
+    "olmoe": _experts("attention_bias"),
+    "flex_olmo": _experts("attention_bias"),
+    "granitemoe": _experts("attention_bias", experts=_BLOCK_SPARSE),
+    "granitemoeshared": _experts("attention_bias", experts=_BLOCK_SPARSE, shared=_SHARED_FUSED, fused_ffn=True),
+    "gpt_oss": _experts("attention_bias", experts=("mlp.experts", "mlp.router"), windows="listed"),
+    "deepseek_v2": _latent_experts(mlp_bias=(*_SHARED, *_GATED_FFN)),
+    "deepseek_v3": _latent_experts(),
+    "glm4_moe": _experts(shared=_SHARED, dense_ffn=_GATED_FFN, bias_flags={"attention_bias": _SELF_QKV}),
+    "dots1": _experts("attention_bias", shared=_SHARED, dense_ffn=_GATED_FFN, windows="listed"),
+    "ernie4_5_moe": _experts(shared=_SHARED, dense_ffn=_GATED_FFN),
+    "hunyuan_v1_moe": _experts(
+        "attention_bias", shared=("mlp.shared_mlp.gate_proj", "mlp.shared_mlp.up_proj", "mlp.shared_mlp.down_proj")
+    ),
+    "exaone_moe": _experts(shared=_SHARED, dense_ffn=_GATED_FFN, windows="listed"),
+    "afmoe": _experts(
+        "attention_bias", shared=_SHARED, dense_ffn=_GATED_FFN, experts=("mlp.experts", "mlp.router"), windows="listed"
+    ),
+    "minimax_m2": _experts(),
+    "phimoe": _experts("attention_bias", experts=("mlp.experts", "mlp.router"), windows="every"),
+    "llama4_text": _experts(
+        "attention_bias",
+        shared=tuple(f"feed_forward.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+        dense_ffn=_FORWARD_FFN,
+        experts=("feed_forward.experts", "feed_forward.router"),
+        packs=False,  # its chunks of attention are counted along the line
+    ),
+    # Hybrids: the layers with attention heads.
+    "qwen3_next": _hybrid("attention_bias", ffn=_SHARED_ONE, dense_ffn=_GATED_FFN, experts=("mlp.experts", "mlp.gate")),
+    "qwen3_5_text": _hybrid("attention_bias"),
+    "qwen3_5_moe_text": _hybrid("attention_bias", ffn=_SHARED_ONE, experts=("mlp.experts", "mlp.gate")),
+    "olmo_hybrid": _hybrid("attention_bias"),
+    "jamba": _hybrid(ffn=(), dense_ffn=_FORWARD_FFN, experts=("feed_forward.experts", "feed_forward.router")),
+    "lfm2": _hybrid(out_proj="self_attn.out_proj", ffn=_LFM_FFN),
+    "lfm2_moe": _hybrid(
+        out_proj="self_attn.out_proj", ffn=(), dense_ffn=_LFM_FFN, experts=("feed_forward.experts", "feed_forward.gate")
+    ),
+    "bamba": _hybrid("attention_bias", "mlp_bias", ffn=_FORWARD_FFN, output_in_tuple=True),
+    "falcon_h1": _hybrid("attention_bias", "mlp_bias", ffn=_FORWARD_FFN, output_in_tuple=True),
+    "granitemoehybrid": _hybrid("attention_bias", ffn=_SHARED_FUSED, fused_ffn=True, experts=_BLOCK_SPARSE),
+    "minimax": _hybrid(ffn=(), experts=("mlp.experts", "mlp.gate")),
+    "nemotron_h": _hybrid(
+        qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
+        out_proj="mixer.o_proj",
+        ffn=(),
+        experts=("mixer.experts", "mixer.gate"),
     ),
 }

@@ -26,8 +26,8 @@ class Family:
     blocks: str
     qkv: tuple[str, ...]  # query, key and value projection, in this order; one name where they are fused
     out_proj: str
-    ffn_in: tuple[str, ...]  # linears whose rows are the FFN's channels
-    ffn_out: str  # the linear whose columns are the FFN's channels
+    ffn_in: tuple[str, ...] = ()  # linears whose rows are the FFN's channels
+    ffn_out: str = ""  # the linear whose columns are the FFN's channels; "" where there are only experts
     qkv_rows: QkvRows = "separate"
     fused_ffn: bool = False  # the one linear of ffn_in holds the rows of a gate, then those that it gates
     native_biases: tuple[str, ...] = ()  # linears with a bias unless the config says otherwise
@@ -46,11 +46,36 @@ class Family:
     packs: bool = True
     stored_blocks: str | None = None  # what checkpoints call `blocks`, where they do not call it so
     output_in_tuple: bool = False  # whether a block gives its hidden state as the first of several
+    transposed: bool = False  # whether the class stores the weights of its linears turned, [inputs, outputs]
+    # Parts of a block with its experts and their router. They stay as they are, however many experts there are. The
+    # FFN of such a row is what all tokens share, and some blocks may lack it; dense_ffn is that of blocks without
+    # experts, in forward order.
+    experts: tuple[str, ...] = ()
+    dense_ffn: tuple[str, ...] = ()
+    hybrid: bool = False  # whether only the blocks that config.layer_types calls attention have heads
 
     @property
     def linears(self) -> tuple[str, ...]:
         """What pruning targets, in forward order."""
-        return (*self.qkv, self.out_proj, *self.ffn_in, self.ffn_out)
+        return (*self.qkv, self.out_proj, *self.ffn)
+
+    @property
+    def ffn(self) -> tuple[str, ...]:
+        """Its linears of the FFN, in forward order; none where all that a block has are experts."""
+        own = (*self.ffn_in, self.ffn_out) if self.ffn_out else ()
+        return (*own, *self.dense_ffn)
+
+    @property
+    def partial(self) -> bool:
+        """Whether a block may lack some of the linears: in mixtures of experts, and in hybrids."""
+        return bool(self.experts) or self.hybrid
+
+    @property
+    def scores_refused(self) -> str | None:
+        """Why its weights cannot be pruned here; None where they can."""
+        if self.experts:
+            return "their experts are fused into one tensor per layer instead of Linear layers"
+        return "some of their layers are no attention, and are left as they are" if self.hybrid else None
 
     @property
     def stored(self) -> str:

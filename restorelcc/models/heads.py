@@ -17,11 +17,16 @@ from restorelcc.base.errors import BadInput
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """L layers of H query heads, D numbers each. D is measured (X / H), never hidden size / heads."""
+    """L layers of H query heads, D numbers each. D is measured (X / H), never hidden size / heads.
+
+    blocks: where only some of a model's blocks have heads (hybrids), the numbers of those that have, in order; only
+    these are counted as layers. None where layer and block are the same.
+    """
 
     layers: int
     heads: int
     head_dim: int
+    blocks: tuple[int, ...] | None = None
 
     @property
     def width(self) -> int:
@@ -32,6 +37,16 @@ class HeadLayout:
     def total(self) -> int:
         """L * H."""
         return self.layers * self.heads
+
+    def block(self, layer: int) -> int:
+        """The number of the block that a layer is, as checkpoints count blocks."""
+        return layer if self.blocks is None else self.blocks[layer]
+
+    def layer(self, block: int) -> int | None:
+        """Which layer a block is; None for a block without heads."""
+        if self.blocks is None:
+            return block
+        return self.blocks.index(block) if block in self.blocks else None
 
     def flat(self, layer: int, head: int) -> int:
         """Flat number of (layer, head): layer * H + head."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import blocks_of
+from restorelcc.models.architectures import all_blocks
 
 
 def all_at_hand(model: PreTrainedModel) -> bool:
@@ -46,7 +46,7 @@ def shared_out(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
     state = PartialState(cpu=device.type == "cpu")
     mesh = init_device_mesh(device.type, (state.num_processes,))
-    for block in blocks_of(model):
+    for block in all_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model

@@ -6,7 +6,7 @@ is closed; here a tensor is read into memory of its own, and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     end: int
+    turned: bool = False  # whether rows and columns change places as it is read and overwritten
+
+    def as_linear(self, transposed: bool) -> StoredTensor:
+        """The weight of a linear as [O, I], where its class stores it so (transposed: as [I, O])."""
+        return replace(self, shape=self.shape[::-1], turned=True) if transposed else self
 
     def read(self) -> Tensor:
         """The tensor, in memory of its own. Raises BadInput when the file is cut short."""
@@ -36,12 +41,14 @@ class StoredTensor:
                 raise BadInput(f"{self.file} is cut short: download or write it again")
         if not content:
             return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(content, dtype=self.dtype).reshape(self.shape)
+        flat = torch.frombuffer(content, dtype=self.dtype)
+        return flat.reshape(self.shape[::-1]).T if self.turned else flat.reshape(self.shape)
 
     def overwrite(self, tensor: Tensor) -> None:
         """Put another tensor of the same shape in this one's place; it is rounded to the dtype stored."""
         if tuple(tensor.shape) != self.shape:
             raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no place where {self.shape} lies")
+        tensor = tensor.T if self.turned else tensor
         content = tensor.detach().to("cpu", self.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
         with self.file.open("r+b") as file:
             file.seek(self.start)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restorelcc.models.architectures import blocks_of, family_of
+from restorelcc.models.architectures import all_blocks, family_of
 
 # What one block received in addition to the hidden state, for one batch.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -51,7 +51,7 @@ class InMemory:
 
 @dataclass
 class BlockStep:
-    """One block with the hidden states that reach it, one [B, T, M] per batch."""
+    """One block with the hidden states that reach it, one [B, T, M] per batch. `layer` is its number among all."""
 
     layer: int
     block: nn.Module
@@ -89,7 +89,7 @@ def walk_blocks(
     weights = weights or InMemory()
     hidden, arguments = _recorded_calls(model, batches_BT)
     last = len(arguments) - 1
-    for layer, block in enumerate(blocks_of(model)):
+    for layer, block in enumerate(all_blocks(model)):
         step = BlockStep(layer, block, hidden, arguments[layer])
         with weights.resident(layer, block):
             yield step  # outside no_grad: a walk that is broken off here would leave gradients off for its caller
@@ -103,7 +103,7 @@ def walk_blocks(
 @torch.no_grad()
 def _recorded_calls(model: PreTrainedModel, batches_BT: list[Tensor]) -> tuple[list[Tensor], list[list[Arguments]]]:
     """The first block's hidden states, and every block's other arguments. Blocks do not compute, they pass on."""
-    blocks = blocks_of(model)
+    blocks = all_blocks(model)
     arguments: list[list[Arguments]] = [[] for _ in blocks]
     hidden: list[Tensor] = []
     known: list[Tensor] = []

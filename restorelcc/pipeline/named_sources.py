@@ -72,16 +72,22 @@ def _check_source(key: str, source: str, root: Path) -> None:
 
 
 def _check_model(folder: Path, prunings: tuple[str, ...]) -> None:
-    """Raises BadInput for a local folder without a checkpoint that can be used, or that cannot lose the whole parts
-    that a pruning removes; of others the stages `corpus` and `dense` tell."""
+    """Raises BadInput for a local folder without a checkpoint that can be used, or that a pruning of the
+    grid cannot prune; of others the stages `corpus` and `dense` tell."""
     if not folder.is_dir():
         return
-    from restorelcc.models.architectures import check_whole_parts  # imports torch, which others do without
+    from restorelcc.models.architectures import (  # imports torch, which others do without
+        check_scores,
+        check_whole_parts,
+    )
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
 
     check_checkpoint(folder)
     for name in prunings:
-        if parse_pruning(name).pruner in STRUCTURED_PRUNERS:
+        pruning = parse_pruning(name)
+        if pruning.external is None:
+            check_scores(loaded_config(folder), name)
+        if pruning.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(loaded_config(folder), name)
 
 

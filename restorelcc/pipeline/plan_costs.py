@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, text_config
+from restorelcc.models.architectures import all_blocks, ffn_width_of_config, head_layout, text_config
 from restorelcc.stages.evaluate.batches import first_budget
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
@@ -78,15 +78,16 @@ class Shapes:
 
 def shapes_of(model: PreTrainedModel) -> Shapes:
     """Sizes of a model; it may be on the meta device."""
-    heads, block = head_layout(model), blocks_of(model)[0]
+    heads = head_layout(model)
+    in_blocks = sum(parameter.numel() for parameter in all_blocks(model).parameters())
     return Shapes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        block_parameters=sum(parameter.numel() for parameter in block.parameters()),
+        block_parameters=in_blocks // heads.layers,
         layers=heads.layers,
         heads=heads.heads,
         head_dim=heads.head_dim,
         width=text_config(model.config).hidden_size,
-        ffn=linear_of(block, family_of(model).ffn_out).in_features,
+        ffn=ffn_width_of_config(model.config),
         vocabulary=text_config(model.config).vocab_size,
     )
 

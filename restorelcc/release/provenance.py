@@ -96,13 +96,18 @@ class Parent:
         return {"path": path, "digest": self.digest}
 
 
-def tensor_entry(value: Tensor, *, targeted: bool) -> dict[str, Any]:
-    """Digest, shape and dtype; for the weights that pruning targets also zeros and the N:M that they hold."""
+def tensor_entry(value: Tensor, *, targeted: bool, transposed: bool = False) -> dict[str, Any]:
+    """Digest, shape and dtype; for the weights that pruning targets also zeros and the N:M that they hold.
+
+    transposed: whether targeted weights are stored [inputs, outputs], as GPT-2's are; N:M runs along the inputs.
+    """
     entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     entry["sha256"] = hashlib.sha256(raw_bytes(value)).hexdigest()
     if targeted:
         entry["zeros"] = int((value == 0).sum())
-        entry["patterns"] = held_patterns(value)
+        entry["patterns"] = held_patterns(value.T if transposed else value)
+        if transposed:
+            entry["transposed"] = True
     return entry
 
 

@@ -18,12 +18,14 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weights_of
 from restorelcc.models.architectures import family_of, family_of_config, prunable_linears
 from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.models.transposed import as_stored
 from restorelcc.sparsity.patterns import rounded
 
 
@@ -37,7 +39,8 @@ def read_config(source: Path) -> PretrainedConfig:
 def empty_model(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a checkpoint without its weights (all on the meta device), in evaluation mode."""
     config = read_config(source)
-    with refused("model", source), init_empty_weights(include_buffers=False):
+    # Nothing is drawn for weights that are not there; the buffers are made all the same.
+    with refused("model", source), init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
 
@@ -97,8 +100,8 @@ class StreamedWeights:
         self._load(block, set(names), prefix=f"{self._blocks}.{layer}.")
         yield
         if self._written is not None:
-            for name, linear in self._targets[layer].items():
-                self._written[name].overwrite(linear.weight)
+            for name, linear in self._targets.get(layer, {}).items():
+                self._written[name].overwrite(as_stored(linear, "weight", linear.weight))
                 bias = name.removesuffix("weight") + "bias"
                 if linear.bias is not None and bias in self._written:
                     self._written[bias].overwrite(linear.bias)
@@ -119,7 +122,9 @@ class StreamedWeights:
     def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
         for name, _ in list(module.named_parameters()):
             if name in names:
-                _put(module, name, self._stored[prefix + name].read().to(self._device, self._dtype))
+                path, _, leaf = name.rpartition(".")
+                value = as_stored(module.get_submodule(path), leaf, self._stored[prefix + name].read())
+                _put(module, name, value.to(self._device, self._dtype))
 
 
 def _return_freed_memory() -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.compensation.fold import with_addition
-from restorelcc.models.architectures import Family, blocks_of, family_of, linear_of, out_projections
+from restorelcc.models.architectures import Family, blocks_of, family_of, linears_of, out_projections
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.hooks import hooked
 from restorelcc.models.placement import whole
@@ -28,18 +29,35 @@ def site_paths(family: Family, sites: Iterable[SiteName]) -> list[str]:
 
     Where a family fuses q, k and v, or has no gate, several names mean one linear.
     """
-    gate, up = family.ffn_in if len(family.ffn_in) == 2 else family.ffn_in * 2
     by_name: dict[SiteName, tuple[str, ...]]
-    by_name = {"o": (family.out_proj,), "gate": (gate,), "up": (up,), "down": (family.ffn_out,)}
+    by_name = {"o": (family.out_proj,), "gate": (), "up": (), "down": ()}
+    for *ffn_in, down in (each for each in ((*family.ffn_in, family.ffn_out), family.dense_ffn) if any(each)):
+        by_name |= {"gate": (*by_name["gate"], ffn_in[0]), "up": (*by_name["up"], ffn_in[-1])}
+        by_name["down"] = (*by_name["down"], down)
     by_name |= dict(zip(("q", "k", "v"), family.qkv_of(), strict=True))
     wanted = {path for site in sites for path in by_name[site]}
     return [path for path in family.linears if path in wanted]
 
 
 def site_linears(model: PreTrainedModel, sites: Iterable[SiteName]) -> dict[str, nn.Linear]:
-    """The linears of the sites in all L blocks, `<layer>.<path>` to Linear, layer by layer."""
-    paths = site_paths(family_of(model), sites)
-    return {f"{layer}.{path}": linear_of(block, path) for layer, block in enumerate(blocks_of(model)) for path in paths}
+    """The linears of the sites in all L blocks, `<layer>.<path>` to Linear, layer by layer.
+
+    Raises BadInput where there are none, as of the FFN sites of a model whose FFN is all experts.
+    """
+    family = family_of(model)
+    paths = site_paths(family, sites)
+    found = {
+        f"{layer}.{path}": linear
+        for layer, block in enumerate(blocks_of(model))
+        for path, linear in linears_of(block, family)
+        if path in paths
+    }
+    if not found:
+        raise BadInput(
+            f"a {model.config.model_type!r} model has no linears of the sites {', '.join(sites)}: choose others of "
+            f"{', '.join(site for site in SITES if site_paths(family, [site]))}"
+        )
+    return found
 
 
 class HeadCompensation(nn.Module):

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.progress import progress
-from restorelcc.models.architectures import blocks_of
+from restorelcc.models.architectures import all_blocks
 from restorelcc.training.config import FitConfig
 
 
@@ -265,7 +265,7 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    blocks = list(blocks_of(model))
+    blocks = list(all_blocks(model))
     rates = [(b, name, getattr(b, name)) for b in blocks for name in ("dropout", "activation_dropout")
              if isinstance(getattr(b, name, None), float)]  # fmt: skip
     model.activation_checkpointing_enable({"use_reentrant": False})

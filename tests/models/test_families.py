@@ -20,13 +20,16 @@ from restorelcc.compensation.fold import fold
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import (
     FAMILIES,
+    all_blocks,
     blocks_of,
+    check_scores,
     check_whole_parts,
     family_of,
     ffn_width_of_config,
     head_layout,
     layout_of_config,
     linear_of,
+    linears_of,
     out_projections,
     prunable_linears,
 )
@@ -38,6 +41,7 @@ from restorelcc.models.tokenizers import source_config
 from restorelcc.models.walk import walk_blocks
 from restorelcc.release.engines.table import TRANSFORMERS
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.inspect import family as inspection
 from restorelcc.release.inspect.family import found_family, row_text
 from restorelcc.release.routes import carried_by, check_route
 from restorelcc.release.slicing import plan_slicing, sliced
@@ -57,9 +61,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": pico.HEADS, "alibi": True},
     ),
     "ministral-whole": ("ministral", {"sliding_window": 8, "layer_types": ["full_attention"] * pico.LAYERS}),
+    "cwm-whole": ("cwm", {"layer_types": ["full_attention"] * pico.LAYERS, "mlp_bias": True}),
+    "ministral3-plain": (
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_theta": 1e4,
+                "llama_4_scaling_beta": 0.0,
+                "original_max_position_embeddings": 64,
+                "rope_type": "default",
+            }
+        },
+    ),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
 }
 CASES = {family: (family, {}) for family in pico.ALL_FAMILIES} | VARIANTS
+# Families of which only attention, and what all tokens share, is known: mixtures of experts, and hybrids.
+PARTIAL = {case for case, (family, _) in CASES.items() if FAMILIES[family].experts or FAMILIES[family].hybrid}
 everyone = pytest.mark.parametrize("case", CASES)
 
 
@@ -81,24 +99,24 @@ def test_every_family_of_the_table_has_a_pico_model() -> None:
 @everyone
 def test_the_row_names_what_the_class_has(case: str) -> None:
     model, layout = _model(case), head_layout(_model(case))
-    row, blocks, config = family_of(model), blocks_of(model), model.config
-    linears = {id(module) for module in blocks.modules() if isinstance(module, nn.Linear)}
-    assert {id(linear) for _, _, linear in prunable_linears(model)} == linears
-    assert (layout.layers, layout.heads, layout.head_dim) == (
-        pico.LAYERS,
-        pico.HEADS,
-        8 if case == "phi" else pico.HEAD_DIM,
-    )
+    row, config, block = family_of(model), model.config, blocks_of(model)[-1]
+    linears = {id(module) for module in all_blocks(model).modules() if isinstance(module, nn.Linear)}
+    targeted = {id(linear) for _, _, linear in prunable_linears(model)}
+    assert targeted == linears if case not in PARTIAL else targeted <= linears
+    assert (layout.heads, layout.head_dim) == (pico.HEADS, 8 if case == "phi" else pico.HEAD_DIM)
+    assert layout.layers == (len(layout.blocks) if layout.blocks else pico.LAYERS)
+    assert bool(layout.blocks) is row.hybrid
     assert layout_of_config(config) == layout
-    assert ffn_width_of_config(config) == linear_of(blocks[0], row.ffn_out).in_features
+    assert case in PARTIAL or ffn_width_of_config(config) == linear_of(block, row.ffn_out).in_features
     for path, shape in _expected(config, row).items():
-        assert linear_of(blocks[0], path).weight.shape == shape, path
-    assert {path for path in row.linears if linear_of(blocks[0], path).bias is not None} == set(biased_linears(config))
-    able = blocks_of(_model(case, **dict.fromkeys(row.bias_flags, True)))[0]
-    for path in row.linears:
-        assert (linear_of(able, path).bias is not None) == (row.bias_route(path) != "none"), path
-    for part, paths in {"qkv": row.qkv, "out": (row.out_proj,), "ffn": (*row.ffn_in, row.ffn_out)}.items():
-        read = all(row.bias_route(path) != "none" for path in paths)
+        assert linear_of(block, path).weight.shape == shape, path
+    assert {path for path, linear in linears_of(block, row) if linear.bias is not None} == set(biased_linears(config))
+    able = dict(linears_of(blocks_of(_model(case, **dict.fromkeys(row.bias_flags, True)))[-1], row))
+    assert set(able) == set(row.linears) or case in PARTIAL
+    for path, linear in able.items():
+        assert (linear.bias is not None) == (row.bias_route(path) != "none"), path
+    for part, paths in {"qkv": row.qkv, "out": (row.out_proj,), "ffn": row.ffn}.items():
+        read = bool(paths) and all(row.bias_route(path) != "none" for path in paths)
         assert (getattr(TRANSFORMERS.rows[CASES[case][0]], part) == "read") is read, part
 
 
@@ -107,7 +125,7 @@ def test_the_walk_is_the_models_own_forward(case: str) -> None:
     model, batch_BT, seen = _model(case), pico.tokens(), []
     hooks = [
         block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
-        for block in blocks_of(model)
+        for block in all_blocks(model)
     ]
     _logits(model)
     for hook in hooks:
@@ -117,7 +135,7 @@ def test_the_walk_is_the_models_own_forward(case: str) -> None:
             torch.testing.assert_close(step.output(0), own_BTM, atol=2e-5, rtol=2e-5)
 
 
-@everyone
+@pytest.mark.parametrize("case", [case for case in CASES if case not in PARTIAL])
 def test_pruning_leaves_exactly_the_zeros_asked_for(case: str) -> None:
     for name in ("wanda-0.5", "sparsegpt-2of4"):
         model = _model(case)
@@ -152,7 +170,7 @@ def test_what_is_captured_is_the_input_of_the_projection(case: str) -> None:
                 model(input_ids=torch.tensor([ids]), use_cache=False)
     for hook in hooks:
         hook.remove()
-    expected = torch.stack(seen).reshape(len(samples), 3, pico.LAYERS, -1).permute(2, 0, 1, 3)
+    expected = torch.stack(seen).reshape(len(samples), 3, head_layout(model).layers, -1).permute(2, 0, 1, 3)
     for together in (True, False) if family_of(model).packs else (False,):
         found = capture_heads(model, samples, token_budget=64, pad=0, joint=together)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
@@ -215,7 +233,9 @@ def test_hooked_equals_folded_equals_exported_and_reloaded(restored: Any, case: 
 
 
 def test_ministral_without_windows_becomes_llama(restored: Any) -> None:
-    assert restored["ministral-whole"].loaded_class == "LlamaForCausalLM"
+    for case in ("ministral-whole", "cwm-whole", "ministral3-plain"):
+        assert restored[case].loaded_class == "LlamaForCausalLM"
+    assert "scales its queries by their position" in restored["ministral3"].refusal
     assert "sliding window of 8 tokens" in restored["ministral"].refusal
 
 
@@ -231,7 +251,18 @@ def test_a_config_alone_tells_whether_there_is_a_route(restored: Any, case: str)
     assert "restorelcc.attach" in each.refusal
 
 
-@pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.whole_parts_refused])
+@pytest.mark.parametrize("case", sorted(PARTIAL))
+def test_weights_of_experts_and_hybrids_are_not_pruned_here(case: str) -> None:
+    reason = "their experts are fused" if FAMILIES[case].experts else "some of their layers are no attention"
+    with pytest.raises(BadInput, match=f"wanda-0.5 cannot prune '{case}' models: {reason}.*external-<name>"):
+        prune_model(pico.pico(case), parse_pruning("wanda-0.5"), [pico.tokens()])
+    with pytest.raises(BadInput, match=reason):
+        check_scores(pico.pico(case).config, "slimgpt-0.2")
+
+
+@pytest.mark.parametrize(
+    "family", [name for name, row in FAMILIES.items() if row.whole_parts_refused and name not in PARTIAL]
+)
 def test_families_without_whole_parts_say_so(family: str) -> None:
     model = pico.pico(family)
     with pytest.raises(BadInput, match=f"whole heads and channels, which '{family}' models do not allow: "):
@@ -282,8 +313,8 @@ def test_the_row_that_is_found_is_the_one_of_the_table(family: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [
-        ("gpt2", {"n_embd": 24, "n_layer": 3, "n_head": 4}, r"stored transposed \(Conv1D\)"),
-        ("mamba", {"hidden_size": 24, "num_hidden_layers": 3}, "do not run, or run more than once"),
+        ("mamba", {"hidden_size": 24, "num_hidden_layers": 3}, "no layer has attention heads"),
+        ("codegen", {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}, "are in no known order"),
     ],
 )
 def test_a_class_that_no_row_describes_is_told(
@@ -295,12 +326,15 @@ def test_a_class_that_no_row_describes_is_told(
     assert not capsys.readouterr().out
 
 
-def test_blocks_that_are_not_alike_are_told() -> None:
-    kinds = ["full_attention", "full_attention", "conv", "full_attention"]
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-    hybrid = AutoConfig.for_model("lfm2", vocab_size=64, num_hidden_layers=4, layer_types=kinds, **sizes)
-    with pytest.raises(BadInput, match="layer 2 has other linears than layer 0, as in hybrid models"):
-        found_family(hybrid)
+def test_blocks_that_are_not_alike_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_one(config: Any) -> PreTrainedModel:
+        model = pico.pico("llama")
+        del blocks_of(model)[2].mlp.up_proj
+        return model
+
+    monkeypatch.setattr(inspection, "_empty", without_one)
+    with pytest.raises(BadInput, match="layer 2 has other linears than layer 0"):
+        inspection._check_alike(pico.pico("llama").config, FAMILIES["llama"])
 
 
 def test_inspect_prints_the_row_of_a_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def engine_report(folder: Path) -> dict[str, Any]:
 
 def biased_parts(family: Family, stored: dict[str, StoredTensor]) -> dict[str, bool]:
     """Which of q/k/v, out-projection and FFN have a bias that is not zero throughout."""
-    paths = {"qkv": family.qkv, "out": (family.out_proj,), "ffn": (*family.ffn_in, family.ffn_out)}
+    paths = {"qkv": family.qkv, "out": (family.out_proj,), "ffn": family.ffn}
     return {
         part: any(
             bool(tensor.read().any())

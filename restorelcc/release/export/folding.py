@@ -13,6 +13,7 @@ from torch import Tensor
 
 from restorelcc.compensation.compensation import Site
 from restorelcc.compensation.fold import addition, with_addition
+from restorelcc.models.architectures import text_config
 from restorelcc.models.shards import PlannedTensor
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.release.export.source import Source
@@ -27,14 +28,14 @@ def planned_tensors(source: Source, route: Route) -> list[PlannedTensor]:
     for name, stored in sorted(source.stored.items(), key=lambda item: (item[1].file.name, item[1].start)):
         planned.append(PlannedTensor(name, stored.dtype, stored.shape, folds.pop(name, stored.read)))
     for name, content in folds.items():
-        weight = source.stored[_weight_of(name)]
+        weight = source.weight_of(name)
         planned.append(PlannedTensor(name, weight.dtype, weight.shape[:1], content))
     return planned
 
 
 def folded_names(source: Source, route: Route) -> list[str]:
     """Names of the biases that change."""
-    return [name for name, site in _biases(source, route) if route.compensation.reaches(site, route.family)]
+    return [name for name, site in _biases(source, route) if site and route.compensation.reaches(site, route.family)]
 
 
 def added_names(source: Source, route: Route) -> list[str]:
@@ -44,24 +45,25 @@ def added_names(source: Source, route: Route) -> list[str]:
 
 def added_parameters(source: Source, route: Route) -> int:
     """How many more numbers the checkpoint holds than the pruned one."""
-    return sum(source.stored[_weight_of(name)].shape[0] for name in added_names(source, route))
+    return sum(source.weight_of(name).shape[0] for name in added_names(source, route))
 
 
-def _weight_of(bias_name: str) -> str:
-    return f"{bias_name.removesuffix('bias')}weight"
-
-
-def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site]]:
-    for layer in range(source.layout.layers):
+def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site | None]]:
+    """(name, site) of every bias of the written class; None for one of a block without heads."""
+    layout = source.layout
+    for block in range(text_config(source.config).num_hidden_layers):
+        layer = layout.layer(block)
         for path in route.biased:
-            yield f"{source.family.stored}.{layer}.{path}.bias", Site(layer, path)
+            linear = f"{source.family.stored}.{block}.{path}"
+            if f"{linear}.weight" in source.stored:  # which some blocks of mixtures of experts and hybrids lack
+                yield f"{linear}.bias", None if layer is None else Site(layer, path)
 
 
 def _folds(source: Source, route: Route) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(name, content) of the biases that are not simply those of the source."""
     for name, site in _biases(source, route):
-        weight, bias = source.stored[_weight_of(name)], source.stored.get(name)
-        if route.compensation.reaches(site, route.family):
+        weight, bias = source.weight_of(name), source.stored.get(name)
+        if site and route.compensation.reaches(site, route.family):
             yield name, partial(_folded, source, route, site, weight, bias)
         elif bias is None:
             yield name, partial(torch.zeros, weight.shape[:1], dtype=weight.dtype)

@@ -15,6 +15,7 @@ from restorelcc.models.architectures import Family, family_of_config, head_layou
 from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.models.transposed import as_stored
 from restorelcc.sparsity.streaming import empty_model
 
 
@@ -39,6 +40,10 @@ class Source:
     @property
     def family(self) -> Family:
         return family_of_config(self.config)
+
+    def weight_of(self, bias: str) -> StoredTensor:
+        """The weight [O, I] of the linear that has the bias of this name."""
+        return self.stored[f"{bias.removesuffix('bias')}weight"].as_linear(self.family.transposed)
 
     @property
     def layout(self) -> HeadLayout:
@@ -69,13 +74,13 @@ def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -
     """
     for _, name, linear in prunable_linears(network):
         for leaf, parameter in linear.named_parameters():
-            tensor = stored.get(f"{name}.{leaf}")
+            tensor, shape = stored.get(f"{name}.{leaf}"), tuple(as_stored(linear, leaf, parameter).shape)
             if tensor is None:
                 return False
-            if tensor.shape != tuple(parameter.shape):
+            if tensor.shape != shape:
                 raise BadInput(
                     f"{tensor.file} holds {name}.{leaf} with shape {tensor.shape}, its config.json says "
-                    f"{tuple(parameter.shape)}: the checkpoint is damaged"
+                    f"{shape}: the checkpoint is damaged"
                 )
     return True
 

@@ -38,7 +38,7 @@ def write_weights(folder: Path, source: Source, route: Route, max_shard_bytes: i
     planned = planned_tensors(source, route)
     written = write_shards(folder, planned, max_shard_bytes)
     entries = {
-        tensor.name: tensor_entry(value, targeted=tensor.name in targeted)
+        tensor.name: tensor_entry(value, targeted=tensor.name in targeted, transposed=source.family.transposed)
         for tensor, value in progress(written, "export", "tensors", total=len(planned))
     }
     _check_class_has(folder)

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weight_files
-from restorelcc.models.architectures import Family, family_of_config, text_config
+from restorelcc.models.architectures import Family, family_of_config, layout_of_config, text_config
 from restorelcc.models.checkpoints import local_folder
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.sparsity.patterns import densest_group
@@ -64,7 +64,8 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     config = read_config(source)
     family, stored = family_of_config(config), stored_tensors(source)
     tensors, layers = [], []
-    for layer in range(text_config(config).num_hidden_layers):
+    layout = layout_of_config(config)
+    for layer in map(layout.block, range(layout.layers)):
         own, structure = _inspect_layer(layer, family, config, stored)
         tensors += own
         layers.append(_layer(layer, own, structure))
@@ -108,7 +109,9 @@ def _inspect_layer(
     heads = heads_removed = channels = channels_removed = 0
     for path in family.linears:
         name = f"{family.stored}.{layer}.{path}.weight"
-        found = _find(name, stored)
+        if family.partial and path != family.out_proj and name not in stored:
+            continue
+        found = _find(name, stored, family)
         weight_OI = found.read()
         tensors.append(_inspected(name, layer, found, weight_OI))
         if path == family.out_proj:
@@ -121,14 +124,14 @@ def _inspect_layer(
     return tensors, (heads, heads_removed, channels, channels_removed)
 
 
-def _find(name: str, stored: dict[str, StoredTensor]) -> StoredTensor:
+def _find(name: str, stored: dict[str, StoredTensor], family: Family) -> StoredTensor:
     # Checkpoints saved from the bare model leave its prefix out.
     found = stored.get(name) or stored.get(name.partition(".")[2])
     if found is None:
         raise BadInput(f"the checkpoint has no tensor {name}, which its config.json implies: it is incomplete")
     if len(found.shape) != 2:
         raise BadInput(f"{name} has shape {found.shape}, not that of a Linear layer: such a model is not supported")
-    return found
+    return found.as_linear(family.transposed)
 
 
 def _inspected(name: str, layer: int, stored: StoredTensor, weight_OI: Tensor) -> InspectedTensor:

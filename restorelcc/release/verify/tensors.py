@@ -15,7 +15,7 @@ from torch import Tensor
 from restorelcc.base.progress import progress
 from restorelcc.compensation.compensation import Site
 from restorelcc.compensation.fold import addition, with_addition
-from restorelcc.models.architectures import Family
+from restorelcc.models.architectures import Family, text_config
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.release.provenance import held_patterns, tensor_entry
@@ -46,7 +46,7 @@ def _check_zeros(name: str, value: Tensor, entry: dict[str, Any]) -> None:
     zeros = int((value == 0).sum())
     if zeros != entry["zeros"]:
         raise Violation(f"{name} has {zeros:,} zeros, {entry['zeros']:,} when it was written: a zero was changed")
-    held = held_patterns(value)
+    held = held_patterns(value.T if entry.get("transposed") is True else value)
     for pattern in entry["patterns"]:
         if not any(_at_least(other, pattern) for other in held):
             raise Violation(f"{name} no longer has the pattern {pattern}")
@@ -78,7 +78,8 @@ class Reference:
         found = re.fullmatch(rf"{re.escape(self.family.stored)}\.(\d+)\.(.+)\.bias", bias)
         if found is None or found[2] not in self.route.biased:
             return None
-        return Site(int(found[1]), found[2])
+        layer = self.layout.layer(int(found[1]))
+        return None if layer is None else Site(layer, found[2])
 
     def folded(self, bias: str) -> Tensor | None:
         """What the bias must be when its linear takes something up; None when it takes up nothing."""
@@ -87,17 +88,17 @@ class Reference:
             return None
         offset_X = compensation.head_offset(site, self.route.family, self.layout)
         weight, own = self.stored[f"{bias.removesuffix('bias')}weight"], self.stored.get(bias)
+        weight = weight.as_linear(self.family.transposed)
         taken_O = addition(weight.read(), offset_X, site, compensation.sites.get(site))
         return with_addition(None if own is None else own.read(), taken_O, torch.float32)
 
 
 def check_against(stored: Stored, reference: Reference) -> str:
     """Every tensor is the pruned checkpoint's, bit for bit, but for the biases, which are those of the compensation."""
-    expected = set(reference.stored) | {
-        f"{reference.family.stored}.{layer}.{path}.bias"
-        for layer in range(reference.layout.layers)
-        for path in reference.route.biased
-    }
+    blocks = range(text_config(reference.route.config).num_hidden_layers)
+    linears = [f"{reference.family.stored}.{block}.{path}" for block in blocks for path in reference.route.biased]
+    biases = {f"{linear}.bias" for linear in linears if f"{linear}.weight" in reference.stored}
+    expected = set(reference.stored) | biases
     _check_names(set(stored), expected)
     folded = 0
     for name, tensor in progress(sorted(stored.items()), "verify against", "tensors"):

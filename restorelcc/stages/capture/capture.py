@@ -26,7 +26,7 @@ from restorelcc.activations.packing import (
     padded,
 )
 from restorelcc.base.errors import StageFailed, first_line
-from restorelcc.models.architectures import head_layout
+from restorelcc.models.architectures import family_of, head_layout
 from restorelcc.models.hooks import observed_heads
 from restorelcc.models.text import EncodedContrast, batches_by_length
 
@@ -160,6 +160,8 @@ def why_not_joint(model: PreTrainedModel, samples: Sequence[Sample], pad: int) -
 
     Tried on the longest sample, where windows and position limits show, behind the shortest one.
     """
+    if not family_of(model).packs:
+        return f"layers of {model.config.model_type!r} models take no mask that keeps sequences of one line apart"
     if not can_pack(model):
         return f"{model.config._attn_implementation} attention accepts no custom mask"
     by_length = sorted(samples, key=lambda sample: len(sample.joint[0].ids))

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
-from restorelcc.models.architectures import blocks_of, family_of, linear_of, text_config
+from restorelcc.models.architectures import all_blocks, blocks_of, family_of, linears_of, text_config
 from restorelcc.stages.prune import PruneConfig
 
 _FLOAT32 = 4  # bytes
@@ -42,15 +42,17 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
     An upper estimate: all calibration sequences are taken to be `sequence_length` long, and linears to share their
     inputs no further than query, key and value, or those that feed the FFN.
     """
-    family, block, size = family_of(model), blocks_of(model)[0], dtype.itemsize
-    in_block = sum(parameter.numel() for parameter in block.parameters())
+    family, size = family_of(model), dtype.itemsize
+    in_blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in all_blocks(model)]
+    linears = dict(linears_of(blocks_of(model)[0], family))
     everything = sum(parameter.numel() for parameter in model.parameters())
     tokens = config.samples * config.sequence_length
-    sharing = (family.qkv, (family.out_proj,), family.ffn_in, (family.ffn_out,))
-    shapes = [  # (O, I) of linears that share their input, as one
-        (sum(linear_of(block, path).out_features for path in paths), linear_of(block, paths[0]).in_features)
-        for paths in sharing
+    sharing = [
+        [linears[path] for path in paths if path in linears]
+        for paths in (family.qkv, (family.out_proj,), family.ffn_in, family.ffn[-1:])
     ]
+    # (O, I) of linears that share their input, as one; none where a mixture of experts has none.
+    shapes = [(sum(linear.out_features for linear in each), each[0].in_features if each else 0) for each in sharing]
     batch_N = min(tokens, max(config.token_budget, config.sequence_length))
     sampled_K = min(tokens, 2 * config.error_tokens)
     needs = {"sparsegpt": shapes, "refined": shapes, "slimgpt": [shapes[1], shapes[3]]}
@@ -60,8 +62,8 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
     squares, versions = (6, 9) if pruning.pruner == "refined" else (4, 4)
     steps = [squares * i**2 + versions * o * i for o, i in hessians] or [4 * o * i for o, i in shapes]
     return MemoryBudget(
-        outside_blocks=(everything - in_block * len(blocks_of(model))) * size,
-        block=in_block * size,
+        outside_blocks=(everything - sum(in_blocks)) * size,
+        block=max(in_blocks) * size,
         hidden_states=tokens * text_config(model.config).hidden_size * size,
         forward=batch_N * (2 * sum(i for _, i in shapes) + shapes[0][0] + shapes[2][0]) * _FLOAT32,
         samples=sampled_K * sum(inputs for _, inputs in shapes) * size,

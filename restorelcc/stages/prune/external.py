@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
-from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.architectures import all_blocks, family_of, prunable_linears
 from restorelcc.models.biases import biased_config
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.models.walk import Weights, walk_blocks
@@ -29,7 +29,10 @@ def check_fits(what: str, model: PreTrainedModel, dense: PreTrainedModel) -> Non
     if kind != wanted and kind != biased_config(dense.config).model_type:
         raise BadInput(f"{what} is of the family {kind!r}, the dense model of {wanted!r}: give a pruned copy of it")
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    experts = tuple(f".{path}." for path in family_of(dense).experts)
     for name, tensor in dense.state_dict().items():
+        if any(path in name for path in experts):
+            continue  # of which a pruned model may have fewer
         if shapes.get(name) != tuple(tensor.shape):
             raise BadInput(
                 f"{what} does not fit the dense model: {name} has shape {shapes.get(name)}, not "
@@ -50,18 +53,18 @@ def measure_external(
     `model` is walked with the external weights; dense weights are read one at a time. Raises BadInput for weights that
     are not finite.
     """
-    by_layer = linears_by_layer(model)
+    by_layer, transposed = linears_by_layer(model), family_of(model).transposed
     stride = sampling_stride(batches_BT, config)
     results = []
     steps = walk_blocks(model, batches_BT, weights)
-    for step in progress(steps, "measure external", "blocks", total=len(by_layer)):
-        linears = by_layer[step.layer]
+    for step in progress(steps, "measure external", "blocks", total=len(all_blocks(model))):
+        linears = by_layer.get(step.layer, {})
         for name, linear in linears.items():
             check_finite(name, linear.weight)
         with observed_inputs(linears, stride=stride) as inputs:
             step.forward()
         for name, linear in linears.items():
-            dense_OI = dense[f"{name}.weight"].read().to(linear.weight)
+            dense_OI = dense[f"{name}.weight"].as_linear(transposed).read().to(linear.weight)
             change_O = _bias_change(linear, dense.get(f"{name}.bias"))
             error = output_error(dense_OI, linear.weight, inputs.sampled_KI(name), change_O=change_O)
             zeros, total = int((linear.weight == 0).sum()), linear.weight.numel()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import progress
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning, Sparsity
-from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.architectures import check_scores, prunable_linears
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded, without_chance_zeros
 from restorelcc.stages.prune import PruneConfig, check_allocation
@@ -65,6 +65,7 @@ def prune_model(
     for.
     """
     config, weights = config or PruneConfig(), weights or InMemory()
+    check_scores(model.config, str(pruning.name))
     check_allocation(pruning, config)
     by_layer = linears_by_layer(model)
     zeros = None

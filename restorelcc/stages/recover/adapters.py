@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.base.documents import read_json, write_json
-from restorelcc.models.architectures import family_of, head_layout
+from restorelcc.models.architectures import blocks_of, family_of, head_layout, linears_of
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
@@ -27,7 +27,12 @@ from restorelcc.training.loop import checkpointed_blocks
 
 def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int, *, dora: bool = False) -> PeftModel:
     """The model with untrained adapters of this rank on the linears of the sites; alpha = rank, no dropout."""
-    names = [path.rpartition(".")[2] for path in site_paths(family_of(model), sites)]
+    family = family_of(model)
+    paths = site_paths(family, sites)
+    names = [path.rpartition(".")[2] for path in paths]
+    last = [path.rpartition(".")[2] for path in family.linears]
+    if family.partial or len(set(last)) < len(last):  # other linears may go by the last part as well
+        names = paths
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, use_dora=dora)
     config.base_model_name_or_path = None
     adapted: Any = get_peft_model(model, config)
@@ -97,9 +102,13 @@ def site_modules(adapted: PeftModel, sites: tuple[SiteName, ...]) -> dict[str, A
     """The adapted linears of the sites, `<layer>.<path>` to peft's module."""
     base: Any = adapted.get_base_model()
     family = family_of(base)
-    blocks: nn.ModuleList = base.get_submodule(family.blocks)
     paths = site_paths(family, sites)
-    return {f"{layer}.{path}": block.get_submodule(path) for layer, block in enumerate(blocks) for path in paths}
+    return {
+        f"{layer}.{path}": block.get_submodule(path)
+        for layer, block in enumerate(blocks_of(base))
+        for path, _ in linears_of(block, family)
+        if path in paths
+    }
 
 
 def write_adapter(folder: Path, adapted: PeftModel) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.base.progress import progress
-from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of
+from restorelcc.models.architectures import all_blocks, family_of, head_layout, linears_of, numbered_blocks
 from restorelcc.models.checkpoints import local_folder
 from restorelcc.models.runtime import pick_device, pick_dtype, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
@@ -58,17 +58,19 @@ def reconstruct(inputs: Inputs) -> Recovered:
     valid = list(range(0, len(batches), _VALID_SHARE)) if len(batches) >= _VALID_SHARE else [0]
     train = [number for number in range(len(batches)) if number not in valid]
     dense, pruned = opened(inputs, "dense"), opened(inputs, "pruned")
-    paths, blocks = family_of(pruned.model).linears, family_of(pruned.model).blocks
+    family, with_heads = family_of(pruned.model), dict(numbered_blocks(pruned.model))
     single = config.model_copy(update={"batch_size": 1, "accumulate": 1})
     choices: list[Choice] = []
     trained = 0
     # Strict, so that the pruned model's walk is brought to its end, where the last block is written.
     steps = zip(*(walk_blocks(each.model, batches, each.weights) for each in (dense, pruned)), strict=True)
-    for dense_step, step in progress(steps, "reconstruct", "blocks", total=len(blocks_of(pruned.model))):
+    for dense_step, step in progress(steps, "reconstruct", "blocks", total=len(all_blocks(pruned.model))):
+        layer = step.layer
+        if layer not in with_heads:
+            continue
         with torch.no_grad():
             wanted = [output_BTM.float() for output_BTM in dense_step.outputs()]
-        layer = step.layer
-        linears = {path: linear_of(step.block, path) for path in paths}
+        linears = dict(linears_of(step.block, family))
         change = MaskedChange(linears)
         task = _block_task(step, wanted, train, valid)
         with attached_weights(step.block, linears, change):
@@ -76,7 +78,7 @@ def reconstruct(inputs: Inputs) -> Recovered:
             choices.append(fit_best(change, task, single, title=title, stores=stores))
         apply_change(linears, change)
         for path, linear in linears.items():  # the blocks after it see what will be read back
-            stored_OI = pruned.weights.as_stored(f"{blocks}.{layer}.{path}", linear.weight)
+            stored_OI = pruned.weights.as_stored(f"{family.blocks}.{layer}.{path}", linear.weight)
             linear.weight.copy_(rounded(stored_OI, linear.weight.dtype))
         trained += sum(int(mask.sum()) for mask in change.masks)
         del wanted, task, change

@@ -12,7 +12,7 @@ from restorelcc.base.digest import model_digest
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.compensation import Compensation, Site
 from restorelcc.compensation.file import write_compensation
-from restorelcc.models.architectures import blocks_of, head_layout, linear_of, prunable_linears
+from restorelcc.models.architectures import blocks_of, family_of, head_layout, linears_of, prunable_linears
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.sparsity.patterns import removal_mask
 from tests import pico
@@ -39,19 +39,20 @@ def pruned_model(family: str, dtype: torch.dtype = torch.float32, **changes: obj
 
 
 def heads_of(model: PreTrainedModel, scale: float = 1.0) -> torch.Tensor:
-    """An offset [L, H, D] of two heads in two of the layers."""
+    """An offset [L, H, D] of two heads, in two of the layers where there are two."""
     layout = head_layout(model)
     offset = torch.zeros(layout.layers, layout.heads, layout.head_dim)
     generator = torch.Generator().manual_seed(1)
-    for layer, head in ((0, 3), (2, 1)):
+    for layer, head in ((0, 3), (layout.layers - 1, 1)):
         offset[layer, head] = scale * torch.randn(layout.head_dim, generator=generator)
     return offset
 
 
 def sites_of(model: PreTrainedModel, paths: tuple[str, ...]) -> dict[Site, torch.Tensor]:
-    """Values for each of the linears, in layers 1 and 2."""
-    generator = torch.Generator().manual_seed(2)
-    widths = {Site(layer, p): linear_of(blocks_of(model)[layer], p).out_features for p in paths for layer in (1, 2)}
+    """Values for each of the linears that the last two layers have."""
+    generator, blocks = torch.Generator().manual_seed(2), blocks_of(model)
+    last = [(layer, dict(linears_of(blocks[layer], family_of(model)))) for layer in range(len(blocks))[-2:]]
+    widths = {Site(layer, p): linears[p].out_features for p in paths for layer, linears in last if p in linears}
     return {site: 0.2 * torch.randn(outputs, generator=generator) for site, outputs in widths.items()}
 
 
