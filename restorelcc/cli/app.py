@@ -25,6 +25,7 @@ from restorelcc.cli import (
     export,
     init,
     inspect,
+    packed,
     plan,
     restore,
     share,
@@ -192,6 +193,6 @@ def versions(params: ParamsOption = _PARAMS) -> None:
         typer.echo(line, err=True)
 
 
-_VERBS = (init, check, inspect, plan, restore, export, verify, compensation, engines, compare, share, doctor)
+_VERBS = (init, check, inspect, plan, restore, export, packed, verify, compensation, engines, compare, share, doctor)
 for _verb_file in _VERBS:
     _verb_file.add(app)
