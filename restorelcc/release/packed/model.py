@@ -141,7 +141,12 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     # No weight of `loading` is missing then, so that none is drawn at random only to be thrown away.
     with refused("model", folder):
         model, report = _with_places(kind, list(linears.values())).from_pretrained(
-            None, config=config, state_dict=dense, dtype=_dtype(config, shards), output_loading_info=True
+            None,
+            config=config,
+            state_dict=dense,
+            dtype=_dtype(config, shards),
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         model.__class__ = kind
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
