@@ -86,11 +86,12 @@ static void store(int kind, void *to, int64_t at, float value) {
 }
 
 #if LEVEL == 1
-/* Where the stored weights of 8 mask bits go: bytes for bfloat16 (into the upper half of a float), bytes for float16,
-   and floats; 0x80 is a zero. */
-static uint8_t PLACES_BF16[256][32] __attribute__((aligned(32)));
-static uint8_t PLACES_F16[256][16] __attribute__((aligned(16)));
-static uint32_t PLACES_F32[256][8] __attribute__((aligned(32)));
+/* Where the stored weights of 8 mask bits go: bytes for bfloat16 (into the upper half of a float), bytes for float16
+   (in half of an entry), and floats; 0x80 is a zero. An entry has 32 bytes, so 32 times the mask bits is its place. */
+enum { ENTRY = 32 };
+static uint8_t PLACES_BF16[256][ENTRY] __attribute__((aligned(32)));
+static uint8_t PLACES_F16[256][ENTRY] __attribute__((aligned(32)));
+static uint32_t PLACES_F32[256][ENTRY / 4] __attribute__((aligned(32)));
 
 __attribute__((constructor)) static void fill_tables(void) {
     memset(PLACES_BF16, 0x80, sizeof PLACES_BF16);
@@ -107,17 +108,18 @@ __attribute__((constructor)) static void fill_tables(void) {
     }
 }
 
-static inline __attribute__((always_inline)) __m256 spread(int kind, unsigned mask, const char *from) {
+static inline __attribute__((always_inline)) __m256 spread(int kind, uint64_t place, const char *from) {
     if (kind == BF16) {
-        __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
-        return _mm256_castsi256_ps(_mm256_shuffle_epi8(both, *(const __m256i *)PLACES_BF16[mask]));
+        const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
+        const __m256i places = *(const __m256i *)((const char *)PLACES_BF16 + place);
+        return _mm256_castsi256_ps(_mm256_shuffle_epi8(both, places));
     }
     if (kind == F16) {
-        __m128i own = _mm_loadu_si128((const __m128i *)from);
-        return _mm256_cvtph_ps(_mm_shuffle_epi8(own, *(const __m128i *)PLACES_F16[mask]));
+        const __m128i places = *(const __m128i *)((const char *)PLACES_F16 + place);
+        return _mm256_cvtph_ps(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), places));
     }
-    __m256i places = *(const __m256i *)PLACES_F32[mask];
-    __m256 own = _mm256_permutevar8x32_ps(_mm256_loadu_ps((const float *)from), places);
+    const __m256i places = *(const __m256i *)((const char *)PLACES_F32 + place);
+    const __m256 own = _mm256_permutevar8x32_ps(_mm256_loadu_ps((const float *)from), places);
     return _mm256_blendv_ps(own, _mm256_setzero_ps(), _mm256_castsi256_ps(places));
 }
 
@@ -171,13 +173,13 @@ static inline __attribute__((always_inline)) void row_times(int kind, const uint
     for (int b = 0; b < B; b++)
         for (int c = 0; c < 4; c++) sum[b][c] = _mm256_setzero_ps();
     for (int64_t w = 0; w < W; w++) {
-        uint64_t bits = mask[w];
+        const uint64_t bits = mask[w];
 #pragma GCC unroll 8
-        for (int part = 0; part < 8; part++, bits >>= 8) { /* 8 weights */
-            const unsigned own = bits & 255;
-            const __m256 weights = spread(kind, own, from);
+        for (int part = 0; part < 8; part++) { /* 8 weights */
+            const uint64_t place = (part ? bits >> (8 * part - 5) : bits << 5) & 255 * ENTRY;
+            const __m256 weights = spread(kind, place, from);
             const float *at = x + 64 * w + 8 * part;
-            from += (kind == F32 ? 4 : 2) * __builtin_popcount(own);
+            from += (kind == F32 ? 4 : 2) * (uint64_t)_mm_popcnt_u64(place);
 #pragma GCC unroll 8
             for (int b = 0; b < B; b++) {
                 __m256 *to = &sum[b][part % chains];

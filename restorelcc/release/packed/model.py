@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.models.architectures import family_of_config
 from restorelcc.models.checkpoint_check import loaded_config, refused
@@ -26,7 +27,7 @@ from restorelcc.release.packed.matrix import Packed
 _KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as in kernel.c
 _SPARE = 64  # bytes that the kernel may read behind the values
 # From this many tokens on, a layer is expanded and multiplied by torch: measured by benchmarks/packed.py.
-EXPANDED_FROM = {torch.float32: 12, torch.bfloat16: 32, torch.float16: 32}
+EXPANDED_FROM = dict.fromkeys(_KINDS, 40)
 _scratch = threading.local()
 
 
@@ -159,7 +160,7 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
             with refused("model", folder):
                 model.get_submodule(linears[name]).hold(packed, DTYPES[shard.header[name]["dtype"]])
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
     return model.eval().requires_grad_(False)
 
 

@@ -1,6 +1,9 @@
 /* kernel.c on many shapes with buffers of exactly the size that it asks for, against a plain loop over the dense weight.
    Prints how many products were compared. Built with sanitizers by test_kernel.py. */
 
+#ifdef EMULATED
+#include "emulated.h"
+#endif
 #include KERNEL
 #include <math.h>
 #include <stdio.h>
