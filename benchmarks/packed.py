@@ -4,10 +4,11 @@
 
 `make bench-packed`. Without --model: a random Llama with blocks as wide as those of a 7B model. All versions are in
 memory at once and take turns, a few tokens each, so that a busy machine slows all of them alike; speeds are ratios
-within a turn. Weights are removed by their magnitude: speed does not depend on which. `restored` has a bias on every
-linear of the attention, as an export of a Llama does. `sliced` is a dense Llama of the shapes that cutting heads and
-channels leaves. `int8` is round-to-nearest with one scale a row, by torch's own kernel. `rest` is the model whose
-blocks have linears that compute nothing: the time that no packing can save.
+within a turn. One thread is measured in CPU time, to which other programs on the machine add little. Weights are
+removed by their magnitude: speed does not depend on which. `restored` has a bias on every linear of the attention, as
+an export of a Llama does. `sliced` is a dense Llama of the shapes that cutting heads and channels leaves. `int8` is
+round-to-nearest with one scale a row, by torch's own kernel. `rest` is the model whose blocks have linears that
+compute nothing: the time that no packing can save.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -38,7 +39,8 @@ from restorelcc.sparsity.patterns import removal_mask
 from tests.pico import word_tokenizer
 
 GOALS = {0.5: (1.3, 0.57), 0.6: (1.8, 0.47)}  # sparsity: decoding against dense, bytes against dense
-_PROMPT, _STEPS, _PREFILL = 16, 3, 128
+_PROMPT, _STEPS, _PREFILL = 16, 3, 48  # tokens
+_PREFILLS = 3  # turns with a prefill, which takes torch many times as long as a token
 
 
 class Int8Linear(nn.Module):
@@ -150,22 +152,22 @@ def _versions(dense: PreTrainedModel, sparsities: list[float], scratch: Path) ->
 
 
 @torch.no_grad()
-def _turn(version: Version, record: bool) -> None:
+def _turn(version: Version, clock: Callable[[], float], record: bool, prefill: bool) -> None:
     """A prompt, a few tokens one by one, and a longer prompt."""
     model = version.model
     cache = model(input_ids=torch.arange(3, 3 + _PROMPT)[None], use_cache=True).past_key_values
     token = torch.tensor([[5]])
     times = []
     for _ in range(_STEPS):
-        started = time.perf_counter()
+        started = clock()
         model(input_ids=token, past_key_values=cache, use_cache=True)
-        times.append(time.perf_counter() - started)
-    started = time.perf_counter()
-    model(input_ids=torch.arange(_PREFILL)[None] % 900 + 3, use_cache=False, logits_to_keep=1)
-    prefill = (time.perf_counter() - started) / _PREFILL
+        times.append(clock() - started)
     if record:
         version.decode.append(median(times))
-        version.prefill.append(prefill)
+    if prefill:
+        started = clock()
+        model(input_ids=torch.arange(_PREFILL)[None] % 900 + 3, use_cache=False, logits_to_keep=1)
+        version.prefill.append((clock() - started) / _PREFILL)
 
 
 def _ratios(dense: list[float], other: list[float]) -> str:
@@ -181,11 +183,12 @@ def _ratio(dense: list[float], other: list[float]) -> float:
 def measure(versions: list[Version], threads: int, rounds: int, results: Results) -> None:
     """The versions in turns, and their table."""
     torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     for version in versions:
         version.decode, version.prefill = [], []
     for turn in range(rounds + 1):
         for version in versions if turn % 2 else reversed(versions):
-            _turn(version, record=turn > 0)
+            _turn(version, clock, record=turn > 0, prefill=0 < turn <= _PREFILLS)
     by_name = {version.name: version for version in versions}
     dense, rest = by_name["dense"], by_name["rest"]
     rows = []
@@ -195,7 +198,10 @@ def measure(versions: list[Version], threads: int, rounds: int, results: Results
         tokens += [f"{1 / median(version.prefill):.0f}", _ratios(dense.prefill, version.prefill)]
         rows.append([version.name, file, f"{version.memory / 2**20:.0f} MiB", *tokens])
     columns = ["version", "file", "in memory", "decode, tokens/s", "times dense", "prefill, tokens/s", "times dense"]
-    results.say(f"\n{threads} thread{'s' if threads > 1 else ''}, {rounds} turns, medians (quartiles):\n")
+    results.say(
+        f"\n{threads} thread{'s' if threads > 1 else ''}, {rounds} turns, medians (quartiles), "
+        f"{'CPU' if threads == 1 else 'wall'} time:\n"
+    )
     results.say(table(columns, rows))
     for sparsity, (goal, _) in GOALS.items():
         if (packed := by_name.get(f"packed {sparsity:.0%}")) is None:

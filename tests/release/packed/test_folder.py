@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import deserialize
 from safetensors.numpy import load_file, save_file
 
 import restorelcc
@@ -27,6 +25,7 @@ from restorelcc.release.packed.folder import pack_folder, unpack_folder
 from restorelcc.release.packed.model import PackedLinear, load_packed
 from restorelcc.release.verify.verify import subject, verify
 from tests import pico
+from tests.dag import ROOT
 from tests.release.export.restored import Pair, pair_of, pruned_model
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -117,25 +116,17 @@ def test_the_model_stays_packed_in_memory(tmp_path: Path) -> None:
     assert sizes["packed"] < 0.75 * sizes["stock"]
 
 
-def test_numpy_and_safetensors_are_enough_to_read_it(packed: Path, restored: Path) -> None:
-    """The reader of docs/packed.md."""
-    content = json.loads((packed / "packed.json").read_text(encoding="utf-8"))
-    found: dict[str, np.ndarray] = {}
-    for entry in content["files"]:
-        stock = json.loads(entry["header"])
-        parts = dict(deserialize((packed / entry["packed"]).read_bytes()))
-        for name in stock.keys() - {"__metadata__"}:
-            if name in parts:
-                found[name] = np.frombuffer(parts[name]["data"], np.uint32)
-                continue
-            rows, columns = stock[name]["shape"]
-            mask = np.frombuffer(parts[f"{name}.mask"]["data"], np.uint8).reshape(rows, -1)
-            kept = np.unpackbits(mask, axis=1, count=columns, bitorder="little").astype(bool)
-            found[name] = np.zeros((rows, columns), np.uint32)
-            found[name][kept] = np.frombuffer(parts[f"{name}.values"]["data"], np.uint32)
-    expected = {name: tensor.read().numpy().view(np.uint32) for name, tensor in stored_tensors(restored).items()}
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name].ravel(), expected[name].ravel()) for name in expected)
+def test_the_reader_of_the_docs_needs_nothing_but_numpy_and_safetensors(packed: Path, restored: Path) -> None:
+    page = (ROOT / "docs" / "packed.md").read_text(encoding="utf-8")
+    code = next(block for block in page.split("```python\n") if "def read_packed" in block).partition("```")[0]
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    found = {name: (dtype, tuple(shape), bits) for name, dtype, shape, bits in scope["read_packed"](packed)}
+    expected = {
+        name: ("F32", tensor.shape, tensor.read().numpy().tobytes())
+        for name, tensor in stored_tensors(restored).items()
+    }
+    assert found == expected
 
 
 def test_other_commands_name_unpack(packed: Path, tmp_path: Path) -> None:
