@@ -26,7 +26,7 @@ UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
 .PHONY: help repro graph flow share test coverage test-durations test-slow faults check study ablation bench bench-capture bench-extract \
-	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-workflow clean
+	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -145,6 +145,9 @@ bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (mi
 
 bench-overhead: $(READY) ## Latency, file size and parameters of the restored model against the pruned one
 	python -m benchmarks.overhead
+
+bench-packed: $(READY)-test ## Bytes and tokens per second: dense, restored, packed, sliced, int8; PACKED_MODEL=<folder> (minutes)
+	python -m benchmarks.packed $(if $(PACKED_MODEL),--model $(PACKED_MODEL))
 
 bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per stage and its speed-up (minutes)
 	python -m benchmarks.workflow

@@ -1,6 +1,7 @@
 """Restore the accuracy of pruned language models, reproducibly (RestoreLCC, arXiv 2510.21834).
 
-In a notebook: prune, capture, extract, probe, compensate, fold and attach work on models in memory (docs/notebook.md).
+In a notebook: prune, capture, extract, probe, compensate, fold and attach work on models in memory (docs/notebook.md);
+load_packed loads a checkpoint that `restorelcc export --packed` wrote (docs/packed.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         compensate,
         extract,
         fold,
+        load_packed,
         probe,
         prune,
     )
@@ -33,6 +35,7 @@ __all__ = [
     "compensate",
     "extract",
     "fold",
+    "load_packed",
     "probe",
     "prune",
 ]

@@ -28,6 +28,7 @@ from restorelcc.models.architectures import head_layout
 from restorelcc.models.biases import give_zero_biases
 from restorelcc.models.heads import HeadLayout, chosen_count, main_component
 from restorelcc.models.text import context_length, encode_contrasts, encode_pair
+from restorelcc.release.packed.model import load_packed as load_packed
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.extract.decompose import decompose

@@ -19,6 +19,7 @@ from restorelcc.base.stock_files import PICKLES
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER = "adapter_config.json"
+PACKED = "packed.json"  # of a checkpoint without its zeros (release/packed)
 _NAMED_IN = "transformers_weights"  # a key of config.json, which goes before the usual names
 _SUFFIX, _INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -133,6 +134,8 @@ def _check_alone(where: str, names: Collection[str], read: Callable[[str], Any])
 
 
 def _why_none(where: str, names: Collection[str]) -> str:
+    if PACKED in names:
+        return f"{where} is a packed checkpoint: run `restorelcc unpack {where} --out DIR` and give DIR"
     found = sorted(name for name in names if name.endswith(_SUFFIX))
     if found:
         return (

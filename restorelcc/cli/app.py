@@ -26,6 +26,7 @@ from restorelcc.cli import (
     graph,
     init,
     inspect,
+    packed,
     plan,
     restore,
     run,
@@ -83,7 +84,7 @@ _PARAMS = Path("params.yaml")
 PANELS = {
     "Run": ("restore", "run", "init", "check", "plan", "versions"),
     "Look at results and checkpoints": ("table", "compare", "inspect", "graph"),
-    "Ship": ("export", "verify", "compensation", "engines"),
+    "Ship": ("export", "unpack", "verify", "compensation", "engines"),
     "Work as a team": ("share", "push", "pull", "doctor"),
     "Stages, which `dvc repro` runs": ("inputs", *STAGES, "report"),
 }
@@ -263,7 +264,7 @@ def _places() -> list[tuple[str, str]]:
 
 _VERBS = (
     *(restore, run, init, check, plan, compare, inspect, graph),
-    *(doctor, export, verify, compensation, engines, share),
+    *(doctor, export, packed, verify, compensation, engines, share),
 )
 for _verb_file in _VERBS:
     _verb_file.add(app)

@@ -18,6 +18,7 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="the folder to writ
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder if it is not empty")]
 ShardOption = Annotated[str, typer.Option("--max-shard-size", help="of one weight file, e.g. 5GB or 500MB")]
 SliceOption = Annotated[bool, typer.Option("--slice", help="cut removed heads and channels out (structured pruning)")]
+PackedOption = Annotated[bool, typer.Option("--packed", help="write it without its zeros; restorelcc unpack undoes it")]
 BaseOption = Annotated[str | None, typer.Option("--base-model", help="hub id of the base model, for the model card")]
 LicenceOption = Annotated[str | None, typer.Option("--licence", help="licence of the base model, for the model card")]
 
@@ -38,6 +39,7 @@ def export(
     compensation: Annotated[Path | None, typer.Option("--compensation", help="compensation.safetensors")] = None,
     max_shard_size: ShardOption = "5GB",
     cut: SliceOption = False,
+    packed: PackedOption = False,
     overwrite: OverwriteOption = False,
     base_model: BaseOption = None,
     licence: LicenceOption = None,
@@ -69,7 +71,7 @@ def export(
         if model is None
         else cell_options(named, checked.section, layout, **known)
     )
-    options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
+    options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)
     record = export_checkpoint(pruned, compensation, out, options)
     say_what_was_written(out, record)
 

@@ -44,10 +44,10 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 Header = dict[str, dict[str, Any]]  # tensor to dtype, shape and data_offsets; METADATA to text by key
 
 
-def encoded(header: Header, *, sort_keys: bool = False) -> bytes:
-    """The bytes a file begins with, filled up so that the numbers begin at a multiple of 8."""
+def encoded(header: Header, *, sort_keys: bool = False, length: int | None = None) -> bytes:
+    """The bytes a file begins with, filled up so that the numbers begin at a multiple of 8, or after `length` bytes."""
     text = json.dumps(header, sort_keys=sort_keys, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8 if length is None else length - _LENGTH.size - len(text))
     return _LENGTH.pack(len(text)) + text
 
 

@@ -159,8 +159,9 @@ VLLM = Engine(
         "phi": Row("read", "read", "read", _NATIVE),
     },
     zeros="computed like any other weight",
-    patterns="used only from checkpoints in the compressed-tensors format, which this is not",
-    zeros_source="https://docs.vllm.ai/projects/llm-compressor",
+    patterns="computed like any other weight: its kernels for 2:4 were removed in March 2026, and since vLLM 0.19.1 a "
+    "checkpoint that asks for them (compressed-tensors, sparse24) ends in NotImplementedError",
+    zeros_source="https://github.com/vllm-project/vllm/pull/36799",
 )
 
 SGLANG = Engine(

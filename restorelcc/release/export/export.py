@@ -20,6 +20,7 @@ from restorelcc.release.export.source import Source, open_source
 from restorelcc.release.export.writing import Entries, cut_out, write_companions, write_weights
 from restorelcc.release.folders import check_apart, check_output, copy_other_files, published_folder
 from restorelcc.release.original import keep_original, replaced_biases
+from restorelcc.release.packed.folder import pack_in_place
 from restorelcc.release.provenance import (
     COMPENSATION,
     FORMAT,
@@ -38,6 +39,7 @@ class ExportOptions:
 
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     cut: bool = False  # cut removed heads and channels out
+    packed: bool = False  # without the zeros (release/packed)
     verbatim: bool = False  # keep the source's other files as they are, and write no card
     overwrite: bool = False
     names: dict[str, Any] = field(default_factory=dict)  # model, pruning, head_ratio
@@ -80,6 +82,8 @@ def export_checkpoint(pruned: Path, compensation: Path, out: Path, options: Expo
             (folder / "README.md").write_text(model_card(record, source.config, options.card), encoding="utf-8")
         record |= {"tensors": entries, "files": _digests(folder)}
         write_json(folder / RECORD, record)
+        if options.packed:
+            pack_in_place(folder)
     return record
 
 

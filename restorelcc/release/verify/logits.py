@@ -88,18 +88,36 @@ def check_logits(loaded: Loaded, hooked_BTV: Tensor) -> str:
     Tolerance: float32 checkpoints 1e-5 of the largest logit; others the model's own rounding, which is the largest
     difference that computing in the checkpoint's dtype makes to its logits.
     """
-    difference = float((loaded.float32_BTV - hooked_BTV).abs().max())
+    return _compared("the pruned model with the compensation hooked in", loaded, loaded.float32_BTV, hooked_BTV)
+
+
+def check_packed_logits(loaded: Loaded, packed_BTV: Tensor) -> str:
+    """Logits of the packed checkpoint equal to those of the stock one, both in the dtype of the checkpoint.
+
+    Tolerance as `check_logits`, but twice the model's own rounding: both of them round.
+    """
+    return _compared("the packed model", loaded, loaded.own_BTV, packed_BTV, roundings=2)
+
+
+def _compared(what: str, loaded: Loaded, found_BTV: Tensor, expected_BTV: Tensor, roundings: int = 1) -> str:
+    difference = float((found_BTV - expected_BTV).abs().max())
     dtype = loaded.report["dtype"]
     if dtype == "float32":
-        tolerance = FLOAT32_TOLERANCE * max(1.0, float(hooked_BTV.abs().max()))
+        tolerance = FLOAT32_TOLERANCE * max(1.0, float(expected_BTV.abs().max()))
         reason = "1e-5 of the largest logit, at least of 1"
     else:
-        tolerance = float((loaded.own_BTV - loaded.float32_BTV).abs().max())
-        reason = f"the model's own rounding in {dtype}"
+        tolerance = roundings * float((loaded.own_BTV - loaded.float32_BTV).abs().max())
+        reason = f"{'twice ' if roundings == 2 else ''}the model's own rounding in {dtype}"
     told = f"max |difference| {difference:.2e}, tolerance {tolerance:.2e} ({reason})"
     if not difference <= tolerance:
-        raise Violation(f"logits differ from the pruned model with the compensation hooked in: {told}")
+        raise Violation(f"logits differ from {what}: {told}")
     return told
+
+
+@torch.no_grad()
+def own_logits(model: PreTrainedModel, tokens: list[list[int]]) -> Tensor:
+    """Logits [B, T, V] of a model in its own dtype, as float32."""
+    return model(input_ids=torch.tensor(tokens), use_cache=False).logits.float()
 
 
 @torch.no_grad()

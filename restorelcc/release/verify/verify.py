@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.publish import scratch_folder
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.architectures import family_of_config, head_layout
@@ -18,6 +19,8 @@ from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.models.checkpoints import load_model, local_folder
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.original import can_be_taken_out
+from restorelcc.release.packed.folder import is_packed, unpack_into
+from restorelcc.release.packed.model import load_packed
 from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD, read_record
 from restorelcc.release.routes import plan_route
 from restorelcc.release.verify.files import (
@@ -31,13 +34,17 @@ from restorelcc.release.verify.files import (
 from restorelcc.release.verify.logits import (
     check_keys,
     check_logits,
+    check_packed_logits,
     hooked_logits,
     load_fresh,
+    own_logits,
     probe_tokens,
     pruned_from_restored,
 )
 from restorelcc.release.verify.tensors import Reference, check_against, check_recorded
 from restorelcc.sparsity.streaming import empty_model, read_config
+
+_UNPACKED = ".unpacked-"  # in the name of a folder beside a packed checkpoint that is being verified
 
 Finding = tuple[str, str]  # what was checked, and what was found
 
@@ -50,6 +57,7 @@ class Subject:
     record: dict[str, Any] | None
     against: Path | None
     compensation: Path | None
+    packed: Path | None = None  # the packed checkpoint that `folder` was unpacked from
 
     @property
     def cut(self) -> bool:
@@ -78,6 +86,9 @@ def subject(folder: Path, against: Path | None, compensation: Path | None) -> Su
 def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
     """Every check in turn, with what it found. Raises Violation at the first thing that is not as it should be."""
     folder, record = subject.folder, subject.record
+    if is_packed(folder):
+        yield from _verify_unpacked(subject, logits=logits)
+        return
     yield "stock files", check_stock_only(folder)
     yield "tokenizer", check_tokenizer(folder)
     stored = check_shards(folder)
@@ -97,11 +108,23 @@ def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
     if not logits:
         yield "logits", "not compared (--skip-logits)"
         return
+    if subject.packed is not None:
+        yield "packed logits", check_packed_logits(loaded, own_logits(load_packed(subject.packed), tokens))
     model = _pruned(subject)
     if model is None:
         yield "logits", "not compared: heads were cut out and the pruned checkpoint is gone, give --against"
         return
     yield "logits", check_logits(loaded, hooked_logits(model, subject.values(), tokens))
+
+
+def _verify_unpacked(subject: Subject, *, logits: bool) -> Iterator[Finding]:
+    """That a packed checkpoint gives the bytes that were packed, and every check of that stock checkpoint."""
+    folder = subject.folder.resolve()
+    # Beside it, so that paths to its parents lead there too.
+    with scratch_folder(folder.parent, f".{folder.name}{_UNPACKED}", f".*{_UNPACKED}*") as scratch:
+        digests = unpack_into(folder, scratch)
+        yield "packed", f"{', '.join(digests)}: unpacked with the digests that were packed"
+        yield from verify(replace(subject, folder=scratch, packed=folder), logits=logits)
 
 
 def _config_of(folder: Path) -> PretrainedConfig:

@@ -1,0 +1,45 @@
+"""`restorelcc pack` and `restorelcc unpack`: a checkpoint without its zeros, and the stock one again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restorelcc.cli.export import OutOption, OverwriteOption
+
+
+def add(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command("pack", help="Write a checkpoint without its zeros: a bit for every weight, and those that are left.")(
+        pack
+    )
+    app.command("unpack", help="Write the stock checkpoint that was packed, bit for bit.")(unpack)
+
+
+def pack(
+    folder: Annotated[Path, typer.Argument(help="folder of a pruned or restored checkpoint")],
+    out: OutOption,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Pack the sparse linears, say what it saved."""
+    from restorelcc.release.packed.folder import pack_folder
+
+    sizes = pack_folder(folder, out, overwrite=overwrite)
+    typer.echo(
+        f"{out}: {sizes['packed']:,} bytes of weights instead of {sizes['stock']:,} "
+        f"({sizes['packed'] / sizes['stock']:.1%}), {sizes['tensors']} tensors packed"
+    )
+
+
+def unpack(
+    folder: Annotated[Path, typer.Argument(help="a folder that `export --packed` or `pack` wrote")],
+    out: OutOption,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write the stock files, each with the digest that it had."""
+    from restorelcc.release.packed.folder import unpack_folder
+
+    for name, digest in unpack_folder(folder, out, overwrite=overwrite).items():
+        typer.echo(f"{out / name}: sha256 {digest}, as it was packed")
