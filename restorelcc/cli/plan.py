@@ -10,6 +10,7 @@ import typer
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
+from restorelcc.base.packages import gguf_file
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params, load_params
 
@@ -97,6 +98,7 @@ def _cuda() -> torch.device:
 def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
     """The model without weights, and the bytes of one stored weight."""
     from restorelcc.base.documents import read_json
+    from restorelcc.models.gguf import beside_weights
     from restorelcc.models.hub import Repository, fetch_config, resolved_commit
     from restorelcc.models.references import local_source
     from restorelcc.sparsity.streaming import empty_model
@@ -104,7 +106,8 @@ def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype)
     entry = params.models[alias]
     if entry.is_microworld:
         return _embedded(params, dtype), 4
-    folder = local_source(entry.source, layout.root)
+    file = gguf_file(f"models.{alias}.source", entry.source, layout.root)
+    folder = local_source(entry.source, layout.root) if file is None else beside_weights(file, layout.work)
     if folder is None:
         repository = Repository(f"models.{alias}", entry.source)
         folder = fetch_config(repository, resolved_commit(repository, entry.revision))

@@ -18,6 +18,7 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.base.packages import gguf_file
 from restorelcc.base.publish import put
 from restorelcc.base.task_code import check_trusted
 from restorelcc.base.weights import weight_files
@@ -55,7 +56,10 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
         path = absolute(root, source) if source else None
-        if path is not None and path.is_dir():
+        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", "tokenizer") else None
+        if file is not None:
+            found[name] = file
+        elif path is not None and path.is_dir():
             if name not in ("tokenizer", "encoder"):
                 weight_files(path)  # refuses a folder with two models, or without any
             found[name] = path.absolute()
