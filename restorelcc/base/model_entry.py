@@ -102,6 +102,7 @@ class TaskChoice(Section):
     metric: Name | None = None  # None: the task's own first one
     # Examples before each question; None: none for tasks of lm-eval, what the task file says for one's own.
     num_fewshot: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=1)  # the first items at most; None: evaluate.limit
     # That the maker of a folder or file of tasks is trusted: functions (!function) and programs (.py) of it run as you.
     trusted: bool = False
 
