@@ -180,16 +180,16 @@ def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -
     forward = shapes.forward_flops(samples * length, length, head=True)
     if needs_model(config):
         batch = int(min(samples * length, max(config.token_budget, length)))
-        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.scores else shapes.live(batch, size)
+        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.computed else shapes.live(batch, size)
         memory = max(memory, shapes.parameters * size + kept + 2 * batch * shapes.vocabulary * size)
-    flops += 2 * forward * ("gradient" in config.scores)
-    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.scores)
+    flops += 2 * forward * ("gradient" in config.computed)
+    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.computed)
     return Cost(memory=memory, disk=64 * shapes.layers * shapes.heads, seconds=flops)
 
 
 def needs_model(config: ProbeConfig) -> bool:
     """Whether the probe loads the pruned model as well as the activations."""
-    return bool({"gradient", "causal"} & set(config.scores))
+    return bool({"gradient", "causal"} & set(config.computed))
 
 
 def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
