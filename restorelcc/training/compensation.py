@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.logits import positions_at_once
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair
 from restorelcc.training.attached import TrainableCompensation, attached
 from restorelcc.training.best import Choice, Start, fit_best

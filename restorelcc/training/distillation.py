@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import PreTrainedModel
 
 from restorelcc.base.progress import progress
-from restorelcc.models.logits import positions_at_once
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length
 from restorelcc.training.losses import response_batch, response_logits, response_tokens
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from restorelcc.models.logits import logits_at, positions_at_once
+from restorelcc.models.hooks import logits_at
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length, right_padded
 
 _ENOUGH, _SIMILAR = 512, 0.8  # tokens of a part that keep the cores busy; a length relative to the longest

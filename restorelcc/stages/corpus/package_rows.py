@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
 
-from restorelcc.base.package_data import SOURCE, TEXTS, documents, package_files, package_version
+from restorelcc.base.package_data import SOURCE, TEXTS, package_files, package_version
+from restorelcc.base.package_items import documents
 from restorelcc.stages.corpus.account import Row, Rows
 
 _LETTERS = "ABCDE"

@@ -14,6 +14,7 @@ from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
 from restorelcc.stages.evaluate.confined import sandboxed
 from restorelcc.stages.evaluate.scoring import Scoring, number, standard_error
+from restorelcc.stages.evaluate.shared_prefix import sharing
 from restorelcc.stages.evaluate.statistics import MEAN
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
 
@@ -48,7 +49,7 @@ def run_harness(
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # a second try draws the examples of the first
         arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
         if batch_size == "auto":
-            lm = budgeted_lm(HFLM, budget, **arguments)
+            lm = budgeted_lm(sharing(HFLM, budget), budget, **arguments)
         else:
             lm = HFLM(batch_size=batch_size, **arguments)
         # No standard errors from lm-eval: it cannot bootstrap with few draws, and 100,000 take hours.

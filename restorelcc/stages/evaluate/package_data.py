@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restorelcc.base.package_data import TASKS, documents, package_files, package_version
+from restorelcc.base.package_data import TASKS, package_files, package_version
+from restorelcc.base.package_items import documents
 
 _LETTERS = "ABCDEFGH"
 _QUESTION, _ANSWER = "Question: ", "\nAnswer:"

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from restorelcc.activations.packing import Row, alone, can_pack, model_inputs, packed, padded
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import head_layout, out_projections
-from restorelcc.models.hooks import added_to_inputs
-from restorelcc.models.logits import logits_at
+from restorelcc.models.hooks import added_to_inputs, logits_at
 from restorelcc.models.text import EncodedContrast, EncodedPair, batches_by_length
 
 
