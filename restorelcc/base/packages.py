@@ -21,6 +21,11 @@ def is_package(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
+def is_gguf(source: str) -> bool:
+    """Whether a model's source is a GGUF file, or a package that has one."""
+    return is_package(source) or source.lower().endswith(GGUF)
+
+
 def package_folder(key: str, source: str) -> Path:
     """Where an installed package's files lie. Raises BadInput for one that is not installed, saying how it is."""
     return Path(str(_installed(key, source).locate_file("")))
@@ -32,14 +37,11 @@ def gguf_file(key: str, source: str, root: Path) -> Path | None:
     Raises BadInput for a package that is not installed or has no such file, for a path to nowhere, and where the
     package `gguf`, which reads these files, is missing.
     """
-    if is_package(source):
-        found = _of_package(key, source)
-    elif source.lower().endswith(GGUF):
-        found = root / Path(source).expanduser()
-        if not found.is_file():
-            raise BadInput(f"{key} is {source!r}, and there is no such file: correct the path")
-    else:
+    if not is_gguf(source):
         return None
+    found = _of_package(key, source) if is_package(source) else root / Path(source).expanduser()
+    if not found.is_file():
+        raise BadInput(f"{key} is {source!r}, and there is no such file: correct the path")
     if find_spec("gguf") is None:
         raise BadInput(f"{key} is {source!r}, a GGUF file, and the package that reads it is missing: pip install gguf")
     return found.absolute()
