@@ -175,15 +175,12 @@ def _costs(
     network, dtype, stored = known.network, known.dtype, known.stored
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
     size = dtype.itemsize
+    converted = is_gguf(entry.source)
+    dense = costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld, converted=converted)
     evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
     found: list[tuple[str, str | None, int, Cost]] = [
         ("corpus", None, 1, costs.Cost(memory=0, disk=work.heldout_tokens * 6, seconds=0.0)),
-        (
-            "dense",
-            None,
-            1,
-            costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld, converted=is_gguf(entry.source)),
-        ),
+        ("dense", None, 1, dense),
         ("capture_dense", None, 1, costs.capture_cost(shapes, work, size, responses=True)),
         ("evaluate_dense", None, 1, evaluate),
     ]

@@ -146,8 +146,8 @@ class Workload:
 
 
 def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool, converted: bool = False) -> Cost:
-    """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients; one of a
-    GGUF file is dequantized to float32, which takes half as much again, and its tokens are read one by one."""
+    """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients; one of
+    a GGUF file is dequantized to float32, which takes half as much again, and its tokens are read one by one."""
     if converted:
         return Cost(memory=shapes.parameters * 6, disk=shapes.parameters * stored, seconds=shapes.vocabulary * 20e6)
     if not pretrained_here:
