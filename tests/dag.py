@@ -30,6 +30,7 @@ DISTRIBUTIONS = {
 }
 # They check, fetch or draw on a terminal; no result comes from them.
 HARMLESS = {"filelock", "httpx", "httpx2", "huggingface_hub", "packaging", "pydantic", "rich", "tqdm", "typer", "yaml"}
+HARMLESS |= {"gguf"}  # it decodes a fixed format, and what comes out is written down in the dense checkpoint
 
 
 def module_file(module: str) -> Path | None:

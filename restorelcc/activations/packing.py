@@ -1,8 +1,8 @@
-"""Two continuations of one text in one row: their common start is computed once, and neither sees the other.
+"""Continuations of one text in one row: their common start is computed once, and none of them sees another.
 
 Letters: B batch, T tokens of a line, R rows.
 
-A row holds the first sequence and then what the second has beyond their common start. Attention is a tree: a token sees
+A row holds the first sequence and then what each other has beyond their common start. Attention is a tree: a token sees
 those before it in its own sequence, and position ids and windows count along that sequence, so that every token's
 activations are those of a pass over its sequence alone. Short rows may share a line of the batch, where none sees
 another: attention over many short lines costs more a token than over fewer longer ones, and less is padding.
@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from restorelcc.models.architectures import family_of, text_config
 
 PaddingSide = Literal["right", "left"]
-_TRUNK, _FIRST, _SECOND, _SEQUENCES = 0, 1, 2, 3  # which sequence a token of a row belongs to; the trunk is both's
+_TRUNK, _FIRST, _SECOND = 0, 1, 2  # which sequence a token of a row belongs to; the trunk is all of theirs
+_SEQUENCES = 64  # of one row, with its trunk, at most
 _PADDING = -1
 LINE = 64  # tokens up to which rows share a line
 _LANES = (
@@ -59,6 +60,66 @@ class Row:
         return place if place < self.trunk else self.first + place - self.trunk
 
 
+@dataclass(frozen=True)
+class Tree:
+    """Any number of sequences as one row: `trunk`, which begins all of them, and what each has beyond it."""
+
+    trunk: list[int]
+    tails: list[list[int]]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.trunk, *(token for tail in self.tails for token in tail)]
+
+    @property
+    def branches(self) -> bool:
+        """Whether more than one sequence goes on from the trunk."""
+        return sum(map(bool, self.tails)) > 1
+
+    @property
+    def positions(self) -> list[int]:
+        """Each token's place in its own sequence."""
+        start = len(self.trunk)
+        return [*range(start), *(start + place for tail in self.tails for place in range(len(tail)))]
+
+    def branch(self, number: int) -> list[int]:
+        """Which sequence each token belongs to, when the row is this one of its line."""
+        counts = [len(self.trunk), *map(len, self.tails)]
+        return [_SEQUENCES * number + which for which, count in enumerate(counts) for _ in range(count)]
+
+    def place(self, sequence: int, place: int) -> int:
+        """Where in the row the token at `place` of one of the sequences stands."""
+        before = sum(len(tail) for tail in self.tails[:sequence])
+        return place if place < len(self.trunk) else place + before
+
+
+def trees_of(sequences: Sequence[list[int]]) -> list[tuple[Tree, list[int]]]:
+    """The sequences as trees, each with the numbers of its sequences: neighbours in the order of their tokens share
+    their common start where that saves tokens."""
+    groups: list[tuple[int, list[int]]] = []  # tokens of the trunk, members
+    for number in sorted(range(len(sequences)), key=sequences.__getitem__):
+        tokens = sequences[number]
+        if groups:
+            trunk, members = groups[-1]
+            shared = min(trunk, _common(sequences[members[0]], tokens))
+            if len(members) < _SEQUENCES - 1 and shared > (len(members) - 1) * (trunk - shared):
+                groups[-1] = shared, [*members, number]
+                continue
+        groups.append((len(tokens), [number]))
+    return [
+        (Tree(sequences[members[0]][:trunk], [sequences[number][trunk:] for number in members]), members)
+        for trunk, members in groups
+    ]
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Tokens that two sequences begin with."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
+
 def alone(ids: list[int]) -> Row:
     """A row of one sequence."""
     return Row(ids, len(ids), len(ids))
@@ -66,11 +127,7 @@ def alone(ids: list[int]) -> Row:
 
 def packed(first: list[int], second: list[int]) -> Row:
     """A row of two sequences that share their longest common start."""
-    trunk = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        trunk += 1
+    trunk = _common(first, second)
     return Row(first + second[trunk:], len(first), trunk)
 
 
@@ -109,7 +166,7 @@ class PaddedLines:
     causal_is_enough: bool  # no token would see padding or another sequence under a plain causal mask
 
 
-def padded(lines: Sequence[Sequence[Row]], pad: int, side: PaddingSide = "right") -> PaddedLines:
+def padded(lines: Sequence[Sequence[Row | Tree]], pad: int, side: PaddingSide = "right") -> PaddedLines:
     """Put lines into one batch, padded on either side."""
     sizes = [sum(len(row.ids) for row in line) for line in lines]
     width = max(sizes)

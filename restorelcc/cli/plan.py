@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,16 +11,15 @@ import typer
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import BUDGETS
+from restorelcc.base.packages import gguf_file, is_gguf
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
-
-if TYPE_CHECKING:
-    from restorelcc.pipeline.params import Params
-
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from restorelcc.pipeline.params import Params
     from restorelcc.pipeline.plan_costs import Cost, Shapes, Workload
 
 
@@ -42,7 +42,16 @@ def plan(
     checked = load_params(params, tuple(set_ or ()))
     prunings = (pruning,) if pruning else checked.grid.pruning
     cells = [checked.cell(model, name, None) for name in prunings]
-    found = planned(checked, cells, Layout(params.resolve().parent), device)
+    layout = Layout(params.resolve().parent)
+    known = known_of(checked, model, layout, device)
+    found = planned(checked, cells, layout, known)
+    if not checked.models[model].is_microworld:
+        found["budgets"] = {}
+        for budget in BUDGETS:
+            other = load_params(params, (*(set_ or ()), f"models.{model}.budget={budget}"))
+            stages = planned(other, cells, layout, known)["stages"]
+            most = max(row["memory"] for row in stages)
+            found["budgets"][budget] = {"seconds": sum(row["seconds"] for row in stages), "memory": most}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -51,32 +60,53 @@ def plan(
     print_plan(found)
 
 
-def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str | None = None) -> dict[str, Any]:
-    """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
-    bytes and seconds."""
-    from restorelcc.models.architectures import check_scores, check_whole_parts
-    from restorelcc.models.runtime import pick_device, pick_dtype
-    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, matmul_rate, needs_model, shapes_of
-    from restorelcc.release.routes import carried_by
+@dataclass(frozen=True)
+class Known:
+    """What is the same for all plans of a model: itself without weights, the bytes of one stored weight, its device and
+    dtype, and the floating point operations per second of a product of large matrices."""
 
-    alias = cells[0].model
+    network: PreTrainedModel
+    stored: int
+    device: torch.device
+    dtype: torch.dtype
+    flops_per_second: float
+
+
+def known_of(params: Params, alias: str, layout: Layout, device_name: str | None = None) -> Known:
+    """Read from the model's config, and measured."""
+    from restorelcc.models.runtime import pick_device, pick_dtype
+    from restorelcc.pipeline.plan_costs import matmul_rate
+
     entry = params.models[alias]
     device = pick_device(device_name or entry.device) if device_name != "cuda" else _cuda()
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
+    return Known(network, stored, device, dtype, matmul_rate(device, dtype))
+
+
+def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> dict[str, Any]:
+    """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
+    bytes and seconds."""
+    from restorelcc.models.architectures import check_scores, check_whole_parts
+    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, START, needs_model, shapes_of
+    from restorelcc.pipeline.plan_work import workload
+    from restorelcc.release.routes import carried_by
+
+    alias = cells[0].model
+    entry, network, device = params.models[alias], known.network, known.device
     for cell in cells:
-        pruning = parse_pruning(str(cell.pruning))
-        if pruning.external is None:
-            check_scores(network.config, pruning.name)
-        if pruning.pruner in STRUCTURED_PRUNERS:
+        parsed = parse_pruning(str(cell.pruning))
+        if parsed.external is None:
+            check_scores(network.config, parsed.name)
+        if parsed.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
-    rate = EFFICIENCY * matmul_rate(device, dtype)
+    rate = EFFICIENCY["cuda" if device.type == "cuda" else "cpu"] * known.flops_per_second
     off_gpu = () if needs_model(params.section(alias, "probe")) else ("probe",)
     stages = []
-    for stage, pruning, runs, cost in _costs(params, cells, network, shapes, work, dtype, stored, device.type):
+    for stage, pruning, runs, cost in _costs(params, cells, known, shapes, work):
         libraries = LIBRARIES[stage.split("_")[0]]
-        seconds = runs * (cost.seconds / rate + 5)  # a stage is a process, which takes seconds to start
+        seconds = runs * (cost.seconds / rate + START.get(stage.split("_")[0], 5))
         # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
         on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", *off_gpu)
         memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
@@ -86,7 +116,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
         "model": alias,
         "source": entry.source,
         "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(known.dtype).removeprefix("torch."),
         "parameters": shapes.parameters,
         "layers": shapes.layers,
         "heads": shapes.heads,
@@ -105,6 +135,7 @@ def _cuda() -> torch.device:
 def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
     """The model without weights, and the bytes of one stored weight."""
     from restorelcc.base.documents import read_json
+    from restorelcc.models.gguf import beside_weights
     from restorelcc.models.hub import Repository, fetch_config, resolved_commit
     from restorelcc.models.references import local_source
     from restorelcc.sparsity.streaming import empty_model
@@ -112,7 +143,8 @@ def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype)
     entry = params.models[alias]
     if entry.is_microworld:
         return _embedded(params, dtype), 4
-    folder = local_source(entry.source, layout.root)
+    file = gguf_file(f"models.{alias}.source", entry.source, layout.root)
+    folder = local_source(entry.source, layout.root) if file is None else beside_weights(file, layout.work)
     if folder is None:
         repository = Repository(f"models.{alias}", entry.source)
         folder = fetch_config(repository, resolved_commit(repository, entry.revision))
@@ -135,72 +167,25 @@ def _embedded(params: Params, dtype: torch.dtype) -> PreTrainedModel:
         return network
 
 
-def workload(params: Params, alias: str, layout: Layout) -> Workload:
-    """Counts of params.yaml; lengths of the texts as in the corpus, where it is written already."""
-    from restorelcc.pipeline.plan_costs import OTHER_TASK_REQUESTS, TASK_REQUESTS, Workload
-
-    entry, section = params.models[alias], lambda name: params.section(alias, name)
-    corpus, world, train = section("corpus"), section("corpus").microworld, section("compensate")
-    evaluate = section("evaluate")
-    tokens, longest, heldout = _text_tokens(layout.corpus(Cell(alias)))
-    if entry.is_microworld:
-        tokens, longest, heldout = 24, 48, 5 * world.test_items * 24
-    names = [task if isinstance(task, str) else task.name for task in entry.tasks]
-    requests = sum(TASK_REQUESTS.get(name, OTHER_TASK_REQUESTS) for name in names)
-    if entry.is_microworld:
-        requests = 5 * world.test_items * 3
-    return Workload(
-        samples=world.contrast_pairs if entry.is_microworld else min(corpus.contrast, corpus.train),
-        train=world.train_pairs if entry.is_microworld else corpus.train,
-        valid=world.valid_pairs if entry.is_microworld else corpus.valid,
-        tokens=tokens,
-        heldout_tokens=heldout,
-        requests=requests if evaluate.limit is None else min(requests, 4 * 7 * evaluate.limit),
-        token_budget=section("capture").token_budget,
-        train_batch=train.batch_size,
-        runs=len(train.learning_rates),
-        epochs=train.epochs,
-        evaluate_batch=evaluate.batch_size if isinstance(evaluate.batch_size, int) else None,
-        sequence_length=evaluate.perplexity_tokens,
-        longest=min(longest, train.max_tokens),
-    )
-
-
-def _text_tokens(corpus: Path) -> tuple[int, int, int]:
-    """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that
-    is written, else a guess."""
-    from restorelcc.base.tables import EXAMPLES, read_table, read_texts
-    from restorelcc.pipeline.plan_costs import CHARACTERS, HELDOUT_TOKENS, MEAN_TOKENS
-    from restorelcc.training.pairs import TRAIN
-
-    if not (corpus / TRAIN).is_file():
-        return MEAN_TOKENS, 2 * MEAN_TOKENS, HELDOUT_TOKENS
-    pairs = [len(row["question"]) + len(row["response"]) for row in read_table(corpus / TRAIN, EXAMPLES)]
-    heldout = sum(map(len, read_texts(corpus / "heldout.parquet")))
-    counted = (sum(pairs) // len(pairs), max(pairs), heldout)
-    mean, longest, all_heldout = (max(2, characters // CHARACTERS) for characters in counted)
-    return mean, longest, all_heldout
-
-
 def _costs(
     params: Params,
     cells: list[Cell],
-    network: PreTrainedModel,
+    known: Known,
     shapes: Shapes,
     work: Workload,
-    dtype: torch.dtype,
-    stored: int,
-    device: str,
 ) -> list[tuple[str, str | None, int, Cost]]:
     """(stage, pruning, runs, cost of one run) in the order of the chain."""
     from restorelcc.pipeline import plan_costs as costs
 
+    network, dtype, stored = known.network, known.dtype, known.stored
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
     size = dtype.itemsize
-    evaluate = costs.evaluate_cost(shapes, work, size, device)
+    converted = is_gguf(entry.source)
+    dense = costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld, converted=converted)
+    evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
     found: list[tuple[str, str | None, int, Cost]] = [
         ("corpus", None, 1, costs.Cost(memory=0, disk=work.heldout_tokens * 6, seconds=0.0)),
-        ("dense", None, 1, costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld)),
+        ("dense", None, 1, dense),
         ("capture_dense", None, 1, costs.capture_cost(shapes, work, size, responses=True)),
         ("evaluate_dense", None, 1, evaluate),
     ]
@@ -216,7 +201,7 @@ def _costs(
             ("extract", 1, costs.extract_cost(shapes, work)),
             ("probe", 1, costs.probe_cost(shapes, work, probe, size)),
             ("evaluate_pruned", 1, evaluate),
-            ("compensate", ratios, costs.compensate_cost(shapes, work, size)),
+            ("compensate", ratios, costs.compensate_cost(shapes, work, size, known.device)),
             ("evaluate_restored", ratios, evaluate),
         ]
         found += [(stage, cell.pruning, runs, cost) for stage, runs, cost in per_pruning]

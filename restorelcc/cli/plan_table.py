@@ -32,9 +32,14 @@ def print_plan(plan: dict[str, Any]) -> None:
     say(
         console,
         f"Weights in {plan['dtype']} on the {plan['device']}; time at {plan['flops_per_second'] / 1e9:,.0f} GFLOP/s, "
-        "half of the matmul rate. Disk is in data/ and the hub's cache; DVC's cache needs as "
-        "much again unless the file system links files (docs/plan.md).",
+        "a share of the matmul rate (docs/plan.md). Disk is in data/ and the hub's cache; DVC's cache needs as "
+        "much again unless the file system links files.",
     )
+    if budgets := plan.get("budgets"):
+        told = ", ".join(
+            f"{name} {_time(each['seconds'])} and {_size(each['memory'])}" for name, each in budgets.items()
+        )
+        say(console, f"With budget: {told} at most at once (models.{plan['model']}.budget).")
     say(console, f"Restored models are kept as {plan['restored']}.")
 
 

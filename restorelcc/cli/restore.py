@@ -28,7 +28,7 @@ def add(app: typer.Typer) -> None:
 
 
 def restore(
-    dense: Annotated[str, typer.Option("--dense", help="the dense model: a folder, or a hub id")],
+    dense: Annotated[str, typer.Option("--dense", help="the dense model: a folder, a GGUF file, or a hub id")],
     out: OutOption,
     pruned: Annotated[str | None, typer.Option("--pruned", help="the pruned checkpoint: a folder, or a hub id")] = None,
     pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="prune first, e.g. wanda-0.5")] = None,

@@ -1,6 +1,7 @@
 """Hooks on modules of a model, registered here only: as `with` blocks that count their hooks and always remove them.
 
-Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, I input features of a linear.
+Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, I input features of a linear, R chosen positions,
+M model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,3 +76,22 @@ def observed_heads(model: PreTrainedModel, observe: Callable[[int, Tensor], None
     """Call observe(layer, z_BTX) with every out-projection's input: the concatenated head outputs z before W_O."""
     with observed(enumerate(out_projections(model)), observe, expected=len(blocks_of(model))):
         yield
+
+
+def logits_at(model: PreTrainedModel, chosen_BT: Tensor, **inputs: Any) -> Tensor:
+    """Logits [R, V] at the positions where chosen_BT is true, row by row, as the model itself computes them there: a
+    large vocabulary's projection costs more than a block, and its output more memory than all else.
+
+    The projection reads the hidden states of these positions alone; what a family does to its logits after it, one by
+    one, happens to them as well. `inputs` are the model's own.
+    """
+    called = []
+
+    def keep(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_BTM, *others = arguments
+        called.append(True)
+        return hidden_BTM[chosen_BT.to(hidden_BTM.device)][None], *others
+
+    with hooked([(None, model.get_output_embeddings())], lambda _key: keep, expected=1):
+        logits = model(**{"use_cache": False} | inputs).logits
+    return logits[0] if called else logits[chosen_BT.to(logits.device)]

@@ -16,6 +16,7 @@ from restorelcc.base.errors import BadInput
 T = TypeVar("T")
 R = TypeVar("R")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOGITS = {"cpu": 2**25, "cuda": 2**29}  # entries that stand in memory at once, several times over in training
 _M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 
 
@@ -60,6 +61,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[name]
+
+
+def positions_at_once(device: torch.device, vocabulary: int) -> int:
+    """Positions whose logits may stand in memory at once: 128 MiB of float32 on the CPU, 2 GiB on a GPU."""
+    return max(1, _LOGITS["cuda" if device.type == "cuda" else "cpu"] // vocabulary)
 
 
 def map_on_all_cores(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

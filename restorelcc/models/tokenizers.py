@@ -6,14 +6,20 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from restorelcc.base.layout import Layout
+from restorelcc.base.packages import gguf_file
 from restorelcc.models.architectures import family_of_config, text_config
 from restorelcc.models.checkpoint_check import check_beside, loaded_config, refused
+from restorelcc.models.gguf import beside_weights
 from restorelcc.models.hub import Repository, fetch_beside, resolved_commit
 from restorelcc.models.references import local_source
 
 
 def source_tokenizer(key: str, source: str, revision: str | None, root: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or of a hub id. Raises BadInput when there is none, StageFailed as the hub does."""
+    """The tokenizer in a folder, of a GGUF file or of a hub id.
+
+    Raises BadInput when there is none, StageFailed as the hub does.
+    """
     folder = _folder(key, source, revision, root)
     check_beside(folder)
     with refused("tokenizer", folder):
@@ -34,6 +40,9 @@ def source_config(key: str, source: str, revision: str | None, root: Path) -> Pr
 
 
 def _folder(key: str, source: str, revision: str | None, root: Path) -> Path:
+    file = gguf_file(f"{key}.source", source, root)
+    if file is not None:
+        return beside_weights(file, Layout(root).work)
     folder = local_source(source, root)
     if folder is not None:
         return folder

@@ -16,6 +16,8 @@ from typing import Any
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.package_data import TASKS, is_of_the_package, package_files
+from restorelcc.base.packages import gguf_file
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params
 from restorelcc.stages.inputs.files import absolute, files_below
@@ -38,10 +40,7 @@ def problems(params: Params, alias: str, layout: Layout) -> list[str]:
             _try(found, _check_source, f"prune.external.{alias}.{name}.source", pruned.source, layout.root)
             _try(found, _check_model, absolute(layout.root, pruned.source), params.grid.pruning)
     if not entry.is_microworld:
-        _try(found, _check_source, f"{key}.source", entry.source, layout.root)
-        _try(found, _check_model, absolute(layout.root, entry.source), params.grid.pruning)
-        if entry.data is not None and entry.data.chat_template:
-            _try(found, _check_chat_template, key, absolute(layout.root, entry.source))
+        _try(found, _check_own, params, alias, layout)
         _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
     _try(found, _check_copies, params.section(alias, "evaluate").datasets, layout.root)
     _try(found, _check_tasks, f"{key}.tasks", entry.task_names, layout.root)
@@ -53,6 +52,23 @@ def _try(found: list[str], check: Callable[..., Any], *arguments: Any) -> None:
         check(*arguments)
     except BadInput as error:
         found.append(str(error))
+
+
+def _check_own(params: Params, alias: str, layout: Layout) -> None:
+    """Raises BadInput for a model whose source, weights or chat template cannot be used."""
+    entry, key, prunings = params.models[alias], f"models.{alias}", params.grid.pruning
+    file = gguf_file(f"{key}.source", entry.source, layout.root)
+    if file is not None:
+        from restorelcc.models.gguf import beside_weights  # imports torch, which others do without
+
+        folder = beside_weights(file, layout.work)
+        _check_parts(folder, prunings)
+    else:
+        folder = absolute(layout.root, entry.source)
+        _check_source(f"{key}.source", entry.source, layout.root)
+        _check_model(folder, prunings)
+    if entry.data is not None and entry.data.chat_template:
+        _check_chat_template(key, folder)
 
 
 def _check_source(key: str, source: str, root: Path) -> None:
@@ -76,13 +92,17 @@ def _check_model(folder: Path, prunings: tuple[str, ...]) -> None:
     grid cannot prune; of others the stages `corpus` and `dense` tell."""
     if not folder.is_dir():
         return
-    from restorelcc.models.architectures import (  # imports torch, which others do without
-        check_scores,
-        check_whole_parts,
-    )
-    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
+    from restorelcc.models.checkpoint_check import check_checkpoint  # imports torch, which others do without
 
     check_checkpoint(folder)
+    _check_parts(folder, prunings)
+
+
+def _check_parts(folder: Path, prunings: tuple[str, ...]) -> None:
+    """Raises BadInput for a model that cannot lose the whole parts that a pruning removes."""
+    from restorelcc.models.architectures import check_scores, check_whole_parts
+    from restorelcc.models.checkpoint_check import loaded_config
+
     for name in prunings:
         pruning = parse_pruning(name)
         if pruning.external is None:
@@ -118,6 +138,9 @@ def _check_encoder(encoder: str | None, root: Path) -> None:
 
 
 def _check_copies(datasets: str | dict[str, str] | None, root: Path) -> None:
+    if isinstance(datasets, str) and is_of_the_package(datasets):
+        package_files("evaluate.datasets", TASKS)
+        return
     named = {"": datasets} if isinstance(datasets, str) else datasets or {}
     for name, folder in named.items():
         if not absolute(root, folder).is_dir():

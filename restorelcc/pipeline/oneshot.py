@@ -16,6 +16,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.packages import gguf_file, is_package
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import Params, checked
 from restorelcc.pipeline.reproduce import reproduce
@@ -102,10 +103,12 @@ def _number(text: str) -> float:
 
 
 def _source(option: str, text: str) -> str:
-    """A folder as an absolute path, or a hub id. Raises BadInput for a path to nowhere."""
+    """A folder or GGUF file as an absolute path, a package, or a hub id. Raises BadInput for a path to nowhere."""
     path = Path(text).expanduser()
     if path.is_dir():
         return str(path.resolve())
+    if (file := gguf_file(option, text, Path.cwd())) is not None:
+        return text if is_package(text) else str(file.resolve())
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise BadInput(f"{option} {text!r} is not a folder: give the folder of a checkpoint, or a hub id")
     return text

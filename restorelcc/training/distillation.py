@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import PreTrainedModel
 
 from restorelcc.base.progress import progress
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length
 from restorelcc.training.losses import response_batch, response_logits, response_tokens
 
@@ -33,6 +34,7 @@ def dense_targets(
 ) -> list[Targets]:
     """The dense model's targets at the response tokens of every pair."""
     found: list[Targets | None] = [None] * len(pairs)
+    token_budget = min(token_budget, positions_at_once(dense.device, dense.config.get_text_config().vocab_size))
     for batch in progress(batches_by_length([len(pair.ids) for pair in pairs], token_budget), "distill", "batches"):
         logits_RV, _ = response_logits(dense, *response_batch([pairs[row] for row in batch], pad, dense.device))
         top = logits_RV.softmax(dim=-1).topk(min(top_k, logits_RV.shape[1]), dim=-1)

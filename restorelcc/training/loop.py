@@ -57,12 +57,16 @@ class Stores(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on: summed loss of some examples, tokens that carry loss in each, and the validation loss."""
+    """What is trained on: summed loss of some examples, tokens that carry loss in each, and the validation loss.
+
+    parts: which examples of a batch run together; the sum over the parts is the batch's loss.
+    """
 
     summed_loss: Callable[[list[int]], Tensor]
     tokens: list[int]
     validate: Callable[[], float]
     loss_scale: float = 1.0  # see loss_scale()
+    parts: Callable[[list[int]], list[list[int]]] = lambda rows: [rows]
 
 
 def loss_scale(model: nn.Module) -> float:
@@ -173,11 +177,14 @@ class _Run:
         a process that has no example left runs one that counts nothing.
         """
         processes = self.accelerator.num_processes
-        share, largest = batch[self.accelerator.process_index :: processes], math.ceil(len(batch) / processes)
-        size = math.ceil(largest / self.config.accumulate)
-        for start in range(0, largest, size):
-            rows = share[start : start + size]
-            yield (rows, 1.0) if rows else (batch[:1], 0.0)
+        size = math.ceil(math.ceil(len(batch) / processes) / self.config.accumulate)
+        of_each = [self._parts_of(batch[process::processes], size) for process in range(processes)]
+        own = of_each[self.accelerator.process_index]
+        for number in range(max(map(len, of_each))):
+            yield (own[number], 1.0) if number < len(own) else (batch[:1], 0.0)
+
+    def _parts_of(self, share: list[int], size: int) -> list[list[int]]:
+        return [part for start in range(0, len(share), size) for part in self.task.parts(share[start : start + size])]
 
     def _step(self, batch: list[int]) -> None:
         tokens = sum(self.task.tokens[number] for number in batch)

@@ -1,6 +1,6 @@
 """The loss of question/response pairs, on response tokens only.
 
-Letters: B batch, T tokens, K positions with a label in some row, V vocabulary.
+Letters: B batch, T tokens, R tokens with a label, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from restorelcc.models.hooks import logits_at
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length, right_padded
 
+_ENOUGH, _SIMILAR = 512, 0.8  # tokens of a part that keep the cores busy; a length relative to the longest
 IGNORED = -100  # label of tokens that carry no loss: questions and padding
 
 
@@ -30,16 +33,11 @@ def response_batch(pairs: list[EncodedPair], pad: int, device: torch.device) -> 
 
 
 def response_logits(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [R, V] in float32 that predict the R labelled tokens, row by row, and those tokens [R].
-
-    The vocabulary's projection runs only at positions where some row has a label.
-    """
-    predicted_BT = labels_BT[:, 1:]
-    kept_K = (predicted_BT != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits_BKV = model(input_ids=tokens_BT, use_cache=False, logits_to_keep=kept_K).logits
-    predicted_BK = predicted_BT[:, kept_K].to(logits_BKV.device)
-    labelled_BK = predicted_BK != IGNORED
-    return logits_BKV[labelled_BK].float(), predicted_BK[labelled_BK]
+    """Logits [R, V] in float32 that predict the R labelled tokens, row by row, and those tokens [R]."""
+    predicts_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
+    predicts_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
+    logits_RV = logits_at(model, predicts_BT, input_ids=tokens_BT)
+    return logits_RV.float(), labels_BT[:, 1:][predicts_BT[:, :-1]].to(logits_RV.device)
 
 
 def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
@@ -47,10 +45,28 @@ def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) 
     return cross_entropy(*response_logits(model, tokens_BT, labels_BT), reduction="sum")
 
 
+def similar_parts(lengths: list[int], rows: list[int], most: int) -> list[list[int]]:
+    """The rows in parts of similar length, longest first, in which little is padding: as many parts as pay.
+
+    A part has at most `most` tokens with its padding, unless one row alone has more. A part with less than _ENOUGH
+    tokens takes shorter rows in, whatever the padding: smaller ones cost as much time. All rows stay as they are where
+    one part takes them.
+    """
+    parts: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        longest = lengths[parts[-1][0]] if parts else 0
+        tokens = len(parts[-1]) * longest if parts else 0
+        if not parts or tokens + longest > most or (tokens >= _ENOUGH and lengths[row] < _SIMILAR * longest):
+            parts.append([])
+        parts[-1].append(row)
+    return parts if len(parts) > 1 else [rows]
+
+
 @torch.no_grad()
 def pair_losses(model: PreTrainedModel, pairs: list[EncodedPair], pad: int, token_budget: int = 8192) -> Tensor:
     """The summed response loss of every pair, [N] float64."""
     losses_N = torch.zeros(len(pairs), dtype=torch.float64)
+    token_budget = min(token_budget, positions_at_once(model.device, model.config.get_text_config().vocab_size))
     for batch in batches_by_length([len(pair.ids) for pair in pairs], token_budget):
         tokens_BT, labels_BT = response_batch([pairs[number] for number in batch], pad, model.device)
         token_losses_R = cross_entropy(*response_logits(model, tokens_BT, labels_BT), reduction="none")

@@ -36,8 +36,10 @@ GIB = 2**30
 
 def test_the_papers_models_are_there_with_its_settings() -> None:
     params = load_params(SHIPPED)
-    assert PAPER_MODELS | {"smollm2-135m", "qwen2-5-05b", "llama-3-2-1b", "tiny"} == set(params.models)
-    for alias in set(params.models) - {"tiny"}:
+    assert PAPER_MODELS | {"smollm2-135m", "qwen2-5-05b", "llama-3-2-1b", "tiny"} | {"smollm2-135m-pip"} == set(
+        params.models
+    )
+    for alias in set(params.models) - {"tiny", "smollm2-135m-pip"}:
         entry = params.models[alias]
         assert entry.data is not None
         assert (entry.data.calibration, entry.data.instructions, entry.data.heldout) == ("c4", "alpaca", "wikitext")

@@ -147,4 +147,4 @@ def training_task(model: PreTrainedModel, pairs: Pairs, config: CompensateConfig
         batch, targets = [pairs.train[row] for row in rows], [learned.targets[row] for row in rows]
         return distilled_loss(model, batch, targets, pairs.pad, weight)
 
-    return Task(summed_loss, plain.tokens, plain.validate, plain.loss_scale)
+    return Task(summed_loss, plain.tokens, plain.validate, plain.loss_scale, plain.parts)

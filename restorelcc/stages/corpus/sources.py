@@ -12,11 +12,13 @@ from typing import Any, Generic, TypeVar
 from restorelcc.base.data_files import path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
+from restorelcc.base.package_data import is_of_the_package
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import NOT_DRAWN, Account, Rows
 from restorelcc.stages.corpus.formats import Example, examples, raw_texts, texts
 from restorelcc.stages.corpus.hub_rows import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
 from restorelcc.stages.corpus.local import first_rows, read_file
+from restorelcc.stages.corpus.package_rows import package_rows
 
 T = TypeVar("T")
 # Examples that a model can take in (see fit.py); the others are skipped in the account.
@@ -93,7 +95,7 @@ def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> 
     """Raises BadInput for local data whose first rows cannot be read as what they are named for. key: models.<name>."""
     for role in ("calibration", "instructions", "heldout"):
         source: str = getattr(data, role)
-        if hub_data(f"{key}.data.{role}", source) is None:
+        if not is_of_the_package(source) and hub_data(f"{key}.data.{role}", source) is None:
             name, read = f"{key}.data.{role}", examples if role == "instructions" else texts
             path, usable = path_of(name, source, root), 0
             for rows in first_rows(path, name, count):
@@ -103,8 +105,10 @@ def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> 
 
 
 def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> tuple[Rows, HubData | None]:
-    """The rows of a file or of a hub dataset, and which dataset it is."""
+    """The rows of a file or of a dataset of the hub or the package, and which dataset it is."""
     key = f"models.<name>.data.{role}"
+    if is_of_the_package(source):
+        return package_rows(key, role), HubData(source)
     dataset = hub_data(key, source, presets)
     if dataset is None:
         return read_file(path_of(key, source, root), source, key), None

@@ -1,4 +1,4 @@
-"""Stage `dense`: the dense checkpoint - pretrained here (the embedded model), or a reference to the user's."""
+"""Stage `dense`: the dense checkpoint - pretrained here (the embedded model), converted, or a reference."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.packages import gguf_file
 from restorelcc.base.publish import published
 from restorelcc.base.tables import ITEMS, read_table, read_texts
 from restorelcc.models.checkpoints import local_folder, save_checkpoint, write_reference
+from restorelcc.models.gguf import write_converted
 from restorelcc.models.references import pinned_source
 from restorelcc.models.runtime import prepare
 from restorelcc.models.text import encode_documents
@@ -26,13 +28,18 @@ from restorelcc.stages.dense.pretrain import DevItem, build_model, pretrain
 
 
 def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> None:
-    """Write <model>/dense/: a stock checkpoint with the history of its pretraining, or model_ref.json."""
+    """Write <model>/dense/: a stock checkpoint, pretrained here or made from a GGUF file; or model_ref.json."""
     prepare(seed=config.pretrain.seed, threads=model.threads)
     with published(layout, layout.dense(cell)) as (folder,):
         if model.is_microworld:
             _write_pretrained(folder, config, layout.corpus(cell) / "world")
         else:
             key = f"models.{cell.model}"
+            file = gguf_file(f"{key}.source", model.source, layout.root)
+            if file is not None:
+                write_converted(file, folder)
+                write_manifest(folder)
+                return
             write_reference(folder, pinned_source(key, model.source, model.revision, layout.root))
             local_folder(folder, key)  # what is missing in the hub's cache comes now, before hours of work wait for it
 

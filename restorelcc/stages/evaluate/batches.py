@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.errors import StageFailed, first_line
 
 T = TypeVar("T")
-_LOGITS = {"cpu": 2**28, "cuda": 2**31}  # entries of one batch of logits
+_LOGITS = {"cpu": 2**26, "cuda": 2**31}  # entries of one batch of logits; on a CPU larger ones are no faster
 _TOKENS = {"cpu": 8192, "cuda": 65536}
 
 

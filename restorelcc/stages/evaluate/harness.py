@@ -14,6 +14,7 @@ from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
 from restorelcc.stages.evaluate.confined import sandboxed
 from restorelcc.stages.evaluate.scoring import Scoring, number, standard_error
+from restorelcc.stages.evaluate.shared_prefix import sharing
 from restorelcc.stages.evaluate.statistics import MEAN
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
 
@@ -48,18 +49,30 @@ def run_harness(
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # a second try draws the examples of the first
         arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
         if batch_size == "auto":
-            lm = budgeted_lm(HFLM, budget, **arguments)
+            lm = budgeted_lm(sharing(HFLM, budget), budget, **arguments)
         else:
             lm = HFLM(batch_size=batch_size, **arguments)
         # No standard errors from lm-eval: it cannot bootstrap with few draws, and 100,000 take hours.
         with sandboxed():
-            results = evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+            results = evaluate(
+                lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True, **asked_items(loaded, limit)
+            )
         assert results is not None
         return dict(results) | {"scoring": loaded["scoring"]}
 
     if batch_size == "auto":
         return within_memory(run, token_budget(model))
     return run(0)
+
+
+def asked_items(loaded: dict[str, Any], limit: int | None) -> dict[str, Any]:
+    """Arguments of lm_eval.evaluate for the first `limit` items of every task, or as many as its own limit says."""
+    own: dict[str, int | None] = loaded.get("limits", {})
+    if not any(own.values()):
+        return {"limit": limit}
+    items = {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
+    asked = {name: min(count, own[name] or limit or count) for name, count in items.items()}
+    return {"samples": {name: range(count) for name, count in asked.items()}}
 
 
 def longest(model: PreTrainedModel) -> int:

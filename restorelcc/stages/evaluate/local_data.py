@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from restorelcc.base.data_bytes import opened
 from restorelcc.base.data_files import data_files
 from restorelcc.base.errors import BadInput, first_line
+from restorelcc.base.package_data import is_of_the_package
+from restorelcc.stages.evaluate.package_data import package_copies
 
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 _READERS = (*_FORMATS.values(), "text", "arrow")  # what a task file calls the data set when it names files
@@ -127,8 +129,13 @@ def split_files(folder: Path, name: str | None) -> tuple[str, dict[str, list[str
     )
 
 
-def datasets_under(root: Path, datasets: str | dict[str, str] | None) -> str | dict[str, str] | None:
-    """evaluate.datasets with paths that count from the folder of params.yaml."""
+def datasets_under(
+    root: Path, datasets: str | dict[str, str] | None, tasks: Iterable[str] = (), cache: str | None = None
+) -> str | dict[str, str] | None:
+    """evaluate.datasets with paths that count from the folder of params.yaml. Of a package the data of `tasks` are laid
+    out in `cache`."""
+    if isinstance(datasets, str) and is_of_the_package(datasets):
+        return package_copies(set(tasks), Path(cache)) if cache else None
     if isinstance(datasets, dict):
         return {name: str(root / Path(folder).expanduser()) for name, folder in datasets.items()}
     return None if datasets is None else str(root / Path(datasets).expanduser())

@@ -141,7 +141,9 @@ class Evaluation:
         self._cache = scratch_cache(layout.work)
         folder = layout.corpus(cell) / "tasks"
         selected = selected_tasks(folder, model.tasks_document, layout.root, self._cache.name)
-        self._tasks = load_tasks(selected, datasets_under(layout.root, config.datasets), self._cache.name, layout.root)
+        names = [asked.name for asked in selected]
+        copies = datasets_under(layout.root, config.datasets, names, self._cache.name)
+        self._tasks = load_tasks(selected, copies, self._cache.name, layout.root)
         self.network: PreTrainedModel = load_entry(checkpoint, model, offload=None if at_hand else layout.work)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(checkpoint)
         self.texts = read_texts(layout.corpus(cell) / "heldout.parquet")

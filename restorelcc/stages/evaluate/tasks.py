@@ -42,6 +42,7 @@ class Asked:
     task: str | dict[str, Any]
     metric: str | None = None
     shots: int | None = None
+    limit: int | None = None
     trusted: bool = False  # that code of the user's own task files may run
 
     @property
@@ -108,20 +109,23 @@ def _asked(task: str | dict[str, Any] | Asked) -> Asked:
     if isinstance(task, Asked):
         return task
     if isinstance(task, dict) and "name" in task:
-        return Asked(task["name"], task.get("metric"), task.get("num_fewshot"), bool(task.get("trusted")))
+        shots, trusted = task.get("num_fewshot"), bool(task.get("trusted"))
+        return Asked(task["name"], task.get("metric"), shots, task.get("limit"), trusted)
     return Asked(task)
 
 
 def _merged(asked: Asked, before: Asked | None) -> Asked:
     if before is None:
         return asked
-    for key, one, other in (("metric", asked.metric, before.metric), ("num_fewshot", asked.shots, before.shots)):
+    both = (("metric", asked.metric, before.metric), ("num_fewshot", asked.shots, before.shots))
+    for key, one, other in (*both, ("limit", asked.limit, before.limit)):
         if one != other and one is not None and other is not None:
             raise BadInput(
                 f"models.<name>.tasks asks for {asked.name!r} twice, with {key} {other} and with {one}: keep one"
             )
     shots = before.shots if asked.shots is None else asked.shots
-    return replace(asked, metric=asked.metric or before.metric, shots=shots, trusted=asked.trusted or before.trusted)
+    metric, limit = asked.metric or before.metric, asked.limit or before.limit
+    return replace(asked, metric=metric, shots=shots, limit=limit, trusted=asked.trusted or before.trusted)
 
 
 def _own_task(path: Path, cache: str) -> dict[str, Any]:
@@ -142,7 +146,8 @@ def load_tasks(
     cache: str | None = None,
     root: Path | None = None,
 ) -> dict[str, Any]:
-    """lm-eval's task objects with their data, what `lm_eval.evaluate` takes, and their `scoring`. Empty without tasks.
+    """lm-eval's task objects with their data, what `lm_eval.evaluate` takes; their `scoring` and `limits`. Empty
+    without tasks.
 
     A task is a config, a name, or a folder of task files (all of its tasks). Tasks of lm-eval are zero-shot unless
     asked otherwise; those of a folder have the shots that their files say. local: where copies of data sets lie.
@@ -177,7 +182,7 @@ def _loaded(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}}
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "scoring": {}, "limits": {}}
     asked_for: dict[str, Asked] = {}
     origins: dict[str, str] = {}
     for asked, file, manager in _resolved(list(tasks)):
@@ -196,6 +201,7 @@ def _loaded(
             loaded[kind].update(content)
         for name, task in found["tasks"].items():
             asked_for[name] = _merged(replace(asked, task=name), asked_for.get(name))
+            loaded["limits"][name] = asked_for[name].limit
             loaded["scoring"][name] = _prepared(task, name, asked_for[name], file)
     return loaded
 

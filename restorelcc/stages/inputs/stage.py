@@ -18,6 +18,8 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import json_text
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
+from restorelcc.base.package_data import TASKS, TEXTS, is_of_the_package, package_files
+from restorelcc.base.packages import gguf_file
 from restorelcc.base.publish import put
 from restorelcc.base.task_code import check_trusted
 from restorelcc.base.weights import weight_files
@@ -49,13 +51,19 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
         text: str | None = getattr(entry.data, role, None)
         if text is None or is_of_the_hub(text):
             found[role] = {"source": text}
+        elif is_of_the_package(text):
+            files = package_files(f"models.{alias}.data.{role}", TEXTS[role])
+            found |= {f"{role}/{name}": path for name, path in files.items()}
         else:
             found |= _data(role, f"models.{alias}.data.{role}", text, root)
     folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
         path = absolute(root, source) if source else None
-        if path is not None and path.is_dir():
+        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", "tokenizer") else None
+        if file is not None:
+            found[name] = file
+        elif path is not None and path.is_dir():
             if name not in ("tokenizer", "encoder"):
                 weight_files(path)  # refuses a folder with two models, or without any
             found[name] = path.absolute()
@@ -87,6 +95,8 @@ def _tasks(alias: str, named: Named, root: Path) -> Entries:
         for number in range(TASK_FOLDERS)
     }
     files = [path for path in paths if path.is_file()]
+    if isinstance(named.datasets, str) and is_of_the_package(named.datasets):
+        files += package_files("evaluate.datasets", TASKS).values()
     for folder in [*folders[TASK_FOLDERS:], *_copies(named.datasets, root)]:
         files += files_below(folder)
     files = [path.absolute() for path in dict.fromkeys([*files, *referred_files(paths, root)])]

@@ -17,11 +17,9 @@ Score = Literal["paper", "relational", "causal", "gradient", "random", "mse", "k
 class ProbeConfig(Section):
     """Which scores are computed and which one ranks (docs/probing.md); defaults are the paper's."""
 
-    score: Score = "paper"  # the column of heads.parquet that ranks; one of `scores`
-    # Columns that are computed; the others are null. causal runs the pruned model once per head.
-    scores: tuple[Score, ...] = Field(
-        default=("paper", "relational", "gradient", "random", "mse", "kl", "energy"), min_length=1
-    )
+    score: Score = "paper"  # the column of heads.parquet that ranks
+    # Further columns that are computed; the others are null. causal runs the pruned model once per head.
+    scores: tuple[Score, ...] = ()
     components: int = Field(default=1, ge=1)  # K: main lost components added to the pruned activation
     solver: Literal["auto", "newton", "adam"] = "auto"  # of paper; adam is the literal recipe, auto takes it if D <= 16
     steps: int = Field(default=200, ge=1)  # full-batch Adam steps
@@ -35,9 +33,12 @@ class ProbeConfig(Section):
     seed: int = Field(default=42, ge=0)
 
     @model_validator(mode="after")
-    def _the_ranking_score_is_computed(self) -> ProbeConfig:
-        if self.score not in self.scores:
-            raise ValueError(f"probe.score {self.score!r} ranks, so probe.scores must list it: add it there")
+    def _no_score_twice(self) -> ProbeConfig:
         if len(set(self.scores)) < len(self.scores):
             raise ValueError("probe.scores names a score twice: remove one")
         return self
+
+    @property
+    def computed(self) -> tuple[Score, ...]:
+        """The score that ranks, and the further ones."""
+        return tuple(dict.fromkeys((self.score, *self.scores)))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from restorelcc.activations.packing import Row, alone, can_pack, model_inputs, packed, padded
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import head_layout, out_projections
-from restorelcc.models.hooks import added_to_inputs
+from restorelcc.models.hooks import added_to_inputs, logits_at
 from restorelcc.models.text import EncodedContrast, EncodedPair, batches_by_length
 
 
@@ -37,8 +37,11 @@ class MarginBatch:
 
     def margin_B(self, model: PreTrainedModel) -> Tensor:
         """log P(r+ | q) - log P(r- | q) of every tuple, float32 or better [B]."""
-        logits_BTV = model(**self.inputs).logits
-        logits_KV = logits_BTV[self.row_K, self.place_K]
+        chosen_BT = torch.zeros(self.inputs["input_ids"].shape, dtype=torch.bool, device=self.row_K.device)
+        chosen_BT[self.row_K, self.place_K] = True
+        # The last token of a question predicts the first of both answers.
+        _, position_K = (self.row_K * chosen_BT.shape[1] + self.place_K).unique(return_inverse=True)
+        logits_KV = logits_at(model, chosen_BT, **self.inputs)[position_K]
         logits_KV = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
         loss_K = cross_entropy(logits_KV, self.token_K, reduction="none")
         owner_K = torch.tensor(self.owner_R, device=loss_K.device)[self.row_K]

@@ -28,7 +28,7 @@ def margin_scores(
 
     lost_LHD: what each head is edited with, the mean of dz over the samples.
     """
-    wanted = [name for name in ("gradient", "causal") if name in config.scores]
+    wanted = [name for name in ("gradient", "causal") if name in config.computed]
     if not wanted:
         return {}
     contrast, checkpoint = layout.corpus(cell) / "contrast.parquet", layout.pruned(cell)

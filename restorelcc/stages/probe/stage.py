@@ -67,7 +67,7 @@ def _checked_parents(cell: Cell, config: ProbeConfig, layout: Layout) -> tuple[H
         expect_digest("components were extracted from other text", metadata.get("text"), found["text"])
     if config.components > heads.head_dim:
         raise BadInput(f"probe.components is {config.components}, but a head has {heads.head_dim} components")
-    if int(metadata.get("samples", 2)) < 2 and {"paper", "relational"} & set(config.scores):
+    if int(metadata.get("samples", 2)) < 2 and {"paper", "relational"} & set(config.computed):
         raise BadInput(
             "probe needs at least 2 contrast tuples, one to train on and one held out: raise corpus.contrast"
         )
@@ -82,7 +82,7 @@ def _activation_scores(
     """[L, H] of every score that activations alone give, a few layers at once."""
     component_LHD = main_component(tensors["directions"], tensors["loadings"], config.components)
     dense, pruned = layout.dense_activations(cell), layout.pruned_activations(cell)
-    wanted = set(config.scores)
+    wanted = set(config.computed)
     columns: dict[str, list[Tensor]] = {}
     for layers in progress(layer_groups(heads.layers, heads.heads * heads.head_dim), "probe", "groups of layers"):
         found: dict[str, Tensor] = {}

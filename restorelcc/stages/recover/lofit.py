@@ -39,7 +39,7 @@ def lofit(inputs: Inputs) -> Recovered:
         return plain.summed_loss(rows) + tokens * config.lofit_l1 * scales.scale_LX.abs().sum()
 
     with attached_weights(model, linears, scales), checkpointed_blocks(model, config.gradient_checkpointing):
-        task = Task(penalized, plain.tokens, plain.validate, plain.loss_scale)
+        task = Task(penalized, plain.tokens, plain.validate, plain.loss_scale, plain.parts)
         title, stores = "recover lofit, heads", inputs.states.part("heads")
         # They choose heads and are then forgotten: the best there are, whatever they are worth themselves.
         choice = fit_best(scales, task, config, title=title, may_stay=False, stores=stores)

@@ -115,13 +115,13 @@ def test_what_does_not_belong_together_is_refused(captured: Layout) -> None:
         run(CELL, ProbeConfig(components=7), ENTRY, captured)
     write_tuples(captured, tuples(20, seed=5))
     with pytest.raises(BadInput, match="captured on other text"):
-        run(CELL, ProbeConfig(), ENTRY, captured)
+        run(CELL, ProbeConfig(scores=("gradient",)), ENTRY, captured)
     save_checkpoint(captured.pruned(CELL), pico.pico(seed=9), pico.word_tokenizer())
     with pytest.raises(BadInput, match="captured from another pruned model"):
-        run(CELL, ProbeConfig(), ENTRY, captured)
+        run(CELL, ProbeConfig(scores=("gradient",)), ENTRY, captured)
     capture(captured)
     with pytest.raises(BadInput, match="extracted for another pruned model"):
-        run(CELL, ProbeConfig(), ENTRY, captured)
+        run(CELL, ProbeConfig(scores=("gradient",)), ENTRY, captured)
     assert not captured.heads(CELL).exists()
 
 
@@ -133,8 +133,8 @@ def test_one_tuple_is_too_few(tmp_path: Path) -> None:
         run(Cell("pico", "wanda-0.5"), ProbeConfig(), ENTRY, layout)
 
 
-def test_the_score_that_ranks_must_be_computed() -> None:
-    with pytest.raises(ValueError, match=r"probe\.scores must list it"):
-        ProbeConfig(score="causal")
+def test_the_score_that_ranks_is_computed_and_no_other_unless_asked_for() -> None:
+    assert ProbeConfig(score="causal").computed == ("causal",)
+    assert ProbeConfig(scores=("gradient", "paper")).computed == ("paper", "gradient")
     with pytest.raises(ValueError, match="names a score twice"):
         ProbeConfig(scores=("paper", "paper"))

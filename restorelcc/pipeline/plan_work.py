@@ -1,0 +1,86 @@
+"""How much the stages of a model do: counts from params.yaml, and lengths from its corpus where that is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.package_data import is_of_the_package
+from restorelcc.base.tables import EXAMPLES, read_table, read_texts
+from restorelcc.pipeline.params import Params
+from restorelcc.pipeline.plan_costs import (
+    CHARACTERS,
+    MEAN_TOKENS,
+    OTHER_TASK,
+    PACKAGE_PAIR_TOKENS,
+    PACKAGE_TEXT_TOKENS,
+    PACKAGE_TEXTS,
+    TASKS,
+    TEXT_TOKENS,
+    TEXTS,
+    Workload,
+)
+from restorelcc.stages.evaluate.tasks import PRESETS
+from restorelcc.training.pairs import TRAIN
+
+
+def workload(params: Params, alias: str, layout: Layout) -> Workload:
+    """Counts of params.yaml; lengths of the texts as in the corpus, where it is written already."""
+    entry, section = params.models[alias], lambda name: params.section(alias, name)
+    corpus, world, train = section("corpus"), section("corpus").microworld, section("compensate")
+    evaluate = section("evaluate")
+    tokens, longest, heldout = _text_tokens(layout.corpus(Cell(alias)), entry, corpus.heldout)
+    if entry.is_microworld:
+        tokens, longest, heldout = 24, 48, 5 * world.test_items * 24
+    items, item_tokens, predicted = _task_items(entry, evaluate.limit)
+    if entry.is_microworld:
+        items = 5 * world.test_items
+        item_tokens, predicted = 30 * items, 6 * items
+    return Workload(
+        samples=world.contrast_pairs if entry.is_microworld else min(corpus.contrast, corpus.train),
+        train=world.train_pairs if entry.is_microworld else corpus.train,
+        valid=world.valid_pairs if entry.is_microworld else corpus.valid,
+        tokens=tokens,
+        heldout_tokens=heldout,
+        items=items,
+        item_tokens=item_tokens,
+        predicted=predicted,
+        generated=2 * evaluate.generation.prompts * evaluate.generation.new_tokens,
+        token_budget=section("capture").token_budget,
+        train_batch=train.batch_size,
+        runs=len(train.learning_rates),
+        epochs=train.epochs,
+        sequence_length=evaluate.perplexity_tokens,
+        longest=min(longest, train.max_tokens),
+    )
+
+
+def _task_items(entry: ModelEntry, limit: int | None) -> tuple[int, int, int]:
+    """Items of an entry's tasks, their tokens, and how many of these are predicted."""
+    limits: dict[str, int | None] = {}
+    for task in entry.tasks:
+        name, own = (task, None) if isinstance(task, str) else (task.name, task.limit)
+        limits |= {each: own or limits.get(each) for each in PRESETS.get(name, (name,))}
+    items = tokens = predicted = 0
+    for name, own in limits.items():
+        count, each, answered = TASKS.get(name, OTHER_TASK)
+        count = min(count, own or limit or count)
+        items, tokens, predicted = items + count, tokens + count * each, predicted + count * answered
+    return items, tokens, predicted
+
+
+def _text_tokens(corpus: Path, entry: ModelEntry, heldout: int | None) -> tuple[int, int, int]:
+    """Tokens of a pair on average, of the longest pair, and of all held-out texts: by the characters of a corpus that
+    is written, else a guess, or what is known of a package."""
+    known = entry.data is not None and is_of_the_package(entry.data.heldout)
+    mean, longest = (PACKAGE_PAIR_TOKENS, 6 * PACKAGE_PAIR_TOKENS) if known else (MEAN_TOKENS, 2 * MEAN_TOKENS)
+    texts, tokens = (PACKAGE_TEXTS, PACKAGE_TEXT_TOKENS) if known else (TEXTS, TEXT_TOKENS)
+    if (corpus / TRAIN).is_file():
+        pairs = [len(row["question"]) + len(row["response"]) for row in read_table(corpus / TRAIN, EXAMPLES)]
+        mean, longest = (max(2, characters // CHARACTERS) for characters in (sum(pairs) // len(pairs), max(pairs)))
+        found = read_texts(corpus / "heldout.parquet")
+        tokens = max(1, sum(map(len, found)) // CHARACTERS // len(found))
+        texts = texts if known else len(found)
+    return mean, longest, tokens * (texts if heldout is None else min(heldout, texts))

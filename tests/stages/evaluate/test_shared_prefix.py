@@ -1,0 +1,75 @@
+"""Requests that share a beginning give the log-likelihoods of lm-eval's own one by one."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from restorelcc.activations.packing import trees_of
+from restorelcc.stages.evaluate.shared_prefix import scored, shared_log_likelihoods, sharing, why_not_shared
+from tests import pico
+
+Requests = list[tuple[Any, list[int], list[int]]]
+
+
+def _requests(seed: int = 0, items: int = 6) -> Requests:
+    """Questions with four answers (one of them a single token), and items that share their ending."""
+    rng = random.Random(seed)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(3, pico.VOCABULARY) for _ in range(count)]
+
+    found: Requests = []
+    for number in range(items):
+        question = tokens(rng.randrange(5, 20))
+        found += [((str(number), str(choice)), question, tokens(rng.randrange(1, 6))) for choice in range(4)]
+        start, end = tokens(6), tokens(4)
+        found += [((f"w{number}", str(choice)), start + tokens(1 + choice), end) for choice in range(2)]
+    return [*found, (None, [1], tokens(12))]
+
+
+def _stock(model: Any, requests: Requests, base: type = HFLM) -> list[tuple[float, bool]]:
+    lm = base(pretrained=model, tokenizer=pico.word_tokenizer(), batch_size=3, max_length=24)
+    return lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_every_family_gives_lm_evals_log_likelihoods(family: str) -> None:
+    model, requests = pico.pico(family), _requests()
+    asked = scored(requests, 24)
+    reason = why_not_shared(model, asked, 0)
+    expected = _stock(model, requests)
+    if reason is None:
+        found = shared_log_likelihoods(model, asked, budget=100, pad=0, quiet=True)
+        assert [right for _, right in found] == [right for _, right in expected]
+        torch.testing.assert_close([value for value, _ in found], [value for value, _ in expected], atol=1e-4, rtol=0)
+    through = _stock(model, requests, sharing(HFLM, 100))
+    torch.testing.assert_close([value for value, _ in through], [value for value, _ in expected], atol=1e-4, rtol=0)
+    assert reason is None
+
+
+def test_sharing_saves_tokens_and_leaves_none_out() -> None:
+    sequences = [each.inputs for each in scored(_requests(), 24)]
+    trees = trees_of(sequences)
+    assert sorted(number for _, members in trees for number in members) == list(range(len(sequences)))
+    for tree, members in trees:
+        for place, number in enumerate(members):
+            assert tree.trunk + tree.tails[place] == sequences[number]
+            at = [tree.place(place, position) for position in range(len(sequences[number]))]
+            assert [tree.ids[position] for position in at] == sequences[number]
+            assert [tree.positions[position] for position in at] == list(range(len(sequences[number])))
+    assert sum(len(tree.ids) for tree, _ in trees) < 0.6 * sum(map(len, sequences))
+
+
+def test_sequences_without_a_common_start_stay_apart() -> None:
+    assert [members for _, members in trees_of([[5, 6, 7], [8, 9], [5, 6, 8], [5, 9, 9, 9, 9, 9]])] == [
+        [0, 2],
+        [3],
+        [1],
+    ]
+    (tree, members), *_ = trees_of([[1, 2, 3], [1, 2, 3]])
+    assert (tree.trunk, tree.tails, members) == ([1, 2, 3], [[], []], [0, 1])
