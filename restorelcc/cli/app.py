@@ -84,7 +84,7 @@ _PARAMS = Path("params.yaml")
 PANELS = {
     "Run": ("restore", "run", "init", "check", "plan", "versions"),
     "Look at results and checkpoints": ("table", "compare", "inspect", "graph"),
-    "Ship": ("export", "unpack", "verify", "compensation", "engines"),
+    "Ship": ("export", "pack", "unpack", "verify", "compensation", "engines"),
     "Work as a team": ("share", "push", "pull", "doctor"),
     "Stages, which `dvc repro` runs": ("inputs", *STAGES, "report"),
 }

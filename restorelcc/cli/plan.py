@@ -11,8 +11,6 @@ import typer
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
-from restorelcc.base.model_entry import BUDGETS
-from restorelcc.base.packages import gguf_file, is_gguf
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, bytes and seconds")] = False,
 ) -> None:
     """Estimate what the stages of one model need, and print it."""
+    from restorelcc.base.model_entry import BUDGETS
     from restorelcc.pipeline.params import load_params
 
     checked = load_params(params, tuple(set_ or ()))
@@ -135,6 +134,7 @@ def _cuda() -> torch.device:
 def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
     """The model without weights, and the bytes of one stored weight."""
     from restorelcc.base.documents import read_json
+    from restorelcc.base.packages import gguf_file
     from restorelcc.models.gguf import beside_weights
     from restorelcc.models.hub import Repository, fetch_config, resolved_commit
     from restorelcc.models.references import local_source
@@ -175,6 +175,7 @@ def _costs(
     work: Workload,
 ) -> list[tuple[str, str | None, int, Cost]]:
     """(stage, pruning, runs, cost of one run) in the order of the chain."""
+    from restorelcc.base.packages import is_gguf
     from restorelcc.pipeline import plan_costs as costs
 
     network, dtype, stored = known.network, known.dtype, known.stored
