@@ -14,7 +14,6 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.pipeline import workspace
 
 _LOW_DISK = 5 * 2**30
 
@@ -64,6 +63,7 @@ def doctor(
 def _mended(root: Path, deep: bool) -> Iterator[Finding]:
     """Mend what can be mended without a choice; a line for each."""
     from restorelcc.base.publish import delete_left
+    from restorelcc.pipeline import workspace
 
     yield from (Finding(False, f"mended: {sentence}") for sentence in workspace.mend(root))
     for home in _scratch_homes(root):
@@ -77,6 +77,8 @@ def _mended(root: Path, deep: bool) -> Iterator[Finding]:
 
 def _refuse_beside_another_run(root: Path) -> None:
     """Raises StageFailed where another run works here; a workspace is no place for two at once."""
+    from restorelcc.pipeline import workspace
+
     if runs := workspace.other_runs(root):
         raise StageFailed(
             f"{' and '.join(map(str, runs))} is at work in {root}: wait until it has ended, or end it, then run again"
@@ -116,6 +118,7 @@ def _packages(root: Path) -> Iterator[Finding]:
 
 
 def _runs(root: Path) -> Iterator[Finding]:
+    from restorelcc.pipeline import workspace
     from restorelcc.pipeline.running import lock_owner
 
     work = Layout(root).work
@@ -129,6 +132,7 @@ def _runs(root: Path) -> Iterator[Finding]:
 def _crashed(root: Path) -> Iterator[Finding]:
     """What killed processes left, and what would stop a run at its end."""
     from restorelcc.base.publish import left_behind, scratch_home, why_no_link, why_not_writable
+    from restorelcc.pipeline import workspace
     from restorelcc.pipeline.lockfile import read_lock
 
     found = workspace.faults(root)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,23 +30,21 @@ def environment(settings: tuple[str, ...]) -> dict[str, str]:
 
 
 @contextmanager
-def dvc_reads(params: Path, settings: tuple[str, ...]) -> Iterator[None]:
-    """While this is active, DVC in this process finds the settings in the file, which stays as it is."""
+def dvc_reads(params: Path, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """While this is active, DVC in this process finds the file's content changed in place; the file stays as it is."""
     from dvc.dependency import param
     from dvc.utils import serialize
-
-    from restorelcc.pipeline.params import put_over
 
     read = serialize.load_path
 
     def read_over(fs_path: str, fs: Any, **options: Any) -> Any:
         content = read(fs_path, fs, **options)
         if fs.protocol == "local" and Path(fs_path).absolute() == params:
-            put_over(content, settings)
+            change(content)
         return content
 
     modules: tuple[Any, ...] = (serialize, param)
-    for module in modules if settings else ():
+    for module in modules:
         module.load_path = read_over
     try:
         yield

@@ -16,6 +16,7 @@ from restorelcc.base.progress import notice
 from restorelcc.base.publish import put
 from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.one_run import dvc_reads, environment
+from restorelcc.pipeline.params import put_over
 from restorelcc.pipeline.workspace import mend, other_runs
 
 _EXIT = re.compile(r"exited with (-?\d+)")
@@ -52,7 +53,7 @@ def reproduce(layout: Layout, target: str | None, title: str, settings: tuple[st
         try:
             with (
                 told(title),
-                dvc_reads(layout.root / "params.yaml", settings),
+                dvc_reads(layout.root / "params.yaml", lambda content: put_over(content, settings)),
                 chdir(layout.root),
                 Repo(str(layout.root), config=config, _wait_for_lock=True) as repo,
             ):

@@ -12,7 +12,7 @@ import yaml
 from dvc.repo import Repo
 
 from restorelcc.pipeline import one_run
-from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.params import load_params, put_over
 from tests.dag import ROOT
 
 STAGE = """
@@ -43,7 +43,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def reproduce(folder: Path, *settings: str) -> None:
-    with one_run.dvc_reads(folder / "params.yaml", settings), chdir(folder), Repo(str(folder)) as repo:
+    with (
+        one_run.dvc_reads(folder / "params.yaml", lambda content: put_over(content, settings)),
+        chdir(folder),
+        Repo(str(folder)) as repo,
+    ):
         repo.reproduce()
 
 
