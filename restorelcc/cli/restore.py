@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from restorelcc.cli.export import (
     say_what_was_written,
     size_in_bytes,
 )
+
+if TYPE_CHECKING:
+    from restorelcc.pipeline.oneshot import Restored
 
 
 def add(app: typer.Typer) -> None:
@@ -51,6 +54,13 @@ def restore(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16")] = "auto",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<number>")] = "auto",
     threads: Annotated[int, typer.Option("--threads", help="of the CPU; 0 is torch's own choice")] = 0,
+    heldout: Annotated[
+        str | None,
+        typer.Option("--heldout", help="measure dense, pruned and restored on these texts: a file, wikitext, hub:<id>"),
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--evaluate", help="with --heldout: lm-eval tasks too, e.g. arc_easy,boolq")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
     max_shard_size: ShardOption = "5GB",
     cut: SliceOption = False,
@@ -64,6 +74,8 @@ def restore(
     """Capture ... compensate in a work folder; then what `export` writes, or the compensation alone."""
     if (pruned is None) == (pruning is None):
         raise BadInput("restore needs either --pruned (a pruned checkpoint) or --pruning (how to prune the dense one)")
+    if evaluate and not heldout:
+        raise BadInput("restore --evaluate needs --heldout too: texts for perplexity that no training has seen")
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     from restorelcc.models.checkpoints import local_folder
     from restorelcc.pipeline.oneshot import Request, run_chain
@@ -88,12 +100,15 @@ def restore(
         dtype=dtype,
         device=device,
         threads=threads,
+        heldout=heldout,
+        tasks=tuple(filter(None, (evaluate or "").split(","))),
         overrides=tuple(set_ or ()),
     )
     try:
         done = run_chain(request)
     except StageEnded as ended:
         raise typer.Exit(ended.code) from None
+    _say_what_was_won(done, measured=heldout is not None)
     done_in = f"intermediate artifacts are in {work}; a rerun with other settings starts from them"
     if compensation_only:
         written = _write_compensation(done.layout.compensation(done.cell), out, overwrite=overwrite)
@@ -110,6 +125,18 @@ def restore(
     record = export_checkpoint(done.layout.pruned(done.cell), done.layout.compensation(done.cell), out, options)
     say_what_was_written(out, record)
     typer.echo(done_in)
+
+
+def _say_what_was_won(done: Restored, *, measured: bool) -> None:
+    """The table of what was measured, and the validation loss before and after."""
+    from restorelcc.base.documents import read_document
+    from restorelcc.pipeline.outcome import training
+
+    if measured:
+        from restorelcc.stages.report.terminal import print_results
+
+        print_results(done.layout.report)
+    typer.echo(f"{training(read_document(done.layout.training(done.cell)))} (pairs that were not trained on)")
 
 
 def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +48,6 @@ def run(
     check(params, list(settings), None, as_json=False)
     for alias in checked.grid.model:
         lay_out_inputs(checked, alias, layout)
-    os.environ["RESTORELCC_TABLE"] = "0"  # it is printed last, also when the report did not have to run
     try:
         reproduce(layout, None, "run", settings)
     except StageEnded as ended:

@@ -27,6 +27,7 @@ from restorelcc.pipeline.stages import STAGES
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
 TARGET = "compensate"
+MEASURED = "report"  # the target where something is to be measured
 _SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "recover", "evaluate", "report")
 _HELDOUT = 1_000  # texts at most, of the instructions: nothing is evaluated on them
 
@@ -46,6 +47,8 @@ class Request:
     dtype: str = "auto"
     device: str = "auto"
     threads: int = 0
+    heldout: str | None = None  # texts that dense, pruned and restored model are measured on; None measures nothing
+    tasks: tuple[str, ...] = ()  # and tasks, by lm-eval's names or as folders
     overrides: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -74,7 +77,7 @@ def run_chain(request: Request) -> Restored:
     init_scratch(layout.root)
     lay_out_inputs(params, MODEL, layout)
     own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[TARGET].axes})
-    reproduce(layout, stage_name(TARGET, own), "restore")
+    reproduce(layout, stage_name(TARGET, own) if request.heldout is None else MEASURED, "restore")
     return Restored(cell, layout, params)
 
 
@@ -82,7 +85,7 @@ def _project(request: Request) -> dict[str, Any]:
     """params.yaml of the work folder."""
     dense = _source("--dense", request.dense)
     sections: dict[str, Any] = {name: {} for name in _SECTIONS}
-    sections["corpus"] = {"heldout": _HELDOUT}
+    sections["corpus"] = {"heldout": _HELDOUT if request.heldout is None else None}
     pruning = request.pruning
     if request.pruned is not None:
         pruning = f"external-{GIVEN}"
@@ -91,6 +94,7 @@ def _project(request: Request) -> dict[str, Any]:
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
+    entry["tasks"] = [str(path.resolve()) if (path := Path(task)).is_dir() else task for task in request.tasks]
     grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)], "recovery": []}
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 
@@ -121,7 +125,8 @@ def _data(request: Request) -> dict[str, str]:
     calibration = (
         instructions if request.calibration is None else _data_source("--calibration", request.calibration, "c4")
     )
-    return {"instructions": instructions, "calibration": calibration, "heldout": instructions}
+    heldout = instructions if request.heldout is None else _data_source("--heldout", request.heldout, "wikitext")
+    return {"instructions": instructions, "calibration": calibration, "heldout": heldout}
 
 
 def _data_source(option: str, source: str, preset: str) -> str:

@@ -101,6 +101,7 @@ def _environment(layout: Layout) -> dict[str, str]:
     put(scratch, command)
     before = {name: os.environ.get(name) for name in ("PATH", "PYTHONPATH")}
     return {
+        "RESTORELCC_TABLE": "0",  # whoever calls prints it last, also where the report did not have to run
         "PATH": os.pathsep.join([str(folder), before["PATH"] or os.defpath]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_PACKAGES), before["PYTHONPATH"]])),
     }

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_metrics
 from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.release.verify.verify import subject, verify
@@ -110,10 +112,19 @@ def _bytes(work: Path) -> dict[Path, bytes]:
 
 def test_pruning_first(given: Path, tmp_path: Path) -> None:
     data = ["--instructions", given / "pairs.jsonl", "--calibration", given / "texts.txt"]
-    _restore(
+    (tmp_path / "heldout.txt").write_text("w3 w4 w5 w6 w7 w8 w9\nw9 w8 w7 w6 w5 w4 w3 w2\n" * 20)
+    output = _restore(
         "--dense", given / "dense", "--pruning", "wanda-0.5", *data, "--out", tmp_path / "out", *QUICK,
         "--work", tmp_path / "work", "--set", "prune.sequence_length=24", "--max-shard-size", "20KB",
+        "--heldout", tmp_path / "heldout.txt", "--set", "evaluate.sanity_gate=false",
     )  # fmt: skip
+    work = Layout(tmp_path / "work")
+    cells = [Cell("model"), Cell("model", "wanda-0.5"), Cell("model", "wanda-0.5", "0.25")]
+    for name, cell in zip(("dense", "pruned", "heads 0.25"), cells, strict=True):
+        perplexity = f"{read_metrics(work.metrics(cell))['perplexity']['value']:,.2f}"
+        assert any(line.startswith(name) and perplexity in line.split() for line in output.splitlines()), output
+        assert perplexity.replace(",", "") in (tmp_path / "out" / "README.md").read_text().replace(",", "")
+    assert "(pairs that were not trained on)" in output
     record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
     assert record["pruning"] == "wanda-0.5"
     assert record["config"]["prune"]["sequence_length"] == 24
@@ -211,6 +222,8 @@ def _other(package: str, real: Callable[[str], str | None]) -> str | None:
         ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
         ({"--head-ratio": "1.5"}, "give a number above 0 .*and at most 1"),
         ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),
+        ({"--heldout": "x.txt"}, r"--heldout 'x.txt' is not usable"),
+        ({"--evaluate": "arc_easy"}, "--evaluate needs --heldout"),
         ({"--set": "probe.stepz=1"}, "did you mean 'probe.steps'"),
     ],
 )
