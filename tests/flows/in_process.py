@@ -35,15 +35,20 @@ def repo_here(folder: Path, environment: dict[str, str]) -> Iterator[Repo]:
             patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
-        for name in FAST:
-            patch.setattr(_yaml, name, getattr(_yaml, name))  # put back at the end
-        patch_yaml(_yaml)
-        patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
-        patch.setattr("dvc.parsing.interpolate.parse_expr", PARSE_EXPRESSION)
+        fast_yaml(patch)
         patch.setattr("dvc.stage.run._run", _run)
         MemoryFileSystem.store.clear()  # DVC keeps each folder's list there, and searches all of them for every one
         with Repo() as repo:
             yield repo
+
+
+def fast_yaml(patch: pytest.MonkeyPatch) -> None:
+    """Have DVC read and write its files in this process as fast_lock/sitecustomize.py has it in others."""
+    for name in FAST:
+        patch.setattr(_yaml, name, getattr(_yaml, name))  # put back at the end
+    patch_yaml(_yaml)
+    patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
+    patch.setattr("dvc.parsing.interpolate.parse_expr", PARSE_EXPRESSION)
 
 
 def _run(executable: str, command: str, cwd: str, env: dict[str, str], **rest: Any) -> None:
