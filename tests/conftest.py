@@ -15,9 +15,10 @@ import pytest
 
 # The files that take longest, by `make test-durations`: two workers end together when these come first.
 LONG = (
-    *("flows/test_schedules", "flows/test_docs", "flows/test_machines", "flows/test_remotes", "flows/test_restore"),
-    *("flows/test_user_files", "flows/test_exact", "test_end_to_end", "pipeline/test_restore_process", "test_audit"),
-    *("pipeline/test_restore", "flows/test_experiments", "flows/test_faults", "models/test_families"),
+    *("flows/test_schedules", "flows/test_machines", "flows/test_docs", "flows/test_remotes", "flows/test_restore"),
+    *("flows/test_user_files", "test_end_to_end", "flows/test_exact", "test_audit", "models/test_families"),
+    *("flows/test_faults", "pipeline/test_restore", "pipeline/test_restore_process", "flows/test_experiments"),
+    *("stages/evaluate/test_stage", "stages/recover/test_recover", "stages/compensate/test_processes"),
 )
 
 

@@ -13,6 +13,7 @@ from dvc.stage.exceptions import StageCmdFailedError
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.cli.app import app
+from tests.flows.in_process import fast_yaml
 
 
 @contextmanager
@@ -32,5 +33,6 @@ def stages_run_here() -> Iterator[list[str]]:
             raise StageCmdFailedError(command, 2 if isinstance(error, BadInput) else 1) from None
 
     with pytest.MonkeyPatch.context() as patch:
+        fast_yaml(patch)
         patch.setattr("dvc.stage.run._run", run)
         yield commands

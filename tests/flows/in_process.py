@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import dvc.utils.serialize
 import pytest
+from dvc.output import Output
 from dvc.parsing.interpolate import parse_expr
 from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
@@ -35,15 +37,37 @@ def repo_here(folder: Path, environment: dict[str, str]) -> Iterator[Repo]:
             patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
-        for name in FAST:
-            patch.setattr(_yaml, name, getattr(_yaml, name))  # put back at the end
-        patch_yaml(_yaml)
-        patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
-        patch.setattr("dvc.parsing.interpolate.parse_expr", PARSE_EXPRESSION)
+        fast_yaml(patch)
+        patch.setattr(Output, "_build", _looked_at_once())
         patch.setattr("dvc.stage.run._run", _run)
         MemoryFileSystem.store.clear()  # DVC keeps each folder's list there, and searches all of them for every one
         with Repo() as repo:
             yield repo
+
+
+def _looked_at_once() -> Callable[..., Any]:
+    """For Output._build: dozens of stages depend on the same folders of code, which no stage changes."""
+    build, known = Output._build, dict[tuple[object, ...], Any]()
+
+    def build_once(self: Output, *arguments: Any, **named: Any) -> Any:
+        if not self.IS_DEPENDENCY or not self.def_path.startswith(("restorelcc/", "versions/")):
+            return build(self, *arguments, **named)
+        key = (self.def_path, id(arguments[0]), named.get("dry_run"))
+        if key not in known:
+            known[key] = build(self, *arguments, **named)
+        database, meta, found = known[key]
+        return database, copy.copy(meta), found
+
+    return build_once
+
+
+def fast_yaml(patch: pytest.MonkeyPatch) -> None:
+    """Have DVC read and write its files in this process as fast_lock/sitecustomize.py has it in others."""
+    for name in FAST:
+        patch.setattr(_yaml, name, getattr(_yaml, name))  # put back at the end
+    patch_yaml(_yaml)
+    patch.setattr(dvc.utils.serialize, "parse_yaml", _yaml.parse_yaml)
+    patch.setattr("dvc.parsing.interpolate.parse_expr", PARSE_EXPRESSION)
 
 
 def _run(executable: str, command: str, cwd: str, env: dict[str, str], **rest: Any) -> None:

@@ -164,10 +164,10 @@ class LightProject:
     def forks(self) -> dict[str, str]:
         """The environment of a fork: what it and its processes start as `python -m dvc` is a fork, too.
 
-        So are a flow that a worker starts, and the stand-in's look at a user's files.
+        So are a flow that a worker starts, a flow's own server, and the stand-in's look at a user's files.
         """
         folder = Path(self.environment["RESTORELCC_BIN"]) / "forks"
-        python = forking_python(folder, self.socket(), "dvc", "prefect.engine", "restorelcc")
+        python = forking_python(folder, self.socket(), "dvc", "prefect.engine", "restorelcc", "uvicorn")
         return {"LIGHT_PYTHON": str(python)}
 
     def start_fork(self, *command: str, **environment: str) -> subprocess.Popen[str]:

@@ -82,7 +82,7 @@ def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iter
     """
     folder.mkdir(exist_ok=True)
     path = folder / "socket"
-    command = (sys.executable, "-m", "tests.flows.forked", what, str(path))
+    command = (sys.executable, "-m", "tests.flows.forked", what, str(path), "-" * 1000)  # room for a fork's own
     environment = {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"} | environment
     with process(*command, log=folder / "forked.log", **environment) as server:
         wait_for(lambda: path.exists() or server.poll() is not None, "the process with the imports")
