@@ -79,12 +79,12 @@ def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
     environment = {"AWS_MAX_ATTEMPTS": "2"} | os.environ
     process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, env=environment)
     try:
-        still, before = 0, _spent(process.pid)
+        still, before = 0, _traces(process.pid)
         while remote is not None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=patience() / 2)
                 break
-            now = _spent(process.pid)
+            now = _traces(process.pid)
             still = still + 1 if _is_idle(before, now) and _holds_lock(root, process.pid) else 0
             before = now
             if still >= 2:
@@ -100,25 +100,29 @@ def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
         end(process)
 
 
-def _spent(number: int) -> tuple[float, int] | None:
-    """(seconds of computing, bytes read from files and written to them) of a process; None where it has ended.
+def _traces(number: int) -> tuple[float, list[str]] | None:
+    """(seconds of computing, what moves when a process gets on) of a process; None where it has ended, or is no Linux.
 
     Libraries of remotes wait for minutes, or for ever, for a server that keeps the connection and says nothing. What
-    they send comes from files, what they receive goes into files, and both take some computing.
+    moves else is the bytes read from files and written to them, and those that wait in the process's connections: a
+    large file goes out of memory, for minutes on a slow line.
     """
     import psutil
 
+    home = Path(f"/proc/{number}")
     try:
-        process = psutil.Process(number)
-        times = process.cpu_times()
-        counted = process.io_counters() if hasattr(process, "io_counters") else None  # macOS does not count
-    except (psutil.Error, OSError):
+        times = psutil.Process(number).cpu_times()
+        moved = [line for line in (home / "io").read_text().splitlines() if line.startswith(("rchar", "wchar"))]
+        held = {str(each.readlink()) for each in (home / "fd").iterdir()}
+        for table in ("net/tcp", "net/tcp6"):
+            rows = (line.split() for line in (home / table).read_text().splitlines()[1:])
+            moved += [f"{row[9]} {row[4]}" for row in rows if f"socket:[{row[9]}]" in held]  # inode, bytes that wait
+    except (psutil.Error, OSError, IndexError):
         return None
-    moved = 0 if counted is None else getattr(counted, "read_chars", 0) + getattr(counted, "write_chars", 0)
     return times.user + times.system, moved
 
 
-def _is_idle(before: tuple[float, int] | None, now: tuple[float, int] | None) -> bool:
+def _is_idle(before: tuple[float, list[str]] | None, now: tuple[float, list[str]] | None) -> bool:
     return before is not None and now is not None and now[0] - before[0] < _BUSY_SECONDS and now[1] == before[1]
 
 
