@@ -296,6 +296,18 @@ FAMILIES: dict[str, Family] = {
         transposed=True,
         whole_parts_refused=_FUSED,
     ),
+    "gpt_bigcode": Family(
+        blocks="transformer.h",
+        qkv=("attn.c_attn",),
+        out_proj="attn.c_proj",
+        ffn_in=("mlp.c_fc",),
+        ffn_out="mlp.c_proj",
+        qkv_rows="parts",
+        native_biases=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        ffn_width="n_inner",
+        free_head_dim=False,
+        whole_parts_refused=_FUSED,
+    ),
     # Mixtures of experts: their attention, and what all tokens share. Experts and routers stay as they are.
     "mixtral": _experts(windows="every"),
     "qwen2_moe": _experts(
