@@ -60,10 +60,10 @@ def planned(params: Params, cells: list[Cell], layout: Layout, device_name: str 
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
     for cell in cells:
-        pruning = parse_pruning(str(cell.pruning))
-        if pruning.external is None:
-            check_scores(network.config, pruning.name)
-        if pruning.pruner in STRUCTURED_PRUNERS:
+        asked = parse_pruning(str(cell.pruning))
+        if asked.external is None:
+            check_scores(network.config, asked.name)
+        if asked.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
     rate = EFFICIENCY * matmul_rate(device, dtype)
