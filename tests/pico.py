@@ -137,6 +137,7 @@ CONFIGS |= {
     "falcon": _SQUARE | {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 40},
     "xglm": {"d_model": 24, "num_layers": LAYERS, "attention_heads": HEADS, "ffn_dim": 32, "decoder_start_token_id": 2},
     "gpt2": _NANO | {"n_inner": 32},
+    "gpt_bigcode": _NANO | {"n_inner": 32},
     "mixtral": _MOE,
     "qwen2_moe": _MOE | {"shared_expert_intermediate_size": 12, "mlp_only_layers": [0]},
     "qwen3_moe": _MOE | {"mlp_only_layers": [0]},

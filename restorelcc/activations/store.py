@@ -117,7 +117,8 @@ def read_layout(folder: Path) -> tuple[HeadLayout, dict[str, str]]:
     if not layer_file(folder, 0).is_file():
         raise BadInput(f"{folder} holds no activations: run the capture stage (dvc repro)")
     common = _layer_metadata(folder, 0)
-    layout = HeadLayout(*(int(common[key]) for key in ("layers", "heads", "head_dim")))
+    layers, heads, head_dim = (int(common[key]) for key in ("layers", "heads", "head_dim"))
+    layout = HeadLayout(layers, heads, head_dim)
     for layer in range(1, layout.layers):
         if _layer_metadata(folder, layer) != common:
             raise BadInput(

@@ -45,7 +45,7 @@ def why_not_llama(config: PretrainedConfig) -> str | None:
             "does not have"
         )
     if beta := (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
-        return f"it scales its queries by position (llama_4_scaling_beta is {beta}), which the Llama class does not do"
+        return f"it scales its queries by their position (llama_4_scaling_beta is {beta}), which Llama does not"
     try:
         llama_config(config)
     except Exception as error:  # whatever the class refuses its config with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ everyone = pytest.mark.parametrize("case", CASES)
 def _model(case: str, **more: object) -> PreTrainedModel:
     family, changes = CASES[case]
     return pico.pico(family, **changes | more)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for other threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -332,7 +342,7 @@ def test_blocks_that_are_not_alike_are_told(monkeypatch: pytest.MonkeyPatch) -> 
         del blocks_of(model)[2].mlp.up_proj
         return model
 
-    monkeypatch.setattr(inspection, "_empty", without_one)
+    monkeypatch.setattr(inspection, "empty", without_one)
     with pytest.raises(BadInput, match="layer 2 has other linears than layer 0"):
         inspection._check_alike(pico.pico("llama").config, FAMILIES["llama"])
 

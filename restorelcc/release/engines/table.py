@@ -102,6 +102,7 @@ TRANSFORMERS = Engine(
         "falcon": Row("read", "read", "read", "FalconAttention, FalconMLP: bias"),
         "xglm": Row("read", "read", "read", "XGLMAttention, XGLMDecoderLayer: always"),
         "gpt2": Row("read", "read", "read", "GPT2Attention, GPT2MLP: always"),
+        "gpt_bigcode": Row("read", "read", "read", "GPTBigCodeAttention, GPTBigCodeMLP: always"),
         "mixtral": Row("dropped", "dropped", "dropped", "MixtralAttention: no bias"),
         "qwen2_moe": Row("read", "dropped", "dropped", "Qwen2MoeAttention: qkv_bias, on q, k and v only"),
         "qwen3_moe": Row("read", "read", "dropped", "Qwen3MoeAttention: attention_bias"),
