@@ -131,10 +131,11 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """The model of a packed checkpoint on the CPU, in evaluation mode, all weights frozen: its sparse linears are
     PackedLinear, everything else is transformers' own.
 
-    Raises BadInput for a folder that is no packed checkpoint, or is damaged.
+    Raises BadInput for a folder that is no packed checkpoint, or is damaged; and as `kernel`.
     """
     folder = Path(folder)
     shards = open_packed(folder)
+    kernel()  # compiled, or said that there is none, now and not in the middle of a text
     config = loaded_config(folder)
     linears = _packed_linears(config, shards)
     with refused("model", folder), init_empty_weights():
