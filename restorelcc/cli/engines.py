@@ -36,4 +36,5 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for report in found["engines"]:
         lines.append(f"{report['engine']} ({report['installed'] or 'not installed here'})")
         lines += [f"  {key:<6} {report[key]}" for key in ("loads", "bias", "zeros", "source", "tried") if report[key]]
-    return [*lines, "No speed is claimed here; measure it on your hardware."]
+    packed = "restorelcc pack and load_packed use the zeros, on the CPU."
+    return [*lines, f"No speed is claimed here; measure it on your hardware. {packed}"]

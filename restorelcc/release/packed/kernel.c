@@ -233,7 +233,7 @@ int restorelcc_linear(int weights, const uint64_t *mask, const void *values, con
                       const void *x, const float *bias, void *y, int64_t O, int64_t I, int64_t B, int threads) {
     const int64_t W = (I + 63) / 64, stride = 64 * W;
     const int size = weights == F32 ? 4 : 2;
-    float *wide = calloc((size_t)(TOKENS * stride) + 1, sizeof(float));
+    float *wide = calloc((size_t)((B < TOKENS ? B : TOKENS) * stride) + 1, sizeof(float));
     if (wide == NULL) return 1;
     for (int64_t start = 0; start < B; start += TOKENS) {
         const int count = (int)(B - start < TOKENS ? B - start : TOKENS);

@@ -21,7 +21,7 @@ from restorelcc.models.architectures import family_of_config
 from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.safetensors_header import DTYPES, tensors_of
 from restorelcc.release.packed.folder import Shard, open_packed, packed_matrix
-from restorelcc.release.packed.kernel import kernel
+from restorelcc.release.packed.kernel import Kernel, kernel
 from restorelcc.release.packed.matrix import Packed
 
 _KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as in kernel.c
@@ -34,6 +34,7 @@ _scratch = threading.local()
 class PackedLinear(nn.Module):
     """y = x W^T + b of a W without its zeros; a drop-in for nn.Linear, for inference."""
 
+    bias: Tensor | None  # [O]
     mask: Tensor  # [O, W] uint8
     offsets: Tensor  # [O + 1] int32
     values: Tensor  # [N] and some spare, int16 or int32: the bits of numbers of `stored`
@@ -41,7 +42,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         """A place for the weight of `linear`, with its bias."""
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_parameter("bias", linear.bias)
         self.stored = torch.float32
         # Until it holds one: classes that draw weights at random look for it, though none is drawn (_with_places).
         self.weight: Tensor | None = torch.empty(0, self.in_features)
@@ -63,17 +65,17 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.numel() // self.in_features
+        library = kernel()
         trained = x.requires_grad and torch.is_grad_enabled()
-        if trained or not (x.is_cpu and self.values.is_cpu) or kernel() is None:
+        if library is None or trained or not (x.is_cpu and self._buffers["values"].is_cpu):  # type: ignore[union-attr]
             return F.linear(x, self.dense_weight(x.dtype), self.bias)
+        tokens = x.numel() // self.in_features
         if tokens >= EXPANDED_FROM[self.stored]:
-            return self._expanded(x)
+            return self._expanded(x, library)
         x = x.contiguous()
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype)
-        bias = None if self.bias is None else self.bias.detach().float()
-        library = kernel()
-        assert library is not None
+        held = self._parameters["bias"]
+        bias = None if held is None else held.detach().float()
         failed = library.linear(
             *self._packed(),
             *(_KINDS[x.dtype], x.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()),
@@ -92,12 +94,10 @@ class PackedLinear(nn.Module):
         weight_OI[bits_OI] = self.values[: len(self.values) - spare]
         return weight_OI.view(self.stored).to(dtype or self.stored)
 
-    def _expanded(self, x: Tensor) -> Tensor:
+    def _expanded(self, x: Tensor, library: Kernel) -> Tensor:
         """For many tokens: the weight is expanded into a buffer that all layers of a thread share."""
         dtype = _product_dtype(x.dtype)
         weight_OI = _buffer(dtype, self.out_features * self.in_features).view(self.out_features, self.in_features)
-        library = kernel()
-        assert library is not None
         if dtype in (self.stored, torch.float32):
             library.expand(
                 *(*self._packed(), _KINDS[dtype], weight_OI.data_ptr()),
@@ -109,7 +109,8 @@ class PackedLinear(nn.Module):
         return F.linear(x.to(dtype), weight_OI, bias).to(x.dtype)
 
     def _packed(self) -> tuple[int, int, int, int]:
-        return _KINDS[self.stored], self.mask.data_ptr(), self.values.data_ptr(), self.offsets.data_ptr()
+        held: Any = self._buffers  # a token passes through here hundreds of times; attributes of modules are slow
+        return _KINDS[self.stored], held["mask"].data_ptr(), held["values"].data_ptr(), held["offsets"].data_ptr()
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -130,10 +131,11 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
     """The model of a packed checkpoint on the CPU, in evaluation mode, all weights frozen: its sparse linears are
     PackedLinear, everything else is transformers' own.
 
-    Raises BadInput for a folder that is no packed checkpoint, or is damaged.
+    Raises BadInput for a folder that is no packed checkpoint, or is damaged; and as `kernel`.
     """
     folder = Path(folder)
     shards = open_packed(folder)
+    kernel()  # compiled, or said that there is none, now and not in the middle of a text
     config = loaded_config(folder)
     linears = _packed_linears(config, shards)
     with refused("model", folder), init_empty_weights():

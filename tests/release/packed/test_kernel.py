@@ -6,6 +6,7 @@ Letters: B tokens, O outputs, I inputs.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -206,6 +207,12 @@ def test_no_byte_beyond_a_buffer_is_touched(level: str, compiler: str, tmp_path:
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 1000
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of another processor")
+def test_every_level_compiles(compiler: str) -> None:
+    """Also those that this machine cannot run: only its level is asked for, which needs no such instruction."""
+    assert compiled("AVX-512 VBMI2").level == "AVX-512 VBMI2"
 
 
 def test_the_levels_of_python_and_c_are_the_same() -> None:
