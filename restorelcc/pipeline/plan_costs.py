@@ -199,7 +199,7 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
     return Cost(memory=5 * layer + 2 * directions, disk=directions, seconds=flops)
 
 
-def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
+def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int, device: torch.device) -> Cost:
     """The samples of a group of layers in four roles, put together twice, read in every step; for the scores that need
     the pruned model its weights, and what a backward pass keeps of a batch with the logits of its answers."""
     layer = work.samples * shapes.joined * _FLOAT32
@@ -208,7 +208,8 @@ def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -
     samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
     forward = shapes.forward_flops(samples * length, length, samples * work.tokens)
     if needs_model(config):
-        batch = int(min(samples * length, max(config.token_budget, length)))
+        budget = min(config.token_budget, positions_at_once(device, shapes.vocabulary))
+        batch = int(min(samples * length, max(budget, length)))
         kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.computed else shapes.live(batch, size)
         memory = max(memory, shapes.parameters * size + kept + batch * shapes.vocabulary * size)
     flops += 2 * forward * ("gradient" in config.computed)
