@@ -238,9 +238,9 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
 
 def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
     """Perplexity in three ways, and lm-eval's requests, in batches of as many tokens as the budget holds or as there
-    are; the logits of perplexity stand there as they are, and as log probabilities in float32."""
+    are; the logits of perplexity stand there as they are, in float32 and as log probabilities."""
     batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
-    logits = batch * shapes.vocabulary * (size + _FLOAT32 + (0 if size == _FLOAT32 else _FLOAT32))
+    logits = batch * shapes.vocabulary * (size + 2 * _FLOAT32)
     tokens = work.item_tokens + 3 * work.heldout_tokens + work.generated
     predicted = work.predicted + 3 * work.heldout_tokens + work.generated
     return Cost(
