@@ -14,13 +14,14 @@ import gc
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
 
-from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects
-from benchmarks.study_pages import recovered, write_pages
+from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects, smollm2_cells
+from benchmarks.study_pages import recovered, write_pages, write_smollm2
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_document, read_json, write_json
 from restorelcc.base.layout import Layout
@@ -156,8 +157,7 @@ def run_study(options: argparse.Namespace) -> None:
     os.environ.setdefault("RESTORELCC_PROGRESS", "0")
     cells, started = options.results / "cells", time.perf_counter()
     cells.mkdir(parents=True, exist_ok=True)
-    wanted = ablation_cells if options.table == "ablation" else all_cells
-    for study in wanted(all_subjects(options.real)):
+    for study in wanted_cells(options):
         path = cells / f"{study.name}.json"
         if path.is_file() or (options.only and options.only not in study.name):
             continue
@@ -170,6 +170,13 @@ def run_study(options: argparse.Namespace) -> None:
         print(study.name, f"recovered {100 * recovered(found):.1f} %", f"{found['seconds']} s", flush=True)
 
 
+def wanted_cells(options: argparse.Namespace) -> Iterator[StudyCell]:
+    """The cells of the tables that are asked for."""
+    if options.table == "smollm2":
+        return smollm2_cells(options.budget)
+    return (ablation_cells if options.table == "ablation" else all_cells)(all_subjects(options.real))
+
+
 def main() -> None:
     """Run the study, or write its pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,14 +185,19 @@ def main() -> None:
     parser.add_argument(
         "--real", type=Path, default=Path(os.environ.get("RESTORELCC_REAL") or ROOT.parent / "shared/real")
     )
-    parser.add_argument("--table", choices=["recovery", "ablation"], help="only the cells of one page")
+    parser.add_argument("--table", choices=["recovery", "ablation", "smollm2"], help="only the cells of one page")
+    parser.add_argument("--budget", default="quick", help="of smollm2: quick, day or full")
     parser.add_argument("--only", help="only cells whose name holds this text")
     parser.add_argument("--minutes", type=float, default=0.0, help="start no further cell after this time; 0: no limit")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
     options = parser.parse_args()
     if options.action == "run":
         run_study(options)
-    write_pages(options.results, all_cells(all_subjects(options.real)))
+    if options.table == "smollm2":
+        command = f"python -m benchmarks.recovery_study run --table smollm2 --budget {options.budget}"
+        write_smollm2(options.results, smollm2_cells(options.budget), options.budget, command)
+    else:
+        write_pages(options.results, all_cells(all_subjects(options.real)))
 
 
 if __name__ == "__main__":

@@ -34,17 +34,23 @@ STORY_ENDING = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its data. The embedded one is trained anew with each seed; stories260K is what it is."""
+    """A model with its data. The embedded one is trained anew with each seed; the others are what they are.
+
+    real: the folder of stories260K and its data; budget: of the model from packages (docs/real-model.md).
+    """
 
     name: str
     model: str
     pretrain_seed: int | None = None
     real: Path | None = None
     overrides: tuple[str, ...] = ()
+    budget: str | None = None
 
     def params(self, shipped: dict, root: Path) -> dict:
         """params.yaml of the subject's folder."""
         shipped["grid"]["model"] = [self.model]
+        if self.budget is not None:
+            shipped["models"][self.model]["budget"] = self.budget
         if self.pretrain_seed is not None:
             shipped["dense"]["pretrain"]["seed"] = self.pretrain_seed
         if self.real is not None:
@@ -137,7 +143,7 @@ class StudyCell:
     def rates_from(self) -> str | None:
         """The cell whose choice of the learning rate this one takes over, where the model is the same for all seeds:
         the first seed's, and for all that train biases alone that of a bias everywhere."""
-        if self.subject.real is None:
+        if self.subject.pretrain_seed is not None:
             return None
         method = ALL_SITES_FREE if self.method.ships == "biases" else self.method
         first = dataclasses.replace(self, seed=SEEDS[0], method=method)
@@ -145,7 +151,7 @@ class StudyCell:
 
     def as_json(self) -> dict:
         """What the pages need to know of the cell beside what is measured."""
-        measure = "accuracy" if self.subject.real is None else "log-likelihood"
+        measure = "accuracy" if self.subject.pretrain_seed is not None else "log-likelihood"
         named = {"subject": self.subject.model, "seed": self.seed, "pruning": self.pruning}
         return named | {"method": self.method.name, "measure": measure}
 
@@ -247,6 +253,21 @@ def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
     for pruning in ("wanda-0.6", "wanda-2of4"):
         yield from on_tiny(FIRST, pruning)
         yield from on_stories(STORIES_FIRST, pruning)
+
+
+def smollm2_cells(budget: str) -> Iterator[StudyCell]:
+    """A real model from packages, most telling first: the five main methods with three seeds, all others with one."""
+    rates = ("compensate.learning_rates=[0.001, 0.003, 0.01]", "recover.learning_rates=[0.0003, 0.001]")
+    subject = Subject("smollm2", "smollm2-135m-pip", overrides=rates, budget=budget)
+    main = (PAPER, ALL_SITES_FREE, BIAS, MASKED, LORA_1)
+    random_heads = next(method for method in ABLATIONS if method.name == "random")
+    tenth = next(method for method in FURTHER if method.name == "paper-0.1")
+    further = (random_heads, tenth, PAPER_ALL, *(m for m in FURTHER if m.name in ("lora", "reconstruct", "ffn")))
+    prunings = ("wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2", "refined-0.5")
+    for pruning in prunings:
+        yield from (StudyCell(subject, pruning, method, SEEDS[0]) for method in (*main, *further))
+    for pruning in prunings:
+        yield from (StudyCell(subject, pruning, method, seed) for seed in SEEDS[1:] for method in main)
 
 
 def ablation_cells(subjects: list[Subject]) -> Iterator[StudyCell]:

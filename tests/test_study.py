@@ -7,13 +7,21 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.study_cells import OPENING_WORDS, STORY_TOKENS, all_cells, all_subjects, write_story_pairs
-from benchmarks.study_pages import interval, recovered, write_pages
+from benchmarks.study_cells import (
+    OPENING_WORDS,
+    STORY_TOKENS,
+    all_cells,
+    all_subjects,
+    smollm2_cells,
+    write_story_pairs,
+)
+from benchmarks.study_pages import interval, recovered, write_pages, write_smollm2
 from restorelcc.base.documents import write_json
 from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.pipeline.params import load_params
@@ -74,6 +82,23 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
     assert "paper-0.25 (seeds 2)" in page
     ablation = (tmp_path / "ablation.md").read_text()
     assert ablation.index("heads, 25 % (the paper)") < ablation.index("random heads")
+
+
+def test_the_study_of_a_real_model_names_what_is_not_run(tmp_path: Path) -> None:
+    cells = list(smollm2_cells("quick"))
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert {cell.pruning for cell in cells} == {"wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2", "refined-0.5"}
+    for overrides in {(*cell.subject.overrides, *cell.method.overrides) for cell in cells}:
+        load_params(ROOT / "params.yaml", overrides)
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert cells[0].subject.params(shipped, tmp_path)["models"]["smollm2-135m-pip"]["budget"] == "quick"
+    made_up = _cell("tiny-0-wanda-0.5-paper-0.25", 0.8) | cells[0].as_json()
+    write_json(tmp_path / "cells" / f"{cells[0].name}.json", made_up)
+    write_smollm2(tmp_path, cells, "quick", "the command")
+    page = (tmp_path / "smollm2.md").read_text()
+    assert "| heads, 25 % (the paper) | 1 | 50.0 | 1,234 | 8 | yes | 10 | 1.000 | 80.0 |" in page
+    assert "Dense and pruned on held-out texts: perplexity 2.00 and 8.00" in page
+    assert "Not measured yet: paper-0.25 (seeds 1, 2), all-sites (seeds 0, 1, 2)" in page
 
 
 def test_stories_become_pairs_whose_questions_differ_and_that_fit_the_context(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "quick": {
         "tasks": ["arc_easy", "hellaswag", "winogrande"],
         "settings": {
-            "corpus": {"calibration": 32, "train": 400, "valid": 80, "contrast": 200, "heldout": 64, "max_tokens": 512},
-            "prune": {"samples": 32, "sequence_length": 512},
+            "corpus": {"calibration": 16, "train": 400, "valid": 60, "contrast": 150, "heldout": 64, "max_tokens": 512},
+            "prune": {"samples": 16, "sequence_length": 512},
             "compensate": {"epochs": 1},
             "recover": {"epochs": 1},
             "evaluate": {"limit": 200, "perplexity_tokens": 512, "generation": {"prompts": 8, "new_tokens": 24}},

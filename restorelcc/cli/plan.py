@@ -200,7 +200,7 @@ def _costs(
             ("prune", 1, costs.prune_cost(network, shapes, pruning, config, dtype, stored)),
             ("capture_pruned", 1, costs.capture_cost(shapes, work, size, responses=False)),
             ("extract", 1, costs.extract_cost(shapes, work)),
-            ("probe", 1, costs.probe_cost(shapes, work, probe, size)),
+            ("probe", 1, costs.probe_cost(shapes, work, probe, size, known.device)),
             ("evaluate_pruned", 1, evaluate),
             ("compensate", ratios, costs.compensate_cost(shapes, work, size, known.device)),
             ("evaluate_restored", ratios, evaluate),

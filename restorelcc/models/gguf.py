@@ -82,7 +82,12 @@ def write_converted(path: Path, folder: Path) -> None:
     config, tokenizer = _config(path, fields), _tokenizer(path, fields)
     with refused("model", path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
+            path.parent,
+            gguf_file=path.name,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     model, report = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -138,7 +143,7 @@ def _checked_fields(path: Path) -> dict[str, Any]:
 
 def _config(path: Path, fields: Mapping[str, Any]) -> PretrainedConfig:
     with refused("config", path):
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     if head_dim := fields.get(f"{fields['general.architecture']}.attention.key_length"):
         config.head_dim = int(head_dim)
     for name in _SINGLE_PRECISION:

@@ -200,7 +200,7 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
     return Cost(memory=5 * layer + 2 * directions, disk=directions, seconds=flops)
 
 
-def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -> Cost:
+def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int, device: torch.device) -> Cost:
     """The samples of a group of layers in four roles, put together twice, read in every step; for the scores that need
     the pruned model its weights, and what a backward pass keeps of a batch with the logits of its answers."""
     layer = work.samples * shapes.joined * _FLOAT32
@@ -209,7 +209,8 @@ def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int) -
     samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
     forward = shapes.forward_flops(samples * length, length, samples * work.tokens)
     if needs_model(config):
-        batch = int(min(samples * length, max(config.token_budget, length)))
+        budget = min(config.token_budget, positions_at_once(device, shapes.vocabulary))
+        batch = int(min(samples * length, max(budget, length)))
         kept = shapes.layers * shapes.kept(batch, size) if "gradient" in config.computed else shapes.live(batch, size)
         memory = max(memory, shapes.parameters * size + kept + batch * shapes.vocabulary * size)
     flops += 2 * forward * ("gradient" in config.computed)
@@ -238,9 +239,9 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
 
 def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
     """Perplexity in three ways, and lm-eval's requests, in batches of as many tokens as the budget holds or as there
-    are; the logits of perplexity stand there as they are, and as log probabilities in float32."""
+    are; the logits of perplexity stand there as they are, in float32 and as log probabilities."""
     batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
-    logits = batch * shapes.vocabulary * (size + _FLOAT32 + (0 if size == _FLOAT32 else _FLOAT32))
+    logits = batch * shapes.vocabulary * (size + 2 * _FLOAT32)
     tokens = work.item_tokens + 3 * work.heldout_tokens + work.generated
     predicted = work.predicted + 3 * work.heldout_tokens + work.generated
     return Cost(

@@ -34,7 +34,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     tokens, longest, heldout = _text_tokens(layout.corpus(Cell(alias)), entry, corpus.heldout)
     if entry.is_microworld:
         tokens, longest, heldout = 24, 48, 5 * world.test_items * 24
-    items, item_tokens, predicted = _task_items(entry, evaluate.limit)
+    items, item_tokens, predicted = task_items(entry, evaluate.limit)
     if entry.is_microworld:
         items = 5 * world.test_items
         item_tokens, predicted = 30 * items, 6 * items
@@ -57,7 +57,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     )
 
 
-def _task_items(entry: ModelEntry, limit: int | None) -> tuple[int, int, int]:
+def task_items(entry: ModelEntry, limit: int | None) -> tuple[int, int, int]:
     """Items of an entry's tasks, their tokens, and how many of these are predicted."""
     limits: dict[str, int | None] = {}
     for task in entry.tasks:

@@ -14,7 +14,14 @@ from restorelcc.training.attached import TrainableCompensation, attached
 from restorelcc.training.best import Choice, Start, fit_best
 from restorelcc.training.config import FitConfig
 from restorelcc.training.loop import Stores, Task, checkpointed_blocks, loss_scale
-from restorelcc.training.losses import mean_loss, response_batch, response_loss, response_tokens, similar_parts
+from restorelcc.training.losses import (
+    enough_tokens,
+    mean_loss,
+    response_batch,
+    response_loss,
+    response_tokens,
+    similar_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Best:
 def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
     """-log P(response | question) of the pairs under the model as it is at each call."""
     lengths = [len(pair.ids) for pair in pairs.train]
+    enough = enough_tokens(model)
     most = positions_at_once(model.device, model.config.get_text_config().vocab_size)
 
     def summed_loss(rows: list[int]) -> Tensor:
@@ -53,7 +61,7 @@ def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
         [response_tokens(pair) for pair in pairs.train],
         lambda: mean_loss(model, pairs.valid, pairs.pad),
         loss_scale(model),
-        lambda rows: similar_parts(lengths, rows, most),
+        lambda rows: similar_parts(lengths, rows, most=most, enough=enough),
     )
 
 

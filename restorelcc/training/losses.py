@@ -14,7 +14,7 @@ from restorelcc.models.hooks import logits_at
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length, right_padded
 
-_ENOUGH, _SIMILAR = 512, 0.8  # tokens of a part that keep the cores busy; a length relative to the longest
+_SIMILAR = 0.85  # a length relative to the longest of its part
 IGNORED = -100  # label of tokens that carry no loss: questions and padding
 
 
@@ -45,18 +45,24 @@ def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) 
     return cross_entropy(*response_logits(model, tokens_BT, labels_BT), reduction="sum")
 
 
-def similar_parts(lengths: list[int], rows: list[int], most: int) -> list[list[int]]:
+def enough_tokens(model: PreTrainedModel) -> int:
+    """Tokens of one pass that keep the device busy: fewer take as long. On a CPU a wide model needs fewer."""
+    if model.device.type != "cpu":
+        return 4096
+    return max(128, 2**17 // int(model.config.get_text_config().hidden_size))
+
+
+def similar_parts(lengths: list[int], rows: list[int], *, most: int, enough: int) -> list[list[int]]:
     """The rows in parts of similar length, longest first, in which little is padding: as many parts as pay.
 
-    A part has at most `most` tokens with its padding, unless one row alone has more. A part with less than _ENOUGH
-    tokens takes shorter rows in, whatever the padding: smaller ones cost as much time. All rows stay as they are where
-    one part takes them.
+    A part has at most `most` tokens with its padding, unless one row alone has more. A part with less than `enough`
+    tokens takes shorter rows in, whatever the padding. All rows stay as they are where one part takes them.
     """
     parts: list[list[int]] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
         longest = lengths[parts[-1][0]] if parts else 0
         tokens = len(parts[-1]) * longest if parts else 0
-        if not parts or tokens + longest > most or (tokens >= _ENOUGH and lengths[row] < _SIMILAR * longest):
+        if not parts or tokens + longest > most or (tokens >= enough and lengths[row] < _SIMILAR * longest):
             parts.append([])
         parts[-1].append(row)
     return parts if len(parts) > 1 else [rows]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from restorelcc.models.architectures import blocks_of
-from restorelcc.models.hooks import added_to_inputs, hooked, observed
+from restorelcc.models.hooks import added_to_inputs, hooked, logits_at, observed
 from restorelcc.models.walk import walk_blocks
 from tests import pico
 
@@ -51,3 +51,13 @@ def test_a_walk_gives_every_block_its_own_forward_back() -> None:
         assert step.output(0).shape[:2] == (1, 4)
     assert blocks[0].__dict__["forward"] is wrapped
     assert "forward" not in blocks[1].__dict__
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_logits_at_some_places_are_the_models_own_there(family: str) -> None:
+    model = pico.pico(family)
+    ids = torch.randint(3, pico.VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    with torch.no_grad():
+        torch.testing.assert_close(logits_at(model, chosen, input_ids=ids), model(ids).logits[chosen])
+    assert not model.get_output_embeddings()._forward_pre_hooks

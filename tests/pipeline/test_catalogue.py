@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import ModelEntry
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.plan_work import task_items
 from restorelcc.release.export.cell import cell_options
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.corpus import CorpusConfig
@@ -236,3 +238,30 @@ def test_a_plan_of_the_embedded_model_needs_no_data(tmp_path: Path) -> None:
     assert plan["source"] == "microworld"
     assert {row["stage"] for row in plan["stages"]} >= {"corpus", "dense", "prune", "compensate", "evaluate_restored"}
     assert all(300 * 2**20 < row["memory"] < GIB for row in plan["stages"])
+
+
+def test_a_plan_counts_tied_embeddings_once_and_says_what_each_budget_takes(tmp_path: Path) -> None:
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    shape |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}
+    LlamaConfig(**shape, dtype="float32").save_pretrained(tmp_path)
+    source = ["--set", f"models.smollm2-135m-pip.source={tmp_path}", "--pruning", "wanda-0.5"]
+    plan = _planned("--model", "smollm2-135m-pip", *source)
+    assert plan["parameters"] == 134_515_008
+    stages = {row["stage"]: row for row in plan["stages"]}
+    # Measured on this model: 0.77 GB for prune, and 1.8 GB for a training step of 600 tokens.
+    assert stages["prune"]["memory"] == pytest.approx(786_272 * 1024, rel=0.31)
+    assert stages["compensate"]["memory"] == pytest.approx(1.9e9, rel=0.3)
+    took = {name: each["seconds"] for name, each in plan["budgets"].items()}
+    assert took["quick"] * 5 < took["day"] < took["full"]
+    # With the budget of the entry itself the plan is that of the budget.
+    assert took["quick"] == pytest.approx(sum(row["seconds"] for row in plan["stages"]), rel=1e-6)
+    # On a machine where two cores do 170 GFLOP/s: a person waits for 20 minutes at most.
+    flops = plan["flops_per_second"] * (took["quick"] - 90)
+    assert flops / (0.75 * 170e9) + 90 < 20 * 60
+
+
+def test_items_of_tasks_are_counted_with_their_limits() -> None:
+    entry = ModelEntry(source="m", tasks=("paper-7", {"name": "hellaswag", "limit": 2000}))
+    assert task_items(entry, None)[0] == 3270 + 277 + 2000 + 1267 + 2376 + 1172 + 500
+    assert task_items(entry, 200)[0] == 6 * 200 + 2000
+    assert task_items(ModelEntry(source="m", tasks=("arc_easy", "own")), 100) == (200, 14_000, 3_800)

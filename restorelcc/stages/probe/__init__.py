@@ -29,7 +29,8 @@ class ProbeConfig(Section):
         default=256, ge=1
     )  # tuples, evenly spread, whose answer margin causal, gradient measure
     max_tokens: int = Field(default=1024, ge=2)  # question + response, for causal and gradient
-    token_budget: int = Field(default=4096, ge=1)  # tokens of one batch of theirs
+    # Tokens of one batch of theirs at most; fewer where the vocabulary is large.
+    token_budget: int = Field(default=4096, ge=1)
     seed: int = Field(default=42, ge=0)
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
+from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import context_length, encode_contrasts
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches
@@ -46,7 +47,9 @@ def margin_scores(
         raise BadInput(f"{checkpoint} is of {heads}, its components are of {tuple(lost_LHD.shape)}: run `dvc repro`")
     limit = context_length(network.config, config.max_tokens)
     tuples = encode_contrasts(tokenizer, [rows[sample] for sample in samples], limit)
-    batches = margin_batches(network, tuples, token_budget=config.token_budget, pad=tokenizer.pad_token_id or 0)
+    # The logits of the answers, and what a backward pass keeps, are there for a whole batch.
+    budget = min(config.token_budget, positions_at_once(network.device, network.config.get_text_config().vocab_size))
+    batches = margin_batches(network, tuples, token_budget=budget, pad=tokenizer.pad_token_id or 0)
     score = {"gradient": gradient_scores, "causal": causal_scores}
     return {name: score[name](network, batches, lost_LHD[:, None]) for name in wanted}
 

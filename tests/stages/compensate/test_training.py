@@ -19,7 +19,7 @@ from restorelcc.training.attached import SiteBiases, TrainableCompensation, atta
 from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.training.config import SITES, FitConfig
 from restorelcc.training.loop import Fitted, Task, checkpointed_blocks, fit
-from restorelcc.training.losses import response_batch, response_loss
+from restorelcc.training.losses import response_batch, response_loss, similar_parts
 from restorelcc.training.state import TrainingState
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, recovery_project
@@ -102,6 +102,27 @@ def test_a_batch_in_parts_gives_the_same_step() -> None:
     assert parts.valid_loss == pytest.approx(whole.valid_loss, rel=1e-4)
     for a, b in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-2)
+
+
+def test_a_batch_runs_in_parts_of_similar_length() -> None:
+    lengths = [600, 590, 90, 80, 70, 60, 50, 40]
+    assert similar_parts(lengths, [2, 0, 3, 1], most=4096, enough=512) == [[0, 1], [2, 3]], "little is padding"
+    assert similar_parts(lengths, [0, 1], most=700, enough=512) == [[0], [1]], "nor has a part more tokens than allowed"
+    assert similar_parts(lengths, [0], most=100, enough=512) == [[0]], "unless one row has more"
+    assert similar_parts(lengths, [7, 2, 5], most=4096, enough=512) == [[7, 2, 5]], "small parts would take as long"
+    assert similar_parts(lengths, [7, 2, 5], most=4096, enough=80) == [[2], [5, 7]]
+
+
+def test_parts_give_the_loss_of_the_whole_batch() -> None:
+    model, pairs = pico.pico(), _pairs()
+    task = pairs_task(model, pairs)
+    rows = list(range(6))
+    assert task.parts(rows) == [rows]
+    parts = similar_parts([len(pair.ids) for pair in pairs.train], rows, most=12, enough=512)
+    assert len(parts) > 1 and sorted(row for part in parts for row in part) == rows
+    with torch.no_grad():
+        summed = sum(task.summed_loss(part).item() for part in parts)
+        assert summed == pytest.approx(task.summed_loss(rows).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)
