@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "blank.txt").write_text("\n \n")
     pico.pico().save_pretrained(tmp_path / "model")
     pico.word_tokenizer().save_pretrained(tmp_path / "model")
-    for name, family in (("mamba", "mamba"), ("experts", "mixtral")):
+    for name, family in (("mamba", "mamba"), ("experts", "jetmoe")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(
             json.dumps({"model_type": family, "num_local_experts": 8 * (name == "experts")})

@@ -81,7 +81,7 @@ def test_folders_that_hold_no_known_checkpoint_are_bad_input(
 ) -> None:
     configs = {
         "unknown": {"model_type": "mamba"},
-        "experts": {"model_type": "mixtral", "num_local_experts": 8},
+        "experts": {"model_type": "jetmoe", "num_local_experts": 8},
         "empty": {"model_type": "llama", "num_hidden_layers": 1},
     }
     for name, config in configs.items():
@@ -90,7 +90,7 @@ def test_folders_that_hold_no_known_checkpoint_are_bad_input(
     for name, message in {
         "nowhere": "holds no model",
         "unknown": "model family 'mamba' is not supported: known are llama, mistral",
-        "experts": "model family 'mixtral' is a mixture of experts, whose experts are fused",
+        "experts": "model family 'jetmoe' is a mixture of experts that is not supported",
         "empty": "holds no .safetensors file",
     }.items():
         code, output = _inspect(capsys, monkeypatch, str(tmp_path / name))

@@ -30,7 +30,7 @@ def _family(root: Path, _model: PreTrainedModel) -> None:
 
 def _experts(root: Path, _model: PreTrainedModel) -> None:
     config = root / "data/pico/dense/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mixtral", "num_local_experts": 4}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "jetmoe", "num_local_experts": 4}))
 
 
 def _short(root: Path, _model: PreTrainedModel) -> None:
@@ -48,7 +48,7 @@ def _nothing(_root: Path, _model: PreTrainedModel) -> None:
 
 CASES: list[tuple[str, Callable[[Path, PreTrainedModel], None], str]] = [
     ("wanda-0.5", _family, "model family 'mamba' is not supported: known are llama, mistral"),
-    ("wanda-0.5", _experts, "model family 'mixtral' is a mixture of experts"),
+    ("wanda-0.5", _experts, "model family 'jetmoe' is a mixture of experts"),
     ("sparsegpt-0.5", _short, "hold 3 tokens, less than one sequence of prune.sequence_length 24"),
     ("magnitude-0.5", _nan, "model.layers.0.self_attn.q_proj holds NaN or infinity"),
     ("slimgpt-0.3", _nan, "model.layers.0.self_attn.q_proj holds NaN or infinity"),
@@ -97,5 +97,5 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_fused_experts_are_refused_with_a_clear_sentence(key: str) -> None:
     config = PretrainedConfig(**{key: 8})
     config.model_type = "some_moe"
-    with pytest.raises(BadInput, match="mixture of experts, whose experts are fused into one tensor per layer"):
+    with pytest.raises(BadInput, match="mixture of experts that is not supported: known are mixtral"):
         family_of_config(config)
