@@ -114,7 +114,7 @@ def test_a_cut_connection_is_made_good_by_running_again(computed: LightProject, 
     assert bob.artifacts() == ann.artifacts()
 
 
-PATIENCE = 3  # seconds
+PATIENCE = 3  # seconds; 10 where the server must be seen to answer meanwhile, also on a busy machine
 SILENT = "did not answer within"
 
 
@@ -123,7 +123,7 @@ SILENT = "did not answer within"
     [
         ("ssh", "share", False, SILENT),
         ("ssh", "push", False, SILENT),
-        ("s3", "push", True, f"nothing was sent or received for {PATIENCE} s"),
+        ("s3", "push", True, "nothing was sent or received for 10 s"),
         pytest.param("s3", "pull", False, SILENT, marks=pytest.mark.slow),
     ],
     indirect=["remote"],
@@ -148,7 +148,7 @@ def test_a_remote_that_hangs_is_one_sentence_within_the_patience(
     config.write_text(before.replace(f":{remote.port}", f":{cutter.port}"))
     given = (command, address, *options) if command == "share" else (command,)
     began = time.monotonic()
-    done = ann.restorelcc(*given, **remote.environment, RESTORELCC_REMOTE_SECONDS=str(PATIENCE))
+    done = ann.restorelcc(*given, **remote.environment, RESTORELCC_REMOTE_SECONDS="10" if one else str(PATIENCE))
     took = time.monotonic() - began
     cutter.mend()
     cutter.close()
