@@ -13,7 +13,9 @@ asked for (by a module of restorelcc, or by others), `modules` that were loaded.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -69,8 +71,8 @@ def run(arguments: list[str]) -> None:
     try:
         if arguments:
             command()
-        else:  # what the command line itself loads
-            importlib.import_module("restorelcc.cli.app")
+        else:  # what the command line itself loads, whichever stage it is to run
+            _load_command_line()
     finally:
         seen_files, seen_folders = sorted(files), sorted(folders)
         modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
@@ -81,6 +83,13 @@ def run(arguments: list[str]) -> None:
             "modules": modules,
         }
         Path(report).write_text(json.dumps(content, default=str))
+
+
+def _load_command_line() -> None:
+    app = importlib.import_module("restorelcc.cli.app")
+    for node in ast.walk(ast.parse(inspect.getsource(app._run))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            importlib.import_module(node.module)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ MIXED_FAMILIES: dict[str, Family] = {
     "granitemoehybrid": _hybrid("attention_bias", ffn=_SHARED_FUSED, fused_ffn=True, experts=_BLOCK_SPARSE),
     "minimax": _hybrid(ffn=(), experts=("mlp.experts", "mlp.gate")),
     "nemotron_h": _hybrid(
+        stored_blocks="backbone.layers",
         qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
         out_proj="mixer.o_proj",
         ffn=(),

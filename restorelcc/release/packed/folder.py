@@ -52,6 +52,7 @@ class Shard:
     header: Header
     packed: Path
     stored: dict[str, StoredTensor]
+    turned: bool  # whether the stock file has its weights as [I, O]
 
 
 def is_packed(folder: Path) -> bool:
@@ -107,7 +108,7 @@ def _pack_weights(source: Path, folder: Path) -> dict[str, Any]:
             if name.startswith(f"{family.stored}.") and name.endswith(suffixes)
             if entry["dtype"] in STORED and len(entry["shape"]) == 2
         }
-        count += _write_packed(stock, header, begin, wanted, packed)
+        count += _write_packed(stock, header, begin, wanted, packed, turned=family.transposed)
         text = read_raw(stock)[8:].decode()
         files.append({"name": name, "sha256": file_digest(stock), "header": text})
         files[-1] |= {"packed": packed.name, "packed_sha256": file_digest(packed)}
@@ -120,8 +121,11 @@ def _pack_weights(source: Path, folder: Path) -> dict[str, Any]:
     return sizes
 
 
-def _write_packed(stock: Path, header: Header, begin: int, wanted: set[str], packed: Path) -> int:
-    """Write the packed file of one weight file, a tensor at a time; how many tensors were packed."""
+def _write_packed(stock: Path, header: Header, begin: int, wanted: set[str], packed: Path, *, turned: bool) -> int:
+    """Write the packed file of one weight file, a tensor at a time; how many tensors were packed.
+
+    turned: whether weights are stored [I, O]; packed they are [O, I] all the same.
+    """
     entries = tensors_of(header)
     names = sorted(entries, key=lambda name: (entries[name]["data_offsets"], name))
     if clash := sorted({f"{name}.{part}" for name in wanted for part in PARTS} & entries.keys()):
@@ -138,7 +142,8 @@ def _write_packed(stock: Path, header: Header, begin: int, wanted: set[str], pac
             entry = entries[name]
             content, small = _read(stock, begin, entry), None
             if name in wanted:
-                small = pack(np.frombuffer(content, _NUMPY[STORED[entry["dtype"]]]).reshape(entry["shape"]))
+                bits = np.frombuffer(content, _NUMPY[STORED[entry["dtype"]]]).reshape(entry["shape"])
+                small = pack(np.ascontiguousarray(bits.T) if turned else bits)
             if small is None:
                 _append(file, written, name, entry["dtype"], entry["shape"], content)
                 continue
@@ -176,19 +181,20 @@ def open_packed(folder: Path) -> list[Shard]:
     if not is_packed(folder):
         raise BadInput(f"{folder} has no {PACKED}: give a folder that `restorelcc export --packed` or `pack` wrote")
     check_beside(folder)
+    turned = family_of_config(read_config(folder)).transposed
     path = folder / PACKED
     content = read_document(path)
     files = content.get("files")
     if content.get("format") != FORMAT or not isinstance(files, list) or not files:
         raise BadInput(f"{path} is not of the format {FORMAT}, which this version reads: {_AGAIN}")
-    shards = [_shard(folder, path, entry) for entry in files]
+    shards = [_shard(folder, path, entry, turned=turned) for entry in files]
     taken = [name for shard in shards for name in tensors_of(shard.header)]
     if len(set(taken)) < len(taken) or len({shard.name for shard in shards}) < len(shards):
         raise BadInput(f"{path} has a file or a tensor twice: {_AGAIN}")
     return shards
 
 
-def _shard(folder: Path, document: Path, entry: Any) -> Shard:
+def _shard(folder: Path, document: Path, entry: Any, *, turned: bool) -> Shard:
     texts = ("name", "sha256", "header", "packed", "packed_sha256")
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in texts):
         raise BadInput(f"{document} does not describe its weight files: {_AGAIN}")
@@ -214,7 +220,7 @@ def _shard(folder: Path, document: Path, entry: Any) -> Shard:
         for name, found in tensors_of(own).items()
     }
     _check_names(packed, header, stored)
-    return Shard(entry["name"], entry["sha256"], raw, header, packed, stored)
+    return Shard(entry["name"], entry["sha256"], raw, header, packed, stored, turned)
 
 
 def _check_names(packed: Path, header: Header, stored: dict[str, StoredTensor]) -> None:
@@ -234,11 +240,11 @@ def _check_names(packed: Path, header: Header, stored: dict[str, StoredTensor]) 
 
 
 def packed_matrix(shard: Shard, name: str) -> Packed | None:
-    """A weight, checked; None for a tensor that is stored whole. Raises BadInput when its parts disagree."""
+    """A weight [O, I], checked; None for a tensor that is stored whole. Raises BadInput when its parts disagree."""
     if name in shard.stored:
         return None
     entry = shard.header[name]
-    outputs, inputs = entry["shape"]
+    outputs, inputs = reversed(entry["shape"]) if shard.turned else entry["shape"]
     parts: dict[str, Any] = {}
     for part, kind in _kinds(entry).items():
         stored = shard.stored[f"{name}.{part}"]
@@ -298,4 +304,5 @@ def _contents(shard: Shard) -> Iterator[bytes]:
             stored = shard.stored[name]
             yield _read(shard.packed, 0, {"data_offsets": [stored.start, stored.end]})
         else:
-            yield packed.dense().tobytes()
+            bits_OI = packed.dense()
+            yield (bits_OI.T if shard.turned else bits_OI).tobytes()

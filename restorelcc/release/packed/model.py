@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
@@ -39,10 +40,11 @@ class PackedLinear(nn.Module):
     offsets: Tensor  # [O + 1] int32
     values: Tensor  # [N] and some spare, int16 or int32: the bits of numbers of `stored`
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear | Conv1D) -> None:
         """A place for the weight of `linear`, with its bias."""
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        inputs, outputs = linear.weight.shape if isinstance(linear, Conv1D) else reversed(linear.weight.shape)
+        self.in_features, self.out_features = inputs, outputs
         self.register_parameter("bias", linear.bias)
         self.stored = torch.float32
         # Until it holds one: classes that draw weights at random look for it, though none is drawn (_with_places).
