@@ -270,9 +270,10 @@ def _is_of_the_command_line(run: Run, path: Path) -> bool:
 
     It also asserts that no stage can import these rooms, the floors above it.
     """
-    if path.suffix not in (".py", ".pyc"):
+    compiled = path.parent.name == "__pycache__"  # also while it is written, under a longer name
+    if path.suffix != ".py" and not compiled:
         return False
-    source = path.parent.parent / f"{path.name.split('.')[0]}.py" if path.suffix == ".pyc" else path
+    source = path.parent.parent / f"{path.name.split('.')[0]}.py" if compiled else path
     parts = source.relative_to(run.project).with_suffix("").parts
     module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     return module in run.command_line or parts[-1] in ("__init__", "__main__") or parts[1] in ("pipeline", "cli")

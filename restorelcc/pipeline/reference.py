@@ -13,7 +13,6 @@ import tokenize
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from restorelcc.base.escaping import cell_for_markdown, code_for_markdown
 from restorelcc.pipeline.params import Params
@@ -117,8 +116,6 @@ def _rows(prefix: str, section: type[BaseModel]) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    if value is PydanticUndefined:
-        return ""
     return json.dumps(value, default=str, ensure_ascii=False) if not isinstance(value, float) else f"{value:g}"
 
 
