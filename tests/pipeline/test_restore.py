@@ -98,6 +98,15 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     assert ran == [] or ran == ["inputs --model model"]
     assert "compensate was computed before and is restored from the cache" in output
     assert bytes_before.items() <= _bytes(work).items()
+    # Another method: what comes before it is there.
+    ran.clear()
+    output = _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK[:-2], "--method", "masked")
+    assert {command.split()[0] for command in ran} <= {"inputs", "recover"} and "recover" in ran[-1]
+    assert "masked: all surviving weights trained" in output and "recovered by masked" in output
+    record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
+    assert (record["method"]["name"], record["recovery"]) == ("masked", "masked")
+    assert record["sparsity"]["patterns"] == ["2:4", "4:8"] and record["route"]["relabelled_from"] is None
+    assert "`masked`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def _times(work: Path) -> dict[Path, int]:
@@ -131,6 +140,19 @@ def test_pruning_first(given: Path, tmp_path: Path) -> None:
     assert record["sparsity"]["share"] == pytest.approx(0.5)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert (tmp_path / "work" / "data/model/wanda-0.5/pruned/sparsity.json").is_file()
+    # Another method is measured in place of the heads, of which the grid then has none.
+    output = _restore(
+        "--dense", given / "dense", "--pruning", "wanda-0.5", *data, "--out", tmp_path / "shifted", *QUICK[:-2],
+        "--work", tmp_path / "work", "--set", "prune.sequence_length=24", "--method", "meanshift",
+        "--heldout", tmp_path / "heldout.txt", "--set", "evaluate.sanity_gate=false",
+    )  # fmt: skip
+    perplexity = (
+        f"{read_metrics(work.metrics(Cell('model', 'wanda-0.5', recovery='meanshift')))['perplexity']['value']:,.2f}"
+    )
+    assert any("meanshift" in line and perplexity in line.split() for line in output.splitlines()), output
+    assert "heads 0.25" not in output
+    card = (tmp_path / "shifted" / "README.md").read_text()
+    assert "`meanshift`: FLAP-style" in card and perplexity.replace(",", "") in card.replace(",", "")
 
 
 def _spoken(question: str, answer: str) -> dict[str, Any]:
@@ -220,6 +242,12 @@ def _other(package: str, real: Callable[[str], str | None]) -> str | None:
         ),
         ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is not usable"),
         ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
+        ({"--method": "maskd"}, "--method 'maskd' is not a recovery method: .*did you mean 'masked'"),
+        ({"--method": "refined-0.5"}, "is a way to prune: give --pruning refined-0.5"),
+        ({"--method": "lora"}, "--method lora leaves an adapter .* --merge zeros-filled or"),
+        ({"--method": "lora", "--merge": "all"}, "--merge 'all': it is zeros-filled or zeros-kept"),
+        ({"--merge": "zeros-kept"}, "--merge 'zeros-kept': .* for lora, dora and eora alone"),
+        ({"--method": "bias", "--head-ratio": "0.1"}, "--head-ratio is for methods that choose heads, and bias does"),
         ({"--head-ratio": "1.5"}, "give a number above 0 .*and at most 1"),
         ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),
         ({"--heldout": "x.txt"}, r"--heldout 'x.txt' is not usable"),
