@@ -26,7 +26,8 @@ _TOKENIZER_PATTERNS = (
     *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
     *("*.model", "*.tiktoken", "*.jinja"),
 )
-CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+GENERATION = "generation_config.json"
+CONFIGS = ("config.json", "tokenizer_config.json", GENERATION)
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # keys of a config that name classes to be run from files
 
 

@@ -41,8 +41,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with dense/, pruned/ (by another tool), pairs.jsonl and texts.txt."""
     folder = tmp_path_factory.mktemp("given")
-    save_checkpoint(folder / "dense", pico.pico("mistral"), pico.word_tokenizer())
-    save_checkpoint(folder / "pruned", pruned_model("mistral"), pico.word_tokenizer())
+    tokenizer = pico.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    save_checkpoint(folder / "dense", pico.pico("mistral"), tokenizer)
+    pruned_model("mistral").save_pretrained(folder / "pruned")  # as `save_pretrained` of a model leaves it
     rng = random.Random(0)
 
     def words(count: int, least: int = 3, beyond: int = 60) -> str:
@@ -65,6 +67,9 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     sources = ["--dense", given / "dense", "--pruned", given / "pruned", "--instructions", given / "pairs.jsonl"]
     output = _restore(*sources, "--out", tmp_path / "out", *QUICK)
     assert "50.00% of the targeted weights are zero" in output
+    assert "pruned has no tokenizer: the dense model's is used (tokenizer.json" in output
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (given / "dense" / name).read_bytes()
     record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
     assert record["route"]["relabelled_from"] == "mistral"
     assert record["sparsity"]["patterns"] == ["2:4", "4:8"]
@@ -88,9 +93,11 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     after = _times(work)
     assert {path.parent.name for path in set(after) - set(before)} == {"heads-0.5"}
     assert all(after[path] == before[path] for path in before)
+    other = tmp_path / "other"
+    save_checkpoint(other, pruned_model("mistral"), pico.word_tokenizer())
     # Another dense model: everything that reads it runs.
     ran.clear()
-    _restore(*sources[2:], "--dense", given / "pruned", "--out", tmp_path / "out", "--overwrite", *QUICK)
+    _restore(*sources[2:], "--dense", other, "--out", tmp_path / "out", "--overwrite", *QUICK)
     assert {"dense", "capture_dense", "extract", "probe", "compensate"} <= {command.split()[0] for command in ran}
     # The first again: every stage comes back from the cache.
     ran.clear()
