@@ -19,13 +19,13 @@ from torch import Tensor
 
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import Form, checked_form, read_json
+from restorelcc.base.stock_files import COMPENSATION as COMPENSATION
+from restorelcc.base.stock_files import OWN_FOLDER as OWN_FOLDER
 from restorelcc.models.shards import raw_bytes
 from restorelcc.sparsity.patterns import densest_group
 
 RECORD = "restorelcc.json"
 FORMAT = 1
-OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
-COMPENSATION = "compensation.safetensors"
 GROUP_SIZES = (4, 8)  # N:M patterns are looked for with these M
 _DIGEST = re.compile("[0-9a-f]{64}")
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
