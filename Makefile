@@ -149,6 +149,9 @@ bench-memory: $(READY) ## Peak memory of pruning a random checkpoint of 1 GB (mi
 bench-overhead: $(READY) ## Latency, file size and parameters of the restored model against the pruned one
 	python -m benchmarks.overhead
 
+bench-startup: $(READY)-test ## CPU seconds until a verb answers, beside importing transformers
+	python -m benchmarks.startup
+
 bench-packed: $(READY)-test ## Bytes and tokens per second: dense, restored, packed, sliced, int8; PACKED_MODEL=<folder> (minutes)
 	python -m benchmarks.packed $(if $(PACKED_MODEL),--model $(PACKED_MODEL))
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from restorelcc.base.ending import pipe_closed, tell
-from restorelcc.base.processes import end_with_parent
+from restorelcc.base.processes import end_as_interrupted, end_with_parent
 
 # What libraries read from the environment when they load.
 DEFAULTS = {
@@ -31,6 +31,7 @@ def set_defaults() -> None:
 def main() -> None:
     """Run a command; if it fails, end with its one sentence and its exit code."""
     try:
+        end_as_interrupted()
         end_with_parent()  # before the imports, which take seconds
         set_defaults()
         from restorelcc.cli.app import app
@@ -41,6 +42,11 @@ def main() -> None:
             sys.stdout.flush()  # a reader that left is noticed here, and not when the interpreter ends
     except BrokenPipeError:
         raise SystemExit(pipe_closed()) from None
+    except SystemExit as ended:
+        interrupt = getattr(ended.__context__, "__cause__", None)  # which typer ends without a word
+        if isinstance(interrupt, KeyboardInterrupt):
+            raise SystemExit(tell(interrupt)) from None
+        raise
     except (Exception, KeyboardInterrupt) as error:
         raise SystemExit(tell(error)) from None
 

@@ -20,7 +20,7 @@ SHOW = "RESTORELCC_TRACEBACK"
 
 
 def tell(error: BaseException, interrupted: str | None = None) -> int:
-    """Say how a command ends, and return its exit code: 1 failed, 2 bad input, 130 interrupted.
+    """Say how a command ends, and return its exit code: 1 failed, 2 bad input, 130 interrupted, 143 terminated.
 
     interrupted: what is said instead of the usual where somebody stopped the command.
     """

@@ -19,6 +19,10 @@ class StageFailed(Exception):
     """The input was fine, but the computation failed (exit code 1)."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, but for the exit code (143)."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -52,6 +56,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, BadInput | StageFailed):
         title, code = ("error", 2) if isinstance(error, BadInput) else ("failed", 1)
         return f"{title}: {one_line(error)}", code
+    if isinstance(error, Terminated):
+        return "interrupted by SIGTERM; nothing half-written is left", 143
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing half-written is left", 130
     if is_disk_full(error):

@@ -14,8 +14,9 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
+from types import FrameType
 
-from restorelcc.base.errors import StageFailed
+from restorelcc.base.errors import StageFailed, Terminated
 
 _PR_SET_PDEATHSIG = 1
 RWLOCK = Path(".dvc") / "tmp" / "rwlock"  # which process reads or writes what, as DVC notes it
@@ -24,6 +25,16 @@ RWLOCK = Path(".dvc") / "tmp" / "rwlock"  # which process reads or writes what, 
 def started_by_dvc() -> bool:
     """Whether this process is a stage that DVC runs."""
     return "DVC_STAGE" in os.environ
+
+
+def end_as_interrupted() -> None:
+    """From now on SIGTERM ends this process as Ctrl-C does: it cleans up, says a sentence, and exits with 143."""
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: a second one would only break into that
+    raise Terminated
 
 
 def end_with_parent() -> None:

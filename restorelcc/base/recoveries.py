@@ -1,4 +1,7 @@
-"""The recovery methods that `grid.recovery` can name: what each does in a line, produces, and needs."""
+"""The recovery methods that `grid.recovery` can name: what each does in a line, produces, and needs.
+
+And the names that `restore --method` takes: these, and two that are settings of `compensate`.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,25 @@ class Recovery:
     does: str
     ships: Ships = "biases"
     labels: bool = True  # whether it learns from responses; the others need text alone
+    sites: tuple[str, ...] = ()  # linears whose biases the result needs; `heads`: offsets of heads
+
+
+EVERY_SITE = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 _COMPENSATED = "then a trained bias on every linear"
 RECOVERIES: dict[str, Recovery] = {
-    "random": Recovery("the paper's compensation on heads drawn at random"),
-    "bias": Recovery("a free bias on every out-projection: the upper limit of what compensating heads can do"),
-    "ffn": Recovery("a free bias on every FFN output instead of the heads"),
-    "meanshift": Recovery(
-        "FLAP-style: the removed weights times the mean of their inputs, as a bias; nothing is trained", labels=False
+    "random": Recovery("the paper's compensation on heads drawn at random", sites=("heads",)),
+    "bias": Recovery(
+        "a free bias on every out-projection: the upper limit of what compensating heads can do", sites=("o",)
     ),
-    "lofit": Recovery("LoFiT: heads chosen by the scales they learn, then an offset on each"),
+    "ffn": Recovery("a free bias on every FFN output instead of the heads", sites=("down",)),
+    "meanshift": Recovery(
+        "FLAP-style: the removed weights times the mean of their inputs, as a bias; nothing is trained",
+        labels=False,
+        sites=("o", "down"),
+    ),
+    "lofit": Recovery("LoFiT: heads chosen by the scales they learn, then an offset on each", sites=("heads",)),
     "lora": Recovery(
         "LoRA (peft) on every linear; reported unmerged, merged, and merged with the zeros put back", "adapter"
     ),
@@ -45,9 +56,33 @@ RECOVERIES: dict[str, Recovery] = {
     "reconstruct": Recovery(
         "block by block, the surviving weights fitted to the dense block's output", "checkpoint", labels=False
     ),
-    "masked-compensated": Recovery(f"`masked`, {_COMPENSATED}", "checkpoint"),
-    "reconstruct-compensated": Recovery(f"`reconstruct`, {_COMPENSATED}", "checkpoint"),
+    "masked-compensated": Recovery(f"`masked`, {_COMPENSATED}", "checkpoint", sites=EVERY_SITE),
+    "reconstruct-compensated": Recovery(f"`reconstruct`, {_COMPENSATED}", "checkpoint", sites=EVERY_SITE),
 }
+# What else `restore --method` takes: the paper's method, and the same with a bias on every other linear. Both are the
+# stage `compensate`, so that in a grid they are a head ratio and `compensate.sites`.
+HEADS, EVERY_BIAS = "heads", "every-bias"
+COMPENSATIONS: dict[str, Recovery] = {
+    HEADS: Recovery("the paper's: an offset on each of the best-ranked heads", sites=("heads",)),
+    EVERY_BIAS: Recovery("the same, and a trained bias on every other linear", sites=("heads", *EVERY_SITE)),
+}
+WHAT_TO_PICK = (
+    f"{HEADS}: the paper's, a few kilobytes; {EVERY_BIAS}: recovers most while no weight changes; masked: every "
+    "surviving weight is trained, recovers most; reconstruct: the same by text alone, without responses; others: "
+    f"{', '.join(name for name in RECOVERIES if name not in ('masked', 'reconstruct'))} (docs/recovery-methods.md)"
+)
+
+
+def method(option: str, name: str) -> Recovery:
+    """What `restore --method` takes. Raises BadInput with the nearest name; of pruners, `refined` is one of these."""
+    known = COMPENSATIONS | RECOVERIES
+    if name in known:
+        return known[name]
+    if name.startswith("refined"):
+        raise BadInput(f"{option} {name[:80]!r} is a way to prune: give --pruning refined-0.5, for example")
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the default is {HEADS}"
+    raise BadInput(f"{option} {name[:80]!r} is not a recovery method: known are {', '.join(known)}; {hint}")
 
 
 def check_recovery(where: str, name: object) -> str:
@@ -58,4 +93,16 @@ def check_recovery(where: str, name: object) -> str:
     hint = f"did you mean {near[0]!r}?" if near else "use one of them, or leave the list empty"
     raise BadInput(
         f"{where} has {str(name)[:80]!r}, which is not a recovery method: known are {', '.join(RECOVERIES)}; {hint}"
+    )
+
+
+# How an adapter gets into the weights: what `--merge` takes, and what the metrics of an adapter call it.
+MERGES = {"zeros-filled": "merged", "zeros-kept": "merged, zeros put back"}
+
+
+def no_adapter(name: str) -> str:
+    """Why an adapter is not exported as it is."""
+    return (
+        f"{name} leaves an adapter beside the weights, which no stock checkpoint holds: --merge zeros-filled or "
+        "--merge zeros-kept writes it into the weights, and the method masked-lora is a LoRA that fills no zero"
     )

@@ -26,7 +26,10 @@ _TOKENIZER_PATTERNS = (
     *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
     *("*.model", "*.tiktoken", "*.jinja"),
 )
-CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
+COMPENSATION, ORIGINAL = "compensation.safetensors", "original.json"  # in it
+GENERATION = "generation_config.json"
+CONFIGS = ("config.json", "tokenizer_config.json", GENERATION)
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # keys of a config that name classes to be run from files
 
 

@@ -57,7 +57,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Print heads, sites and metadata."""
-    from restorelcc.release.export.apply import described
+    from restorelcc.release.shown import described
 
     found = described(path)
     if as_json:

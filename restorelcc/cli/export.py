@@ -11,6 +11,7 @@ import typer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.recoveries import COMPENSATIONS
 
 _PARAMS = Path("params.yaml")
 
@@ -18,6 +19,10 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="the folder to writ
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace the output folder if it is not empty")]
 ShardOption = Annotated[str, typer.Option("--max-shard-size", help="of one weight file, e.g. 5GB or 500MB")]
 SliceOption = Annotated[bool, typer.Option("--slice", help="cut removed heads and channels out (structured pruning)")]
+MergeOption = Annotated[
+    str | None,
+    typer.Option("--merge", help="lora, dora, eora: zeros-filled (dense again) or zeros-kept (sparse, worse)"),
+]
 PackedOption = Annotated[bool, typer.Option("--packed", help="write it without its zeros; restorelcc unpack undoes it")]
 BaseOption = Annotated[str | None, typer.Option("--base-model", help="hub id of the base model, for the model card")]
 LicenceOption = Annotated[str | None, typer.Option("--licence", help="licence of the base model, for the model card")]
@@ -35,6 +40,11 @@ def export(
     model: Annotated[str | None, typer.Option("--model", "-m", help="key of `models` in params.yaml")] = None,
     pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="as in grid.pruning")] = None,
     head_ratio: Annotated[str | None, typer.Option("--head-ratio", "-r", help="as in grid.head_ratio")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "--recovery", "-b", help="as in grid.recovery, in place of a head ratio"),
+    ] = None,
+    merge: MergeOption = None,
     pruned: Annotated[Path | None, typer.Option("--pruned", help="folder of a pruned checkpoint")] = None,
     compensation: Annotated[Path | None, typer.Option("--compensation", help="compensation.safetensors")] = None,
     max_shard_size: ShardOption = "5GB",
@@ -50,39 +60,48 @@ def export(
     from restorelcc.pipeline.params import load_params
 
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
-    cell, files = [model, pruning, head_ratio], [pruned, compensation]
-    if (None in cell and None in files) or (any(cell) and any(files)):
+    names, files = [model, pruning, head_ratio or method], [pruned, compensation]
+    if merge and model is None:
+        raise BadInput("--merge is of a cell of the grid: give --model, --pruning and --method")
+    if (None in names and None in files) or (any(names) and any(files)) or (head_ratio and method):
         raise BadInput(
-            "export needs either --model, --pruning and --head-ratio (a cell of the grid), or --pruned and "
-            "--compensation (two files)"
+            "export needs either --model, --pruning and one of --head-ratio and --method (a cell of the grid), or "
+            "--pruned and --compensation (two files)"
         )
-    if pruned is None or compensation is None:
-        checked = load_params(params, tuple(set_ or ()))
-        named = checked.cell(model, pruning, head_ratio)
-        layout = Layout(params.resolve().parent)
-        pruned, compensation = layout.pruned(named), layout.compensation(named)
-    from restorelcc.release.export.cell import cell_options
-    from restorelcc.release.export.export import ExportOptions, export_checkpoint
+    checked = None if model is None else load_params(params, tuple(set_ or ()))
+    named = None if checked is None else checked.cell(model, pruning, head_ratio, _recovery_of(method))
+    from restorelcc.release.export.cell import Parts, cell_options, cell_parts, export_cell
+    from restorelcc.release.export.export import ExportOptions
     from restorelcc.release.export.facts import file_facts
 
     known = {"base_model": base_model, "licence": licence}
-    options = (
-        ExportOptions(card=file_facts(pruned, **known))
-        if model is None
-        else cell_options(named, checked.section, layout, **known)
-    )
+    if checked is None or named is None:
+        assert pruned is not None
+        parts, options = Parts(pruned, compensation), ExportOptions(card=file_facts(pruned, **known))
+    else:
+        layout = Layout(params.resolve().parent)
+        parts = cell_parts(named, layout, merge)
+        options = cell_options(named, checked.section, layout, **known, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)
-    record = export_checkpoint(pruned, compensation, out, options)
-    say_what_was_written(out, record)
+    say_what_was_written(out, export_cell(parts, out, options, merge))
+
+
+def _recovery_of(method: str | None) -> str | None:
+    """The method as a value of grid.recovery. Raises BadInput for those that a grid has as head ratios."""
+    if method in COMPENSATIONS:
+        raise BadInput(f"--method {method}: in a grid it is a head ratio, give --head-ratio instead")
+    return method
 
 
 def say_what_was_written(out: Path, record: dict[str, Any]) -> None:
     """Two lines on stdout."""
-    route = record["route"]
+    route, method = record["route"], record.get("method")
     typer.echo(f"{out}: {route['model_type']}, {record['sparsity']['share']:.2%} of the targeted weights are zero")
-    typer.echo(
-        f"{len(route['folded'])} biases carry the compensation ({route['name']}); check with: restorelcc verify {out}"
-    )
+    told = f"{len(route['folded'])} biases carry the compensation ({route['name']})"
+    if not route["folded"]:
+        told = "what was recovered is in the weights"
+    by = f"recovered by {method['name']}, {method['does']}; " if method else ""
+    typer.echo(f"{by}{told}; check with: restorelcc verify {out}")
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.recoveries import HEADS, MERGES, WHAT_TO_PICK, Recovery, no_adapter
+from restorelcc.base.recoveries import method as recovery_method
 from restorelcc.cli.export import (
     BaseOption,
     LicenceOption,
+    MergeOption,
     OutOption,
     OverwriteOption,
     ShardOption,
@@ -35,7 +38,11 @@ def restore(
     out: OutOption,
     pruned: Annotated[str | None, typer.Option("--pruned", help="the pruned checkpoint: a folder, or a hub id")] = None,
     pruning: Annotated[str | None, typer.Option("--pruning", "-p", help="prune first, e.g. wanda-0.5")] = None,
-    head_ratio: Annotated[str, typer.Option("--head-ratio", "-r", help="share of the heads to compensate")] = "0.10",
+    method: Annotated[str, typer.Option("--method", help=f"how to recover. {WHAT_TO_PICK}")] = HEADS,
+    merge: MergeOption = None,
+    head_ratio: Annotated[
+        str | None, typer.Option("--head-ratio", "-r", help="share of the heads to compensate  [0.10]")
+    ] = None,
     instructions: Annotated[
         str, typer.Option("--instructions", help="instruction pairs: a file, alpaca, or hub:<dataset>")
     ] = "alpaca",
@@ -77,6 +84,7 @@ def restore(
     if evaluate and not heldout:
         raise BadInput("restore --evaluate needs --heldout too: texts for perplexity that no training has seen")
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
+    chosen = _checked_method(method, merge, compensation_only=compensation_only)
     from restorelcc.models.checkpoints import local_folder
     from restorelcc.pipeline.oneshot import Request, run_chain
     from restorelcc.pipeline.reproduce import StageEnded
@@ -86,12 +94,13 @@ def restore(
     check_output(out, overwrite=overwrite)
     given = [Path(text).expanduser() for text in (dense, pruned) if text and Path(text).expanduser().exists()]
     check_apart(out, work, *given)
-    _check_models(given, pruning, exported=not compensation_only)
+    _check_models(given, pruning, None if compensation_only else chosen.sites)
     request = Request(
         dense=dense,
         pruned=pruned,
         pruning=pruning,
         head_ratio=head_ratio,
+        method=method,
         instructions=instructions,
         # A pruned model is not pruned again: what its pruning cost is measured on the texts of the instructions.
         calibration=calibration or (None if pruned else "c4"),
@@ -110,32 +119,48 @@ def restore(
         raise typer.Exit(ended.code) from None
     _say_what_was_won(done, measured=heldout is not None)
     done_in = f"intermediate artifacts are in {work}; a rerun with other settings starts from them"
+    from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
+
+    parts = cell_parts(done.cell, done.layout, merge)
     if compensation_only:
-        written = _write_compensation(done.layout.compensation(done.cell), out, overwrite=overwrite)
+        assert parts.compensation is not None
+        written = _write_compensation(parts.compensation, out, overwrite=overwrite)
         typer.echo(
             f"for the model in {local_folder(done.layout.pruned(done.cell))}: restorelcc.attach(model, '{written}')"
         )
         typer.echo(done_in)
         return
-    from restorelcc.release.export.cell import cell_options
-    from restorelcc.release.export.export import export_checkpoint
-
-    options = cell_options(done.cell, done.params.section, done.layout, base_model=base_model, licence=licence)
+    known = {"base_model": base_model, "licence": licence}
+    options = cell_options(done.cell, done.params.section, done.layout, **known, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
-    record = export_checkpoint(done.layout.pruned(done.cell), done.layout.compensation(done.cell), out, options)
-    say_what_was_written(out, record)
+    say_what_was_written(out, export_cell(parts, out, options, merge))
     typer.echo(done_in)
+
+
+def _checked_method(name: str, merge: str | None, *, compensation_only: bool) -> Recovery:
+    """What `--method` names. Raises BadInput for one whose result could not be written as asked, before it is made."""
+    found = recovery_method("--method", name)
+    if found.ships == "adapter" and merge is None:
+        raise BadInput(f"--method {no_adapter(name)}")
+    if merge is not None and (found.ships != "adapter" or merge not in MERGES):
+        raise BadInput(f"--merge {merge[:80]!r}: it is {' or '.join(MERGES)}, and for lora, dora and eora alone")
+    if compensation_only and found.ships != "biases":
+        raise BadInput(f"--compensation-only: {name} changes weights, and a compensation does not: leave it out")
+    return found
 
 
 def _say_what_was_won(done: Restored, *, measured: bool) -> None:
     """The table of what was measured, and the validation loss before and after."""
     from restorelcc.base.documents import read_document
-    from restorelcc.pipeline.outcome import training
+    from restorelcc.pipeline.outcome import outcome, training
 
     if measured:
         from restorelcc.stages.report.terminal import print_results
 
         print_results(done.layout.report)
+    if done.cell.recovery is not None:
+        typer.echo(f"{done.cell.recovery}: {outcome('recover', done.layout, done.cell)}")
+        return
     typer.echo(f"{training(read_document(done.layout.training(done.cell)))} (pairs that were not trained on)")
 
 
@@ -147,20 +172,24 @@ def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> Path:
     return out / source.name
 
 
-def _check_models(folders: list[Path], pruning: str | None, *, exported: bool) -> None:
-    """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with a compensation:
-    hours before the chain would come to it. What is on the hub is checked once it is here."""
-    from restorelcc.models.architectures import check_scores
+def _check_models(folders: list[Path], pruning: str | None, sites: tuple[str, ...] | None) -> None:
+    """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with biases on these
+    sites (None: nothing is exported): hours before the chain would come to it. What is on the hub is checked once it
+    is here."""
+    from restorelcc.models.architectures import check_scores, family_of_config
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
     from restorelcc.release.routes import check_route
+    from restorelcc.training.attached import site_paths
+    from restorelcc.training.config import SITES
 
     for folder in folders:
         check_checkpoint(folder)
         config = loaded_config(folder)
         if pruning is not None:
             check_scores(config, pruning)
-        if exported:
+        if sites is not None:
+            paths = site_paths(family_of_config(config), [site for site in SITES if site in sites])
             try:
-                check_route(config)
+                check_route(config, paths, heads="heads" in sites)
             except BadInput as error:
                 raise BadInput(f"{error}: --compensation-only writes this file alone") from error

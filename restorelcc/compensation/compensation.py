@@ -49,6 +49,11 @@ class Compensation:
     offset_LHD: Tensor
     sites: Mapping[Site, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def nothing(cls, layout: HeadLayout) -> Compensation:
+        """One that adds nothing anywhere."""
+        return cls(torch.zeros(layout.layers, layout.heads, layout.head_dim))
+
     @property
     def compensates_heads(self) -> bool:
         return bool(self.offset_LHD.any())

@@ -5,6 +5,7 @@ A model folder holds either a checkpoint or `model_ref.json`, which points to on
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import check_folder
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import process_count
+from restorelcc.base.stock_files import GENERATION, TOKENIZER_FILES, has_tokenizer
 from restorelcc.models.checkpoint_check import check_beside, check_checkpoint, loaded_config, refused
 from restorelcc.models.hub import Repository, fetch_model
 from restorelcc.models.references import Pinned
@@ -158,15 +160,38 @@ def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
         )
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a model's tokenizer is: beside the reference to a checkpoint that has none, or with the model's files."""
+    if (folder / REFERENCE).is_file() and has_tokenizer(folder):
+        check_folder(folder)
+        return folder
+    return local_folder(folder, weights=False)
+
+
+def lend_tokenizer(lender: Path, folder: Path) -> list[str]:
+    """Copy a model's tokenizer, chat template and generation config beside the reference to a checkpoint without a
+    tokenizer. Returns the names of the files; none where the checkpoint has a tokenizer."""
+    own, source = local_folder(folder, weights=False), tokenizer_folder(lender)
+    if has_tokenizer(own) or not has_tokenizer(source):
+        return []
+    wanted = [*TOKENIZER_FILES, *([] if (own / GENERATION).is_file() else [GENERATION])]
+    names = [name for name in wanted if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+    return names
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; padding uses its end token where it has no padding token."""
-    source = local_folder(folder, weights=False)
-    with refused("tokenizer", source):
-        tokenizer = without_length_warning(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    files, lent = local_folder(folder, weights=False), tokenizer_folder(folder)
+    config = loaded_config(files) if (files / "config.json").is_file() else None
+    own: dict[str, Any] = {} if lent == files else {"config": config}  # a class may be chosen by the model's
+    with refused("tokenizer", files):
+        tokenizer = without_length_warning(AutoTokenizer.from_pretrained(lent, trust_remote_code=False, **own))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if (source / "config.json").is_file():
-        check_special_tokens(tokenizer, loaded_config(source).get_text_config(), str(source))
+    if config is not None:
+        check_special_tokens(tokenizer, config.get_text_config(), str(files))
     return tokenizer
 
 

@@ -5,38 +5,25 @@ Offsets of tensors count from the end of the header.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from restorelcc.base.documents import parse_json
+from restorelcc.base.documents import SEAL, parse_json
 from restorelcc.base.errors import BadInput
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "C64": torch.complex64,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+# Bytes of a number of each dtype; tensor_files.py has what torch calls them.
+ITEM_BYTES = {
+    **dict.fromkeys(("F64", "C64", "U64", "I64"), 8),
+    **dict.fromkeys(("F32", "U32", "I32"), 4),
+    **dict.fromkeys(("BF16", "F16", "U16", "I16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "U8", "I8", "BOOL"), 1),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+PIECE = 1 << 20  # bytes that are read at a time
 LONGEST = 100_000_000  # bytes of a header; safetensors' own limit
 _LENGTH = struct.Struct("<Q")
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -99,13 +86,13 @@ def _check_entry(name: str, entry: Any) -> None:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise ValueError(f"{name} is not described by {', '.join(sorted(_FIELDS))}")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name} is of the dtype {entry['dtype']!r}, and known are {', '.join(DTYPES)}")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in ITEM_BYTES:
+        raise ValueError(f"{name} is of the dtype {entry['dtype']!r}, and known are {', '.join(ITEM_BYTES)}")
     if not _are_counts(shape):
         raise ValueError(f"{name} has the shape {shape!r}")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"{name} has the offsets {offsets!r}")
-    size = math.prod(shape) * DTYPES[entry["dtype"]].itemsize
+    size = math.prod(shape) * ITEM_BYTES[entry["dtype"]]
     if offsets[1] - offsets[0] != size:
         raise ValueError(f"{name} takes {offsets[1] - offsets[0]} bytes, and its shape and dtype say {size}")
 
@@ -140,3 +127,14 @@ def read_header(path: Path) -> tuple[Header, int]:
 def tensors_of(header: Header) -> Header:
     """The entries of tensors, in the order of the header, which need not be that in which they lie in the file."""
     return {name: entry for name, entry in header.items() if name != METADATA}
+
+
+def sealed_digest(path: Path, header: Header, begin: int) -> str:
+    """SHA-256 of the header, but for the digest itself, and of the numbers, which begin at a byte of the file."""
+    metadata = {key: value for key, value in header.get(METADATA, {}).items() if key != SEAL}
+    total = hashlib.sha256(encoded(header | {METADATA: metadata}, sort_keys=True))
+    with path.open("rb") as file:
+        file.seek(begin)
+        while piece := file.read(PIECE):
+            total.update(piece)
+    return total.hexdigest()

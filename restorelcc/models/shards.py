@@ -11,7 +11,8 @@ from torch import Tensor
 
 from restorelcc.base.documents import write_json
 from restorelcc.base.weights import INDEX, WHOLE
-from restorelcc.models.safetensors_header import METADATA, NAMES, Header, encoded
+from restorelcc.models.safetensors_header import METADATA, Header, encoded
+from restorelcc.models.tensor_files import NAMES
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 

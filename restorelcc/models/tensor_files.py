@@ -14,7 +14,29 @@ from torch import Tensor
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weight_files
-from restorelcc.models.safetensors_header import DTYPES, read_header, tensors_of
+from restorelcc.models.safetensors_header import read_header, tensors_of
+
+# What torch calls the dtypes of a header.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

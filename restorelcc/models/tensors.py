@@ -5,7 +5,6 @@ Each carries the digest of its header and its numbers in its metadata, and is re
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from restorelcc.base.documents import SEAL, check_seal
 from restorelcc.base.errors import BadInput
-from restorelcc.models.safetensors_header import METADATA, Header, encoded, read_header
-
-_PIECE = 1 << 20
+from restorelcc.models.safetensors_header import METADATA, PIECE, encoded, read_header, sealed_digest
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -25,25 +22,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     # safetensors writes metadata keys in an order that differs from run to run; tensor offsets count from the end of
     # the header, so the header can be written again in sorted order without touching the data.
     header, begin = read_header(path)
-    header[METADATA] = metadata | {SEAL: _digest(path, header, begin)}
+    header[METADATA] = metadata | {SEAL: sealed_digest(path, header, begin)}
     scratch = path.with_name(path.name + ".sealed")
     with path.open("rb") as source, scratch.open("wb") as file:
         source.seek(begin)
         file.write(encoded(header, sort_keys=True))
-        while piece := source.read(_PIECE):
+        while piece := source.read(PIECE):
             file.write(piece)
     scratch.replace(path)  # it is not in its place yet: the caller is still writing
-
-
-def _digest(path: Path, header: Header, begin: int) -> str:
-    """SHA-256 of the header, but for the digest itself, and of the numbers, which begin at a byte of the file."""
-    metadata = {key: value for key, value in header.get(METADATA, {}).items() if key != SEAL}
-    total = hashlib.sha256(encoded(header | {METADATA: metadata}, sort_keys=True))
-    with path.open("rb") as file:
-        file.seek(begin)
-        while piece := file.read(_PIECE):
-            total.update(piece)
-    return total.hexdigest()
 
 
 def read_all_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -71,7 +57,7 @@ def _read(
     if missing := set(names or ()) - header.keys():
         raise BadInput(f"{path} has no tensor {', '.join(sorted(missing))}: it is not the artifact expected here")
     if sealed:
-        check_seal(path, metadata.get(SEAL), _digest(path, header | {METADATA: metadata}, begin))
+        check_seal(path, metadata.get(SEAL), sealed_digest(path, header | {METADATA: metadata}, begin))
     try:
         with safe_open(path, framework="pt") as file:
             wanted = sorted(header) if names is None else names

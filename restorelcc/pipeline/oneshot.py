@@ -17,6 +17,7 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.packages import gguf_file, is_package
+from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HEADS, RECOVERIES
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import Params, checked
 from restorelcc.pipeline.reproduce import reproduce
@@ -27,8 +28,10 @@ from restorelcc.pipeline.stages import STAGES
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
 TARGET = "compensate"
+_RECOVER = "recover"  # the target of every other method
 MEASURED = "report"  # the target where something is to be measured
 _SECTIONS = ("corpus", "dense", "prune", "capture", "extract", "probe", "compensate", "recover", "evaluate", "report")
+_PAPERS_RATIO = 0.1
 _HELDOUT = 1_000  # texts at most, of the instructions: nothing is evaluated on them
 
 
@@ -39,10 +42,11 @@ class Request:
     dense: str
     pruned: str | None
     pruning: str | None
-    head_ratio: str
+    head_ratio: str | None  # None: the paper's, for methods that have heads
     instructions: str
     calibration: str | None
     work: Path
+    method: str = HEADS  # a key of COMPENSATIONS or RECOVERIES
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -65,7 +69,9 @@ def run_chain(request: Request) -> Restored:
     """Run what is not done yet. Raises BadInput, and StageEnded or StageFailed when a stage does not succeed."""
     content = _project(request)
     params = checked(content, request.overrides)
-    cell = params.cell(MODEL, params.grid.pruning[0], request.head_ratio)
+    other = request.method not in COMPENSATIONS
+    of = (None, request.method) if other else (str(params.grid.head_ratio[0]), None)
+    cell, target = params.cell(MODEL, params.grid.pruning[0], *of), _RECOVER if other else TARGET
     try:
         request.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,8 +82,8 @@ def run_chain(request: Request) -> Restored:
     write_project(layout.root, yaml.safe_dump(content, sort_keys=False))
     init_scratch(layout.root)
     lay_out_inputs(params, MODEL, layout)
-    own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[TARGET].axes})
-    reproduce(layout, stage_name(TARGET, own) if request.heldout is None else MEASURED, "restore")
+    own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[target].axes})
+    reproduce(layout, stage_name(target, own) if request.heldout is None else MEASURED, "restore")
     return Restored(cell, layout, params)
 
 
@@ -95,8 +101,24 @@ def _project(request: Request) -> dict[str, Any]:
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
     entry["tasks"] = [str(path.resolve()) if (path := Path(task)).is_dir() else task for task in request.tasks]
-    grid = {"model": [MODEL], "pruning": [pruning], "head_ratio": [_number(request.head_ratio)], "recovery": []}
+    grid: dict[str, Any] = {"model": [MODEL], "pruning": [pruning], "head_ratio": [], "recovery": []}
+    _name_method(request, grid, sections)
     return {"grid": grid, "models": {MODEL: entry}, **sections}
+
+
+def _name_method(request: Request, grid: dict[str, Any], sections: dict[str, Any]) -> None:
+    """The method as an axis of the grid, and what else makes it. Raises BadInput for a ratio that nothing would use."""
+    ratio = None if request.head_ratio is None else _number(request.head_ratio)
+    if request.method in COMPENSATIONS:
+        grid["head_ratio"] = [_PAPERS_RATIO if ratio is None else ratio]
+        if request.method == EVERY_BIAS:
+            sections["compensate"]["sites"] = list(EVERY_SITE)
+        return
+    grid["recovery"] = [request.method]
+    if ratio is not None and "heads" not in RECOVERIES[request.method].sites:
+        raise BadInput(f"--head-ratio is for methods that choose heads, and {request.method} does not: leave it out")
+    if ratio is not None:
+        sections["recover"]["head_ratio"] = ratio
 
 
 def _number(text: str) -> float:

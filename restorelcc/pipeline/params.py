@@ -38,7 +38,7 @@ class Grid(Section):
 
     model: tuple[str, ...] = Field(min_length=1)
     pruning: tuple[str, ...] = Field(min_length=1)
-    head_ratio: tuple[int | float | Literal["auto"], ...] = Field(min_length=1)
+    head_ratio: tuple[int | float | Literal["auto"], ...]
     recovery: tuple[str, ...] = ()
 
 
@@ -247,6 +247,11 @@ def _check_grid(params: Params) -> None:
         for alias in grid.model:
             _check_external(params, alias, pruning)
             check_allocation(parse_pruning(pruning), params.section(alias, "prune"))
+    if not grid.head_ratio and not grid.recovery:
+        raise BadInput(
+            "params.yaml: grid.head_ratio is empty, and so is grid.recovery: give a share of the heads to compensate, "
+            "or another way to recover"
+        )
     for ratio in grid.head_ratio:
         ratio_label(ratio)
     for name in grid.recovery:

@@ -20,7 +20,7 @@ from restorelcc.pipeline.params import put_over
 from restorelcc.pipeline.workspace import mend, other_runs
 
 _EXIT = re.compile(r"exited with (-?\d+)")
-_SAID = {1, 2, 130}  # exit codes of `restorelcc`, which has printed its sentence then
+_SAID = {1, 2, 130, 143}  # exit codes of `restorelcc`, which has printed its sentence then
 _PACKAGES = Path(__file__).parents[2]  # where this package is imported from
 
 

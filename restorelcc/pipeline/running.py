@@ -7,18 +7,16 @@ parent is gone, and until it has ended its lock makes the next one wait.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 
 from filelock import lock_descriptor
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
-from restorelcc.base.processes import end_with_parent
+from restorelcc.base.processes import end_as_interrupted, end_with_parent
 from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import check_writable
 
@@ -29,7 +27,7 @@ def stage_running(layout: Layout, stage: str, cell: Cell | None = None) -> Itera
 
     Of several processes that work on the stage together the first holds the lock for all.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_as_interrupted()
     end_with_parent()
     check_writable(layout)
     with held_lock(stage_lock(layout, stage, cell)) if is_first_process() else nullcontext():
@@ -66,8 +64,3 @@ def lock_owner(path: Path) -> str | None:
         if lock_descriptor(file.fileno(), blocking=False):
             return None
         return file.read() or "unknown"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: a second one would only break into that
-    raise KeyboardInterrupt

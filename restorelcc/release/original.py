@@ -16,6 +16,7 @@ from restorelcc.base.documents import Form, checked_form, parse_json, read_json,
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_name, inside
+from restorelcc.base.stock_files import ORIGINAL
 from restorelcc.base.weights import weights_of
 from restorelcc.models.config_check import check_config
 from restorelcc.models.safetensors_header import decoded, read_raw, tensors_of
@@ -24,7 +25,7 @@ from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.models.tensors import read_all_tensors, write_tensors
 from restorelcc.release.provenance import OWN_FOLDER
 
-_DOCUMENT, _BIASES = "original.json", "original.safetensors"
+_DOCUMENT, _BIASES = ORIGINAL, "original.safetensors"
 
 
 def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor], *, whole: bool) -> None:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import Form, checked_form, read_json
+from restorelcc.base.stock_files import COMPENSATION as COMPENSATION
+from restorelcc.base.stock_files import OWN_FOLDER as OWN_FOLDER
 from restorelcc.models.shards import raw_bytes
 from restorelcc.sparsity.patterns import densest_group
 
 RECORD = "restorelcc.json"
 FORMAT = 1
-OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
-COMPENSATION = "compensation.safetensors"
 GROUP_SIZES = (4, 8)  # N:M patterns are looked for with these M
 _DIGEST = re.compile("[0-9a-f]{64}")
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -60,6 +60,12 @@ class _Sparsity(Form):
     patterns: list[str]
 
 
+class _Method(Form):
+    name: str
+    does: str
+    weights: Literal["kept", "trained", "merged", "merged, zeros put back"]
+
+
 class Record(Form):
     """What is read of `restorelcc.json`."""
 
@@ -70,6 +76,7 @@ class Record(Form):
     parents: dict[str, _Parent]
     tensors: dict[str, _Tensor]
     files: dict[str, _Digest]
+    method: _Method | None = None  # how it was recovered, where a cell of a grid was exported
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -128,17 +135,22 @@ def common_patterns(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def parents_of(
-    pruned: Path, compensation: Path, metadata: dict[str, str], ancestors: dict[str, Path]
+    pruned: Path,
+    compensation: Path | None,
+    metadata: dict[str, str],
+    ancestors: dict[str, Path],
+    recorded: dict[str, str] | None = None,
 ) -> dict[str, Parent]:
-    """The two parents, and those before them whose digests they carry; ancestors: where these lie, as far as known.
+    """The one or two parents, and those before them whose digests they carry, or that were `recorded` elsewhere;
+    ancestors: where these lie, as far as known.
 
     Raises BadInput when an ancestor that is there has another digest than was recorded.
     """
-    parents = {
-        "pruned": Parent(pruned, model_digest(pruned)),
-        "compensation": Parent(compensation, file_digest(compensation)),
-    }
-    recorded = {f"compensation.{key}": value for key, value in metadata.items() if _DIGEST.fullmatch(value)}
+    parents = {"pruned": Parent(pruned, model_digest(pruned))}
+    if compensation is not None:
+        parents["compensation"] = Parent(compensation, file_digest(compensation))
+    recorded = dict(recorded or {})
+    recorded |= {f"compensation.{key}": value for key, value in metadata.items() if _DIGEST.fullmatch(value)}
     sparsity = pruned / "sparsity.json"
     if sparsity.is_file():
         recorded |= {f"pruned.{key}": value for key, value in read_json(sparsity).get("parents", {}).items()}

@@ -6,6 +6,7 @@ Letters: L layers, H heads, G key/value heads, D head dim, X = H*D.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,13 +73,16 @@ def plan_route(config: PretrainedConfig, compensation: Compensation | Tensor, la
     raise BadInput(_refusal(config, compensation, [*reasons, moved]))
 
 
-def check_route(config: PretrainedConfig) -> Route:
-    """The route of offsets of heads, whatever training finds. Raises BadInput where no stock checkpoint of this config
-    could carry them, told before hours of training. An offset of its own for every head stands for the one to come."""
+def check_route(config: PretrainedConfig, paths: Sequence[str] = (), *, heads: bool = True) -> Route:
+    """The route of offsets of heads, and of biases on the linears of these paths, whatever training finds.
+
+    Raises BadInput where no stock checkpoint of this config could carry them, told before hours of training. An offset
+    of its own for every head stands for the one to come.
+    """
     layout = layout_of_config(config)
-    numbers_H = torch.arange(1.0, layout.heads + 1)
+    numbers_H = torch.arange(1.0, layout.heads + 1) * heads
     offset_LHD = torch.ones(layout.layers, layout.heads, layout.head_dim) * numbers_H[None, :, None]
-    return plan_route(config, Compensation(offset_LHD), layout)
+    return plan_route(config, Compensation(offset_LHD, {Site(0, path): torch.ones(1) for path in paths}), layout)
 
 
 def carried_by(config: PretrainedConfig) -> str:

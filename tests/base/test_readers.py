@@ -15,7 +15,8 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import MANIFEST, check_file, check_folder, write_manifest
 from restorelcc.base.publish import put
 from restorelcc.base.tables import TEXTS, read_table
-from restorelcc.models.safetensors_header import DTYPES, LONGEST, encoded, read_header
+from restorelcc.models.safetensors_header import ITEM_BYTES, LONGEST, encoded, read_header
+from restorelcc.models.tensor_files import DTYPES
 from restorelcc.pipeline.params import load_params
 from tests.dag import PACKAGE, ROOT
 
@@ -296,3 +297,7 @@ def test_a_disk_that_fails_to_write_is_an_error(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="Input/output"):
         put(tmp_path / "new", tmp_path / "place")
     assert (tmp_path / "place").read_text() == "old"
+
+
+def test_a_number_is_as_long_as_torch_says() -> None:
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_BYTES

@@ -56,7 +56,7 @@ def test_export_show_engines_and_remove(pair: Pair, tmp_path: Path) -> None:
     ],
 )
 def test_export_needs_a_cell_or_two_files(arguments: list[str], tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"either --model, --pruning and --head-ratio .* or --pruned and"):
+    with pytest.raises(BadInput, match=r"either --model, --pruning and one of --head-ratio .* or --pruned and"):
         _run("export", "--out", tmp_path / "out", *arguments)
 
 

@@ -41,8 +41,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with dense/, pruned/ (by another tool), pairs.jsonl and texts.txt."""
     folder = tmp_path_factory.mktemp("given")
-    save_checkpoint(folder / "dense", pico.pico("mistral"), pico.word_tokenizer())
-    save_checkpoint(folder / "pruned", pruned_model("mistral"), pico.word_tokenizer())
+    tokenizer = pico.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    save_checkpoint(folder / "dense", pico.pico("mistral"), tokenizer)
+    pruned_model("mistral").save_pretrained(folder / "pruned")  # as `save_pretrained` of a model leaves it
     rng = random.Random(0)
 
     def words(count: int, least: int = 3, beyond: int = 60) -> str:
@@ -65,6 +67,9 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     sources = ["--dense", given / "dense", "--pruned", given / "pruned", "--instructions", given / "pairs.jsonl"]
     output = _restore(*sources, "--out", tmp_path / "out", *QUICK)
     assert "50.00% of the targeted weights are zero" in output
+    assert "pruned has no tokenizer: the dense model's is used (tokenizer.json" in output
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (given / "dense" / name).read_bytes()
     record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
     assert record["route"]["relabelled_from"] == "mistral"
     assert record["sparsity"]["patterns"] == ["2:4", "4:8"]
@@ -88,9 +93,11 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     after = _times(work)
     assert {path.parent.name for path in set(after) - set(before)} == {"heads-0.5"}
     assert all(after[path] == before[path] for path in before)
+    other = tmp_path / "other"
+    save_checkpoint(other, pruned_model("mistral"), pico.word_tokenizer())
     # Another dense model: everything that reads it runs.
     ran.clear()
-    _restore(*sources[2:], "--dense", given / "pruned", "--out", tmp_path / "out", "--overwrite", *QUICK)
+    _restore(*sources[2:], "--dense", other, "--out", tmp_path / "out", "--overwrite", *QUICK)
     assert {"dense", "capture_dense", "extract", "probe", "compensate"} <= {command.split()[0] for command in ran}
     # The first again: every stage comes back from the cache.
     ran.clear()
@@ -98,6 +105,15 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     assert ran == [] or ran == ["inputs --model model"]
     assert "compensate was computed before and is restored from the cache" in output
     assert bytes_before.items() <= _bytes(work).items()
+    # Another method: what comes before it is there.
+    ran.clear()
+    output = _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK[:-2], "--method", "masked")
+    assert {command.split()[0] for command in ran} <= {"inputs", "recover"} and "recover" in ran[-1]
+    assert "masked: all surviving weights trained" in output and "recovered by masked" in output
+    record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
+    assert (record["method"]["name"], record["recovery"]) == ("masked", "masked")
+    assert record["sparsity"]["patterns"] == ["2:4", "4:8"] and record["route"]["relabelled_from"] is None
+    assert "`masked`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def _times(work: Path) -> dict[Path, int]:
@@ -131,6 +147,19 @@ def test_pruning_first(given: Path, tmp_path: Path) -> None:
     assert record["sparsity"]["share"] == pytest.approx(0.5)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert (tmp_path / "work" / "data/model/wanda-0.5/pruned/sparsity.json").is_file()
+    # Another method is measured in place of the heads, of which the grid then has none.
+    output = _restore(
+        "--dense", given / "dense", "--pruning", "wanda-0.5", *data, "--out", tmp_path / "shifted", *QUICK[:-2],
+        "--work", tmp_path / "work", "--set", "prune.sequence_length=24", "--method", "meanshift",
+        "--heldout", tmp_path / "heldout.txt", "--set", "evaluate.sanity_gate=false",
+    )  # fmt: skip
+    perplexity = (
+        f"{read_metrics(work.metrics(Cell('model', 'wanda-0.5', recovery='meanshift')))['perplexity']['value']:,.2f}"
+    )
+    assert any("meanshift" in line and perplexity in line.split() for line in output.splitlines()), output
+    assert "heads 0.25" not in output
+    card = (tmp_path / "shifted" / "README.md").read_text()
+    assert "`meanshift`: FLAP-style" in card and perplexity.replace(",", "") in card.replace(",", "")
 
 
 def _spoken(question: str, answer: str) -> dict[str, Any]:
@@ -220,6 +249,12 @@ def _other(package: str, real: Callable[[str], str | None]) -> str | None:
         ),
         ({"--calibration": "x.txt"}, r"--calibration 'x.txt' is not usable"),
         ({"--head-ratio": "some"}, "--head-ratio 'some' is not a number"),
+        ({"--method": "maskd"}, "--method 'maskd' is not a recovery method: .*did you mean 'masked'"),
+        ({"--method": "refined-0.5"}, "is a way to prune: give --pruning refined-0.5"),
+        ({"--method": "lora"}, "--method lora leaves an adapter .* --merge zeros-filled or"),
+        ({"--method": "lora", "--merge": "all"}, "--merge 'all': it is zeros-filled or zeros-kept"),
+        ({"--merge": "zeros-kept"}, "--merge 'zeros-kept': .* for lora, dora and eora alone"),
+        ({"--method": "bias", "--head-ratio": "0.1"}, "--head-ratio is for methods that choose heads, and bias does"),
         ({"--head-ratio": "1.5"}, "give a number above 0 .*and at most 1"),
         ({"--max-shard-size": "big"}, "--max-shard-size 'big' is not a size"),
         ({"--heldout": "x.txt"}, r"--heldout 'x.txt' is not usable"),

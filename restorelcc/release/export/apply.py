@@ -1,22 +1,15 @@
-"""Put a compensation into a checkpoint folder, take it out again, and say what it holds.
-
-Letters: L layers, H heads, D head dim.
-"""
+"""Put a compensation into a checkpoint folder, and take it out again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from restorelcc.base.errors import BadInput
-from restorelcc.compensation.compensation import Compensation
-from restorelcc.compensation.file import read_compensation
 from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.folders import check_apart, copy_other_files, published_folder
-from restorelcc.release.original import can_be_taken_out, original_config, write_original
+from restorelcc.release.original import original_config, write_original
 from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, read_record
 
 
@@ -46,33 +39,3 @@ def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> 
     with published_folder(out, overwrite=overwrite) as scratch:
         write_original(folder, scratch)
         copy_other_files(folder, scratch, without=(OWN_FOLDER, *made))
-
-
-def compensation_of(path: Path) -> tuple[Compensation, dict[str, str]]:
-    """The compensation in a file, or the one that a restored checkpoint folder carries."""
-    kept = path / OWN_FOLDER / COMPENSATION
-    if path.is_dir() and not kept.is_file():
-        raise BadInput(f"{path} carries no compensation ({OWN_FOLDER}/{COMPENSATION} is not there)")
-    return read_compensation(kept if path.is_dir() else path)
-
-
-def described(path: Path) -> dict[str, Any]:
-    """What a compensation holds, JSON-ready: heads with the norm of their offset, sites, metadata."""
-    values, metadata = compensation_of(path)
-    norm_LH = values.offset_LHD.float().norm(dim=-1)
-    layers, heads, head_dim = values.offset_LHD.shape
-    return {
-        "layers": layers,
-        "heads_per_layer": heads,
-        "head_dim": head_dim,
-        "heads": [
-            {"layer": layer, "head": head, "norm": float(norm_LH[layer, head])}
-            for layer, head in torch.nonzero(norm_LH).tolist()
-        ],
-        "sites": [
-            {"layer": site.layer, "linear": site.linear, "norm": float(value.float().norm())}
-            for site, value in sorted(values.sites.items())
-        ],
-        "metadata": metadata,
-        "can_be_removed": path.is_dir() and can_be_taken_out(path),
-    }

@@ -8,12 +8,23 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
+from restorelcc.base.recoveries import HEADS
 
-_METHOD = """\
+_HEADS = """\
 The checkpoint was pruned, and part of the loss was recovered with
 [RestoreLCC](https://arxiv.org/abs/2510.21834): for the attention heads that matter most, a constant offset was trained
 on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
 a zero here, and the surviving weights are the same, bit for bit."""
+_OTHER = "The checkpoint was pruned, and part of the loss was recovered by the method `{name}`: {does}."
+_WEIGHTS = {
+    "kept": "No pruned weight was touched: every zero of the pruned checkpoint is a zero here, and the surviving "
+    "weights are the same, bit for bit.",
+    "trained": "Every zero of the pruned checkpoint is a zero here. The surviving weights are new.",
+    "merged": "The adapter was merged into the weights: places that pruning had made zero are filled again, so the "
+    "checkpoint is not sparse.",
+    "merged, zeros put back": "The adapter was merged into the weights, and the zeros of the pruned checkpoint were "
+    "put back. The surviving weights are new.",
+}
 
 # The four lines that a reader looks for. The folder is the one that this card lies in.
 _USE = """\
@@ -40,9 +51,10 @@ class CardFacts:
 
 def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFacts) -> str:
     """README.md: front matter for the hub, then method, numbers, sparsity, how it loads, limits, licence."""
-    names = [str(record[key]) for key in ("model", "pruning", "head_ratio") if record.get(key) is not None]
+    keys = ("model", "pruning", "head_ratio", "recovery")
+    names = [str(record[key]) for key in keys if record.get(key) is not None]
     title = facts.title or " ".join(["Restored", *(names or [config.model_type])])
-    parts = [_front_matter(facts), f"# {for_markdown(title)}", _METHOD, "## Numbers", _numbers(facts)]
+    parts = [_front_matter(record, facts), f"# {for_markdown(title)}", _method(record), "## Numbers", _numbers(facts)]
     parts += [
         "## Use",
         _USE,
@@ -56,13 +68,24 @@ def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFact
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(facts: CardFacts) -> str:
+def _method(record: dict[str, Any]) -> str:
+    method = record.get("method")
+    if method is None or method["name"] == HEADS:
+        return _HEADS
+    return f"{_OTHER.format(**method)} {_WEIGHTS[method['weights']]}"
+
+
+def _keeps_zeros(record: dict[str, Any]) -> bool:
+    return (record.get("method") or {}).get("weights") != "merged"
+
+
+def _front_matter(record: dict[str, Any], facts: CardFacts) -> str:
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if facts.base_model:
         fields |= {"base_model": facts.base_model, "base_model_relation": "finetune"}
     if facts.licence:
         fields["license"] = facts.licence
-    fields["tags"] = ["pruned", "sparse", "restorelcc"]
+    fields["tags"] = ["pruned", *(["sparse"] if _keeps_zeros(record) else []), "restorelcc"]
     return for_yaml(fields)
 
 
@@ -136,7 +159,9 @@ def _content(record: dict[str, Any]) -> str:
         f"exactly zero{patterns}.",
         f"- Compensation: {len(route['folded'])} biases carry it ({for_markdown(route['name'])}); "
         f"{route['added_parameters']:,} "
-        "parameters were added.",
+        "parameters were added."
+        if route["folded"]
+        else "- Compensation: none; what was recovered is in the weights.",
         "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
         "- `restorelcc.json` records what it was made from, with digests; `restorelcc verify` checks it.",
     ]
@@ -151,11 +176,14 @@ def _content(record: dict[str, Any]) -> str:
 
 
 def _limits(record: dict[str, Any], facts: CardFacts) -> str:
+    kept = (record.get("method") or {"weights": "kept"})["weights"] == "kept"
     lines = [
-        "- A constant offset restores the mean of what was lost, not all of it: expect the dense model to be better.",
-        "- It was trained for this pruned checkpoint; with other weights, or after quantization, it was not measured.",
+        "- A constant offset restores the mean of what was lost, not all of it: expect the dense model to be better."
+        if kept
+        else "- Not all of what was lost is restored: expect the dense model to be better.",
+        "- It was made for this pruned checkpoint; with other weights, or after quantization, it was not measured.",
     ]
-    if not record["route"]["cut"]:
+    if not record["route"]["cut"] and _keeps_zeros(record):
         lines.append(
             "- Zeros alone make nothing faster or smaller in most engines; `restorelcc engines` says which do."
         )

@@ -1,18 +1,69 @@
-"""The options of exporting one cell of the grid."""
+"""The options of exporting one cell of the grid, and which files of it are written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.digest import expect_digest, model_digest
+from restorelcc.base.documents import read_document
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.release.export.export import ExportOptions
+from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, HEADS, MERGES, RECOVERIES, no_adapter
+from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL
+from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.facts import cell_ancestors, cell_facts
+from restorelcc.release.export.source import main_dtype
 
 _SECTIONS = ("corpus", "prune", "capture", "extract", "probe", "compensate")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a cell is written: a checkpoint, and a compensation of it or an adapter, or neither."""
+
+    checkpoint: Path
+    compensation: Path | None = None
+    adapter: Path | None = None
+
+
+def cell_parts(cell: Cell, layout: Layout, merge: str | None = None) -> Parts:
+    """The files of a cell. merge: a key of MERGES.
+
+    Raises BadInput for an adapter that is not to be merged, for anything else that is, and for a result of another
+    pruned model.
+    """
+    if merge is not None and merge not in MERGES:
+        raise BadInput(f"--merge {merge[:80]!r}: it is {' or '.join(MERGES)}")
+    if merge is not None and (cell.recovery is None or RECOVERIES[cell.recovery].ships != "adapter"):
+        raise BadInput(f"--merge is for methods that leave an adapter, and {method_name(cell)} does not: leave it out")
+    if cell.recovery is None:
+        return Parts(layout.pruned(cell), layout.compensation(cell))
+    if RECOVERIES[cell.recovery].ships == "adapter" and merge is None:
+        raise BadInput(no_adapter(cell.recovery))
+    folder = layout.recovered(cell)
+    document = read_document(folder / DOCUMENT)
+    what = f"the result in {folder} was made for another pruned model"
+    expect_digest(what, document["parents"].get("pruned"), model_digest(layout.pruned(cell)))
+    if merge is not None:
+        return Parts(layout.pruned(cell), adapter=folder / ADAPTER)
+    checkpoint = folder / MODEL if document["kind"] == "checkpoint" else layout.pruned(cell)
+    return Parts(checkpoint, path if (path := folder / COMPENSATION).is_file() else None)
+
+
+def method_name(cell: Cell, sites: tuple[str, ...] = ()) -> str:
+    """The name that `restore --method` has for how a cell was recovered; sites: what `compensate` was to train."""
+    return cell.recovery or (EVERY_BIAS if set(sites) - {"o"} else HEADS)
 
 
 def cell_options(
@@ -22,12 +73,53 @@ def cell_options(
     *,
     base_model: str | None = None,
     licence: str | None = None,
+    merge: str | None = None,
 ) -> ExportOptions:
     """Names, settings, ancestors and card of a cell; section: by model and name, with what the model puts over it."""
-    config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in _SECTIONS}
+    names = (*_SECTIONS[:4], "recover") if cell.recovery else _SECTIONS
+    config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in names}
+    of = {"recovery": cell.recovery} if cell.recovery else {"head_ratio": float(cell.head_ratio or 0)}
     return ExportOptions(
-        names={"model": cell.model, "pruning": cell.pruning, "head_ratio": float(cell.head_ratio or 0)},
+        names={"model": cell.model, "pruning": cell.pruning, **of, "method": _method(cell, config, merge)},
         config=config,
         ancestors=cell_ancestors(cell, layout),
-        card=cell_facts(cell, layout, base_model=base_model, licence=licence),
+        recorded=_recorded(cell, layout),
+        card=cell_facts(cell, layout, base_model=base_model, licence=licence, variant=merge and MERGES[merge]),
     )
+
+
+def _method(cell: Cell, config: dict[str, Any], merge: str | None) -> dict[str, str]:
+    name = method_name(cell, tuple(config.get("compensate", {}).get("sites", ())))
+    method = (COMPENSATIONS | RECOVERIES)[name]
+    kept = {"biases": "kept", "checkpoint": "trained", "adapter": MERGES.get(merge or "", "merged")}
+    return {"name": name, "does": method.does, "weights": kept[method.ships]}
+
+
+def _recorded(cell: Cell, layout: Layout) -> dict[str, str]:
+    """Digests of what another recovery was made from, by the names of its own record."""
+    if cell.recovery is None:
+        return {}
+    parents = read_document(layout.recovered(cell) / DOCUMENT)["parents"]
+    return {f"recovery.{name}": digest for name, digest in parents.items()}
+
+
+def export_cell(parts: Parts, out: Path, options: ExportOptions, merge: str | None = None) -> dict[str, Any]:
+    """Write a cell's checkpoint, an adapter merged into it first. Returns the record; raises as export_checkpoint."""
+    if parts.adapter is None:
+        return export_checkpoint(parts.checkpoint, parts.compensation, out, options)
+    assert merge is not None
+    with _merged(parts.checkpoint, parts.adapter, MERGES[merge]) as checkpoint:
+        return export_checkpoint(checkpoint, None, out, replace(options, kept=False))
+
+
+@contextmanager
+def _merged(pruned: Path, adapter: Path, variant: str) -> Iterator[Path]:
+    """A scratch checkpoint of the weights with the adapter in them, which the whole model is loaded for."""
+    from restorelcc.compensation.adapter import with_adapter  # imports peft
+
+    folder = local_folder(pruned)
+    model = load_model(folder, main_dtype(stored_tensors(folder)), torch.device("cpu"))
+    merged, _ = with_adapter(model, adapter, variant)
+    with tempfile.TemporaryDirectory(prefix="merged-", dir=adapter.parents[1]) as scratch:
+        save_checkpoint(Path(scratch) / "merged", merged, load_tokenizer(folder))
+        yield Path(scratch) / "merged"

@@ -12,6 +12,7 @@ from typing import Any
 
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import write_json
+from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.shards import DEFAULT_SHARD_BYTES
 from restorelcc.release.export.card import CardFacts, model_card
@@ -42,29 +43,35 @@ class ExportOptions:
     packed: bool = False  # without the zeros (release/packed)
     verbatim: bool = False  # keep the source's other files as they are, and write no card
     overwrite: bool = False
-    names: dict[str, Any] = field(default_factory=dict)  # model, pruning, head_ratio
+    names: dict[str, Any] = field(default_factory=dict)  # model, pruning, head_ratio or recovery; method
     config: dict[str, Any] = field(default_factory=dict)
     ancestors: dict[str, Path] = field(default_factory=dict)  # see provenance.parents_of
+    recorded: dict[str, str] = field(default_factory=dict)  # the same
+    kept: bool = True  # whether the checkpoint that is written again stays where it is
     card: CardFacts = field(default_factory=CardFacts)
 
 
-def export_checkpoint(pruned: Path, compensation: Path, out: Path, options: ExportOptions) -> dict[str, Any]:
+def export_checkpoint(pruned: Path, compensation: Path | None, out: Path, options: ExportOptions) -> dict[str, Any]:
     """Write `out`: a stock checkpoint with model card, restorelcc.json and restorelcc/. Returns the record.
 
+    Without a compensation, the checkpoint's own tensors are what is written: a method has changed its weights.
     Raises BadInput when the two do not belong together, when something is in the way, or when no stock checkpoint can
     carry the compensation exactly.
     """
     check_output(out, overwrite=options.overwrite)
-    check_apart(out, pruned, compensation)
-    values, metadata = read_compensation(compensation)
-    parents = parents_of(pruned, compensation, metadata, options.ancestors)
+    check_apart(out, pruned, *filter(None, [compensation]))
+    values, metadata = (None, {}) if compensation is None else read_compensation(compensation)
+    parents = parents_of(pruned, compensation, metadata, options.ancestors, options.recorded)
+    if not options.kept:
+        del parents["pruned"]
     with published_folder(out, overwrite=options.overwrite) as folder, _scratch(folder) as scratch:
         source = open_source(pruned, scratch)
-        route = plan_route(source.config, values, source.layout)
+        route = plan_route(source.config, values or Compensation.nothing(source.layout), source.layout)
         if options.verbatim:
             copy_other_files(source.folder, folder)
         entries, made = _write(folder, scratch, source, route, options)
-        keep_compensation(folder, compensation)
+        if compensation is not None:
+            keep_compensation(folder, compensation)
         if not (options.cut or source.converted):
             changed = replaced_biases(source.stored, folded_names(source, route))
             keep_original(folder, source.folder, changed, whole=options.verbatim)

@@ -23,8 +23,17 @@ def file_facts(*folders: Path, base_model: str | None = None, licence: str | Non
     )
 
 
-def cell_facts(cell: Cell, layout: Layout, *, base_model: str | None = None, licence: str | None = None) -> CardFacts:
+def cell_facts(
+    cell: Cell,
+    layout: Layout,
+    *,
+    base_model: str | None = None,
+    licence: str | None = None,
+    variant: str | None = None,
+) -> CardFacts:
     """As file_facts, with the metrics of the dense, pruned and restored model where they have been measured.
+
+    variant: of an adapter, how it is merged, where that was measured too.
 
     Raises BadInput, naming what differs, where they were measured in different ways.
     """
@@ -35,6 +44,8 @@ def cell_facts(cell: Cell, layout: Layout, *, base_model: str | None = None, lic
     if measured:
         first, *others = measured
         check_measured_alike(first, others, measured, layout)
+    if variant is not None and "restored" in found:
+        found["restored"] = found["restored"].get("variants", {}).get(variant)
     return CardFacts(
         base_model=base.base_model,
         licence=base.licence,
@@ -46,12 +57,18 @@ def cell_facts(cell: Cell, layout: Layout, *, base_model: str | None = None, lic
 
 def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
     """Where to find the artifacts that a cell's compensation and pruned model name as their parents."""
-    return {
+    known = {
         "compensation.components": layout.components(cell),
         "compensation.ranking": layout.heads(cell),
         "pruned.dense": layout.dense(cell),
         "pruned.calibration": layout.corpus(cell) / "calibration.parquet",
     }
+    if cell.recovery is not None:
+        tables = {name: layout.corpus(cell) / name for name in ("train.parquet", "valid.parquet")}
+        own = {"pruned": layout.pruned(cell), "dense": layout.dense(cell), "components": layout.components(cell)}
+        known |= {f"recovery.{name}": path for name, path in (tables | own).items()}
+        known["recovery.calibration.parquet"] = layout.corpus(cell) / "calibration.parquet"
+    return known
 
 
 def _of_folder(folder: Path) -> tuple[str | None, str | None]:

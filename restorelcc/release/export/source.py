@@ -61,7 +61,7 @@ def open_source(given: Path, scratch: Path) -> Source:
     network, stored = empty_model(folder, torch.float32), stored_tensors(folder)
     if linears_by_name(network, stored):
         return Source(given, folder, network, stored, converted=False)
-    model = load_model(folder, _main_dtype(stored), torch.device("cpu"))
+    model = load_model(folder, main_dtype(stored), torch.device("cpu"))
     converted = scratch / "converted"
     save_checkpoint(converted, model, load_tokenizer(given))
     return Source(given, converted, empty_model(converted, torch.float32), stored_tensors(converted), converted=True)
@@ -85,7 +85,8 @@ def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -
     return True
 
 
-def _main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
+def main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
+    """The dtype that most bytes of a checkpoint have."""
     bytes_of: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
         bytes_of[tensor.dtype] += tensor.end - tensor.start

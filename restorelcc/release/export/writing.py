@@ -14,7 +14,7 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.stock_files import TOKENIZER_FILES, has_tokenizer
 from restorelcc.models.architectures import prunable_linears, text_config
-from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.checkpoints import load_model, load_tokenizer, tokenizer_folder
 from restorelcc.models.shards import write_shards
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.folding import planned_tensors
@@ -100,10 +100,10 @@ def write_companions(folder: Path, source: Source) -> list[str]:
 
     Raises BadInput when the source has no tokenizer.
     """
-    made = []
+    made, places = [], (source.folder, tokenizer_folder(source.given))  # the second may be the dense model's
     for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, folder / name)
+        if found := next((place / name for place in places if (place / name).is_file()), None):
+            shutil.copyfile(found, folder / name)
     for pattern in _LICENCES:
         for path in sorted(source.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
@@ -119,13 +119,14 @@ def write_companions(folder: Path, source: Source) -> list[str]:
 def _keep_tokens(folder: Path, source: Source) -> None:
     """Text must become the same tokens as before: some tokenizer classes are chosen by the model's class, which a
     relabelled checkpoint changes. Its tokenizer.json is then loaded as it stands; if that does not help, it is said."""
-    before = load_tokenizer(source.folder)
+    before = load_tokenizer(source.folder if has_tokenizer(source.folder) else source.given)
     if _same_tokens(before, load_tokenizer(folder)):
         return
+    own = (folder / "tokenizer_config.json").read_bytes()
     config = read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
     if not _same_tokens(before, load_tokenizer(folder)):
-        shutil.copyfile(source.folder / "tokenizer_config.json", folder / "tokenizer_config.json")
+        (folder / "tokenizer_config.json").write_bytes(own)
         notice(
             "export", f"loaded from the written folder the tokenizer splits text differently than from {source.given}"
         )

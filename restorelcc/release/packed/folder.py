@@ -26,8 +26,8 @@ from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import PACKED, weights_of
 from restorelcc.models.architectures import family_of_config
 from restorelcc.models.checkpoint_check import check_beside, check_checkpoint
-from restorelcc.models.safetensors_header import DTYPES, Header, decoded, encoded, read_header, read_raw, tensors_of
-from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.models.safetensors_header import Header, decoded, encoded, read_header, read_raw, tensors_of
+from restorelcc.models.tensor_files import DTYPES, StoredTensor
 from restorelcc.release.folders import check_apart, check_output, published_folder
 from restorelcc.release.packed.matrix import PARTS, STORED, Packed, check, pack
 from restorelcc.sparsity.streaming import read_config

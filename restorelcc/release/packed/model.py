@@ -20,7 +20,8 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.models.architectures import family_of_config
 from restorelcc.models.checkpoint_check import loaded_config, refused
-from restorelcc.models.safetensors_header import DTYPES, tensors_of
+from restorelcc.models.safetensors_header import tensors_of
+from restorelcc.models.tensor_files import DTYPES
 from restorelcc.release.packed.folder import Shard, open_packed, packed_matrix
 from restorelcc.release.packed.kernel import Kernel, kernel
 from restorelcc.release.packed.matrix import Packed

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, one_line
 from restorelcc.base.publish import scratch_folder
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.architectures import family_of_config, head_layout
 from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.models.checkpoints import load_model, local_folder
+from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.original import can_be_taken_out
 from restorelcc.release.packed.folder import is_packed, unpack_into
@@ -63,9 +64,11 @@ class Subject:
     def cut(self) -> bool:
         return self.record is not None and self.record["route"]["cut"]
 
-    def values(self) -> Compensation:
-        kept = self.folder / OWN_FOLDER / COMPENSATION
-        return read_compensation(self.compensation or kept)[0]
+    def values(self, layout: HeadLayout) -> Compensation:
+        """The compensation; one of nothing where the record has none, since a method has changed weights instead."""
+        if self.compensation is None and self.record is not None and "compensation" not in self.record["parents"]:
+            return Compensation.nothing(layout)
+        return read_compensation(self.compensation or self.folder / OWN_FOLDER / COMPENSATION)[0]
 
 
 def subject(folder: Path, against: Path | None, compensation: Path | None) -> Subject:
@@ -94,6 +97,8 @@ def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
     stored = check_shards(folder)
     yield "shards", f"{len(stored)} tensors in whole files"
     if record is not None:
+        if record.get("method"):
+            yield "method", one_line("{name}: {does}".format(**record["method"]))
         yield "tensors", check_recorded(stored, record)
         yield "digests", check_own_digests(folder, record)
         given = {"pruned": subject.against, "compensation": subject.compensation}
@@ -114,7 +119,7 @@ def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
     if model is None:
         yield "logits", "not compared: heads were cut out and the pruned checkpoint is gone, give --against"
         return
-    yield "logits", check_logits(loaded, hooked_logits(model, subject.values(), tokens))
+    yield "logits", check_logits(loaded, hooked_logits(model, subject.values(head_layout(model)), tokens))
 
 
 def _verify_unpacked(subject: Subject, *, logits: bool) -> Iterator[Finding]:
@@ -139,7 +144,7 @@ def _reference(subject: Subject) -> Reference:
     pruned = local_folder(subject.against)
     network = empty_model(pruned, torch.float32)
     layout = head_layout(network)
-    route = plan_route(network.config, subject.values(), layout)
+    route = plan_route(network.config, subject.values(layout), layout)
     return Reference(stored_tensors(pruned), family_of_config(network.config), layout, route)
 
 

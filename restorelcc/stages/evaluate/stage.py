@@ -24,6 +24,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import MEASURED, SAMPLES, read_texts, write_table
+from restorelcc.compensation.adapter import MERGED, with_adapter
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, check_ratio, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
@@ -32,7 +33,6 @@ from restorelcc.models.runtime import prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
-from restorelcc.stages.evaluate.adapter_variants import MERGED, with_adapter
 from restorelcc.stages.evaluate.details import added_by_pruning, head_details, pruning_details
 from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.stages.evaluate.local_data import datasets_under

@@ -17,12 +17,15 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.progress import notice
 from restorelcc.base.prunings import Pruning, parse_pruning
 from restorelcc.base.publish import published
+from restorelcc.base.stock_files import has_tokenizer
 from restorelcc.base.tables import read_metadata, read_texts
 from restorelcc.models.biases import give_zero_biases, write_with_zero_biases
 from restorelcc.models.checkpoints import (
     context_of,
+    lend_tokenizer,
     load_model,
     load_tokenizer,
     local_folder,
@@ -81,7 +84,7 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
                 report["allocation"]["outliers_above"] = config.allocation_outliers
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
         write_document(folder / "sparsity.json", report)
-        if pruning.external is None:  # of another folder, the reference has the digests
+        if pruning.external is None or has_tokenizer(folder):  # of another folder, the reference has the digests
             write_manifest(folder)
 
 
@@ -121,6 +124,8 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
     network, stored = empty_model(source, job.dtype), stored_tensors(source)
     dense_network, dense_stored = empty_model(dense, job.dtype), stored_tensors(dense)
     check_fits(f"{key} ({entry.source})", network, dense_network)
+    if lent := lend_tokenizer(job.layout.dense(job.cell), folder):
+        notice(f"prune {job.cell}", f"{entry.source} has no tokenizer: the dense model's is used ({', '.join(lent)})")
     load_tokenizer(folder)
     if can_stream(network, stored) and can_stream(dense_network, dense_stored):
         weights = StreamedWeights(network, stored, job.device)

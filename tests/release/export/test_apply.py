@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.compensation.compensation import Compensation, Site
 from restorelcc.models.tensor_files import stored_tensors
-from restorelcc.release.export.apply import apply_compensation, described, remove_compensation
+from restorelcc.release.export.apply import apply_compensation, remove_compensation
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.shown import described
 from tests import pico
 from tests.release.export.restored import heads_of, pair_of, pruned_model, sites_of, write_pair
 from tests.release.export.test_families import SITES

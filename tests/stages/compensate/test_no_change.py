@@ -15,8 +15,9 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.tensor_files import stored_tensors
-from restorelcc.release.export.apply import apply_compensation, described, remove_compensation
+from restorelcc.release.export.apply import apply_compensation, remove_compensation
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.shown import described
 from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run

@@ -15,13 +15,13 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
 from restorelcc.base.prunings import parse_pruning
+from restorelcc.compensation.adapter import read_adapter
 from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.hooks import hooked
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.models.walk import first_output, walk_blocks
-from restorelcc.stages.evaluate.adapter_variants import read_adapter
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.recover import RecoverConfig

@@ -1,0 +1,126 @@
+"""What each way to recover ships: biases, a sparse checkpoint, both, or an adapter merged into the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from restorelcc.base.documents import read_metrics
+from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.recoveries import RECOVERIES, method
+from restorelcc.cli.app import app
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.release.export.apply import remove_compensation
+from restorelcc.release.export.cell import cell_options, cell_parts, export_cell, method_name
+from restorelcc.release.verify.verify import subject, verify
+from restorelcc.stages.evaluate.stage import run_pruned, run_recovered
+from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover.stage import run
+from restorelcc.training.config import SITES
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
+
+CONFIG = RecoverConfig(learning_rates=(0.05,), epochs=1, batch_size=8, max_tokens=16, rank=2)
+CASES = {"meanshift": None, "masked": None, "masked-compensated": None, "eora": "zeros-kept", "lora": "zeros-filled"}
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    found = evaluated_project(tmp_path_factory.mktemp("project"))
+    for name in CASES:
+        run(dataclasses.replace(CELL, recovery=name), CONFIG, ENTRY, found)
+    return found
+
+
+def _export(name: str, layout: Layout, out: Path) -> dict:
+    cell, merge = dataclasses.replace(CELL, recovery=name), CASES[name]
+    parts = cell_parts(cell, layout, merge)
+    sections = {"recover": CONFIG}
+    options = cell_options(cell, lambda _, section: sections.get(section, PruneConfig()), layout, merge=merge)
+    return export_cell(parts, out, options, merge)
+
+
+def _zeros(folder: Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return {name: linear.weight == 0 for _, name, linear in prunable_linears(model)}
+
+
+@pytest.mark.usefixtures("stock_forks")
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_is_exported_by_its_name_and_verified(name: str, layout: Layout, tmp_path: Path) -> None:
+    record = _export(name, layout, tmp_path / "out")
+    assert record["method"]["name"] == record["recovery"] == name
+    steps = list(verify(subject(tmp_path / "out", None, None)))
+    assert dict(steps)["method"].startswith(f"{name}: ") and dict(steps)["logits"].startswith("max |difference|")
+    before, after = _zeros(layout.pruned(CELL)), _zeros(tmp_path / "out")
+    kept = all(bool((after[name] | ~zeros).all()) for name, zeros in before.items())
+    assert kept == (CASES[name] != "zeros-filled")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"`{name}`: " in card
+    assert ("The surviving weights are new." in card) == (kept and name != "meanshift")
+    assert ("- sparse" in card) == kept
+    parents = record["parents"]
+    assert {"recovery.pruned", "recovery.dense"} <= set(parents)
+    assert ("compensation" in parents) == (name in ("meanshift", "masked-compensated"))
+    assert ("pruned" in parents) == (CASES[name] is None)
+
+
+def test_the_compensation_of_trained_weights_is_taken_out_again(layout: Layout, tmp_path: Path) -> None:
+    _export("masked-compensated", layout, tmp_path / "out")
+    remove_compensation(tmp_path / "out", tmp_path / "again")
+    cell = dataclasses.replace(CELL, recovery="masked-compensated")
+    trained = layout.recovered(cell) / "model" / "model.safetensors"
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == trained.read_bytes()
+
+
+def test_the_card_of_a_merged_adapter_has_the_numbers_of_the_merged_model(layout: Layout, tmp_path: Path) -> None:
+    cell = dataclasses.replace(CELL, recovery="lora")
+    run_pruned(CELL, EVALUATE, ENTRY, layout)
+    run_recovered(cell, EVALUATE, ENTRY, layout)
+    metrics = read_metrics(layout.metrics(cell))
+    _export("lora", layout, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| {metrics['variants']['merged']['perplexity']['value']:.2f} (" in card
+    assert json.loads((tmp_path / "out" / "restorelcc.json").read_text())["method"]["weights"] == "merged"
+
+
+def test_an_adapter_that_is_not_merged_and_other_misuse_are_refused(layout: Layout) -> None:
+    for recovery, merge, said in (
+        ("lora", None, "lora leaves an adapter beside the weights"),
+        ("masked", "zeros-kept", "--merge is for methods that leave an adapter, and masked does not"),
+        ("lora", "yes", "--merge 'yes': it is zeros-filled or zeros-kept"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            cell_parts(dataclasses.replace(CELL, recovery=recovery), layout, merge)
+
+
+CELL_NAMES = ["--model", "pico", "--pruning", "wanda-0.5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*CELL_NAMES, "--method", "masked", "--head-ratio", "0.1"], "one of --head-ratio and --method"),
+        (["--method", "masked"], "one of --head-ratio and --method"),
+        (["--pruned", "p", "--compensation", "c", "--method", "masked"], "one of --head-ratio and --method"),
+        (["--pruned", "p", "--compensation", "c", "--merge", "zeros-kept"], "--merge is of a cell of the grid"),
+    ],
+)
+def test_export_refuses_names_that_do_not_go_together(arguments: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=said):
+        CliRunner().invoke(app, ["export", "--out", str(tmp_path / "out"), *arguments], catch_exceptions=False)
+
+
+def test_every_method_says_which_biases_its_result_needs() -> None:
+    for name, found in RECOVERIES.items():
+        assert method("--method", name) is found
+        assert found.ships == "checkpoint" or bool(found.sites) == (found.ships == "biases")
+        assert set(found.sites) <= {"heads", *SITES}
+    assert method_name(CELL, ("o",)) == "heads" and method_name(CELL, SITES) == "every-bias"
