@@ -120,7 +120,7 @@ def test_an_external_checkpoint_is_looked_for(
 def test_what_is_good_is_good_and_several_problems_are_counted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _check(monkeypatch, f"{MINE}.tasks=[paper-7, tasks, mine_items, lambada_openai]") == 0
+    assert _check(monkeypatch, f"{MINE}.tasks=[paper-7, tasks, mine_items, copa]") == 0
     assert "params.yaml is good" in capsys.readouterr().err
     assert _check(monkeypatch, f"{MINE}.source=some/model") == 0, "a hub id"
     (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
