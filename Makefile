@@ -25,7 +25,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help real repro graph flow share test coverage test-durations test-slow faults check study ablation bench bench-capture bench-extract \
+.PHONY: help real repro graph flow share test coverage test-durations test-slow faults check docs study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
 
 help: ## List the targets
@@ -59,6 +59,10 @@ $(READY)-%: $(READY)
 	$(UV_EXPORT) --only-group $* | $(UV_INSTALL) --require-hashes --requirement -
 	$(UV_CHECK)
 	@touch $@
+
+docs: $(READY)-docs ## Build the site of docs/ into site/; a dead link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 mkdocs build --clean
+	@echo "The site is in site/index.html"
 
 .PHONY: env
 env: $(READY) ## Create .venv and install the packages of uv.lock; TORCH_INDEX=<url> for another build of torch
@@ -108,9 +112,10 @@ faults: $(READY)-test ## Kill, fill and cut off everything at random moments; pr
 test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing; and all faults
 	pytest -m slow
 
-check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared dependencies
+check: $(READY)-lint $(READY)-test ## Lint, format check, spelling, types, declared dependencies
 	ruff check .
 	ruff format --check .
+	codespell
 	mypy
 	uv lock --check --quiet
 	deptry restorelcc flows benchmarks
@@ -156,5 +161,5 @@ bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per st
 	python -m benchmarks.workflow
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
-	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .work site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
