@@ -17,7 +17,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `make repro` prints the table last, whether or not the stage `report` had to run.
 repro: export RESTORELCC_TABLE := 0
 UV := $(VENV)/bin/uv
-# The index of torch, for example https://download.pytorch.org/whl/cpu; empty: the one that pip is configured to use.
+# The index of torch, for example https://download.pytorch.org/whl/cpu; empty: .ci/torch_index.py chooses.
 TORCH_INDEX ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -45,11 +45,12 @@ endif
 # locked version, in the build of its index: builds need different CUDA packages, and each pins its own.
 $(READY): uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "restorelcc needs Python 3.11 to 3.14: make PYTHON=python3.11")'
-	@echo "Setting up $(VENV) (about a minute, once)"
+	@echo "Setting up $(VENV), once: about 700 MB of packages, and torch"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) uv==0.13.9
 	$(UV_EXPORT) --all-extras --group build --prune torch | $(UV_INSTALL) --require-hashes --requirement -
-	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$($(UV_EXPORT) --no-hashes | grep -o '^torch==[^ ]*')
+	index=$$(TORCH_INDEX="$(TORCH_INDEX)" $(PYTHON) .ci/torch_index.py) && \
+		$(PIP_INSTALL) $${index:+--index-url $$index} $$($(UV_EXPORT) --no-hashes | grep -o '^torch==[^ ]*')
 	$(UV_INSTALL) --no-build-isolation --editable .
 	$(UV_CHECK)
 	@touch $@
