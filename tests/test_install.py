@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import socket
+import subprocess
 import time
 from types import ModuleType
 
 import pytest
 
+from restorelcc import __version__
 from tests.dag import ROOT
 
 
@@ -49,3 +52,12 @@ def test_an_index_that_hangs_is_given_up_soon(torch_index: ModuleType, monkeypat
         assert not torch_index.answers(address)
         assert time.monotonic() - started < 5
     assert not torch_index.answers(address)
+
+
+def test_every_place_has_the_same_version() -> None:
+    """The version is written, not made from git: clones without tags, archives and copies have none to make it from."""
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited is not None
+    assert cited[1] == __version__
+    tags = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not [tag for tag in tags.stdout.split() if re.match(r"v\d", tag) and tag != f"v{__version__}"]
