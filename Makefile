@@ -17,7 +17,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `make repro` prints the table last, whether or not the stage `report` had to run.
 repro: export RESTORELCC_TABLE := 0
 UV := $(VENV)/bin/uv
-# The index of torch, for example https://download.pytorch.org/whl/cpu; empty: the one that pip is configured to use.
+# The index of torch, for example https://download.pytorch.org/whl/cpu; empty: .ci/torch_index.py chooses.
 TORCH_INDEX ?=
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -25,7 +25,7 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help real repro graph flow share test coverage test-durations test-slow faults check study ablation bench bench-capture bench-extract \
+.PHONY: help real repro graph flow share test coverage test-durations test-slow faults check docs study ablation bench bench-capture bench-extract \
 	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
 
 help: ## List the targets
@@ -45,11 +45,12 @@ endif
 # locked version, in the build of its index: builds need different CUDA packages, and each pins its own.
 $(READY): uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "restorelcc needs Python 3.11 to 3.14: make PYTHON=python3.11")'
-	@echo "Setting up $(VENV) (about a minute, once)"
+	@echo "Setting up $(VENV), once: about 700 MB of packages, and torch"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) uv==0.13.9
 	$(UV_EXPORT) --all-extras --group build --prune torch | $(UV_INSTALL) --require-hashes --requirement -
-	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$($(UV_EXPORT) --no-hashes | grep -o '^torch==[^ ]*')
+	index=$$(TORCH_INDEX="$(TORCH_INDEX)" $(PYTHON) .ci/torch_index.py) && \
+		$(PIP_INSTALL) $${index:+--index-url $$index} $$($(UV_EXPORT) --no-hashes | grep -o '^torch==[^ ]*')
 	$(UV_INSTALL) --no-build-isolation --editable .
 	$(UV_CHECK)
 	@touch $@
@@ -59,6 +60,10 @@ $(READY)-%: $(READY)
 	$(UV_EXPORT) --only-group $* | $(UV_INSTALL) --require-hashes --requirement -
 	$(UV_CHECK)
 	@touch $@
+
+docs: $(READY)-docs ## Build the site of docs/ into site/; a dead link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 mkdocs build --clean
+	@echo "The site is in site/index.html"
 
 .PHONY: env
 env: $(READY) ## Create .venv and install the packages of uv.lock; TORCH_INDEX=<url> for another build of torch
@@ -108,9 +113,10 @@ faults: $(READY)-test ## Kill, fill and cut off everything at random moments; pr
 test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing; and all faults
 	pytest -m slow
 
-check: $(READY)-lint $(READY)-test ## Lint, format check, types, declared dependencies
+check: $(READY)-lint $(READY)-test ## Lint, format check, spelling, types, declared dependencies
 	ruff check .
 	ruff format --check .
+	codespell
 	mypy
 	uv lock --check --quiet
 	deptry restorelcc flows benchmarks
@@ -159,5 +165,5 @@ bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per st
 	python -m benchmarks.workflow
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
-	rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .work site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

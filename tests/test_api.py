@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import restorelcc
+from benchmarks.notebook_page import NOTEBOOK, PAGE, code, notebook
 from restorelcc.base.errors import BadInput
 from tests import pico
 from tests.dag import ROOT
@@ -93,14 +93,15 @@ def test_functions_are_plain_and_nothing_is_imported_before_it_is_used() -> None
         _ = restorelcc.prunes
 
 
-def test_the_notebook_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every code block of docs/notebook.md, one after another, as in one notebook."""
-    text = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell of docs/notebook.ipynb, one after another; it is the page docs/notebook.md."""
+    written = NOTEBOOK.read_text(encoding="utf-8")
+    assert written == notebook(PAGE.read_text(encoding="utf-8")), "run python -m benchmarks.notebook_page"
+    blocks = code(written)
     assert len(blocks) >= 5
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESTORELCC_PROGRESS", "0")
     names: dict[str, Any] = {}
     for number, block in enumerate(blocks):
-        exec(compile(block, f"docs/notebook.md, block {number + 1}", "exec"), names)
+        exec(compile(block, f"docs/notebook.ipynb, cell {number + 1}", "exec"), names)
     assert (tmp_path / "compensation.safetensors").is_file()

@@ -30,7 +30,7 @@ _DRAWS = 100  # of the bootstrap, where no formula gives the standard error; lm-
 # Keys of a task file that say where it or its data are stored, or that are separate parts of the fingerprint.
 _NOT_HOW = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "num_fewshot", "task_alias", "tag")
 
-_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_PLACES = ("stdlib", "platstdlib", "purelib", "platlib")  # of Python and of packages, as sysconfig names them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +184,13 @@ def _code_digest(source: Path) -> str:
 
 
 def _installed(path: Path) -> bool:
-    """Whether a file came with Python or with a package: their versions are no part of a task."""
-    return any(path.is_relative_to(Path(folder).resolve()) for folder in _INSTALLED)
+    """Whether a file came with Python or with a package: their versions are no part of a task.
+
+    Packages of another environment that this one sees (--user, the system's, a .pth) are packages, too.
+    """
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return True
+    return any(path.is_relative_to(Path(sysconfig.get_path(name)).resolve()) for name in _PLACES)
 
 
 def _imported(source: Path) -> Iterator[Path]:

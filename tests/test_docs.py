@@ -1,0 +1,206 @@
+"""What README.md and docs/ tell a reader to type or to open: commands, options, targets, keys, paths and links exist.
+
+No command of the chain runs here: tests/flows/test_docs.py runs those of the how-tos for teams.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from benchmarks.readme_picture import PICTURE, draw, means
+from restorelcc.base.errors import BadInput
+from restorelcc.cli.app import app
+from restorelcc.pipeline.params import Params, checked
+from tests.dag import ROOT
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+]
+FENCED = re.compile(r"^```([a-z]*)[^\n]*\n(.*?)^```", re.M | re.S)
+INDENTED = re.compile(r"(?:^    .*\n|^\n)+", re.M)
+TARGET = re.compile(r"^([a-z-]+):", re.M)
+
+
+def named(pages: list[Path]) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """(language, or "" where the page does not say; text) of each block of code."""
+    text = page.read_text(encoding="utf-8")
+    yield from FENCED.findall(text)
+    for found in INDENTED.findall(FENCED.sub("", text)):
+        if found.strip():
+            yield "", "\n".join(line[4:] for line in found.strip("\n").splitlines())
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command of a page, of its blocks and of its sentences, without comments."""
+    prose = FENCED.sub("", page.read_text(encoding="utf-8"))
+    lines = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    for language, text in blocks(page):
+        if language in ("", "bash", "console", "text"):
+            lines += text.replace("\\\n", " ").splitlines()
+    for line in lines:
+        for part in re.split(r"&&|\|\||[;|]", re.sub(r"\s# .*", "", line).removeprefix("$ ")):
+            words = re.match(r"(?:[A-Z_]+=\S+ )*((?:restorelcc|make|python -m) .*)", part.strip())
+            if words:
+                yield shlex.split(words[1].replace("'", '"') if words[1].count("'") % 2 else words[1], comments=True)
+
+
+def _of(page: Path, program: str) -> list[list[str]]:
+    return [words[1:] for words in commands(page) if words[0] == program]
+
+
+@cache
+def _verbs() -> dict[str, Any]:
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def problem(words: list[str]) -> str | None:
+    """What is wrong with the words after `restorelcc`, without running them."""
+    if words[0].startswith("-"):
+        return None if words[0] in ("--help", "--version", "--install-completion") else f"no option {words[0]}"
+    verb = _verbs().get(words[0])
+    if verb is not None and hasattr(verb, "commands") and len(words) > 1:
+        verb, words = verb.commands.get(words[1]), words[1:]
+    if verb is None:
+        return f"no verb {words[0]}"
+    known = {option for each in verb.params for option in (*each.opts, *each.secondary_opts)} | {"--help", "-h"}
+    wrong = [word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in known]
+    return f"no option {wrong} of {words[0]}" if wrong else None
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_command_of_ours_has_its_verb_and_options(page: Path) -> None:
+    found = [(words, problem(words)) for words in _of(page, "restorelcc") if words]
+    assert not [each for each in found if each[1]]
+
+
+def test_a_wrong_verb_or_option_is_found() -> None:
+    assert problem(["restor", "--dense", "x"]) == "no verb restor"
+    assert problem(["restore", "--dens", "x"]) == "no option ['--dens'] of restore"
+    assert problem(["compensation", "show", "x"]) is None
+    assert problem(["compensation", "hide", "x"]) == "no verb hide"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_target_of_make_exists(page: Path) -> None:
+    targets = set(TARGET.findall((ROOT / "Makefile").read_text()))
+    asked = {word for words in _of(page, "make") for word in words if re.fullmatch(r"[a-z][a-z-]+", word)}
+    assert asked <= targets
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_module_of_ours_exists(page: Path) -> None:
+    modules = {words[1] for words in _of(page, "python") if words[0] == "-m"}
+    ours = {name for name in modules if name.partition(".")[0] in ("restorelcc", "flows", "benchmarks")}
+    assert not [name for name in ours if importlib.util.find_spec(name) is None]
+
+
+def settings(page: Path) -> Iterator[dict[str, Any]]:
+    """The blocks that are parts of params.yaml, as what they say."""
+    for language, text in blocks(page):
+        if language == "yaml" or (not language and re.match(r"[a-z]+:(\s*\n| [{\[])", text)):
+            lines = [
+                line for line in text.splitlines() if not line.strip().startswith(("make ", "restorelcc ", "dvc "))
+            ]
+            content = yaml.safe_load("\n".join(lines))
+            if isinstance(content, dict) and content.keys() <= Params.model_fields.keys():
+                yield content
+
+
+def laid_over(below: Any, above: Any) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: laid_over(below.get(key), value) for key, value in above.items()}
+
+
+def shipped_with(part: dict[str, Any]) -> Params:
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    part = copy.deepcopy(part)
+    models = part.setdefault("models", {})
+    for name in part.get("prune", {}).get("external", {}).keys() - shipped["models"].keys():
+        models.setdefault(name, {})
+    for entry in models.values():  # a part of an entry may leave out what every entry has
+        if isinstance(entry, dict):
+            entry.setdefault("source", "./dense")
+            entry.setdefault("data", dict.fromkeys(("calibration", "instructions", "heldout"), "file.jsonl"))
+    return checked(laid_over(shipped, part))
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_part_of_params_yaml_is_valid(page: Path) -> None:
+    for part in settings(page):
+        shipped_with(part)
+
+
+def test_parts_of_params_yaml_are_found_and_a_wrong_key_is_refused() -> None:
+    assert len(list(settings(ROOT / "README.md"))) == 1
+    assert sum(len(list(settings(page))) for page in PAGES) >= 10
+    with pytest.raises(BadInput, match="sampels"):
+        shipped_with({"prune": {"sampels": 3}})
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.M)
+    plain = [re.sub(r"[^\w\s-]", "", title.lower()).strip() for title in titles]
+    return {re.sub(r"[\s-]+", "-", title) for title in plain}
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"`[^`]*`", "", FENCED.sub("", page.read_text(encoding="utf-8")))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_path_of_the_repository_exists(page: Path) -> None:
+    spans = re.findall(
+        r"`((?:restorelcc|tests|benchmarks|flows|docs|versions)/[\w./-]+)`", page.read_text(encoding="utf-8")
+    )
+    made = {"docs/results/smollm2.md", "versions/code/", "restorelcc/original.json"}  # by commands
+    assert not [path for path in spans if path not in made and not (ROOT / path).exists()]
+
+
+def test_readme_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = dict(blocks(ROOT / "README.md"))["console"]
+    command, sentence = text.strip().splitlines()
+    words = shlex.split(command)[2:]
+    with pytest.raises(BadInput) as refused:
+        app([*words, "--params", str(ROOT / "params.yaml")], standalone_mode=False)
+    assert sentence == f"restorelcc: error: {refused.value}"
+
+
+def test_the_picture_shows_the_table_of_the_readme() -> None:
+    def texts(svg: str) -> list[str]:
+        return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+    found = means((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert list(found) == ["dense", "pruned", "heads 0.1", "heads 0.25"]
+    written = PICTURE.read_text(encoding="utf-8")
+    assert texts(written) == texts(draw(found)), "run python -m benchmarks.readme_picture"
+    assert {f"{mean:.1f}" for mean in found.values()} <= set(texts(written))
+    assert len(written) < 10_000
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
