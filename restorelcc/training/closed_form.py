@@ -23,16 +23,17 @@ def mean_inputs(
     return _means(model, linears, batches_BT, title, lambda x_NI: x_NI.double().sum(dim=0))
 
 
-def input_grams(
+def input_moments(
     model: PreTrainedModel, linears: dict[str, nn.Linear], batches_BT: list[Tensor], title: str
-) -> dict[str, Tensor]:
-    """Mean over all tokens of x x^T for each linear's input x, [I, I] float64."""
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Means over all tokens of x [I] and of x x^T [I, I] for each linear's input x, float64."""
 
-    def gram_II(x_NI: Tensor) -> Tensor:
+    def moments(x_NI: Tensor) -> Tensor:
         wide_NI = x_NI.double()
-        return wide_NI.T @ wide_NI
+        return torch.cat([wide_NI.sum(dim=0, keepdim=True), wide_NI.T @ wide_NI])
 
-    return _means(model, linears, batches_BT, title, gram_II)
+    found = _means(model, linears, batches_BT, title, moments)
+    return {name: (both[0], both[1:]) for name, both in found.items()}
 
 
 @torch.no_grad()

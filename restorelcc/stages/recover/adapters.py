@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.base.documents import read_json, write_json
@@ -19,7 +19,7 @@ from restorelcc.models.architectures import blocks_of, family_of, head_layout, l
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
-from restorelcc.training.closed_form import input_grams
+from restorelcc.training.closed_form import input_moments
 from restorelcc.training.compensation import pairs_task
 from restorelcc.training.config import SiteName
 from restorelcc.training.loop import checkpointed_blocks
@@ -75,19 +75,36 @@ def eigenspace_factors(lost_OI: Tensor, gram_II: Tensor, rank: int) -> tuple[Ten
     return up_OR, (right_RI[:rank] * inverse_I) @ vectors_II.T
 
 
+def still_lost(lost_OI: Tensor, added_O: Tensor, mean_I: Tensor, gram_II: Tensor) -> Tensor:
+    """The linear map that a pruned linear lacks, beside the bias that its pruning gave it. float64.
+
+    It lacks E x - d of an input x, with E = W_dense - W_pruned and d = b_pruned - b_dense (`refined` prunes with
+    d = E mean(x)). The least squares fit of that is E - d mean(x)^T G^+, with G = E[x x^T]: what the bias gives already
+    is not given twice. `eigenspace_factors` of it is the best of rank R, since the rest is orthogonal to all inputs.
+    """
+    values_I, vectors_II = torch.linalg.eigh(gram_II.double())
+    kept_I = values_I > 1e-12 * values_I.max()
+    inverse_I = torch.where(kept_I, 1 / values_I.clamp_min(1e-300), torch.zeros_like(values_I))
+    constant_I = vectors_II @ (inverse_I * (vectors_II.T @ mean_I.double()))
+    return lost_OI.double() - torch.outer(added_O.double(), constant_I)
+
+
 def eora(inputs: Inputs) -> Recovered:
     """Low-rank factors of what pruning removed, in the eigenspace of the calibration inputs; nothing is trained."""
     config, dense = inputs.config, inputs.dense()
     linears = site_linears(dense, config.lora_sites)
-    grams = input_grams(dense, linears, inputs.calibration(), "input grams")
-    weights = {name: linear.weight.detach().cpu() for name, linear in linears.items()}
+    moments = input_moments(dense, linears, inputs.calibration(), "input grams")
+    before = {name: (linear.weight.detach().cpu(), _bias(linear)) for name, linear in linears.items()}
     del dense, linears
     model = inputs.pruned()
     heads, pruned = head_layout(model), site_linears(model, config.lora_sites)
-    factors = {
-        name: eigenspace_factors(weights[name].double() - linear.weight.cpu().double(), grams[name].cpu(), config.rank)
-        for name, linear in pruned.items()
-    }
+    factors = {}
+    for name, linear in pruned.items():
+        weight_OI, bias_O = before[name]
+        mean_I, gram_II = (moment.cpu() for moment in moments[name])
+        lost_OI = weight_OI.double() - linear.weight.cpu().double()
+        lost_OI = still_lost(lost_OI, _bias(linear) - bias_O, mean_I, gram_II)
+        factors[name] = eigenspace_factors(lost_OI, gram_II, config.rank)
     adapted = with_adapters(model, config.lora_sites, config.rank)
     for name, module in site_modules(adapted, config.lora_sites).items():
         up_OR, down_RI = factors[name]
@@ -96,6 +113,13 @@ def eora(inputs: Inputs) -> Recovered:
             module.lora_A["default"].weight.zero_()[:rank].copy_(down_RI)
             module.lora_B["default"].weight.zero_()[:, :rank].copy_(up_OR)
     return Recovered(heads, adapter=adapted)
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    """The bias [O] in float64, zeros where there is none."""
+    if linear.bias is None:
+        return torch.zeros(linear.out_features, dtype=torch.float64)
+    return linear.bias.detach().cpu().double()
 
 
 def site_modules(adapted: PeftModel, sites: tuple[SiteName, ...]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from restorelcc.models.walk import first_output, walk_blocks
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.recover import RecoverConfig
-from restorelcc.stages.recover.adapters import eigenspace_factors
+from restorelcc.stages.recover.adapters import eigenspace_factors, still_lost
 from restorelcc.stages.recover.lofit import strongest_heads
 from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
@@ -135,6 +135,25 @@ def test_eigenspace_factors_are_the_best_of_their_rank_for_the_inputs() -> None:
     dead = eigenspace_factors(lost, torch.diag(torch.tensor([1.0] * 7 + [0.0])), 8)
     torch.testing.assert_close((dead[0] @ dead[1])[:, :7], lost[:, :7])
     assert not (dead[0] @ dead[1])[:, 7].any(), "a feature that is never there gets no weight"
+
+
+def test_what_a_bias_gives_already_is_not_given_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lost = torch.randn(12, 8, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(8, 200, generator=generator, dtype=torch.float64) + 2
+    mean, gram = inputs.mean(dim=1), inputs @ inputs.T / 200
+    wanted = lost @ inputs - (lost @ mean)[:, None]  # beside a bias lost @ mean
+    fitted = still_lost(lost, lost @ mean, mean, gram)
+    torch.testing.assert_close(fitted, torch.linalg.lstsq(inputs.T, wanted.T).solution.T)
+    up, down = eigenspace_factors(fitted, gram, 2)
+    twice = eigenspace_factors(lost, gram, 2)
+    unreached, best = (wanted - fitted @ inputs).norm(), torch.linalg.svdvals(fitted @ inputs)[2:].norm()
+    error = (wanted - up @ down @ inputs).norm()
+    assert float(error) == pytest.approx(float((unreached**2 + best**2).sqrt()), rel=1e-6)
+    assert error < 0.5 * (wanted - twice[0] @ twice[1] @ inputs).norm()
+    torch.testing.assert_close(still_lost(lost, torch.zeros(12), mean, gram), lost, rtol=0, atol=0)
+    dead = torch.diag(torch.tensor([1.0] * 7 + [0.0]))
+    assert still_lost(lost, lost @ mean, dead.diagonal(), dead).isfinite().all()
 
 
 def _pruned():
