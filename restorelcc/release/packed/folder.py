@@ -291,6 +291,10 @@ def unpack_into(source: Path, folder: Path) -> dict[str, str]:
     if isinstance(index, dict):
         path = inside(folder, index.get("name"), str(source / PACKED))
         path.write_bytes(str(index.get("text")).encode())
+    try:
+        check_checkpoint(folder)  # config.json has no digest of its own: it must fit what was unpacked
+    except BadInput as error:
+        raise BadInput(str(error).replace(str(folder), str(source))) from error
     return digests
 
 

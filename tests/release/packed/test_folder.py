@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -94,6 +95,18 @@ def test_a_packed_export_unpacks_to_the_export(restored: Path, packed: Path, tmp
     assert len(digests) == 2
     assert digests == {name: file_digest(restored / name) for name in digests}
     assert {path.name for path in packed.glob("*.safetensors")} == {f"packed-{n:05d}.safetensors" for n in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", 1), ("intermediate_size", 99), ("model_type", "gpt2")]
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(copy: Path, tmp_path: Path, key: str, value: Any) -> None:
+    config = json.loads((copy / "config.json").read_text()) | {key: value}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput) as raised:
+        unpack_folder(copy, tmp_path / "again")
+    assert str(copy) in str(raised.value) and "unfinished" not in str(raised.value)
+    assert not (tmp_path / "again").exists()
 
 
 def test_it_generates_what_the_stock_checkpoint_does(restored: Path, packed: Path) -> None:
