@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -31,13 +33,25 @@ def weights_are_shared_out() -> bool:
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T] | None, title: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
+def bars_are_shown() -> bool:
+    """Whether this process draws bars. RESTORELCC_PROGRESS=1 draws them in files too, 0 nowhere."""
+    asked = os.environ.get("RESTORELCC_PROGRESS")
+    return is_first_process() and (sys.stderr.isatty() if asked not in ("0", "1") else asked == "1")
+
+
+def progress(
+    items: Iterable[T] | None,
+    title: str,
+    unit: str,
+    total: int | None = None,
+    initial: int = 0,
+    *,
+    quiet: bool = False,
+) -> tqdm:
     """Iterate (or count by hand, items None) with a bar `title: n/total unit`.
 
-    Bars are for a terminal: a file gets none. RESTORELCC_PROGRESS=1 has them everywhere, 0 nowhere.
+    Bars are for a terminal: a file gets none (`bars_are_shown`). quiet: no bar in any case.
     """
-    asked = os.environ.get("RESTORELCC_PROGRESS")
-    shown = sys.stderr.isatty() if asked not in ("0", "1") else asked == "1"
     return tqdm(
         items,
         desc=title,
@@ -46,9 +60,28 @@ def progress(items: Iterable[T] | None, title: str, unit: str, total: int | None
         initial=initial,
         dynamic_ncols=True,
         mininterval=0.5,
-        disable=not shown or not is_first_process(),
+        disable=quiet or not bars_are_shown(),
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} |{bar}| {elapsed}<{remaining} {postfix}",
     )
+
+
+@contextmanager
+def bars_named(stage: str, *modules: ModuleType) -> Iterator[None]:
+    """Inside, the bars of a library (modules that hold the name `tqdm`) begin with the name of the stage, and are as
+    silent as our own where there is no terminal."""
+
+    def bar(*args: Any, desc: str | None = None, disable: bool | None = False, **how: Any) -> tqdm:
+        title = f"{stage}: {desc[:1].lower()}{desc[1:]}" if desc else stage
+        return tqdm(*args, desc=title, disable=bool(disable) or not bars_are_shown(), **how)
+
+    before = [vars(module)["tqdm"] for module in modules]
+    try:
+        for module in modules:
+            setattr(module, "tqdm", bar)  # noqa: B010
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            setattr(module, "tqdm", own)  # noqa: B010
 
 
 def notice(title: str, text: str) -> None:

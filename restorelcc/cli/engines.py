@@ -19,11 +19,14 @@ def add(app: typer.Typer) -> None:
 def engines(
     folder: Annotated[Path, typer.Argument(help="a checkpoint folder, or one with model_ref.json")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
+    load: Annotated[
+        bool, typer.Option("--try", help="load the checkpoint with transformers: are all of its tensors used?")
+    ] = False,
 ) -> None:
     """Print one block per engine."""
     from restorelcc.release.engines.report import engine_report
 
-    found = engine_report(folder)
+    found = engine_report(folder, load=load)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -1,4 +1,6 @@
-"""A model's place in the table of families (families.py): its blocks, linears and heads, and what its config tells.
+"""A model's place in the table of families (families.py): its blocks, linears and heads.
+
+What a config tells by itself is in config_facts.py, and can be imported from here, too.
 
 Letters: L layers (blocks that have heads), H query heads, D head dim, X = H*D, M model width.
 """
@@ -6,45 +8,24 @@ Letters: L layers (blocks that have heads), H query heads, D head dim, X = H*D, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.config_facts import WITH_HEADS as WITH_HEADS
+from restorelcc.models.config_facts import check_scores as check_scores
+from restorelcc.models.config_facts import check_whole_parts as check_whole_parts
+from restorelcc.models.config_facts import family_of_config as family_of_config
+from restorelcc.models.config_facts import ffn_width_of_config as ffn_width_of_config
+from restorelcc.models.config_facts import kv_heads_of_config as kv_heads_of_config
+from restorelcc.models.config_facts import layout_of_config as layout_of_config
+from restorelcc.models.config_facts import text_config as text_config
 from restorelcc.models.families import FAMILIES as FAMILIES
 from restorelcc.models.family import BiasRoute as BiasRoute
 from restorelcc.models.family import Family as Family
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.transposed import with_linears
-
-# What a config calls the number of experts of a layer, by family.
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-# What config.layer_types calls layers with heads; others are linear attention, convolutions or state spaces.
-WITH_HEADS = ("full_attention", "sliding_attention", "hybrid")
-
-
-def text_config(config: Any) -> Any:
-    """The config of the decoder: of a model of text itself, of a model of pictures and text the part that says text."""
-    return config.get_text_config(decoder=True)
-
-
-def family_of_config(config: Any) -> Family:
-    """The table's row for a checkpoint's config. Raises BadInput for an unknown family, listing the known ones."""
-    kind = config.model_type
-    found = FAMILIES.get(kind)
-    if (found is None or not found.experts) and any(getattr(config, key, None) for key in _EXPERT_COUNTS):
-        known = ", ".join(name for name, family in FAMILIES.items() if family.experts)
-        raise BadInput(
-            f"model family {kind!r} is a mixture of experts that is not supported: known are {known}; use one of "
-            "these, or a dense model"
-        )
-    if found is None:
-        raise BadInput(
-            f"model family {kind!r} is not supported: known are {', '.join(FAMILIES)}; "
-            "to add one, add a row to restorelcc/models/families.py (CONTRIBUTING.md has the recipe)"
-        )
-    return found
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -130,50 +111,3 @@ def head_layout(model: PreTrainedModel) -> HeadLayout:
 def kv_heads(model: PreTrainedModel) -> int:
     """Key/value heads of a layer; query heads share one in groups of H / KV neighbours."""
     return kv_heads_of_config(model.config)
-
-
-def kv_heads_of_config(config: Any) -> int:
-    """The same, told by a config."""
-    text = text_config(config)
-    return getattr(text, family_of_config(config).kv_heads_key, None) or text.num_attention_heads
-
-
-def layout_of_config(config: Any) -> HeadLayout:
-    """L, H, D told by a config alone. Raises BadInput for a hybrid of which no layer has heads."""
-    family, text = family_of_config(config), text_config(config)
-    heads = text.num_attention_heads
-    own = getattr(text, family.head_dim_key, None) if family.free_head_dim else None
-    head_dim = own or text.hidden_size // heads
-    if not family.hybrid:
-        return HeadLayout(text.num_hidden_layers, heads, head_dim)
-    numbers = tuple(number for number, kind in enumerate(text.layer_types) if kind in WITH_HEADS)
-    if not numbers:
-        raise BadInput(f"no layer of this {config.model_type!r} model has attention heads (config.layer_types)")
-    return HeadLayout(len(numbers), heads, head_dim, numbers)
-
-
-def ffn_width_of_config(config: Any) -> int:
-    """Channels of a block's FFN, told by a config alone."""
-    text = text_config(config)
-    key = family_of_config(config).ffn_width
-    return (getattr(text, key, None) if key else None) or 4 * text.hidden_size
-
-
-def check_scores(config: Any, what: str) -> None:
-    """Raises BadInput for a family whose weights cannot be pruned here; what: the pruning that asks for it."""
-    reason = family_of_config(config).scores_refused
-    if reason is not None:
-        raise BadInput(
-            f"{what} cannot prune {config.model_type!r} models: {reason}; prune such a model elsewhere and give the "
-            "result as external-<name>, or to `restorelcc restore --pruned`: its attention heads are restored"
-        )
-
-
-def check_whole_parts(config: Any, what: str) -> None:
-    """Raises BadInput for a family whose heads and channels cannot be removed as wholes; what: who asks for it."""
-    family = family_of_config(config)
-    if family.whole_parts_refused is not None:
-        raise BadInput(
-            f"{what} removes whole heads and channels, which {config.model_type!r} models do not allow: "
-            f"{family.whole_parts_refused}; prune single weights instead (for example wanda-0.5)"
-        )

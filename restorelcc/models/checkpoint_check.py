@@ -1,7 +1,7 @@
 """Can this checkpoint be used, and is it harmless? Told from its config and the headers of its weights alone, before a
 weight is read: fields of config.json, sizes against headers, links, code, kernels, pointers of git-lfs.
 
-Everything that opens a checkpoint goes through `local_folder` (checkpoints.py), which calls `check_checkpoint`.
+Everything that opens a checkpoint goes through `local_folder` (references.py), which calls `check_checkpoint`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoConfig, PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed, first_line, is_disk_full, one_line
 from restorelcc.base.names import check_links, inside
 from restorelcc.base.stock_files import CONFIGS, TOKENIZER_FILES, check_stock
 from restorelcc.base.weights import weights_of
-from restorelcc.models.architectures import (
-    Family,
+from restorelcc.models.config_check import AGAIN, check_config, is_whole
+from restorelcc.models.config_facts import (
     family_of_config,
     ffn_width_of_config,
     kv_heads_of_config,
     layout_of_config,
     text_config,
 )
-from restorelcc.models.config_check import AGAIN, check_config, is_whole
-from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.models.families import FAMILIES
+from restorelcc.models.family import Family
+from restorelcc.models.plain_config import PlainConfig
+from restorelcc.models.tensor_bytes import FLOATING, TensorBytes, tensor_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _LFS = b"version https://git-lfs"
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings)\.weight")
@@ -43,10 +45,10 @@ def refused(what: str, source: Path) -> Iterator[None]:
     Our own errors, a full disk and a lack of memory pass through."""
     try:
         yield
-    except (BadInput, StageFailed, MemoryError, torch.OutOfMemoryError):
+    except (BadInput, StageFailed, MemoryError):
         raise
     except Exception as error:
-        if is_disk_full(error):
+        if is_disk_full(error) or type(error).__name__ == "OutOfMemoryError":  # torch's
             raise
         reason = f"{type(error).__name__}: " if isinstance(error, LookupError | AttributeError | TypeError) else ""
         said = one_line(" ".join(str(error).split())[:300] or first_line(error))
@@ -59,6 +61,8 @@ def loaded_config(source: Path) -> PretrainedConfig:
     Raises BadInput as `check_beside`, and for what the class does not take.
     """
     check_beside(source)
+    from transformers import AutoConfig
+
     with refused("config", source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
@@ -66,15 +70,30 @@ def loaded_config(source: Path) -> PretrainedConfig:
     return config
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Raises BadInput, in one sentence, for a checkpoint folder that cannot be used or that asks for code."""
+def plain_config(source: Path) -> Any:
+    """The same without its class where config.json says enough (`PlainConfig`), so that nothing heavy is imported.
+
+    Raises BadInput as `check_beside`. What the class would refuse in fields that nobody asks for passes.
+    """
+    check_beside(source)
+    values = read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    if values.get("model_type") not in FAMILIES:
+        return loaded_config(source)
+    return PlainConfig(values["model_type"], values, lambda: loaded_config(source))
+
+
+def check_checkpoint(folder: Path, *, by_class: bool = True) -> None:
+    """Raises BadInput, in one sentence, for a checkpoint folder that cannot be used or that asks for code.
+
+    by_class: whether the class of its config has to take it, which needs transformers and torch.
+    """
     check_beside(folder)
     stamps = sorted(
         (path.name, stat.st_size, stat.st_mtime_ns)
         for path in folder.iterdir()
         if path.is_file() and (stat := path.stat())
     )
-    _check_once(folder, tuple(stamps))
+    _check_once(folder, tuple(stamps), by_class)
 
 
 def check_beside(folder: Path) -> None:
@@ -105,19 +124,19 @@ def check_whole(path: Path) -> None:
 
 
 @lru_cache(maxsize=16)
-def _check_once(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> None:
+def _check_once(folder: Path, _stamps: tuple[tuple[str, int, int], ...], by_class: bool) -> None:
     """What is in the files; their sizes and times say whether it was looked at before."""
-    config = loaded_config(folder)
+    config = loaded_config(folder) if by_class else plain_config(folder)
     family = family_of_config(config)
     with refused("model", folder):
         for name in weights_of(folder).names:
             check_whole(inside(folder, name, str(folder)))
-        stored = stored_tensors(folder)
+        stored = tensor_bytes(folder)
     _check_shapes(folder, config, family, stored)
     _check_token_ids(folder, int(text_config(config).vocab_size))
 
 
-def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str, StoredTensor]) -> None:
+def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str, TensorBytes]) -> None:
     """That the tensors of the blocks and the embedding have the sizes that config.json says, in as many layers.
 
     Checkpoints of older layouts, whose tensors go by other names, are for the class that loads them to judge.
@@ -140,8 +159,9 @@ def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str
                 f"{tensor.file} holds {one_line(name)} with shape {tensor.shape}, its config.json says {wanted}: the "
                 f"checkpoint is damaged, {AGAIN}"
             )
-        if wanted is not None and not tensor.dtype.is_floating_point:
-            raise BadInput(f"{tensor.file} holds {one_line(name)} as {tensor.dtype}: give the original, not quantized")
+        if wanted is not None and tensor.code not in FLOATING:
+            held = f"{tensor.file} holds {one_line(name)} as torch.{tensor.dtype}"
+            raise BadInput(f"{held}: give the original, not quantized")
     if found and found != set(range(text.num_hidden_layers)):
         raise BadInput(
             f"{folder} holds {len(found)} layers, the last is number {max(found)}, counted from 0; its config.json "

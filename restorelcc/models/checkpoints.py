@@ -15,58 +15,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from restorelcc.base.digest import REFERENCE, check_unchanged
-from restorelcc.base.documents import read_document, write_document
+from restorelcc.base.digest import REFERENCE
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import check_folder
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import process_count
 from restorelcc.base.stock_files import GENERATION, TOKENIZER_FILES, has_tokenizer
-from restorelcc.models.checkpoint_check import check_beside, check_checkpoint, loaded_config, refused
-from restorelcc.models.hub import Repository, fetch_model
-from restorelcc.models.references import Pinned
+from restorelcc.models.checkpoint_check import loaded_config, refused
+from restorelcc.models.references import local_folder as local_folder
+from restorelcc.models.references import write_reference as write_reference
 from restorelcc.models.runtime import pick_device, pick_dtype
 from restorelcc.models.text import check_special_tokens, context_length
 from restorelcc.models.tokenizers import without_length_warning
 
 disable_progress_bar()  # of loading and writing weights; the stages show bars of their own
-
-
-def write_reference(folder: Path, pinned: Pinned) -> None:
-    """Point to weights that stay where they are: a hub id at a commit, with the content ids of the files used, or a
-    folder whose content had these digests."""
-    folder.mkdir(parents=True)
-    write_document(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
-
-
-def local_folder(folder: Path, key: str | None = None, *, weights: bool = True) -> Path:
-    """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
-
-    Raises BadInput when the folder referred to has other content than it had, or a checkpoint that cannot be used
-    (checkpoint_check.py); BadInput or StageFailed when the hub does not give the files, naming `key`, or else the
-    folder. weights: whether they are needed, and checked too.
-    """
-    found = _folder_of_files(folder, key)
-    (check_checkpoint if weights else check_beside)(found)
-    return found
-
-
-def _folder_of_files(folder: Path, key: str | None) -> Path:
-    if (folder / REFERENCE).is_file():
-        reference = read_document(folder / REFERENCE)
-        if not isinstance(reference, dict) or not all(
-            isinstance(reference.get(name), str) for name in ("source", "revision")
-        ):
-            raise BadInput(f"{folder / REFERENCE} names no model: delete its folder and run dvc repro")
-        source, commit = reference["source"], reference["revision"]
-        if reference.get("files") is None:
-            check_unchanged(folder)
-            return Path(source)
-        return fetch_model(Repository(key or str(folder), source), commit)
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
-    check_folder(folder)
-    return folder
 
 
 @dataclass(frozen=True)

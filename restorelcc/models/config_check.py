@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
 from restorelcc.base.errors import BadInput
-from restorelcc.models.architectures import FAMILIES, Family
+from restorelcc.models.config_names import own_name
+from restorelcc.models.families import FAMILIES
+from restorelcc.models.family import Family
 
 AGAIN = "download or write the checkpoint again"
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -72,11 +73,9 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_sizes(config: Mapping[str, Any], kind: str, wrong: Any) -> None:
-    default = CONFIG_MAPPING[kind]().get_text_config()
-    own_name = getattr(type(default), "attribute_map", {})
     for name, most in _MOST.items():
-        value = config.get(key := own_name.get(name, name), 1)
-        if value is None and (name in _MAY_BE_NULL or getattr(default, key, 1) is None):
+        value = config.get(key := own_name(kind, name), 1)
+        if value is None and (name in _MAY_BE_NULL or getattr(_defaults(kind), key, 1) is None):
             continue
         if name == "sliding_window" and value == 0 and config.get("use_sliding_window") is False:
             continue  # so Qwen2-MoE's class writes it
@@ -100,10 +99,21 @@ def _check_heads(config: Mapping[str, Any], family: Family, kind: str, wrong: An
     width, heads, groups = _sizes(config, kind, "hidden_size", "num_attention_heads", "num_key_value_heads")
     if groups and heads % groups:
         raise wrong("num_attention_heads", f"which {groups} key/value heads (num_key_value_heads) cannot share evenly")
-    default = getattr(CONFIG_MAPPING[kind]().get_text_config(), family.head_dim_key, None)
-    own_width = family.free_head_dim and (config.get(family.head_dim_key) or default)
-    if not own_width and width % heads:
+    if width % heads and not (family.free_head_dim and _own_head_dim(config, family, kind)):
         raise wrong("hidden_size", f"which does not split evenly into {heads} heads (num_attention_heads)")
+
+
+def _own_head_dim(config: Mapping[str, Any], family: Family, kind: str) -> Any:
+    return config.get(family.head_dim_key) or getattr(_defaults(kind), family.head_dim_key, None)
+
+
+@lru_cache
+def _defaults(kind: str) -> Any:
+    """A config of a family with what its class takes for every field. Importing the class takes seconds, so ask only
+    where config.json leaves something to it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[kind]().get_text_config()
 
 
 def _sizes(config: Mapping[str, Any], kind: str, *keys: str) -> list[int]:
@@ -112,10 +122,13 @@ def _sizes(config: Mapping[str, Any], kind: str, *keys: str) -> list[int]:
 
     (A default of the class that depends on another field, as the number of key/value heads does, counts as a null.)
     """
-    default = CONFIG_MAPPING[kind]().get_text_config()
-    own_name = getattr(type(default), "attribute_map", {})
-    missing = {key: 0 if key == "num_key_value_heads" else getattr(default, key, None) for key in keys}
-    return [int(config.get(own_name.get(key, key), missing[key]) or 0) for key in keys]
+
+    def size(key: str) -> Any:
+        if (own := own_name(kind, key)) in config:
+            return config[own]
+        return 0 if key == "num_key_value_heads" else getattr(_defaults(kind), key, None)
+
+    return [int(size(key) or 0) for key in keys]
 
 
 def is_plain(compression: object) -> bool:

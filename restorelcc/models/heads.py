@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from restorelcc.base.errors import BadInput
+
+if TYPE_CHECKING:  # counting heads takes no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,6 @@ def chosen_count(ratio: float, layout: HeadLayout) -> int:
 
 def main_component(directions_HDD: Tensor, loadings_HD: Tensor, count: int) -> Tensor:
     """c = sum_{i<=K} alpha_i v_i. RestoreLCC eq. 4. Returns [..., H, D]; with K = D it is the mean row of dZ."""
+    import torch
+
     return torch.einsum("...hk,...hkd->...hd", loadings_HD[..., :count], directions_HDD[..., :count, :])

@@ -1,4 +1,7 @@
-"""What a source in params.yaml - a folder or a hub id - refers to, pinned."""
+"""What a source in params.yaml - a folder or a hub id - refers to, pinned; and the folder that a reference leads to.
+
+Looking at a folder takes no torch, so that light commands can.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from restorelcc.base.digest import folder_digests
+from restorelcc.base.digest import REFERENCE, check_unchanged, folder_digests
+from restorelcc.base.documents import read_document, write_document
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.models.hub import Repository, model_files, resolved_commit
+from restorelcc.base.manifest import check_folder
+from restorelcc.models.checkpoint_check import check_beside, check_checkpoint
+from restorelcc.models.hub import Repository, fetch_model, model_files, resolved_commit
 
 
 class Pinned(NamedTuple):
@@ -37,3 +44,43 @@ def local_source(source: str, root: Path) -> Path | None:
     """The folder that a source names, counted from the project's folder; None for a hub id."""
     local = root / Path(source).expanduser()
     return local if local.is_dir() else None
+
+
+def write_reference(folder: Path, pinned: Pinned) -> None:
+    """Point to weights that stay where they are: a hub id at a commit, with the content ids of the files used, or a
+    folder whose content had these digests."""
+    folder.mkdir(parents=True)
+    write_document(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
+
+
+def local_folder(folder: Path, key: str | None = None, *, weights: bool = True, by_class: bool = True) -> Path:
+    """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
+
+    Raises BadInput when the folder referred to has other content than it had, or a checkpoint that cannot be used
+    (checkpoint_check.py); BadInput or StageFailed when the hub does not give the files, naming `key`, or else the
+    folder. weights: whether they are needed, and checked too. by_class: as `check_checkpoint`.
+    """
+    found = _folder_of_files(folder, key)
+    if weights:
+        check_checkpoint(found, by_class=by_class)
+    else:
+        check_beside(found)
+    return found
+
+
+def _folder_of_files(folder: Path, key: str | None) -> Path:
+    if (folder / REFERENCE).is_file():
+        reference = read_document(folder / REFERENCE)
+        if not isinstance(reference, dict) or not all(
+            isinstance(reference.get(name), str) for name in ("source", "revision")
+        ):
+            raise BadInput(f"{folder / REFERENCE} names no model: delete its folder and run dvc repro")
+        source, commit = reference["source"], reference["revision"]
+        if reference.get("files") is None:
+            check_unchanged(folder)
+            return Path(source)
+        return fetch_model(Repository(key or str(folder), source), commit)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+    check_folder(folder)
+    return folder

@@ -13,29 +13,10 @@ import torch
 from torch import Tensor
 
 from restorelcc.base.errors import BadInput
-from restorelcc.base.weights import weight_files
-from restorelcc.models.safetensors_header import read_header, tensors_of
+from restorelcc.models.tensor_bytes import TORCH_NAMES, tensor_bytes
 
 # What torch calls the dtypes of a header.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "C64": torch.complex64,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {code: getattr(torch, name) for code, name in TORCH_NAMES.items()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -81,21 +62,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint by name; only headers are read. Raises BadInput for files of another kind, and for
     a tensor that two files hold.
     """
-    found: dict[str, StoredTensor] = {}
-    for path in weight_files(folder):
-        for name, tensor in _tensors_in(path).items():
-            if name in found:
-                raise BadInput(
-                    f"{found[name].file} and {path} both hold {name}: download or write the checkpoint again"
-                )
-            found[name] = tensor
-    return found
-
-
-def _tensors_in(path: Path) -> dict[str, StoredTensor]:
-    header, begin = read_header(path)
-    tensors = {}
-    for name, entry in tensors_of(header).items():
-        start, end = (begin + offset for offset in entry["data_offsets"])
-        tensors[name] = StoredTensor(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
-    return tensors
+    return {
+        name: StoredTensor(found.file, DTYPES[found.code], found.shape, found.start, found.end)
+        for name, found in tensor_bytes(folder).items()
+    }

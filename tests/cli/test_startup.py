@@ -30,9 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("verb", ["--help", "--version", "check", "compensation show", "restore --help"])
+_NEEDS = {"compensation show": "compensation.safetensors", "inspect --json": "pruned", "inspect": "pruned"}
+_NEEDS |= {"engines": "pruned"}
+
+
+@pytest.mark.parametrize("verb", ["--help", "--version", "check", "restore --help", *_NEEDS])
 def test_a_light_verb_imports_nothing_heavy(verb: str, folder: Path) -> None:
-    arguments = verb.split() + ([str(folder / "compensation.safetensors")] if verb == "compensation show" else [])
+    arguments = verb.split() + ([str(folder / _NEEDS[verb])] if verb in _NEEDS else [])
     command = [sys.executable, "-c", _RUN % " ".join(HEAVY), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def test_a_reference_to_the_hub_is_the_snapshot_of_its_commit(tmp_path: Path, mo
         asked.append((repository.name, commit))
         return tmp_path
 
-    monkeypatch.setattr("restorelcc.models.checkpoints.fetch_model", fetch)
+    monkeypatch.setattr("restorelcc.models.references.fetch_model", fetch)
     write_reference(tmp_path / "model", Pinned("some/model", "abc123", {"config.json": "id"}, None))
     assert local_folder(tmp_path / "model", weights=False) == tmp_path
     assert asked == [("some/model", "abc123")]

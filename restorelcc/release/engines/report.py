@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.models.architectures import Family, family_of_config
-from restorelcc.models.checkpoints import load_model, local_folder
-from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.models.checkpoint_check import plain_config
+from restorelcc.models.config_facts import family_of_config
+from restorelcc.models.family import Family
+from restorelcc.models.references import local_folder
+from restorelcc.models.tensor_bytes import TensorBytes, tensor_bytes
 from restorelcc.release.engines.table import ENGINES, TRANSFORMERS, Engine, Verdict
-from restorelcc.sparsity.streaming import read_config
 
 _WORST: tuple[Verdict, ...] = ("refused", "dropped", "unknown", "read")
 
@@ -30,16 +31,19 @@ class EngineReport:
     tried: str | None
 
 
-def engine_report(folder: Path) -> dict[str, Any]:
+def engine_report(folder: Path, *, load: bool = False) -> dict[str, Any]:
     """One entry per engine, JSON-ready. Raises BadInput for a folder that holds no checkpoint of a known family.
+
+    load: also load the checkpoint with the transformers installed here, which takes the memory of the whole model;
+    without it the table and the headers of the files are read, and the biases.
 
     No speed is claimed: this only says what the engine's code does with zeros.
     """
-    source = local_folder(folder)
-    config = read_config(source)
+    source = local_folder(folder, by_class=load)
+    config = plain_config(source)
     kind, family = config.model_type, family_of_config(config)
-    biased = biased_parts(family, stored_tensors(source))
-    reports = [_report(engine, kind, biased, source) for engine in ENGINES]
+    biased = biased_parts(family, tensor_bytes(source))
+    reports = [_report(engine, kind, biased, source, load) for engine in ENGINES]
     return {
         "folder": str(folder),
         "model_type": kind,
@@ -48,12 +52,12 @@ def engine_report(folder: Path) -> dict[str, Any]:
     }
 
 
-def biased_parts(family: Family, stored: dict[str, StoredTensor]) -> dict[str, bool]:
+def biased_parts(family: Family, stored: dict[str, TensorBytes]) -> dict[str, bool]:
     """Which of q/k/v, out-projection and FFN have a bias that is not zero throughout."""
     paths = {"qkv": family.qkv, "out": (family.out_proj,), "ffn": family.ffn}
     return {
         part: any(
-            bool(tensor.read().any())
+            bool(tensor.nonzero().any())
             for name, tensor in stored.items()
             if any(name.endswith(f".{path}.bias") for path in linears)
         )
@@ -61,15 +65,17 @@ def biased_parts(family: Family, stored: dict[str, StoredTensor]) -> dict[str, b
     }
 
 
-def _report(engine: Engine, kind: str, biased: dict[str, bool], folder: Path) -> EngineReport:
+def _report(engine: Engine, kind: str, biased: dict[str, bool], folder: Path, load: bool) -> EngineReport:
     row = engine.rows.get(kind)
     parts = [part for part, found in biased.items() if found]
     verdicts: dict[str, Verdict] = {part: getattr(row, part) if row else "unknown" for part in parts}
     found = set(verdicts.values())
     worst: Verdict = next((verdict for verdict in _WORST if verdict in found), "read")
     installed = _installed(engine.package)
-    tried = _try_transformers(folder) if engine is TRANSFORMERS and installed else None
-    if tried is None and installed and engine is not TRANSFORMERS:
+    tried = None
+    if installed and engine is TRANSFORMERS:
+        tried = _try_transformers(folder) if load else "not tried: --try loads the checkpoint with it"
+    elif installed:
         tried = "installed, but not tried here: run it on the folder before relying on this"
     loads = "unknown: its source for this family was not read" if row is None else "yes"
     if worst == "refused":
@@ -108,6 +114,8 @@ def _installed(package: str) -> str | None:
 def _try_transformers(folder: Path) -> str:
     """Load the checkpoint with the transformers installed here; missing or unexpected keys are told."""
     import torch
+
+    from restorelcc.models.checkpoints import load_model
 
     try:
         model = load_model(folder, torch.float32, torch.device("cpu"))

@@ -1,4 +1,6 @@
-"""What a checkpoint on disk holds: zeros, patterns, removed heads and channels, dtype and size. Reads safetensors only.
+"""What a checkpoint on disk holds: zeros, patterns, removed heads and channels, dtype and size.
+
+Reads safetensors only, with NumPy.
 
 Letters: O output features, I input features.
 """
@@ -10,18 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PretrainedConfig
+import numpy as np
+from numpy.typing import NDArray
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.weights import weight_files
-from restorelcc.models.architectures import Family, family_of_config, layout_of_config, text_config
-from restorelcc.models.checkpoints import local_folder
-from restorelcc.models.tensor_files import StoredTensor, stored_tensors
-from restorelcc.sparsity.patterns import densest_group
-from restorelcc.sparsity.streaming import read_config
-from restorelcc.sparsity.structure import removed_parts
+from restorelcc.models.checkpoint_check import plain_config
+from restorelcc.models.config_facts import family_of_config, layout_of_config, text_config
+from restorelcc.models.family import Family
+from restorelcc.models.references import local_folder
+from restorelcc.models.tensor_bytes import TensorBytes, densest_group, tensor_bytes
 
 # N:M patterns are looked for with these M, the ones hardware and papers use.
 GROUP_SIZES = (4, 8)
@@ -60,9 +60,9 @@ class InspectedLayer:
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """Everything as one JSON-ready dict. Raises BadInput for a folder that holds no checkpoint of a known family."""
-    source = local_folder(folder)
-    config = read_config(source)
-    family, stored = family_of_config(config), stored_tensors(source)
+    source = local_folder(folder, by_class=False)
+    config = plain_config(source)
+    family, stored = family_of_config(config), tensor_bytes(source)
     tensors, layers = [], []
     layout = layout_of_config(config)
     for layer in map(layout.block, range(layout.layers)):
@@ -72,14 +72,14 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     zeros, total = sum(layer.zeros for layer in layers), sum(layer.total for layer in layers)
     dtypes: Counter[str] = Counter()
     for tensor in stored.values():
-        dtypes[_short(tensor.dtype)] += tensor.end - tensor.start
+        dtypes[tensor.dtype] += tensor.end - tensor.start
     return {
         "folder": str(folder),
         "source": str(source),
         "model_type": config.model_type,
         "dtype": max(dtypes, key=lambda name: dtypes[name]),
         "bytes": sum(path.stat().st_size for path in weight_files(source)),
-        "parameters": sum(_count(tensor) for tensor in stored.values()),
+        "parameters": sum(tensor.numbers for tensor in stored.values()),
         "targeted": total,
         "zeros": zeros,
         "sparsity": zeros / total,
@@ -92,17 +92,17 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     }
 
 
-def _biased(family: Family, stored: dict[str, StoredTensor]) -> dict[str, int]:
+def _biased(family: Family, stored: dict[str, TensorBytes]) -> dict[str, int]:
     """In how many layers each linear has a bias that is not zero throughout; linears without any are left out."""
     counts = {
-        path: sum(name.endswith(f".{path}.bias") and bool(tensor.read().any()) for name, tensor in stored.items())
+        path: sum(name.endswith(f".{path}.bias") and bool(tensor.nonzero().any()) for name, tensor in stored.items())
         for path in family.linears
     }
     return {path: count for path, count in counts.items() if count}
 
 
 def _inspect_layer(
-    layer: int, family: Family, config: PretrainedConfig, stored: dict[str, StoredTensor]
+    layer: int, family: Family, config: Any, stored: dict[str, TensorBytes]
 ) -> tuple[list[InspectedTensor], tuple[int, int, int, int]]:
     """The block's targeted weights, and (heads, removed heads, channels, removed channels)."""
     tensors: list[InspectedTensor] = []
@@ -112,19 +112,18 @@ def _inspect_layer(
         if family.partial and path != family.out_proj and name not in stored:
             continue
         found = _find(name, stored, family)
-        weight_OI = found.read()
-        tensors.append(_inspected(name, layer, found, weight_OI))
+        nonzero_OI = found.nonzero()
+        tensors.append(_inspected(name, layer, found, nonzero_OI))
+        read_I = np.logical_or.reduce(nonzero_OI, axis=0)  # what of the inputs is read at all
         if path == family.out_proj:
             heads = text_config(config).num_attention_heads
-            columns_HD = torch.arange(weight_OI.shape[1]).reshape(heads, -1)
-            heads_removed = int(removed_parts(weight_OI, columns_HD).sum())
+            heads_removed = int((~read_I.reshape(heads, -1).any(axis=1)).sum())
         if path == family.ffn_out:
-            channels = weight_OI.shape[1]
-            channels_removed = int((weight_OI == 0).all(dim=0).sum())
+            channels, channels_removed = nonzero_OI.shape[1], int((~read_I).sum())
     return tensors, (heads, heads_removed, channels, channels_removed)
 
 
-def _find(name: str, stored: dict[str, StoredTensor], family: Family) -> StoredTensor:
+def _find(name: str, stored: dict[str, TensorBytes], family: Family) -> TensorBytes:
     # Checkpoints saved from the bare model leave its prefix out.
     found = stored.get(name) or stored.get(name.partition(".")[2])
     if found is None:
@@ -134,14 +133,15 @@ def _find(name: str, stored: dict[str, StoredTensor], family: Family) -> StoredT
     return found.as_linear(family.transposed)
 
 
-def _inspected(name: str, layer: int, stored: StoredTensor, weight_OI: Tensor) -> InspectedTensor:
+def _inspected(name: str, layer: int, stored: TensorBytes, nonzero_OI: NDArray[np.bool_]) -> InspectedTensor:
     patterns = []
     for group in GROUP_SIZES:
-        keep = densest_group(weight_OI, group)
+        keep = densest_group(nonzero_OI, group)
         if keep is not None and keep < group:
             patterns.append(f"{keep}:{group}")
-    zeros = int((weight_OI == 0).sum())
-    return InspectedTensor(name, layer, stored.shape, _short(stored.dtype), zeros, weight_OI.numel(), tuple(patterns))
+    total = nonzero_OI.size
+    zeros = total - int(np.count_nonzero(nonzero_OI))
+    return InspectedTensor(name, layer, stored.shape, stored.dtype, zeros, total, tuple(patterns))
 
 
 def _layer(layer: int, tensors: list[InspectedTensor], structure: tuple[int, int, int, int]) -> InspectedLayer:
@@ -157,11 +157,3 @@ def _common(patterns: list[tuple[str, ...]]) -> tuple[str, ...]:
         if len(kept) == len(patterns):
             common.append(f"{max(kept)}:{group}")
     return tuple(common)
-
-
-def _count(tensor: StoredTensor) -> int:
-    return (tensor.end - tensor.start) // tensor.dtype.itemsize
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.progress import bars_named
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
 from restorelcc.stages.evaluate.confined import sandboxed
@@ -38,9 +39,11 @@ def run_harness(
         return {"samples": {}, "results": {}, "versions": {}, "scoring": {}}
     import random
 
+    import lm_eval.api.model
+    import lm_eval.api.task
     import numpy as np
     from lm_eval import evaluate
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
     def run(budget: int) -> dict[str, Any]:
         random.seed(seed)
@@ -49,11 +52,12 @@ def run_harness(
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # a second try draws the examples of the first
         arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
         if batch_size == "auto":
-            lm = budgeted_lm(sharing(HFLM, budget), budget, **arguments)
+            lm = budgeted_lm(sharing(huggingface.HFLM, budget), budget, **arguments)
         else:
-            lm = HFLM(batch_size=batch_size, **arguments)
+            lm = huggingface.HFLM(batch_size=batch_size, **arguments)
         # No standard errors from lm-eval: it cannot bootstrap with few draws, and 100,000 take hours.
-        with sandboxed():
+        bars = bars_named("evaluate", lm_eval.api.model, lm_eval.api.task, huggingface)
+        with sandboxed(), bars:
             results = evaluate(
                 lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True, **asked_items(loaded, limit)
             )

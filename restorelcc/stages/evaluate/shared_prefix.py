@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from restorelcc.activations.packing import Tree, can_pack, lines_of, model_inputs, padded, trees_of
 from restorelcc.base.errors import first_line
-from restorelcc.base.progress import notice
+from restorelcc.base.progress import notice, progress
 from restorelcc.models.hooks import logits_at
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import batches_by_length
@@ -53,7 +52,7 @@ def shared_log_likelihoods(
     lengths = [len(tree.ids) for tree, _ in trees]
     lines = lines_of(lengths)
     sizes = [sum(lengths[number] for number in line) for line in lines]
-    bar = tqdm(total=len(requests), disable=quiet, desc="evaluate")
+    bar = progress(None, "evaluate", "requests", total=len(requests), quiet=quiet)
     for batch in batches_by_length(sizes, budget):
         held = [[trees[number] for number in lines[line]] for line in batch]
         for some in _with_few_logits(held, requests, budget, model):

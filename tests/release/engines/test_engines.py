@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from restorelcc.compensation.compensation import Compensation, Site
 from restorelcc.models.architectures import FAMILIES, blocks_of, linear_of
-from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.models.tensor_bytes import tensor_bytes
 from restorelcc.release.engines.report import biased_parts, engine_report
 from restorelcc.release.engines.table import ENGINES, TRANSFORMERS
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
@@ -45,7 +45,7 @@ def _of(report: dict, name: str) -> dict:
 def test_a_restored_mistral_is_read_everywhere_as_llama(tmp_path: Path) -> None:
     pair = pair_of(tmp_path, "mistral")
     export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
-    report = engine_report(tmp_path / "out")
+    report = engine_report(tmp_path / "out", load=True)
     assert (report["model_type"], report["biases"]) == ("llama", ["out"])
     assert {engine["bias"] for engine in report["engines"]} == {"read"}
     assert "loads as LlamaForCausalLM with every tensor read" in _of(report, "transformers")["tried"]
@@ -57,6 +57,7 @@ def test_a_restored_qwen3_is_warned_of(tmp_path: Path) -> None:
     export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
     report = engine_report(tmp_path / "out")
     assert _of(report, "transformers")["bias"] == "read"
+    assert _of(report, "transformers")["tried"].startswith("not tried: --try")
     assert "out-projection: dropped; it would compute without the compensation, silently" in _of(report, "vLLM")["bias"]
     assert _of(report, "SGLang")["bias"] == "read"
     assert _of(report, "llama.cpp")["loads"].startswith("no:")
@@ -70,7 +71,7 @@ def test_biases_of_channels_are_told_apart(tmp_path: Path) -> None:
     report = engine_report(tmp_path / "out")
     assert report["biases"] == ["ffn"]
     assert "FFN: dropped" in _of(report, "SGLang")["bias"]
-    assert biased_parts(FAMILIES["llama"], stored_tensors(pair.pruned)) == {"qkv": False, "out": False, "ffn": False}
+    assert biased_parts(FAMILIES["llama"], tensor_bytes(pair.pruned)) == {"qkv": False, "out": False, "ffn": False}
     assert _of(engine_report(pair.pruned), "vLLM")["bias"] == "there is none to read"
 
 
@@ -81,7 +82,7 @@ def test_a_bias_that_transformers_would_drop_is_found_by_trying(tmp_path: Path) 
     fold(model, torch.ones(3, 4, 6))
     model.save_pretrained(tmp_path)
     pico.word_tokenizer().save_pretrained(tmp_path)
-    report = _of(engine_report(tmp_path), "transformers")
+    report = _of(engine_report(tmp_path, load=True), "transformers")
     assert "dropped" in report["bias"]
     assert "unexpected keys" in report["tried"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path).model.layers[0].self_attn.o_proj.bias is None

@@ -1,6 +1,7 @@
 """lm-eval against direct computations; which tasks run, and where their data come from."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def _write_task(folder: Path, count: int) -> list[dict]:
 
 def _loaded(folder: Path) -> dict:
     return load_tasks(selected_tasks(folder, [], folder, str(folder / "cache")))
+
+
+@pytest.mark.parametrize("shown", ["", "1"])
+@pytest.mark.parametrize("batch_size", [7, "auto"])
+def test_bars_are_silent_in_a_file_and_name_the_stage_on_a_terminal(
+    tmp_path: Path, batch_size: int | str, shown: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RESTORELCC_PROGRESS", shown)
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # which lm-eval's bars do not heed
+    _write_task(tmp_path, 4)
+    loaded = _loaded(tmp_path)
+    capfd.readouterr()
+    run_harness(pico.pico(), pico.word_tokenizer(), loaded, batch_size=batch_size, limit=None, seed=0)
+    bars = [line for line in re.split("[\r\n]+", capfd.readouterr().err) if "%|" in line or "|" in line]
+    assert bool(bars) == bool(shown)
+    assert all(bar.lstrip("\x1b[A").startswith("evaluate") for bar in bars)
 
 
 @pytest.mark.parametrize("batch_size", [7, "auto"])
