@@ -92,8 +92,9 @@ share: $(READY) ## Use a folder, s3://... or ssh://... as the team's remote: mak
 graph: $(READY) ## List the stages of the grid and what each waits for
 	restorelcc graph
 
+# Three workers on two cores: schedules, remotes and servers wait most of their time.
 test: $(READY)-test ## Run the tests, also of caching, remotes, schedules and machines (servers on loopback)
-	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Not part of `make test`: tracing every line makes the tests slower. Stages that run as processes of their own count too.
 coverage: $(READY)-test ## Run the tests and print which share of the package's lines they run: 90 % at least; TESTS=... for a part

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-# The files that take longest, by `make test-durations`: two workers end together when these come first.
+# The files that take longest, by `make test-durations`: workers end together when these come first.
 LONG = (
     *("flows/test_schedules", "flows/test_machines", "flows/test_docs", "flows/test_remotes", "flows/test_restore"),
     *("flows/test_user_files", "test_end_to_end", "flows/test_exact", "test_audit", "models/test_families"),
