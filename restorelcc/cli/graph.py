@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.messages import say
 
 if TYPE_CHECKING:
     import networkx
@@ -39,7 +40,7 @@ def graph(
         typer.echo("\n".join(mermaid_lines(stages, runs)))
     elif svg is not None:
         draw(stages, runs, svg)
-        typer.echo(f"{svg} is written", err=True)
+        say(f"{svg} is written")
     else:
         _print(stages, runs)
 
