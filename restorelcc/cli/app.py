@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -233,13 +234,21 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
 
 
 @app.command("table", help="Print the result table of the last report.")
-def table(params: ParamsOption = _PARAMS) -> None:
+def table(
+    params: ParamsOption = _PARAMS,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what report/results.json holds")] = False,
+) -> None:
+    from restorelcc.base.documents import read_document
     from restorelcc.stages.report.results import changed_since
-    from restorelcc.stages.report.terminal import print_results
 
     layout = Layout(params.resolve().parent)
     changed = changed_since(layout)  # refuses a result that is damaged, before anything is printed
-    print_results(layout.report)
+    if as_json:
+        typer.echo(json.dumps(read_document(layout.report / "results.json"), indent=2, ensure_ascii=False))
+    else:
+        from restorelcc.stages.report.terminal import print_results
+
+        print_results(layout.report)
     if changed:
         note(f"this report is older than the results of {', '.join(changed)}: run dvc repro report")
 

@@ -10,6 +10,7 @@ import pytest
 
 from restorelcc.__main__ import main
 from restorelcc.base.messages import LOG
+from restorelcc.cli import doctor
 
 _PARAMS = str(Path(__file__).resolve().parents[2] / "params.yaml")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;|4[0-7])[0-9;]*m")
@@ -57,3 +58,23 @@ def test_no_color_is_honoured(
     monkeypatch.setenv("NO_COLOR", "1")
     assert _run(monkeypatch, *arguments) == 0
     assert not _COLOUR.search("".join(capsys.readouterr()))
+
+
+def test_the_graph_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(monkeypatch, "graph", "--params", _PARAMS, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    stages = {entry["stage"]: entry for entry in told["stages"]}
+    assert "prune" in stages["probe"]["after"] + stages["capture_pruned"]["after"]
+    assert told["runs"] == sum(entry["runs"] for entry in told["stages"])
+    assert _run(monkeypatch, "graph", "--params", _PARAMS, "--json", "--mermaid") == 2
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_diagnosis_in_json(
+    fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("_packages", "_runs", "_crashed", "_dvc"):
+        monkeypatch.setattr(doctor, part, lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "_prefect", lambda: iter([doctor.Finding(fault, "it is a test")]))
+    assert _run(monkeypatch, "doctor", "--json", "--params", str(tmp_path / "params.yaml")) == int(fault)
+    assert json.loads(capsys.readouterr().out)[-1] == {"fault": fault, "text": "it is a test"}
