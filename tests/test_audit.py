@@ -63,6 +63,7 @@ OWN_VARIABLES = {
     "USE_HUB_KERNELS": "kernels of a hub are never loaded",
     "_RESTORELCC_SETTINGS_OF_ONE_RUN": "what `restorelcc run --set` changes; DVC has compared the changed settings",
     "RESTORELCC_PROGRESS": "bars or none",
+    "RESTORELCC_LOG": "what is said on stderr, and in which form",
     "RESTORELCC_TABLE": "whether the table is printed when the report is there",
     "TQDM_DISABLE": "bars of other libraries or none",
     "WORLD_SIZE": "processes of a launcher; a step of several is a step of one",

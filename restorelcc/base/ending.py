@@ -15,6 +15,7 @@ from pathlib import Path
 
 from restorelcc.base.errors import ending, first_line
 from restorelcc.base.layout import work_around
+from restorelcc.base.messages import chosen, say
 
 SHOW = "RESTORELCC_TRACEBACK"
 
@@ -29,7 +30,7 @@ def tell(error: BaseException, interrupted: str | None = None) -> int:
         sentence = interrupted
     if os.environ.get(SHOW) == "1" and code == 1:
         traceback.print_exception(error)
-    print(f"restorelcc: {sentence}", file=sys.stderr)
+    say(sentence if chosen("json") else f"restorelcc: {sentence}", "error", code=code)
     return code
 
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
+from restorelcc.base.messages import chosen, line
+
 
 def process_count() -> int:
     """How many processes work together; 1 where nothing launched several."""
@@ -34,9 +36,11 @@ T = TypeVar("T")
 
 
 def bars_are_shown() -> bool:
-    """Whether this process draws bars. RESTORELCC_PROGRESS=1 draws them in files too, 0 nowhere."""
+    """Whether this process draws bars: on a terminal, unless `-q` or `--log-json` is given. RESTORELCC_PROGRESS=1 draws
+    them in any case, 0 in none."""
     asked = os.environ.get("RESTORELCC_PROGRESS")
-    return is_first_process() and (sys.stderr.isatty() if asked not in ("0", "1") else asked == "1")
+    wanted = sys.stderr.isatty() and not chosen("quiet") and not chosen("json")
+    return is_first_process() and (wanted if asked not in ("0", "1") else asked == "1")
 
 
 def progress(
@@ -86,5 +90,6 @@ def bars_named(stage: str, *modules: ModuleType) -> Iterator[None]:
 
 def notice(title: str, text: str) -> None:
     """One line on stderr, above any bar: something the user should know though the work goes on."""
-    if is_first_process():
-        tqdm.write(f"{title}: {text}", file=sys.stderr)
+    if is_first_process() and not chosen("quiet"):
+        told = line(text, "info", stage=title) if chosen("json") else f"{title}: {text}"
+        tqdm.write(told, file=sys.stderr)

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from restorelcc import __version__
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.messages import choose, note, say
 from restorelcc.base.processes import started_by_dvc
 from restorelcc.cli import (
     check,
@@ -134,7 +136,15 @@ def _check_processes(
     _: Annotated[
         bool, typer.Option("--version", help="print the version", callback=_say_version, is_eager=True)
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also what libraries warn of")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="results and errors, nothing else")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="notices and errors as JSON, a line each, on stderr")
+    ] = False,
 ) -> None:
+    if verbose and quiet:
+        raise BadInput("--verbose and --quiet exclude each other: leave one out")
+    choose(verbose=verbose, quiet=quiet, as_json=log_json)
     from restorelcc.base.progress import process_count
 
     if process_count() > 1 and context.invoked_subcommand not in TOGETHER:
@@ -195,7 +205,7 @@ def inputs(
 
     if params.is_file():
         for sentence in rename_in_file(params):
-            typer.echo(f"restorelcc: {params}: {sentence}", err=True)
+            say(f"restorelcc: {params}: {sentence}", "warning")
     checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
     for alias in [model] if model else checked.grid.model:
         checked.cell(alias, None, None)
@@ -216,7 +226,7 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
         remove_stale_metrics(layout, checked.grid.model_dump())
         results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:
-        typer.echo(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", err=True)
+        say(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", "warning")
     if os.environ.get("RESTORELCC_TABLE") != "0":  # whoever runs DVC may print it last
         from restorelcc.stages.report.terminal import print_results
 
@@ -224,17 +234,23 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
 
 
 @app.command("table", help="Print the result table of the last report.")
-def table(params: ParamsOption = _PARAMS) -> None:
+def table(
+    params: ParamsOption = _PARAMS,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what report/results.json holds")] = False,
+) -> None:
+    from restorelcc.base.documents import read_document
     from restorelcc.stages.report.results import changed_since
-    from restorelcc.stages.report.terminal import print_results
 
     layout = Layout(params.resolve().parent)
     changed = changed_since(layout)  # refuses a result that is damaged, before anything is printed
-    print_results(layout.report)
+    if as_json:
+        typer.echo(json.dumps(read_document(layout.report / "results.json"), indent=2, ensure_ascii=False))
+    else:
+        from restorelcc.stages.report.terminal import print_results
+
+        print_results(layout.report)
     if changed:
-        typer.echo(
-            f"note: this report is older than the results of {', '.join(changed)}: run dvc repro report", err=True
-        )
+        note(f"this report is older than the results of {', '.join(changed)}: run dvc repro report")
 
 
 @app.command(
@@ -245,7 +261,7 @@ def versions(params: ParamsOption = _PARAMS) -> None:
     from restorelcc.pipeline.versions import write_versions
 
     for line in write_versions(params.resolve().parent):
-        typer.echo(line, err=True)
+        say(line)
 
 
 def _in_panels() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
+from restorelcc.base.messages import note, say
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.stages import grid_cells
 
@@ -55,13 +56,13 @@ def check(
     for alias in checked.grid.model:
         _check_files(checked, alias, layout)
         for sentence in _not_exported(alias, checked, layout):
-            typer.echo(f"restorelcc: note: {sentence}", err=True)
+            note(sentence)
     check_writable(layout)
     for sentence in _of_a_kill(layout):
         raise BadInput(sentence)
-    typer.echo(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate", err=True)
+    say(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate")
     for sentence in hidden_changes(checked):
-        typer.echo(f"restorelcc: note: {sentence}", err=True)
+        note(sentence)
     _compare_sources(checked, layout)
 
 
@@ -107,7 +108,7 @@ def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) 
     """Print what the data of a model hold. Raises BadInput with the first problem where there is one."""
     entry = params.models[alias]
     if entry.is_microworld:
-        typer.echo(f"{alias} is the embedded model, which brings its data itself", err=True)
+        say(f"{alias} is the embedded model, which brings its data itself")
         if not entry.tasks:
             return
     from restorelcc.cli.read_through import print_reading, read_through
@@ -138,9 +139,9 @@ def _compare_sources(params: Params, layout: Layout) -> None:
     found = [each for alias, entry in models.items() for each in compare_sources(alias, entry, layout, prunings)]
     for comparison in found:
         if not comparison.stale:
-            typer.echo(f"restorelcc: note: {comparison.sentence}", err=True)
+            note(comparison.sentence)
     for alias in models:
         for what in changed_since_the_last_run(layout, alias):
-            typer.echo(f"restorelcc: note: models.{alias}: {what} changed: `dvc repro` runs what reads it", err=True)
+            note(f"models.{alias}: {what} changed: `dvc repro` runs what reads it")
     if stale := [comparison.sentence for comparison in found if comparison.stale]:
         raise StageFailed("; ".join(stale))

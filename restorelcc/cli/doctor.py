@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -41,12 +42,15 @@ def doctor(
     params: Annotated[Path, typer.Option("--params", help="the parameter file, in the project's folder")] = Path(
         "params.yaml"
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Print one line per finding; exit code 1 when something needs a hand."""
     root = params.resolve().parent
     if quiet and not fix:
         raise BadInput("doctor --quiet is for --fix: add it, or leave --quiet out")
     mended = list(_mended(root, cache)) if fix else []
+    if quiet and as_json:
+        raise BadInput("doctor --quiet prints no result: leave --json out, or --quiet")
     if quiet:
         for finding in mended:
             typer.echo(f"restorelcc: {finding.text}", err=True)
@@ -54,7 +58,9 @@ def doctor(
         return
     findings = [*mended, *_machine(root), *_packages(root), *_runs(root), *_crashed(root), *_dvc(root, cache)]
     findings += _prefect()
-    for finding in findings:
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2, ensure_ascii=False))
+    for finding in () if as_json else findings:
         typer.echo(f"{'fault' if finding.fault else 'ok':6} {finding.text}")
     if faults := sum(finding.fault for finding in findings):
         raise StageFailed(f"doctor found {faults} fault{'s' if faults > 1 else ''}, each with its cure above")

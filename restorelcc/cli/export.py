@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def export(
     licence: LicenceOption = None,
     params: Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")] = _PARAMS,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what restorelcc.json records")] = False,
 ) -> None:
     """Fold the compensation in, write the checkpoint, say where it is."""
     from restorelcc.pipeline.params import load_params
@@ -83,7 +85,11 @@ def export(
         parts = cell_parts(named, layout, merge)
         options = cell_options(named, checked.section, layout, **known, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)
-    say_what_was_written(out, export_cell(parts, out, options, merge))
+    record = export_cell(parts, out, options, merge)
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        say_what_was_written(out, record)
 
 
 def _recovery_of(method: str | None) -> str | None:

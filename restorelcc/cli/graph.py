@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.messages import say
 
 if TYPE_CHECKING:
     import networkx
@@ -25,8 +27,11 @@ def graph(
     params: Annotated[Path, typer.Option("--params", help="params.yaml of the project")] = Path("params.yaml"),
     mermaid: Annotated[bool, typer.Option("--mermaid", help="print it in Mermaid, for a page in Markdown")] = False,
     svg: Annotated[Path | None, typer.Option("--svg", help="draw it into this file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Read dvc.yaml and params.yaml, and show the stages."""
+    if as_json + mermaid + (svg is not None) > 1:
+        raise BadInput("--json, --mermaid and --svg are three ways to show the same: give one of them")
     pipeline = params.resolve().parent / "dvc.yaml"
     if not pipeline.is_file():
         raise BadInput(f"{params}: there is no dvc.yaml beside it, make a project with `restorelcc init`")
@@ -35,11 +40,14 @@ def graph(
 
     stages, runs = stage_graph(read_yaml(pipeline)["stages"]), run_counts(load_params(params))
     stages.remove_nodes_from([name for name in list(stages) if not runs[name]])
-    if mermaid:
+    if as_json:
+        told = [{"stage": name, "runs": runs[name], "after": sorted(stages.predecessors(name))} for name in stages]
+        typer.echo(json.dumps({"stages": told, "runs": sum(runs.values())}, indent=2))
+    elif mermaid:
         typer.echo("\n".join(mermaid_lines(stages, runs)))
     elif svg is not None:
         draw(stages, runs, svg)
-        typer.echo(f"{svg} is written", err=True)
+        say(f"{svg} is written")
     else:
         _print(stages, runs)
 

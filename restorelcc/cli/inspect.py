@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.messages import say
 
 
 def add(app: typer.Typer) -> None:
@@ -53,4 +54,4 @@ def _print_family(folder: Path, *, as_json: bool) -> None:
         row, proofs = found_family(config)
     typer.echo(row_text(config.model_type, row))
     for proof in proofs:
-        typer.echo(f"holds: {proof}", err=True)
+        say(f"holds: {proof}")

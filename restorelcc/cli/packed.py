@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +23,15 @@ def pack(
     folder: Annotated[Path, typer.Argument(help="folder of a pruned or restored checkpoint")],
     out: OutOption,
     overwrite: OverwriteOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Pack the sparse linears, say what it saved."""
     from restorelcc.release.packed.folder import pack_folder
 
     sizes = pack_folder(folder, out, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(out), **sizes}, indent=2))
+        return
     typer.echo(
         f"{out}: {sizes['packed']:,} bytes of weights instead of {sizes['stock']:,} "
         f"({sizes['packed'] / sizes['stock']:.1%}), {sizes['tensors']} tensors packed"

@@ -9,6 +9,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
+from restorelcc.base.messages import note, say
 
 RootOption = Annotated[Path, typer.Option("--root", help="the project's folder")]
 RemoteOption = Annotated[str | None, typer.Option("--remote", "-r", help="a remote other than the default one")]
@@ -33,7 +34,7 @@ def share(
 
     opened(root).close()
     add_remote(root, name, url, endpoint)
-    typer.echo(f"remote {name!r} is {url}: commit .dvc/config, then `restorelcc push`", err=True)
+    say(f"remote {name!r} is {url}: commit .dvc/config, then `restorelcc push`")
 
 
 def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
@@ -43,7 +44,7 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     from restorelcc.pipeline.workspace import mend
 
     for sentence in mend(root):
-        typer.echo(sentence, err=True)
+        say(sentence)
     with opened(root) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
@@ -54,7 +55,7 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
             )
     if dvc(root, "push", "--run-cache", "--remote", name, remote=name):
         raise StageFailed("the push did not complete: run it again, what has arrived is not sent again")
-    typer.echo("pushed; commit and push dvc.lock too, so that others see the same results", err=True)
+    say("pushed; commit and push dvc.lock too, so that others see the same results")
 
 
 def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
@@ -66,19 +67,19 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     from restorelcc.pipeline.workspace import mend
 
     for sentence in mend(root):
-        typer.echo(sentence, err=True)
+        say(sentence)
     with opened(root) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
     if (root / "params.yaml").is_file():
         for absent in lay_out_what_is_here(load_params(root / "params.yaml"), Layout(root.resolve())):
-            typer.echo(f"restorelcc: note: {absent}", err=True)
+            note(absent)
     fetched = dvc(root, "fetch", "--run-cache", "--remote", name, remote=name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
     answers = fetched or _answers(root, name)
     lost = lost_files(root)
     restored, missing = restore_from_cache(root, name, download=answers)
-    typer.echo(f"{restored} stages restored, {len(missing)} left to compute", err=True)
+    say(f"{restored} stages restored, {len(missing)} left to compute")
     if answers and lost:
         raise StageFailed(
             f"{len(lost)} files of dvc.lock are missing or damaged in the remote, the first is {lost[0]}: have "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +23,18 @@ def verify(
     skip_logits: Annotated[
         bool, typer.Option("--skip-logits", help="for models too large to run in float32 here")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Check after check, one line each."""
     from restorelcc.release.verify.verify import subject
     from restorelcc.release.verify.verify import verify as findings
 
+    checks = []
     for title, found in findings(subject(folder, against, compensation), logits=not skip_logits):
-        typer.echo(f"ok  {title:<14} {found}")
-    typer.echo(f"{folder} is verified")
+        checks.append({"check": title, "found": found})
+        if not as_json:
+            typer.echo(f"ok  {title:<14} {found}")
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "verified": True, "checks": checks}, indent=2))
+    else:
+        typer.echo(f"{folder} is verified")

@@ -46,6 +46,17 @@ def test_export_show_engines_and_remove(pair: Pair, tmp_path: Path) -> None:
     assert not (tmp_path / "again" / "README.md").exists()
 
 
+def test_what_is_written_and_proved_is_told_in_json(pair: Pair, tmp_path: Path) -> None:
+    files = ["--pruned", pair.pruned, "--compensation", pair.compensation]
+    record = json.loads(_run("export", *files, "--out", tmp_path / "out", "--json"))
+    assert record["route"]["folded"]
+    proved = json.loads(_run("verify", tmp_path / "out", "--skip-logits", "--json"))
+    assert (proved["verified"], proved["folder"]) == (True, str(tmp_path / "out"))
+    assert all(entry["check"] and entry["found"] for entry in proved["checks"])
+    packed = json.loads(_run("pack", tmp_path / "out", "--out", tmp_path / "packed", "--json"))
+    assert packed["packed"] < packed["stock"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -215,6 +215,8 @@ def test_the_table_says_that_it_is_older_than_the_metrics(layout: Layout) -> Non
     write_document(layout.metrics(CELLS[1]), read_json(layout.metrics(CELLS[1])) | {"mean": 0.123})
     assert changed_since(layout) == [str(CELLS[1])]
     (layout.root / "params.yaml").touch()
+    as_json = CliRunner().invoke(app, ["table", "--json", "--params", str(layout.root / "params.yaml")])
+    assert json.loads(as_json.stdout) == read_document(layout.report / "results.json")
     told = CliRunner().invoke(app, ["table", "--params", str(layout.root / "params.yaml")])
     assert f"note: this report is older than the results of {CELLS[1]}: run dvc repro report" in told.output
 
