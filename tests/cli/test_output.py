@@ -54,6 +54,7 @@ def test_verbose_and_quiet_exclude_each_other(
 def test_no_color_is_honoured(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)  # which it reads once, from FORCE_COLOR
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     assert _run(monkeypatch, *arguments) == 0

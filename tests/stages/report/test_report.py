@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, write_document
+from restorelcc.base.documents import read_document, read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
