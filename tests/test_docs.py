@@ -73,8 +73,13 @@ def _verbs() -> dict[str, Any]:
 
 def problem(words: list[str]) -> str | None:
     """What is wrong with the words after `restorelcc`, without running them."""
-    if words[0].startswith("-"):
-        return None if words[0] in ("--help", "--version", "--install-completion") else f"no option {words[0]}"
+    top = {option for each in typer.main.get_command(app).params for option in (*each.opts, *each.secondary_opts)}
+    while words and words[0].startswith("-"):  # before the verb; none of them takes a value
+        if words[0] not in top | {"--help", "-h"}:
+            return f"no option {words[0]}"
+        words = words[1:]
+    if not words:
+        return None
     verb = _verbs().get(words[0])
     if verb is not None and hasattr(verb, "commands") and len(words) > 1:
         verb, words = verb.commands.get(words[1]), words[1:]
@@ -95,6 +100,8 @@ def test_a_wrong_verb_or_option_is_found() -> None:
     assert problem(["restor", "--dense", "x"]) == "no verb restor"
     assert problem(["restore", "--dens", "x"]) == "no option ['--dens'] of restore"
     assert problem(["compensation", "show", "x"]) is None
+    assert problem(["-q", "restore", "--dense", "x"]) is None
+    assert problem(["--quit", "restore"]) == "no option --quit"
     assert problem(["compensation", "hide", "x"]) == "no verb hide"
 
 
