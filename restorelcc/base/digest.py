@@ -92,7 +92,9 @@ def model_digest(folder: Path) -> str:
             check_unchanged(folder)
         return files_digest([folder / REFERENCE])
     if not folder.is_dir():
-        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+        raise BadInput(
+            f"{folder} holds no model: give a folder with config.json and weights; `dvc repro` writes those of stages"
+        )
     config = folder / "config.json"
     return files_digest([*weight_files(folder), *([config] if config.is_file() else [])], work_around(folder))
 

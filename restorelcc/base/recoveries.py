@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from restorelcc.base.errors import BadInput
 
@@ -83,6 +83,15 @@ def method(option: str, name: str) -> Recovery:
     near = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"the default is {HEADS}"
     raise BadInput(f"{option} {name[:80]!r} is not a recovery method: known are {', '.join(known)}; {hint}")
+
+
+def what_no_bias_carries(record: dict[str, Any]) -> str:
+    """Said of an export without biases of a compensation: by its method it has new weights, or nothing new."""
+    name = (record.get("method") or {}).get("name")
+    known = COMPENSATIONS | RECOVERIES
+    if name in known and known[name].ships == "biases":
+        return "nothing was recovered, and the model is the pruned one"
+    return "what was recovered is in the weights"
 
 
 def check_recovery(where: str, name: object) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.recoveries import COMPENSATIONS
+from restorelcc.base.recoveries import COMPENSATIONS, what_no_bias_carries
 
 _PARAMS = Path("params.yaml")
 
@@ -105,7 +105,7 @@ def say_what_was_written(out: Path, record: dict[str, Any]) -> None:
     typer.echo(f"{out}: {route['model_type']}, {record['sparsity']['share']:.2%} of the targeted weights are zero")
     told = f"{len(route['folded'])} biases carry the compensation ({route['name']})"
     if not route["folded"]:
-        told = "what was recovered is in the weights"
+        told = what_no_bias_carries(record)
     by = f"recovered by {method['name']}, {method['does']}; " if method else ""
     typer.echo(f"{by}{told}; check with: restorelcc verify {out}")
 

@@ -30,6 +30,7 @@ _MOST = {  # of each size; far beyond every model, and within what can be counte
     "max_position_embeddings": 2**31,
     "sliding_window": 2**31,
 }
+_MOST_LABELS = 2**20  # of a classifier; the config's class makes a name for each
 _MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
 
@@ -40,6 +41,8 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     def wrong(key: str, why: str) -> BadInput:
         return BadInput(f"{path}: {key} is {config.get(key)!r:.60}, {why}: correct it, or {AGAIN}")
 
+    if not isinstance(labels := config.get("num_labels", 2), int) or not 0 <= labels <= _MOST_LABELS:
+        raise wrong("num_labels", f"and should be a whole number up to {_MOST_LABELS:,}")
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
         raise wrong("model_type", "and should name the family of the model")
@@ -53,6 +56,8 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     if kind not in FAMILIES:
         return  # `family_of_config` refuses it, and names those that are known
     nested = config.get("text_config")
+    if nested is not None and "language_model" not in FAMILIES[kind].blocks:
+        raise wrong("text_config", f"which a model of the family {kind} does not have")
     if isinstance(nested, dict):
         config = nested
     elif nested is not None:

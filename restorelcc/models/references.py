@@ -81,6 +81,8 @@ def _folder_of_files(folder: Path, key: str | None) -> Path:
             return Path(source)
         return fetch_model(Repository(key or str(folder), source), commit)
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} holds no model: run the stage that writes it (dvc repro)")
+        raise BadInput(
+            f"{folder} holds no model: give a folder with config.json and weights; `dvc repro` writes those of stages"
+        )
     check_folder(folder)
     return folder

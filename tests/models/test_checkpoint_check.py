@@ -160,6 +160,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "family unknown": (config(model_type="no_such"), "no_such"),
     "code in the config": (config(auto_map={"AutoModelForCausalLM": "evil.Model"}), r"custom code \(auto_map\)"),
     "code, deep": (config(text_config={"auto_map": {"AutoConfig": "evil.C"}}), r"custom code \(auto_map\)"),
+    "a part for text where there is none": (config(text_config={"model_type": "llama"}), "text_config"),
+    "labels without end": (config(num_labels=10**12), "num_labels"),
+    "labels by text": (config(num_labels="2"), "num_labels"),
     "code in the tokenizer": (
         tokenizer(lambda c: c.update(auto_map={"AutoTokenizer": ["e.T", None]}), "tokenizer_config.json"),
         r"custom code \(auto_map\)",

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
-from restorelcc.base.recoveries import HEADS
+from restorelcc.base.recoveries import HEADS, what_no_bias_carries
 
 _HEADS = """\
 The checkpoint was pruned, and part of the loss was recovered with
@@ -161,7 +161,7 @@ def _content(record: dict[str, Any]) -> str:
         f"{route['added_parameters']:,} "
         "parameters were added."
         if route["folded"]
-        else "- Compensation: none; what was recovered is in the weights.",
+        else f"- Compensation: none; {what_no_bias_carries(record)}.",
         "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
         "- `restorelcc.json` records what it was made from, with digests; `restorelcc verify` checks it.",
     ]
