@@ -96,6 +96,10 @@ def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
             with Repo(str(root.resolve())) as repo:
                 check_remote(repo, remote, patience() / 2)
         return process.wait()
+    except BadInput:
+        # By SIGTERM, of which libraries say nothing; interrupted, those that wait for a server print a traceback.
+        end(process, first=signal.SIGTERM)
+        raise
     finally:
         end(process)
 
@@ -134,9 +138,9 @@ def _holds_lock(root: Path, number: int) -> bool:
         return False
 
 
-def end(process: subprocess.Popen[Any]) -> None:
-    """End a process that still runs: as Ctrl-C does, and when that does not help, for good."""
-    for number in (signal.SIGINT, signal.SIGKILL):
+def end(process: subprocess.Popen[Any], first: signal.Signals = signal.SIGINT) -> None:
+    """End a process that still runs: as Ctrl-C does, or by another signal, and when that does not help, for good."""
+    for number in (first, signal.SIGKILL):
         if process.poll() is None:
             process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
