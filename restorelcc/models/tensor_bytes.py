@@ -39,6 +39,16 @@ FLOATING = frozenset(code for code in TORCH_NAMES if code.startswith(("F", "BF")
 _GROUP_WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # an integer as long as a group of booleans
 
 
+def bytes_of(path: Path, start: int, end: int) -> bytearray:
+    """Bytes start..end of a file, in memory of their own. Raises BadInput when the file is cut short."""
+    content = bytearray(end - start)
+    with path.open("rb") as file:
+        file.seek(start)
+        if file.readinto(content) != len(content):
+            raise BadInput(f"{path} is cut short: download or write it again")
+    return content
+
+
 @dataclass(frozen=True)
 class TensorBytes:
     """Where one tensor is stored: bytes start..end of a file; `code` is its dtype in the words of the header."""
@@ -65,12 +75,7 @@ class TensorBytes:
 
     def content(self) -> bytearray:
         """Its bytes, in memory of their own. Raises BadInput when the file is cut short."""
-        content = bytearray(self.end - self.start)
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            if file.readinto(content) != len(content):
-                raise BadInput(f"{self.file} is cut short: download or write it again")
-        return content
+        return bytes_of(self.file, self.start, self.end)
 
     def nonzero(self) -> NDArray[np.bool_]:
         """x != 0 of every number, in the tensor's shape; -0 is a zero, NaN is none. Raises BadInput as `content`."""

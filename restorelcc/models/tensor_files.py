@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorelcc.base.errors import BadInput
-from restorelcc.models.tensor_bytes import TORCH_NAMES, tensor_bytes
+from restorelcc.models.tensor_bytes import TORCH_NAMES, bytes_of, tensor_bytes
 
 # What torch calls the dtypes of a header.
 DTYPES = {code: getattr(torch, name) for code, name in TORCH_NAMES.items()}
@@ -37,11 +36,7 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """The tensor, in memory of its own. Raises BadInput when the file is cut short."""
-        content = bytearray(self.end - self.start)
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            if file.readinto(content) != len(content):
-                raise BadInput(f"{self.file} is cut short: download or write it again")
+        content = bytes_of(self.file, self.start, self.end)
         if not content:
             return torch.empty(self.shape, dtype=self.dtype)
         flat = torch.frombuffer(content, dtype=self.dtype)
