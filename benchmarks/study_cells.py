@@ -217,6 +217,7 @@ TASK_SPECIFIC: tuple[Method, ...] = tuple(
 )  # fmt: skip
 ALL_SITES_FREE = _sites("all-sites", "all heads and a bias on every other linear", ratio="1.0")
 STORIES_FIRST: tuple[Method, ...] = (ALL_SITES_FREE, PAPER_ALL, BIAS, MASKED_BOTH, LORA_1)
+STORIES_ON_TOP: tuple[Method, ...] = (ALL_SITES_FREE, PAPER_ALL, MASKED)  # of a pruning that has biases already
 STORIES_FURTHER: tuple[Method, ...] = (SITES, MASKED, RECONSTRUCTED_BOTH)
 
 
@@ -253,6 +254,7 @@ def all_cells(subjects: list[Subject]) -> Iterator[StudyCell]:
     for pruning in ("wanda-0.6", "wanda-2of4"):
         yield from on_tiny(FIRST, pruning)
         yield from on_stories(STORIES_FIRST, pruning)
+    yield from on_stories(STORIES_ON_TOP, "refined-0.5")
 
 
 def smollm2_cells(budget: str) -> Iterator[StudyCell]:

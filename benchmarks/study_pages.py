@@ -23,7 +23,8 @@ story is divided into question and response, the number of epochs (3) and the ba
 looked at the held-out stories, with a bias everywhere: its share is a little flattered by that (2 epochs and openings
 of 20 words gave 51.8 %).
 
-At Wanda 50 % all methods are compared, at 60 % and 2:4 the five main ones of each model.
+At Wanda 50 % all methods are compared, at 60 % and 2:4 the five main ones of each model. `refined` has won back a part
+of Wanda's loss before anything is trained, so its table has the share of Wanda's loss too.
 Seconds are those of the slowest seed, of one thread beside other work. `make study` goes on with the study and writes
 this page.
 """
@@ -44,6 +45,13 @@ def recovered(cell: dict, variant: str | None = None) -> float:
         return (restored - pruned) / (dense - pruned)
     dense, pruned, restored = (math.log(each["perplexity"]) for each in (cell["dense"], cell["pruned"], own))
     return (pruned - restored) / (pruned - dense)
+
+
+def won_back(cell: dict, of: dict) -> float:
+    """The share of the log-likelihood lost by the pruning of cell `of`, a plainer one, that the recovered model of
+    `cell` does not lack."""
+    dense, plain, restored = (math.log(each["perplexity"]) for each in (of["dense"], of["pruned"], cell["restored"]))
+    return (plain - restored) / (plain - dense)
 
 
 def interval(values: Sequence[float]) -> str:
@@ -96,6 +104,9 @@ def _section(title: str, methods: list[Method], own: list[StudyCell], found: dic
         cells = [cell for cell in own if cell.method == method]
         if there := [found[cell.name] for cell in cells if cell.name in found]:
             measured[method] = there
+            for cell in there:  # the same, pruned by Wanda, if it is there
+                plain = f"{cell['subject']}-{cell['seed']}-wanda-{cell['pruning'].partition('-')[2]}-"
+                cell["plain"] = next((each for name, each in found.items() if name.startswith(plain)), None)
         if seeds := [str(cell.seed) for cell in cells if cell.name not in found]:
             missing.append(f"{method.name} (seeds {', '.join(seeds)})")
     if not methods:
@@ -113,7 +124,16 @@ def _table(measured: dict[Method, list[dict]]) -> list[str]:
     of_stories = first["measure"] == "log-likelihood"
     columns = ["method", "seeds", "recovered %", "trained", "added", "zeros kept", "seconds"]
     columns += ["bits per byte", _accuracy_of(first)] if of_stories else []
+    on_top = (
+        of_stories
+        and first["pruning"].startswith("refined")
+        and all(cell["plain"] for cells in measured.values() for cell in cells)
+    )
+    columns += ["of Wanda's loss %"] if on_top else []
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    if on_top:
+        before = interval([won_back(first | {"restored": first["pruned"]}, first["plain"])])
+        lines = [f"Pruned alone, it has {before} % of Wanda's loss back.", "", *lines]
 
     def row(title: str, cells: list[dict], variant: str | None, facts: list[str]) -> str:
         found = [cell["restored"] if variant is None else cell["variants"][variant] for cell in cells]
@@ -121,6 +141,8 @@ def _table(measured: dict[Method, list[dict]]) -> list[str]:
         if of_stories:
             values.append(f"{mean(each['bits_per_byte'] for each in found):.3f}")
             values.append(f"{100 * mean(each['accuracy'] for each in found):.1f}")
+        if on_top:
+            values.append(interval([won_back(cell, cell["plain"]) for cell in cells]))
         return f"| {' | '.join(values)} |"
 
     for method in sorted(measured, key=lambda method: -mean(map(recovered, measured[method]))):

@@ -1,0 +1,231 @@
+"""How well the pruners do on a real model, SmolLM2-135M, before anything is trained; resumable.
+
+    python -m benchmarks.pruning_study [--work .study] [--only TEXT] [--minutes N] [--pages]
+
+Model and texts are those of docs/real-model.md (`make real`). A row is one pruning with its calibration tokens and
+damping, and with block reconstruction behind it where its name says so. One JSON per row in docs/results/cells: what is
+there is not run again. Log-likelihoods are per held-out text, so that rows are compared in pairs: the interval is a
+bootstrap over the texts. Rows stand in the order of their weight; the page names those that were not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from scipy.stats import bootstrap
+
+from benchmarks.recovery_study import ROOT, run_stage
+from benchmarks.results import measured_on, table, write_section
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_document, read_json, write_json
+from restorelcc.base.layout import Layout
+from restorelcc.base.tables import read_texts
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.text import encode_documents
+from restorelcc.stages.evaluate.perplexity import losses
+
+MODEL = "smollm2-135m-pip"
+PREFIX = "pruning-smollm2-"
+TEXTS, TEXT_TOKENS = 400, 512
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pruning: its name, sequences and their length, damping, and the way to recover that follows."""
+
+    pruning: str
+    sequences: int = 128
+    length: int = 512
+    damping: float = 0.01
+    recovery: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    @property
+    def name(self) -> str:
+        recovery = f"-{self.recovery}" if self.recovery else ""
+        return f"{self.pruning}-{self.tokens}-{self.damping:g}{recovery}"
+
+
+DENSE = Row("dense", 0, 0)
+_THREE = ("wanda", "sparsegpt", "refined")
+
+
+def rows() -> list[Row]:
+    """64k tokens first; then the curve over tokens, damping, and what reconstruction adds."""
+    found = [DENSE]
+    found += [Row(f"{pruner}-{pattern}") for pattern in ("0.5", "2of4") for pruner in _THREE]
+    for sequences in (16, 32, 64):
+        found += [Row(f"{pruner}-0.5", sequences) for pruner in ("sparsegpt", "refined")]
+    found += [Row("refined-0.5", 16, damping=damping) for damping in (0.1, 1.0)]
+    found += [Row("refined-0.5", recovery="reconstruct"), Row("refined-2of4", recovery="reconstruct")]
+    return [*found, *(Row(f"{pruner}-0.5", length=1024) for pruner in ("sparsegpt", "refined"))]
+
+
+def prepare(root: Path) -> None:
+    """The corpus and the dense model, as the stages make them."""
+    root.mkdir(parents=True, exist_ok=True)
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["grid"]["model"] = [MODEL]
+    amounts = {"calibration": 128, "train": 400, "valid": 60, "contrast": 150, "heldout": TEXTS, "max_tokens": 512}
+    params["models"] = {MODEL: params["models"][MODEL] | {"threads": 1, "settings": {"corpus": amounts}}}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    layout, dense = Layout(root), Cell(MODEL)
+    for stage, made in (("corpus", layout.corpus(dense)), ("dense", layout.dense(dense))):
+        if not made.exists():
+            run_stage(root, stage, dense)
+
+
+def prepare_components(root: Path, layout: Layout, cell: Cell) -> None:
+    """What every recovery is checked against: the lost components of this pruned model."""
+    if not layout.dense_activations(cell).exists():
+        run_stage(root, "capture_dense", Cell(MODEL))
+    for stage, made in (("capture_pruned", layout.pruned_activations(cell)), ("extract", layout.components(cell))):
+        shutil.rmtree(made, ignore_errors=True)
+        made.unlink(missing_ok=True)
+        run_stage(root, stage, cell)
+
+
+def measured(layout: Layout, folder: Path) -> dict[str, list[float]]:
+    """Log-likelihood (nats) and number of scored tokens of every held-out text."""
+    texts = read_texts(layout.corpus(Cell(MODEL)) / "heldout.parquet")
+    documents = encode_documents(load_tokenizer(layout.dense(Cell(MODEL))), texts, TEXT_TOKENS)
+    scored = [len(ids) - 1 for ids in documents]
+    model = load_model(folder, torch.float32, torch.device("cpu"))
+    return {"log_likelihood": [-each for each in losses(model, documents, scored, "texts")], "tokens": scored}
+
+
+def run_row(root: Path, row: Row) -> dict[str, Any]:
+    """Prune (and reconstruct), then measure."""
+    layout = Layout(root)
+    found: dict[str, Any] = {"row": row.name, "pruning": row.pruning, "calibration_tokens": row.tokens}
+    found |= {"damping": row.damping, "recovery": row.recovery}
+    if row == DENSE:
+        return found | measured(layout, layout.dense(Cell(MODEL)))
+    cell = Cell(MODEL, row.pruning)
+    shutil.rmtree(layout.pruned(cell), ignore_errors=True)
+    settings = (f"samples={row.sequences}", f"sequence_length={row.length}", f"damping={row.damping}")
+    began = time.process_time()
+    run_stage(root, "prune", cell, tuple(f"prune.{setting}" for setting in settings))
+    found["cpu_seconds"] = round(time.process_time() - began, 1)
+    report = read_document(layout.pruned(cell) / "sparsity.json")
+    found |= {"sparsity": report["achieved"], "calibrated_on": report["calibration"]["tokens"]}
+    errors = [tensor["error"] for tensor in report["tensors"].values() if tensor["error"] is not None]
+    found["layer_error"], folder = float(np.mean(errors)), layout.pruned(cell)
+    if row.recovery:
+        prepare_components(root, layout, cell)
+        cell = Cell(MODEL, row.pruning, recovery=row.recovery)
+        shutil.rmtree(layout.recovered(cell), ignore_errors=True)
+        own = (f"samples={row.sequences}", f"sequence_length={row.length}")
+        began = time.process_time()
+        run_stage(root, "recover", cell, (*(f"prune.{each}" for each in own), "recover.epochs=1",
+                                          f"recover.calibration_tokens={row.length}",
+                                          "recover.learning_rates=[0.0003]"))  # fmt: skip
+        found["recovery_cpu_seconds"] = round(time.process_time() - began, 1)
+        folder = layout.recovered(cell) / "model"
+    return found | measured(layout, folder)
+
+
+def share_won_back(row: dict, wanda: dict, dense: dict) -> tuple[float, float, float]:
+    """(L - L_wanda) / (L_dense - L_wanda) of the log-likelihoods, with the ends of its 95 % interval over texts."""
+
+    def share(ours: np.ndarray, base: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (ours - base).sum(axis) / (whole - base).sum(axis)
+
+    return _with_interval(share, *(np.array(each["log_likelihood"]) for each in (row, wanda, dense)))
+
+
+def gain_per_token(row: dict, other: dict) -> tuple[float, float, float]:
+    """Nats per token that `row` is ahead of `other`, with the ends of its 95 % interval over texts."""
+
+    def gain(ours: np.ndarray, theirs: np.ndarray, tokens: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (ours - theirs).sum(axis) / tokens.sum(axis)
+
+    data = (row["log_likelihood"], other["log_likelihood"], row["tokens"])
+    return _with_interval(gain, *(np.array(each, dtype=float) for each in data))
+
+
+def _with_interval(statistic: Any, *data: np.ndarray) -> tuple[float, float, float]:
+    drawn = bootstrap(data, statistic, paired=True, vectorized=True, n_resamples=DRAWS, batch=500,
+                      method="percentile", random_state=np.random.default_rng(42))  # fmt: skip
+    low, high = drawn.confidence_interval
+    return float(statistic(*data)), float(low), float(high)
+
+
+def perplexity(found: dict) -> float:
+    return float(np.exp(-sum(found["log_likelihood"]) / sum(found["tokens"])))
+
+
+def page(cells: Path) -> None:
+    """The section of docs/results/pruning.md, of the rows that are there; the others are named."""
+    paths = {row: cells / f"{PREFIX}{row.name}.json" for row in rows()}
+    found = {row: read_json(path) for row, path in paths.items() if path.is_file()}
+    dense = found[DENSE]
+    lines = []
+    for row, own in found.items():
+        if row == DENSE:
+            lines.append(["dense", "", "", f"{perplexity(own):.2f}", "", "", "", ""])
+            continue
+        pattern = row.pruning.partition("-")[2]
+        wanda, rival = (found.get(Row(f"{pruner}-{pattern}")) for pruner in ("wanda", "sparsegpt"))
+        share, ahead = "", ""
+        if wanda is not None and row.pruning.partition("-")[0] != "wanda":
+            share = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * each for each in share_won_back(own, wanda, dense)))
+        if rival is not None and rival is not own and row.pruning.startswith("refined"):
+            ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain_per_token(own, rival))
+        seconds = own["cpu_seconds"] + own.get("recovery_cpu_seconds", 0)
+        name = row.pruning + (f", then {row.recovery}" if row.recovery else "")
+        lines.append([name, f"{own['calibrated_on']:,}", f"{row.damping:g}", f"{perplexity(own):.2f}", share, ahead,
+                      f"{own['layer_error']:.4f}", f"{seconds:.0f}"])  # fmt: skip
+    columns = ["pruning", "calibration tokens", "damping", "perplexity", "of Wanda's loss won back, %",
+               "nats a token ahead of SparseGPT", "mean layer error", "CPU s"]  # fmt: skip
+    texts, tokens = len(dense["tokens"]), sum(dense["tokens"])
+    missing = ", ".join(row.name for row in rows() if row not in found)
+    body = [
+        f"SmolLM2-135M-Instruct, nothing trained but where reconstruction is named. {texts} passages of LAMBADA, "
+        f"{tokens:,} scored tokens; calibration texts are passages of SQuAD, CoQA and DROP. Both comparisons are with "
+        "the Wanda and the SparseGPT of the same pattern on 65,536 tokens, paired by text, with 95 % bootstrap "
+        "intervals. `python -m benchmarks.pruning_study` goes on with it.",
+        measured_on(torch.get_num_threads()),
+        table(columns, lines),
+        f"Not run: {missing}." if missing else "",
+    ]
+    write_section(cells.parent / "pruning.md", "pruning-smollm2", "A real model", "\n\n".join(filter(None, body)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path(".study"))
+    parser.add_argument("--only", help="only rows whose name holds this text")
+    parser.add_argument("--minutes", type=float, default=0.0, help="start no further row after this time; 0: no limit")
+    parser.add_argument("--pages", action="store_true", help="run nothing, write the page")
+    options = parser.parse_args()
+    os.environ.setdefault("RESTORELCC_PROGRESS", "0")
+    cells, root, started = ROOT / "docs/results/cells", options.work.resolve() / "pruning", time.perf_counter()
+    for row in [] if options.pages else rows():
+        path = cells / f"{PREFIX}{row.name}.json"
+        if path.is_file() or (options.only and options.only not in row.name):
+            continue
+        if options.minutes and time.perf_counter() - started > 60 * options.minutes:
+            break
+        prepare(root)
+        found = run_row(root, row)
+        write_json(path, found)
+        print(row.name, f"{perplexity(found):.2f}", f"{found.get('cpu_seconds', 0)} CPU-s", flush=True)
+    page(cells)
+
+
+if __name__ == "__main__":
+    main()
