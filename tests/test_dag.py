@@ -158,7 +158,8 @@ def test_a_stage_that_loads_a_model_waits_for_a_gpu(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_matrix_is_the_grid_and_the_command_names_the_cell(stage: str) -> None:
     needs = STAGES[stage].axes
-    assert DVC[stage]["matrix"] == {axis: f"${{grid.{axis}}}" for axis in needs}
+    assert DVC[stage]["matrix"] == {axis: f"${{grid.{values}}}" for axis, values in STAGES[stage].matrix.items()}
+    assert list(STAGES[stage].matrix) == list(needs)
     assert DVC[stage]["cmd"] == f"restorelcc {stage} ${{item}}", "spelled so, DVC quotes the values for the shell"
 
 
@@ -186,6 +187,7 @@ def test_paths_are_those_of_the_layout() -> None:
         "evaluate_restored": [layout.samples(restored), layout.details(restored), layout.metrics(restored)],
         "recover": [layout.recovered(recovered)],
         "evaluate_recovered": [layout.samples(recovered), layout.details(recovered), layout.metrics(recovered)],
+        "speed": [layout.speed(restored)],
         "report": [layout.report],
     }
     for stage, paths in expected.items():

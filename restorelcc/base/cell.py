@@ -16,7 +16,8 @@ _LEAST_RATIO = 0.0001  # below it Python writes a number as 1e-05, which no path
 # Folders of data/ and of a model, stages, and axes of the grid: as a model's name each could be read in two ways.
 RESERVED_ALIASES = (
     *("inputs", "corpus", "dense", "prune", "pruned", "capture", "extract", "probe", "compensate", "recover"),
-    *("recovered", "restored", "evaluate", "activations", "metrics", "report", "logs", "data", "models", "grid"),
+    *("recovered", "restored", "evaluate", "speed", "activations", "metrics", "report", "logs", "data", "models"),
+    "grid",
 )
 # What Windows takes for a device, wherever such a file or folder would lie.
 _DEVICES = ("con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10)))

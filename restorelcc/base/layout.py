@@ -87,6 +87,10 @@ class Layout:
         """Timings, texts and tables (JSON), next to the metrics, for the report."""
         return self.metrics(cell).with_suffix(".details.json")
 
+    def speed(self, cell: Cell) -> Path:
+        """Bytes and tokens per second of a restored model and others (JSON), next to its metrics, for the report."""
+        return self.metrics(cell).with_suffix(".speed.json")
+
     def sources(self, cell: Cell) -> Path:
         """How every row of a model's data was used or skipped (JSON), next to its metrics, for the report."""
         return self.metrics(Cell(cell.model)).with_name("sources.json")

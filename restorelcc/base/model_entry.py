@@ -78,6 +78,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "compensate": _RUNS,
     "recover": _RUNS,
     "evaluate": ("tasks", *_RUNS),
+    "speed": ("device", "threads"),
 }
 
 

@@ -58,6 +58,11 @@ RECOVERIES: dict[str, Recovery] = {
     ),
     "masked-compensated": Recovery(f"`masked`, {_COMPENSATED}", "checkpoint", sites=EVERY_SITE),
     "reconstruct-compensated": Recovery(f"`reconstruct`, {_COMPENSATED}", "checkpoint", sites=EVERY_SITE),
+    "reconstruct-distilled": Recovery(
+        "`reconstruct`, then all surviving weights trained towards the dense model's predictions",
+        "checkpoint",
+        labels=False,
+    ),
 }
 # What else `restore --method` takes: the paper's method, and the same with a bias on every other linear. Both are the
 # stage `compensate`, so that in a grid they are a head ratio and `compensate.sites`.

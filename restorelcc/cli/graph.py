@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,12 +83,9 @@ def run_counts(params: Any) -> dict[str, int]:
     """How often each stage runs for the grid."""
     from restorelcc.pipeline.stages import STAGES
 
-    sizes = {axis: len(getattr(params.grid, axis)) for axis in ("model", "pruning", "head_ratio", "recovery")}
-    counts = {"inputs": sizes["model"], "report": 1}
+    counts = {"inputs": len(params.grid.model), "report": 1}
     for name, stage in STAGES.items():
-        counts[name] = 1
-        for axis in stage.axes:
-            counts[name] *= sizes[axis]
+        counts[name] = math.prod(len(getattr(params.grid, values)) for values in stage.matrix.values())
     return counts
 
 

@@ -205,5 +205,7 @@ def _costs(
             ("compensate", ratios, costs.compensate_cost(shapes, work, size, known.device)),
             ("evaluate_restored", ratios, evaluate),
         ]
+        if timed := len(params.grid.speed):
+            per_pruning.append(("speed", timed, costs.speed_cost(shapes, params.section(cell.model, "speed"), stored)))
         found += [(stage, cell.pruning, runs, cost) for stage, runs, cost in per_pruning]
     return found

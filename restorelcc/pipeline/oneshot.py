@@ -101,7 +101,7 @@ def _project(request: Request) -> dict[str, Any]:
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
     entry["tasks"] = [str(path.resolve()) if (path := Path(task)).is_dir() else task for task in request.tasks]
-    grid: dict[str, Any] = {"model": [MODEL], "pruning": [pruning], "head_ratio": [], "recovery": []}
+    grid: dict[str, Any] = {"model": [MODEL], "pruning": [pruning], "head_ratio": []} | {"recovery": [], "speed": []}
     _name_method(request, grid, sections)
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 

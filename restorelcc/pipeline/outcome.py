@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import Cell, ratio_label
 from restorelcc.base.documents import read_document, read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import opened
 from restorelcc.pipeline.params import Params
-from restorelcc.pipeline.stages import STAGES, grid_cells
+from restorelcc.pipeline.stages import STAGES, Stage, grid_cells
 from restorelcc.stages.report.tables import size_text
 
 AXES = ("model", "pruning", "head_ratio", "recovery")
@@ -23,15 +23,17 @@ AXES = ("model", "pruning", "head_ratio", "recovery")
 
 def place(params: Params, name: str, cell: Cell) -> str:
     """`[7/33] prune tiny wanda-0.5`; without the numbers for a cell that the grid does not have."""
-    runs = [(stage, each) for stage in STAGES for each in _cells(params, STAGES[stage].axes)]
+    runs = [(stage, each) for stage in STAGES for each in _cells(params, STAGES[stage])]
     title = f"{name} {cell}"
     return f"[{runs.index((name, cell)) + 1}/{len(runs)}] {title}" if (name, cell) in runs else title
 
 
-def _cells(params: Params, axes: tuple[str, ...]) -> list[Cell]:
-    """Cells of the grid that name exactly these axes."""
+def _cells(params: Params, stage: Stage) -> list[Cell]:
+    """Cells of the grid that the stage runs for: those that name exactly its axes."""
     cells = grid_cells(params.grid)
-    return [cell for cell in cells if tuple(axis for axis in AXES if getattr(cell, axis) is not None) == axes]
+    own = [cell for cell in cells if tuple(axis for axis in AXES if getattr(cell, axis) is not None) == stage.axes]
+    timed = list(map(ratio_label, params.grid.speed))
+    return [cell for cell in own if cell.head_ratio in timed] if stage.timed else own
 
 
 def duration(seconds: float) -> str:
@@ -137,6 +139,12 @@ def _evaluate(layout: Layout, cell: Cell) -> str:
     return ", ".join(told)
 
 
+def _speed(layout: Layout, cell: Cell) -> str:
+    found = read_document(layout.speed(cell))["versions"]
+    told = [f"{name} {version['decode']['times_dense'][1]:.2f}" for name, version in found.items() if name != "dense"]
+    return f"decoding, times the dense model's speed: {', '.join(told)}"
+
+
 _OUTCOMES: dict[str, Callable[[Layout, Cell], str]] = {
     "corpus": _corpus,
     "dense": _dense,
@@ -151,4 +159,5 @@ _OUTCOMES: dict[str, Callable[[Layout, Cell], str]] = {
     "evaluate_pruned": _evaluate,
     "evaluate_restored": _evaluate,
     "evaluate_recovered": _evaluate,
+    "speed": _speed,
 }

@@ -29,6 +29,7 @@ from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.prune import PruneConfig, check_allocation
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.report import ReportConfig
+from restorelcc.stages.speed import SpeedConfig
 
 _NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE][-+]?[0-9]{1,3})?")
 
@@ -40,6 +41,7 @@ class Grid(Section):
     pruning: tuple[str, ...] = Field(min_length=1)
     head_ratio: tuple[int | float | Literal["auto"], ...]
     recovery: tuple[str, ...] = ()
+    speed: tuple[int | float | Literal["auto"], ...] = ()  # of head_ratio, those whose restored model is timed
 
 
 class Params(Section):
@@ -56,6 +58,7 @@ class Params(Section):
     compensate: CompensateConfig
     recover: RecoverConfig
     evaluate: EvaluateConfig
+    speed: SpeedConfig = SpeedConfig()
     report: ReportConfig
 
     def cell(self, model: str | None, pruning: str | None, head_ratio: str | None, recovery: str | None = None) -> Cell:
@@ -254,9 +257,12 @@ def _check_grid(params: Params) -> None:
         )
     for ratio in grid.head_ratio:
         ratio_label(ratio)
+    for ratio in grid.speed:
+        if ratio_label(ratio) not in map(ratio_label, grid.head_ratio):
+            raise BadInput(f"params.yaml: grid.speed has {ratio!r}, which grid.head_ratio has not: add it there")
     for name in grid.recovery:
         check_recovery("params.yaml: grid.recovery", name)
-    for axis in ("model", "pruning", "head_ratio", "recovery"):
+    for axis in ("model", "pruning", "head_ratio", "recovery", "speed"):
         values = getattr(grid, axis)
         if twice := [value for position, value in enumerate(values) if value in values[:position]]:
             raise BadInput(f"params.yaml: grid.{axis} has {twice[0]!r} twice: remove one")

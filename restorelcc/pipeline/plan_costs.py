@@ -22,6 +22,7 @@ from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.budget import memory_budget
+from restorelcc.stages.speed import SpeedConfig
 
 MIB = 2**20
 _FLOAT32 = 4
@@ -35,6 +36,7 @@ LIBRARIES = {
     "probe": 440 * MIB,
     "compensate": 450 * MIB,
     "evaluate": 560 * MIB,
+    "speed": 480 * MIB,
 }
 _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
 EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of the measured matmul rate that a whole forward reaches
@@ -248,6 +250,18 @@ def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cos
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,
         disk=work.items * 256,
         seconds=shapes.forward_flops(tokens, work.tokens, predicted),
+    )
+
+
+def speed_cost(shapes: Shapes, config: SpeedConfig, stored: int) -> Cost:
+    """Dense, pruned, restored, packed and 8-bit in memory at once, and a part of one more while it is loaded; two
+    copies on disk meanwhile. A decoded token costs as much as some twenty that are read at once (measured)."""
+    decoded = (config.turns + 1) * (config.prompt + 20 * config.new_tokens)
+    tokens = 5 * (decoded + (config.prefill_turns + 1) * config.prefill)
+    return Cost(
+        memory=5 * shapes.parameters * stored,
+        disk=4096,
+        seconds=shapes.forward_flops(tokens, config.prefill, tokens),
     )
 
 

@@ -28,6 +28,7 @@ class Stage:
     axes: tuple[str, ...]  # of the grid, that a cell of it names
     outputs: tuple[str, ...]  # methods of Layout; metrics come last
     gives: str  # what one gets of it, as `restorelcc --help` says it
+    timed: bool = False  # its head ratios are those of grid.speed
     loads_model: bool = False  # it may, and is then on a GPU where there is one (dvc.yaml says it to the flow)
 
     @property
@@ -41,6 +42,11 @@ class Stage:
         gc.freeze()
         gc.enable()
         return function
+
+    @property
+    def matrix(self) -> dict[str, str]:
+        """Axis to the list of the grid that its values come from."""
+        return {axis: "speed" if self.timed and axis == "head_ratio" else axis for axis in self.axes}
 
     def paths(self, layout: Layout, cell: Cell) -> list[Path]:
         """What it writes for a cell."""
@@ -115,6 +121,15 @@ STAGES: dict[str, Stage] = {
         PER_RECOVERY,
         _EVALUATED,
         "The same of the model that another way recovered.",
+        loads_model=True,
+    ),
+    "speed": Stage(
+        "speed",
+        "run",
+        PER_RATIO,
+        ("speed",),
+        "Bytes and tokens per second: dense, pruned, restored, packed, sliced, 8 bits.",
+        timed=True,
         loads_model=True,
     ),
 }

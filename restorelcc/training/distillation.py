@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from restorelcc.base.progress import progress
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length
+from restorelcc.training.compensation import Pairs, pairs_task
+from restorelcc.training.loop import Task
 from restorelcc.training.losses import response_batch, response_logits, response_tokens
 
 _LEAST = 1e-9  # of a probability, so that its logarithm is finite
@@ -63,3 +65,32 @@ def distilled_loss(
     probabilities_RK = torch.cat([target.probabilities_RK for target in targets]).to(logits_RV.device)
     learned = divergence(logits_RV, tokens_RK, probabilities_RK)
     return (1 - weight) * cross_entropy(logits_RV, labels_R, reduction="sum") + weight * learned
+
+
+@torch.no_grad()
+def mean_divergence(
+    model: PreTrainedModel, pairs: list[EncodedPair], targets: list[Targets], pad: int, token_budget: int = 8192
+) -> float:
+    """Mean divergence from the dense model per response token, over all pairs."""
+    found = 0.0
+    token_budget = min(token_budget, positions_at_once(model.device, model.config.get_text_config().vocab_size))
+    for batch in batches_by_length([len(pair.ids) for pair in pairs], token_budget):
+        found += float(distilled_loss(model, [pairs[row] for row in batch], [targets[row] for row in batch], pad, 1.0))
+    return found / sum(map(response_tokens, pairs))
+
+
+def distilled_task(
+    model: PreTrainedModel, pairs: Pairs, targets: list[Targets], weight: float, valid: list[Targets] | None = None
+) -> Task:
+    """`distilled_loss` of the training pairs. The validation loss is that of the responses, or with `valid`, the dense
+    model's targets at the validation pairs, the mean divergence from it."""
+    plain = pairs_task(model, pairs)
+
+    def summed_loss(rows: list[int]) -> Tensor:
+        batch = [pairs.train[row] for row in rows]
+        return distilled_loss(model, batch, [targets[row] for row in rows], pairs.pad, weight)
+
+    def validate() -> float:
+        return plain.validate() if valid is None else mean_divergence(model, pairs.valid, valid, pairs.pad)
+
+    return Task(summed_loss, plain.tokens, validate, plain.loss_scale, plain.parts)

@@ -19,7 +19,7 @@ from restorelcc.training.attached import HeadCompensation, SiteBiases, Trainable
 from restorelcc.training.closed_form import mean_inputs, mean_output, removed_bias, ridge_offsets
 from restorelcc.training.compensation import Pairs, pairs_task
 from restorelcc.training.config import SiteName
-from restorelcc.training.distillation import Targets, dense_targets, distilled_loss
+from restorelcc.training.distillation import Targets, dense_targets, distilled_task
 from restorelcc.training.loop import Task
 
 _TOKENS_AT_ONCE = 4096
@@ -138,13 +138,6 @@ def _ridge_start(
 
 def training_task(model: PreTrainedModel, pairs: Pairs, config: CompensateConfig, learned: Lessons) -> Task:
     """The responses, or with `distill` the responses and the dense model's probabilities."""
-    plain = pairs_task(model, pairs)
     if config.distill is None:
-        return plain
-    weight = config.distill.weight
-
-    def summed_loss(rows: list[int]) -> Tensor:
-        batch, targets = [pairs.train[row] for row in rows], [learned.targets[row] for row in rows]
-        return distilled_loss(model, batch, targets, pairs.pad, weight)
-
-    return Task(summed_loss, plain.tokens, plain.validate, plain.loss_scale, plain.parts)
+        return pairs_task(model, pairs)
+    return distilled_task(model, pairs, learned.targets, config.distill.weight)

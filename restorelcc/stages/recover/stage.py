@@ -25,7 +25,7 @@ from restorelcc.stages.recover.biases import compensated, free_biases, meanshift
 from restorelcc.stages.recover.lofit import lofit
 from restorelcc.stages.recover.reconstruct import reconstruct
 from restorelcc.stages.recover.result import Inputs, Recovered
-from restorelcc.stages.recover.weights import masked, masked_lora
+from restorelcc.stages.recover.weights import distilled, masked, masked_lora
 from restorelcc.training.pairs import TRAIN, VALID
 from restorelcc.training.state import TrainingStates
 
@@ -43,6 +43,7 @@ METHODS: dict[str, Callable[[Inputs], Recovered]] = {
     "reconstruct": reconstruct,
     "masked-compensated": compensated(masked),
     "reconstruct-compensated": compensated(reconstruct),
+    "reconstruct-distilled": distilled(reconstruct),
 }
 
 

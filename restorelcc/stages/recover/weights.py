@@ -1,18 +1,25 @@
-"""Methods that change the weights which pruning left, and no zero: masked fine-tuning and masked LoRA."""
+"""Methods that change the weights which pruning left, and no zero: masked fine-tuning, LoRA and distillation."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
+from restorelcc.models.checkpoints import load_entry
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.training.best import fit_best
 from restorelcc.training.compensation import pairs_task
 from restorelcc.training.config import SITES
-from restorelcc.training.loop import checkpointed_blocks
+from restorelcc.training.distillation import dense_targets, distilled_task
+from restorelcc.training.loop import Task, checkpointed_blocks
+
+_TOP_K = 64  # most probable tokens of the dense model that are kept for each position, the others are one class
 
 
 def masked(inputs: Inputs) -> Recovered:
@@ -29,16 +36,46 @@ def masked_lora(inputs: Inputs) -> Recovered:
     return _trained(inputs, model, linears, MaskedLora(linears, inputs.config.rank, inputs.config.seed))
 
 
+def distilled(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recovered]:
+    """A method that first recovers by changing weights; then every surviving weight of the result is trained towards
+    the dense model's next-token probabilities at the response tokens, KL(dense || model). Responses are text here, and
+    no labels.
+
+    Block reconstruction followed by logit distillation is how LaCo (ACL 2026) recovers a pruned model.
+    """
+
+    def both(inputs: Inputs) -> Recovered:
+        pairs, dense = inputs.pairs(), inputs.dense()
+        targets, valid = (dense_targets(dense, each, pairs.pad, _TOP_K) for each in (pairs.train, pairs.valid))
+        del dense
+        first = method(inputs.part("weights"))
+        model = first.model if first.checkpoint is None else load_entry(first.checkpoint, inputs.entry)
+        assert model is not None
+        linears = site_linears(model, SITES)
+        task = distilled_task(model, pairs, targets, 1.0, valid)
+        second = _trained(inputs, model, linears, MaskedChange(linears), task)
+        training = {"weights": first.training, "distillation": second.training}
+        return replace(second, training=training, unchanged=first.unchanged and second.unchanged)
+
+    return both
+
+
 def _trained(
-    inputs: Inputs, model: PreTrainedModel, linears: dict[str, nn.Linear], change: MaskedChange | MaskedLora
+    inputs: Inputs,
+    model: PreTrainedModel,
+    linears: dict[str, nn.Linear],
+    change: MaskedChange | MaskedLora,
+    task: Task | None = None,
 ) -> Recovered:
+    """task: None for the responses of the pairs."""
     pairs = inputs.pairs()
     title = f"recover {inputs.cell.recovery}"
     with (
         attached_weights(model, linears, change),
         checkpointed_blocks(model, inputs.config.gradient_checkpointing),
     ):
-        choice = fit_best(change, pairs_task(model, pairs), inputs.config, title=title, stores=inputs.states)
+        chosen = pairs_task(model, pairs) if task is None else task
+        choice = fit_best(change, chosen, inputs.config, title=title, stores=inputs.states)
     apply_change(linears, change)
     training = choice.as_json() | pairs.as_json()
     trained = sum(int(mask.sum()) for mask in change.masks) if isinstance(change, MaskedChange) else None

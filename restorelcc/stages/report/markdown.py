@@ -7,6 +7,7 @@ from restorelcc.base.escaping import code_for_markdown, for_markdown, markdown_t
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results
+from restorelcc.stages.report.speeds import how_timed, speed_table
 from restorelcc.stages.report.tables import (
     Table,
     comparison_note,
@@ -59,6 +60,8 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     lines += markdown_table([perplexity_columns(row) for row in rows])
     lines += markdown_table([text_columns(row) for row in rows])
     lines += markdown_table([cost_columns(row) for row in rows])
+    for document in group.speeds:
+        lines += [*markdown_table(speed_table(document)), *_paragraphs(how_timed(document))]
     lines += markdown_table(layer_table(group))
     return lines + _heads(group)
 

@@ -16,6 +16,7 @@ from restorelcc.stages.report import figures as draw
 from restorelcc.stages.report.markdown import degenerate
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results
+from restorelcc.stages.report.speeds import how_timed, speed_table
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "text": [tables.text_columns(row) for row in rows],
         "continuations": [(row["what"], row["details"].get("continuations") or []) for row in rows],
         "cost": [tables.cost_columns(row) for row in rows],
+        "speeds": [(speed_table(each), how_timed(each)) for each in group.speeds],
         "layers": tables.layer_table(group),
         "score": (group.detail("heads") or {}).get("score"),
         "figures": by_kind,

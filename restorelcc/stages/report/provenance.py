@@ -10,7 +10,10 @@ from restorelcc.base.layout import Layout
 from restorelcc.stages.report.results import Results
 from restorelcc.stages.report.tables import Table
 
-_ORDER = ("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate", "recover")
+_ORDER = (
+    *("corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate", "recover"),
+    "speed",
+)
 NOTES = (
     "Accuracy by lm-eval, zero-shot unless the tasks below have shots, in percent; error bars and intervals are of "
     "95 %.",

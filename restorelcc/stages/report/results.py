@@ -39,6 +39,7 @@ class Group:
     model: str
     pruning: str
     rows: list[Row]
+    speeds: list[dict[str, Any]] = field(default_factory=list)  # documents of the stage `speed`, in the grid's order
 
     @property
     def recovering(self) -> list[Row]:
@@ -106,11 +107,25 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
             row for cell, row in rows.items() if cell == Cell(model) or (cell.model, cell.pruning) == (model, pruning)
         ]
         if own:
-            results.groups.append(Group(model, pruning, own))
+            restored = [cell for cell in cells if (cell.model, cell.pruning) == (model, pruning) and cell.head_ratio]
+            speeds = [document for cell in restored for document in _speeds(cell, layout)]
+            results.groups.append(Group(model, pruning, own, speeds))
     tested = [row for row in results.rows if row["p"] is not None and row["kind"] in ("restored", "recovered")]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
     return results
+
+
+def _speeds(cell: Cell, layout: Layout) -> list[dict[str, Any]]:
+    """What the stage `speed` measured for a cell, if it did. Raises BadInput for the file of another cell."""
+    path = layout.speed(cell)
+    if not path.is_file():
+        return []
+    document = read_document(path)
+    names = ("model", "pruning", "head_ratio")
+    if any(document.get(name) != getattr(cell, name) for name in names):
+        raise BadInput(f"{path} is not of {cell}: run `dvc repro`")
+    return [document]
 
 
 def _check_items(cell: Cell, metrics: dict[str, Any], layout: Layout) -> None:

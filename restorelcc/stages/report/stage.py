@@ -26,7 +26,10 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
             (folder / "figures" / kind).mkdir(parents=True)
         document = {"title": config.title, "decimals": config.decimals, "missing": results.missing}
         write_document(
-            folder / "results.json", document | {"stages": stages, "data": results.data, "rows": results.rows}
+            folder / "results.json",
+            document
+            | {"stages": stages, "data": results.data, "rows": results.rows}
+            | {"speed": [document for group in results.groups for document in group.speeds]},
         )
         (folder / "report.md").write_text(markdown(results, config, stages), encoding="utf-8")
         (folder / "report.html").write_text(page(results, figures, config, stages), encoding="utf-8")

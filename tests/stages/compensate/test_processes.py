@@ -219,5 +219,5 @@ def test_the_command_runs_under_a_launcher(launcher: list[str], environment: dic
             layout.compensation(RESTORED).unlink()
             layout.log("compensate", RESTORED).unlink()
     _equal(found, alone)
-    assert done.stderr.count("compensate 0.5 (lr 0.02): 0/8 steps") == 1, "one of them speaks"
+    assert done.stderr.count("compensate pico wanda-0.5 0.5: 6 heads") == 1, "one of them speaks"
     assert layout.log("compensate", RESTORED).is_file()

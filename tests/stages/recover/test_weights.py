@@ -31,6 +31,7 @@ from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.training.config import SITES
+from restorelcc.training.pairs import read_pairs
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project
 
@@ -53,7 +54,9 @@ def _weights(model) -> dict[str, torch.Tensor]:
     return {name: linear.weight for _, name, linear in prunable_linears(model)}
 
 
-@pytest.mark.parametrize("name", ["masked", "masked-lora", "reconstruct", "masked-compensated"])
+@pytest.mark.parametrize(
+    "name", ["masked", "masked-lora", "reconstruct", "masked-compensated", "reconstruct-distilled"]
+)
 def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> None:
     cell, document = _run(name, layout)
     folder = layout.recovered(cell) / "model"
@@ -72,6 +75,28 @@ def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> Non
         run_recovered(cell, EVALUATE, ENTRY, layout)
         assert read_json(layout.metrics(cell))["sparsity"] == pytest.approx(0.5)
         assert read_json(layout.metrics(cell))["params_trained"] == document["params_trained"]
+
+
+def test_distillation_goes_on_from_the_blocks_towards_the_dense_models_predictions(layout: Layout) -> None:
+    """Its validation loss is the divergence from the dense model: computed here over the whole vocabulary."""
+    cell, document = _run("reconstruct-distilled", layout)
+    first, _ = _run("reconstruct", layout)
+    stages = document["training"]
+    assert stages["weights"]["blocks"]
+    found = stages["distillation"]
+    losses = {each["candidate"]: each["valid_loss"] for each in found["candidates"]}
+    assert found["valid_loss"] == losses["training"] < losses["no change"]
+    dense = load_model(layout.dense(CELL), torch.float32, CPU)
+    pairs = read_pairs(layout.corpus(CELL), layout.pruned(CELL), CONFIG)
+    for model, loss in ((first, losses["no change"]), (cell, losses["training"])):
+        network = load_model(layout.recovered(model) / "model", torch.float32, CPU)
+        total = tokens = 0.0
+        for pair in pairs.valid:
+            ids = torch.tensor([pair.ids])
+            with torch.no_grad():
+                p, q = (each(ids).logits[0, pair.question_tokens - 1 : -1].log_softmax(-1) for each in (dense, network))
+            total, tokens = total + float((p.exp() * (p - q)).sum()), tokens + len(p)
+        assert loss == pytest.approx(total / tokens, rel=1e-4)
 
 
 def test_training_survivors_lowers_the_loss_and_more_with_biases(layout: Layout) -> None:
