@@ -18,7 +18,6 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -36,26 +35,12 @@ from restorelcc.release.packed.kernel import kernel
 from restorelcc.release.packed.matrix import pack
 from restorelcc.release.packed.model import PackedLinear, load_packed
 from restorelcc.sparsity.patterns import removal_mask
+from restorelcc.stages.speed.measure import Int8Linear, Version, with_linears
 from tests.pico import word_tokenizer
 
 GOALS = {0.5: (1.3, 0.57), 0.6: (1.8, 0.47)}  # sparsity: decoding against dense, bytes against dense
 _PROMPT, _STEPS, _PREFILL = 4, 3, 40  # tokens
 _PREFILLS = 2  # turns with a prefill, which takes torch many times as long as a token
-
-
-class Int8Linear(nn.Module):
-    """W as round(W / s) with s = max |row| / 127, by torch's kernel for 8-bit weights and bfloat16 inputs."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight_OI = linear.weight.float()
-        scale_O = weight_OI.abs().amax(dim=1).clamp_min(1e-9) / 127
-        self.register_buffer("weight", (weight_OI / scale_O[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale_O.to(torch.bfloat16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
-        return flat.view(*x.shape[:-1], -1)
 
 
 class Nothing(nn.Module):
@@ -67,22 +52,6 @@ class Nothing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(1).expand(*x.shape[:-1], self.outputs)
-
-
-@dataclass
-class Version:
-    """One of the models that take turns."""
-
-    name: str
-    model: PreTrainedModel
-    file: int | None  # bytes
-    decode: list[float] = field(default_factory=list)  # seconds per token, by turn
-    prefill: list[float] = field(default_factory=list)
-
-    @property
-    def memory(self) -> int:
-        held = {each.data_ptr(): each.nbytes for each in (*self.model.parameters(), *self.model.buffers())}
-        return sum(held.values())
 
 
 def _llama_7b(blocks: int) -> LlamaForCausalLM:
@@ -117,13 +86,6 @@ def _sliced(dense: PreTrainedModel, sparsity: float) -> PreTrainedModel:
     return type(dense)(type(config)(**config.to_dict() | changed)).to(torch.bfloat16).eval().requires_grad_(False)
 
 
-def _replaced(model: PreTrainedModel, kind: type[nn.Module]) -> PreTrainedModel:
-    for name, module in list(model.model.layers.named_modules()):
-        if isinstance(module, nn.Linear):
-            model.model.layers.set_submodule(name, kind(module))
-    return model
-
-
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
@@ -148,10 +110,9 @@ def _versions(dense: PreTrainedModel, sparsities: list[float], scratch: Path) ->
         )
         small = _sliced(dense, sparsity)
         yield Version(f"sliced {sparsity:.0%}", small, _size(saved(f"sliced-{sparsity}", small)))
-    yield Version(
-        "int8", _replaced(load_model(scratch / "dense", torch.bfloat16, torch.device("cpu")), Int8Linear), None
-    )
-    yield Version("rest", _replaced(load_model(scratch / "dense", torch.bfloat16, torch.device("cpu")), Nothing), None)
+    for name, kind in (("int8", Int8Linear), ("rest", Nothing)):
+        loaded = load_model(scratch / "dense", torch.bfloat16, torch.device("cpu"))
+        yield Version(name, with_linears(loaded, kind), None)
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ from restorelcc.base.tables import read_texts
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.text import encode_documents
 from restorelcc.stages.evaluate.perplexity import losses
+from restorelcc.stages.prune import PruneConfig
+from restorelcc.stages.prune.calibration import calibration_batches
 
 MODEL = "smollm2-135m-pip"
 PREFIX = "pruning-smollm2-"
@@ -64,14 +66,14 @@ _THREE = ("wanda", "sparsegpt", "refined")
 
 
 def rows() -> list[Row]:
-    """64k tokens first; then the curve over tokens, damping, and what reconstruction adds."""
+    """64k tokens first; then what reconstruction adds, the curve over tokens, and damping."""
     found = [DENSE]
     found += [Row(f"{pruner}-{pattern}") for pattern in ("0.5", "2of4") for pruner in _THREE]
-    for sequences in (16, 32, 64):
-        found += [Row(f"{pruner}-0.5", sequences) for pruner in ("sparsegpt", "refined")]
+    found += [Row("refined-0.5", recovery="reconstruct")]
+    for sequences, length in ((16, 512), (128, 1024), (64, 512), (32, 512)):
+        found += [Row(f"{pruner}-0.5", sequences, length) for pruner in ("refined", "sparsegpt")]
     found += [Row("refined-0.5", 16, damping=damping) for damping in (0.1, 1.0)]
-    found += [Row("refined-0.5", recovery="reconstruct"), Row("refined-2of4", recovery="reconstruct")]
-    return [*found, *(Row(f"{pruner}-0.5", length=1024) for pruner in ("sparsegpt", "refined"))]
+    return [*found, Row("refined-2of4", recovery="reconstruct")]
 
 
 def prepare(root: Path) -> None:
@@ -107,13 +109,31 @@ def measured(layout: Layout, folder: Path) -> dict[str, list[float]]:
     return {"log_likelihood": [-each for each in losses(model, documents, scored, "texts")], "tokens": scored}
 
 
+@torch.no_grad()
+def forward_seconds(layout: Layout) -> float:
+    """CPU seconds of one plain forward of the calibration tokens that most rows have, without the output layer."""
+    torch.set_num_threads(1)
+    cell, row, cpu = Cell(MODEL), Row("dense"), torch.device("cpu")
+    texts, tokenizer = read_texts(layout.corpus(cell) / "calibration.parquet"), load_tokenizer(layout.dense(cell))
+    config = PruneConfig(samples=row.sequences, sequence_length=row.length)
+    batches, model = (
+        calibration_batches(tokenizer, texts, config, cpu),
+        load_model(layout.dense(cell), torch.float32, cpu),
+    )
+    model.base_model(input_ids=batches[0], use_cache=False)
+    began = time.process_time()
+    for tokens_BT in batches:
+        model.base_model(input_ids=tokens_BT, use_cache=False)
+    return time.process_time() - began
+
+
 def run_row(root: Path, row: Row) -> dict[str, Any]:
     """Prune (and reconstruct), then measure."""
     layout = Layout(root)
     found: dict[str, Any] = {"row": row.name, "pruning": row.pruning, "calibration_tokens": row.tokens}
     found |= {"damping": row.damping, "recovery": row.recovery}
     if row == DENSE:
-        return found | measured(layout, layout.dense(Cell(MODEL)))
+        return found | measured(layout, layout.dense(Cell(MODEL))) | {"forward_cpu_seconds": forward_seconds(layout)}
     cell = Cell(MODEL, row.pruning)
     shutil.rmtree(layout.pruned(cell), ignore_errors=True)
     settings = (f"samples={row.sequences}", f"sequence_length={row.length}", f"damping={row.damping}")
@@ -164,6 +184,14 @@ def _with_interval(statistic: Any, *data: np.ndarray) -> tuple[float, float, flo
     return float(statistic(*data)), float(low), float(high)
 
 
+def _forwards(row: dict, dense: dict) -> str:
+    """The pruner's seconds as a multiple of a plain forward of as many tokens."""
+    forward = dense.get("forward_cpu_seconds")
+    if forward is None:
+        return ""
+    return f" ({row['cpu_seconds'] / (forward * row['calibrated_on'] / Row('dense').tokens):.1f})"
+
+
 def perplexity(found: dict) -> float:
     return float(np.exp(-sum(found["log_likelihood"]) / sum(found["tokens"])))
 
@@ -188,9 +216,10 @@ def page(cells: Path) -> None:
         seconds = own["cpu_seconds"] + own.get("recovery_cpu_seconds", 0)
         name = row.pruning + (f", then {row.recovery}" if row.recovery else "")
         lines.append([name, f"{own['calibrated_on']:,}", f"{row.damping:g}", f"{perplexity(own):.2f}", share, ahead,
-                      f"{own['layer_error']:.4f}", f"{seconds:.0f}"])  # fmt: skip
+                      f"{own['layer_error']:.4f}",
+                      f"{seconds:.0f}" + _forwards(own, dense)])  # fmt: skip
     columns = ["pruning", "calibration tokens", "damping", "perplexity", "of Wanda's loss won back, %",
-               "nats a token ahead of SparseGPT", "mean layer error", "CPU s"]  # fmt: skip
+               "nats a token ahead of SparseGPT", "mean layer error", "CPU s (pruning, x forward)"]  # fmt: skip
     texts, tokens = len(dense["tokens"]), sum(dense["tokens"])
     missing = ", ".join(row.name for row in rows() if row not in found)
     body = [
