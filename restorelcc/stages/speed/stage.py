@@ -79,13 +79,13 @@ def _versions(cell: Cell, layout: Layout, scratch: Path, device: torch.device) -
     if parse_pruning(str(cell.pruning)).pruner in STRUCTURED_PRUNERS:
         cut = ExportOptions(cut=True)
         export_checkpoint(layout.pruned(cell), layout.compensation(cell), scratch / "sliced", cut)
-        yield stock("restored, sliced", scratch / "sliced")
+        yield stock("sliced", scratch / "sliced")
     if device.type != "cpu":
         notice(f"speed {cell}", "packed and 8-bit weights are left out: only a CPU computes with them here")
         return
     packed = scratch / "packed"
     if pack_folder(restored, packed)["tensors"]:
-        yield Version("restored, packed", load_packed(packed), _bytes(packed.glob("*.safetensors")))
+        yield Version("packed", load_packed(packed), _bytes(packed.glob("*.safetensors")))
     else:
         notice(f"speed {cell}", "there is no packed version: no weight of the restored model gets smaller by it")
     if hasattr(torch, INT8):
