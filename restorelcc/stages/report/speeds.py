@@ -41,6 +41,6 @@ def how_timed(document: dict[str, Any]) -> str:
         f"Measured in {settings['turns']} turns (prefill in {settings['prefill_turns']}) on {document['machine']}, "
         f"{threads} thread{'s' if threads != 1 else ''}, in {document['dtype']}: decoding one sequence token by token, "
         f"and a prompt of {settings['prefill']} tokens at once. Medians; x dense is the median of the turns' ratios "
-        f"with its quartiles.{kernel} Packed and sliced are forms of the restored model. The dense one in 8 bits is rounded "
-        "to nearest, with one scale a row, and is not stored."
+        f"with its quartiles.{kernel} Packed and sliced are forms of the restored model. The dense one in 8 bits is "
+        "rounded to nearest, with one scale a row, and is not stored."
     )
