@@ -8,13 +8,16 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
-from restorelcc.base.recoveries import HEADS, what_no_bias_carries
+from restorelcc.base.recoveries import HEADS, nothing_changed, what_no_bias_carries
 
 _HEADS = """\
 The checkpoint was pruned, and part of the loss was recovered with
 [RestoreLCC](https://arxiv.org/abs/2510.21834): for the attention heads that matter most, a constant offset was trained
 on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
 a zero here, and the surviving weights are the same, bit for bit."""
+_NOTHING = """\
+The checkpoint was pruned, and {tried} was tried on it. Nothing beat the pruned model on the validation pairs, so that
+nothing was changed: every weight and every zero is that of the pruned checkpoint, bit for bit."""
 _OTHER = "The checkpoint was pruned, and part of the loss was recovered by the method `{name}`: {does}."
 _WEIGHTS = {
     "kept": "No pruned weight was touched: every zero of the pruned checkpoint is a zero here, and the surviving "
@@ -70,6 +73,9 @@ def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFact
 
 def _method(record: dict[str, Any]) -> str:
     method = record.get("method")
+    if nothing_changed(record):
+        paper = "[RestoreLCC](https://arxiv.org/abs/2510.21834)"
+        return _NOTHING.format(tried=paper if method is None else f"the method `{method['name']}`")
     if method is None or method["name"] == HEADS:
         return _HEADS
     return f"{_OTHER.format(**method)} {_WEIGHTS[method['weights']]}"
@@ -176,11 +182,13 @@ def _content(record: dict[str, Any]) -> str:
 
 
 def _limits(record: dict[str, Any], facts: CardFacts) -> str:
-    kept = (record.get("method") or {"weights": "kept"})["weights"] == "kept"
+    what = "Not all of what was lost is restored"
+    if nothing_changed(record):
+        what = "What pruning lost is still lost"
+    elif (record.get("method") or {"weights": "kept"})["weights"] == "kept":
+        what = "A constant offset restores the mean of what was lost, not all of it"
     lines = [
-        "- A constant offset restores the mean of what was lost, not all of it: expect the dense model to be better."
-        if kept
-        else "- Not all of what was lost is restored: expect the dense model to be better.",
+        f"- {what}: expect the dense model to be better.",
         "- It was made for this pruned checkpoint; with other weights, or after quantization, it was not measured.",
     ]
     if not record["route"]["cut"] and _keeps_zeros(record):
