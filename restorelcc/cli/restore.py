@@ -78,7 +78,7 @@ def restore(
     overwrite: OverwriteOption = False,
     base_model: BaseOption = None,
     licence: LicenceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what was found, measured and written")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: measured, trained and written")] = False,
 ) -> None:
     """Capture ... compensate in a work folder; then what `export` writes, or the compensation alone."""
     if (pruned is None) == (pruning is None):
@@ -121,13 +121,11 @@ def restore(
         raise typer.Exit(ended.code) from None
     if not as_json:
         _say_what_was_won(done, measured=heldout is not None)
-    done_in = f"intermediate artifacts are in {work}; a rerun with other settings starts from them"
     from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 
     parts, record = cell_parts(done.cell, done.layout, merge), None
-    if compensation_only:
-        assert parts.compensation is not None
-        written = _write_compensation(parts.compensation, out, overwrite=overwrite)
+    if parts.compensation is not None and compensation_only:
+        _write_compensation(parts.compensation, out, overwrite=overwrite)
     else:
         known = {"base_model": base_model, "licence": licence}
         options = cell_options(done.cell, done.params.section, done.layout, **known, merge=merge)
@@ -138,11 +136,11 @@ def restore(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     if record is None:
-        pruned_in = local_folder(done.layout.pruned(done.cell))
-        typer.echo(f"for the model in {pruned_in}: restorelcc.attach(model, '{written}')")
+        pruned_in, file = local_folder(done.layout.pruned(done.cell)), out / done.layout.compensation(done.cell).name
+        typer.echo(f"for the model in {pruned_in}: restorelcc.attach(model, '{file}')")
     else:
         say_what_was_written(out, record)
-    typer.echo(done_in)
+    typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
 
 
 def _checked_method(name: str, merge: str | None, *, compensation_only: bool) -> Recovery:
@@ -187,12 +185,11 @@ def _say_what_was_won(done: Restored, *, measured: bool) -> None:
     typer.echo(f"{training(read_document(done.layout.training(done.cell)))} (pairs that were not trained on)")
 
 
-def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> Path:
+def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> None:
     from restorelcc.release.folders import published_folder
 
     with published_folder(out, overwrite=overwrite) as folder:
         shutil.copyfile(source, folder / source.name)
-    return out / source.name
 
 
 def _check_models(folders: list[Path], pruning: str | None, sites: tuple[str, ...] | None) -> None:

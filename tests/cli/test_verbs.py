@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -55,6 +56,18 @@ def test_what_is_written_and_proved_is_told_in_json(pair: Pair, tmp_path: Path) 
     assert all(entry["check"] and entry["found"] for entry in proved["checks"])
     packed = json.loads(_run("pack", tmp_path / "out", "--out", tmp_path / "packed", "--json"))
     assert packed["packed"] < packed["stock"]
+    unpacked = json.loads(_run("unpack", tmp_path / "packed", "--out", tmp_path / "unpacked", "--json"))
+    digest = hashlib.sha256((tmp_path / "out" / "model.safetensors").read_bytes()).hexdigest()
+    assert unpacked == {"folder": str(tmp_path / "unpacked"), "files": {"model.safetensors": digest}}
+    removed = json.loads(_run("compensation", "remove", tmp_path / "out", "--out", tmp_path / "back", "--json"))
+    assert removed["folder"] == str(tmp_path / "back")
+    assert {"model.safetensors", "config.json"} <= set(removed["files"]) == _files(tmp_path / "back")
+    again = ("compensation", "apply", tmp_path / "back", pair.compensation, "--out", tmp_path / "again", "--json")
+    assert json.loads(_run(*again))["route"]["folded"] == record["route"]["folded"]
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
