@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.docs_commands import run_in_a_finished_project
 from tests.flows.servers import forked_stages
 from tests.whole_project import Project
 
@@ -27,6 +28,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Project:
         f"{stage}@tiny-wanda-0.5-0.25" for stage in ("compensate", "evaluate_restored")
     }
     return project
+
+
+def test_the_commands_of_the_docs_run_and_print_what_the_docs_show(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_in_a_finished_project(project, capfd)
 
 
 METRIC_KEYS = {"model", "pruning", "head_ratio", "tasks", "mean", "perplexity"}
