@@ -241,7 +241,7 @@ def table(
     from restorelcc.stages.report.results import changed_since
     from restorelcc.stages.report.terminal import print_results
 
-    layout = Layout(params.resolve().parent)
+    layout = Layout(_root(params))
     changed = changed_since(layout)  # refuses a result that is damaged, before anything is printed
     print_results(layout.report, as_json=as_json)
     if changed:
@@ -255,8 +255,15 @@ def table(
 def versions(params: ParamsOption = _PARAMS) -> None:
     from restorelcc.pipeline.versions import write_versions
 
-    for line in write_versions(params.resolve().parent):
+    for line in write_versions(_root(params)):
         say(line)
+
+
+def _root(params: Path) -> Path:
+    """The project's folder. Raises BadInput for a parameter file that is not there."""
+    if not params.is_file():
+        raise BadInput(f"{params} does not exist: run in the project's folder or give --params FILE")
+    return params.resolve().parent
 
 
 def _in_panels() -> None:

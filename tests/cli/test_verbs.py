@@ -127,6 +127,12 @@ def test_help_says_what_one_gets_of_each_verb_in_panels() -> None:
     assert CliRunner().invoke(app, ["--version"]).output == f"restorelcc {__version__}\n"
 
 
+@pytest.mark.parametrize("verb", ["table", "versions", "report", "graph", "run", "check"])
+def test_a_parameter_file_that_is_not_there_is_refused(verb: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nope.yaml(: a project has| does not exist|: there is no dvc.yaml)"):
+        _run(verb, "--params", tmp_path / "nope.yaml")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, restorelcc.cli.app; print({'torch', 'pyarrow', 'pydantic', 'tqdm', 'dvc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

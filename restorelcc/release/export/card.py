@@ -163,9 +163,7 @@ def _content(record: dict[str, Any]) -> str:
     lines = [
         f"- Sparsity: {100 * sparsity['share']:.2f} % of the {sparsity['targeted']:,} weights that pruning targets are "
         f"exactly zero{patterns}.",
-        f"- Compensation: {len(route['folded'])} biases carry it ({for_markdown(route['name'])}); "
-        f"{route['added_parameters']:,} "
-        "parameters were added."
+        f"- Compensation: {len(route['folded'])} biases carry it ({for_markdown(route['name'])}); {_added(route)}."
         if route["folded"]
         else f"- Compensation: none; {what_no_bias_carries(record)}.",
         "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
@@ -179,6 +177,13 @@ def _content(record: dict[str, Any]) -> str:
     if route["cut"]:
         lines.append("- Removed heads and channels are cut out: the checkpoint is smaller than the dense one.")
     return "\n".join(lines)
+
+
+def _added(route: dict[str, Any]) -> str:
+    """How many parameters are new, as the report counts them, and how many more the class brings."""
+    zero = route["added_parameters"] - route["carrying_parameters"]
+    told = f"{route['carrying_parameters']:,} parameters were added"
+    return told + (f", and {zero:,} that are zero, since this class has biases on other linears too" if zero else "")
 
 
 def _limits(record: dict[str, Any], facts: CardFacts) -> str:
