@@ -82,9 +82,17 @@ def test_what_could_not_run_is_refused_as_restore_does_and_nothing_is_written(gi
             CliRunner().invoke(app, [verb, *map(str, arguments)], catch_exceptions=False)
         return str(error.value)
 
-    for folder in (cut, other, tmp_path / "nowhere"):
+    without = tmp_path / "without"
+    shutil.copytree(given / "dense", without, ignore=shutil.ignore_patterns("config.json"))
+    for folder, said in (
+        (cut, "it is cut short"),
+        (other, "is a quantized checkpoint (quantization_config: 'gptq')"),
+        (without, "without has no config.json: give the folder of a checkpoint"),
+        (tmp_path / "nowhere", "is not a folder: give the folder of a checkpoint, or a hub id"),
+    ):
         out = ["--pruning", "wanda-0.5", "--out", tmp_path / "out", "--instructions", given / "pairs.jsonl"]
         as_dense = refused("restore", "--dense", folder, *out)
+        assert said in as_dense
         assert refused("init", tmp_path / "mine", "--model", folder, *_data(given)) == as_dense.replace(
             "--dense", "--model"
         )
