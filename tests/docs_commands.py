@@ -149,7 +149,8 @@ def run_in_a_finished_project(project: Project, capfd: pytest.CaptureFixture[str
         for command in commands():
             if way(command.text) == "here" and (command.text, command.shown) not in done:
                 done.add((command.text, command.shown))
-                code, printed = run(command, project, capfd)
+                ended = run(command, project, capfd)
+                code, printed = ended.code, ended.out + ended.err
                 lost = [] if command.shown is None else missing(command.shown, printed)
                 lost += [] if printed or command.text in SILENT else ["anything"]
                 if command.text == "restorelcc table":
@@ -193,19 +194,27 @@ def _lay_out(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
         shlex.join(masked),
         "restorelcc export --pruned DIR --compensation compensation.safetensors --out restored",
     ):
-        code, said = run(Command("", text, None), project, capfd)
-        assert code == 0, said
+        ended = run(Command("", text, None), project, capfd)
+        assert ended.code == 0, ended.err
 
 
-def run(command: Command, project: Project, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Its exit code and what it prints, run in a project; what it is to write is taken away first."""
+class Done(NamedTuple):
+    """What a command ended with, and printed on each stream."""
+
+    code: int
+    out: str
+    err: str = ""
+
+
+def run(command: Command, project: Project, capfd: pytest.CaptureFixture[str]) -> Done:
+    """It is run in a project; what it is to write is taken away first."""
     folder = project.folder
     text, _, file = command.text.partition(" > ")
     for found in _OUT.findall(text):
         shutil.rmtree(folder / next(filter(None, found)), ignore_errors=True)
     words = shlex.split(text)
     if words[0] == "make":  # with the environment that there is
-        return 0, project.run("make", "-o", ".venv/.ready", *words[1:])
+        return Done(0, project.run("make", "-o", ".venv/.ready", *words[1:]))
     capfd.readouterr()
     before = dict(os.environ)
     try:
@@ -217,7 +226,7 @@ def run(command: Command, project: Project, capfd: pytest.CaptureFixture[str]) -
     told = capfd.readouterr()
     if file:
         (folder / file).write_text(told.out)
-    return code, told.out + told.err
+    return Done(code, told.out, told.err)
 
 
 def _restorelcc(words: list[str]) -> int:
