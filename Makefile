@@ -25,8 +25,8 @@ UV_EXPORT := $(UV) export --quiet --frozen --no-emit-project --no-default-groups
 UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
-.PHONY: help real repro graph flow share test coverage test-durations test-slow faults check docs study ablation bench bench-capture bench-extract \
-	bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
+.PHONY: help real repro graph flow share test coverage test-durations test-slow test-pins faults check docs study ablation bench bench-capture \
+	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -113,6 +113,10 @@ faults: $(READY)-test ## Kill, fill and cut off everything at random moments; pr
 
 test-slow: $(READY)-test ## Run the long tests: the shipped pipeline, twice from nothing; and all faults
 	pytest -m slow
+
+END ?= lowest
+test-pins: $(READY)-test ## Run a few tests with the lowest versions of pyproject.toml's ranges, or END=highest (minutes)
+	python .ci/pins.py $(END) $(TESTS)
 
 check: $(READY)-lint $(READY)-test ## Lint, format check, spelling, types, declared dependencies
 	ruff check .

@@ -1,6 +1,7 @@
 """What README.md and docs/ tell a reader to type or to open: commands, options, targets, keys, paths and links exist.
 
-No command of the chain runs here: tests/flows/test_docs.py runs those of the how-tos for teams.
+No command runs here. tests/docs_commands.py says who runs each: tests/test_end_to_end.py those that read, and
+tests/flows/test_docs.py those of the how-tos for teams.
 """
 
 from __future__ import annotations
@@ -22,30 +23,16 @@ from benchmarks.readme_picture import PICTURE, draw, means
 from restorelcc.base.errors import BadInput
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import Params, checked
+from tests import docs_commands
 from tests.dag import ROOT
+from tests.docs_commands import FENCED, blocks, missing, pages, way
 
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "results").glob("*.md")),
-]
-FENCED = re.compile(r"^```([a-z]*)[^\n]*\n(.*?)^```", re.M | re.S)
-INDENTED = re.compile(r"(?:^    .*\n|^\n)+", re.M)
+PAGES = pages()
 TARGET = re.compile(r"^([a-z-]+):", re.M)
 
 
 def named(pages: list[Path]) -> list[Any]:
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """(language, or "" where the page does not say; text) of each block of code."""
-    text = page.read_text(encoding="utf-8")
-    yield from FENCED.findall(text)
-    for found in INDENTED.findall(FENCED.sub("", text)):
-        if found.strip():
-            yield "", "\n".join(line[4:] for line in found.strip("\n").splitlines())
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -103,6 +90,25 @@ def test_a_wrong_verb_or_option_is_found() -> None:
     assert problem(["-q", "restore", "--dense", "x"]) is None
     assert problem(["--quit", "restore"]) == "no option --quit"
     assert problem(["compensation", "hide", "x"]) == "no verb hide"
+
+
+def test_every_command_of_a_block_is_run_somewhere_or_it_is_said_why_not() -> None:
+    found = list(docs_commands.commands())
+    assert len(found) > 80
+    assert not [f"{each.page}: {each.text}" for each in found if way(each.text) is None], "see tests/docs_commands.py"
+    texts = [each.text for each in found]
+    for table in (docs_commands.ELSEWHERE, docs_commands.NOT_RUN):
+        assert not [start for start in table if not any(text.startswith(start) for text in texts)], "no page has it now"
+    assert all((ROOT / test).is_file() for test in docs_commands.ELSEWHERE.values())
+
+
+def test_what_a_page_shows_is_compared_in_shape_and_a_new_program_is_found() -> None:
+    printed = "head  wide  10 %\n────────\nrow       0.5  -\nrow        12  a1b2c3d4e5f6\ndone\n"
+    assert missing("head wide 3 %\n...\nrow 7 0123456789ab\ndone", printed) == []
+    assert missing("head narrow 3 %\nrow 1 -", printed) == ["head narrow 3 %", "row 1 -"]
+    assert missing("head ...\ndone", printed) == [] and missing("done\nhead ...", printed) == ["head ..."]
+    assert way("rm -rf results") is None and way("restorelcc new") == "here"
+    assert way("restorelcc restore --dense x") == "tests/pipeline/test_restore.py"
 
 
 @pytest.mark.parametrize("page", named(PAGES))

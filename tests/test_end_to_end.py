@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.docs_commands import Command, run, run_in_a_finished_project
 from tests.flows.servers import forked_stages
 from tests.whole_project import Project
 
@@ -27,6 +29,21 @@ def project(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Project:
         f"{stage}@tiny-wanda-0.5-0.25" for stage in ("compensate", "evaluate_restored")
     }
     return project
+
+
+def test_the_commands_of_the_docs_run_and_print_what_the_docs_show(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_in_a_finished_project(project, capfd)
+
+
+@pytest.mark.parametrize("verb", ["report", "table", "run"])
+def test_the_results_as_json_are_all_that_is_on_stdout(
+    verb: str, project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = run(Command("", f"restorelcc {verb} --json", None), project, capfd)
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == project.json("data/report/results.json")
 
 
 METRIC_KEYS = {"model", "pruning", "head_ratio", "tasks", "mean", "perplexity"}

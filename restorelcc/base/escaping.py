@@ -117,6 +117,8 @@ class PlainTable(Table):
                 if str(column.header) == title:
                     del self.columns[position]
                     left_out.append(title)
+            for position, column in enumerate(self.columns):  # by which rich finds the edges of the table
+                column._index = position
         before = console.width
         if not console.is_terminal:
             console.width = self._width(console)

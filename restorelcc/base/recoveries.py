@@ -71,6 +71,7 @@ COMPENSATIONS: dict[str, Recovery] = {
     HEADS: Recovery("the paper's: an offset on each of the best-ranked heads", sites=("heads",)),
     EVERY_BIAS: Recovery("the same, and a trained bias on every other linear", sites=("heads", *EVERY_SITE)),
 }
+UNCHANGED = "unchanged"  # what became of the weights where a method could change them and nothing beat the pruned ones
 WHAT_TO_PICK = (
     f"{HEADS}: the paper's, a few kilobytes; {EVERY_BIAS}: recovers most while no weight changes; masked: every "
     "surviving weight is trained, recovers most; reconstruct: the same by text alone, without responses; others: "
@@ -90,12 +91,16 @@ def method(option: str, name: str) -> Recovery:
     raise BadInput(f"{option} {name[:80]!r} is not a recovery method: known are {', '.join(known)}; {hint}")
 
 
+def nothing_changed(record: dict[str, Any]) -> bool:
+    """Whether an export is the pruned model as it was: no bias carries anything, and no weight is new."""
+    method = record.get("method") or {"name": HEADS, "weights": "kept"}  # two files are the paper's method
+    return not record["route"]["folded"] and method["weights"] in ("kept", UNCHANGED)
+
+
 def what_no_bias_carries(record: dict[str, Any]) -> str:
     """Said of an export without biases of a compensation: by its method it has new weights, or nothing new."""
-    name = (record.get("method") or {}).get("name")
-    known = COMPENSATIONS | RECOVERIES
-    if name in known and known[name].ships == "biases":
-        return "nothing was recovered, and the model is the pruned one"
+    if nothing_changed(record):
+        return "nothing was changed, and the model is the pruned one"
     return "what was recovered is in the weights"
 
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the computation failed, 2 bad input (base/errors.py).
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -81,6 +80,7 @@ RecoveryOption = Annotated[
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable")]
+ResultsOption = Annotated[bool, typer.Option("--json", help="JSON on stdout: what report/results.json holds")]
 _PARAMS = Path("params.yaml")
 # How --help groups the verbs, in this order.
 PANELS = {
@@ -213,7 +213,7 @@ def inputs(
 
 
 @app.command("report", help="The result table and the web page of the whole grid.")
-def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
+def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: ResultsOption = False) -> None:
     from restorelcc.pipeline.params import load_params
     from restorelcc.pipeline.running import stage_running
     from restorelcc.pipeline.stale import remove_stale_metrics
@@ -227,28 +227,23 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None) -> None:
         results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:
         say(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", "warning")
-    if os.environ.get("RESTORELCC_TABLE") != "0":  # whoever runs DVC may print it last
+    if as_json or os.environ.get("RESTORELCC_TABLE") != "0":  # whoever runs DVC may print it last
         from restorelcc.stages.report.terminal import print_results
 
-        print_results(layout.report)
+        print_results(layout.report, as_json=as_json)
 
 
 @app.command("table", help="Print the result table of the last report.")
 def table(
     params: ParamsOption = _PARAMS,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what report/results.json holds")] = False,
+    as_json: ResultsOption = False,
 ) -> None:
-    from restorelcc.base.documents import read_document
     from restorelcc.stages.report.results import changed_since
+    from restorelcc.stages.report.terminal import print_results
 
-    layout = Layout(params.resolve().parent)
+    layout = Layout(_root(params))
     changed = changed_since(layout)  # refuses a result that is damaged, before anything is printed
-    if as_json:
-        typer.echo(json.dumps(read_document(layout.report / "results.json"), indent=2, ensure_ascii=False))
-    else:
-        from restorelcc.stages.report.terminal import print_results
-
-        print_results(layout.report)
+    print_results(layout.report, as_json=as_json)
     if changed:
         note(f"this report is older than the results of {', '.join(changed)}: run dvc repro report")
 
@@ -260,8 +255,15 @@ def table(
 def versions(params: ParamsOption = _PARAMS) -> None:
     from restorelcc.pipeline.versions import write_versions
 
-    for line in write_versions(params.resolve().parent):
+    for line in write_versions(_root(params)):
         say(line)
+
+
+def _root(params: Path) -> Path:
+    """The project's folder. Raises BadInput for a parameter file that is not there."""
+    if not params.is_file():
+        raise BadInput(f"{params} does not exist: run in the project's folder or give --params FILE")
+    return params.resolve().parent
 
 
 def _in_panels() -> None:

@@ -37,7 +37,7 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="read this model's data through: what is used, and what is not")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="with --model: JSON on stdout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Say what is wrong before a long stage runs."""
     from restorelcc.base.publish import check_writable
@@ -48,22 +48,27 @@ def check(
     if model is not None:
         _read_through(checked, checked.cell(model, None, None).model, layout, as_json=as_json)
         return
-    if as_json:
-        raise BadInput("check --json is what a model's data hold: add --model NAME")
     found = [problem for alias in checked.grid.model for problem in problems(checked, alias, layout)]
     if found:
         raise BadInput(_first_of(found))
     for alias in checked.grid.model:
         _check_files(checked, alias, layout)
-        for sentence in _not_exported(alias, checked, layout):
-            note(sentence)
+    notes = [sentence for alias in checked.grid.model for sentence in _not_exported(alias, checked, layout)]
     check_writable(layout)
     for sentence in _of_a_kill(layout):
         raise BadInput(sentence)
-    say(f"{params} is good: {len(grid_cells(checked.grid))} models to evaluate")
-    for sentence in hidden_changes(checked):
-        note(sentence)
-    _compare_sources(checked, layout)
+    cells = grid_cells(checked.grid)
+    told, stale = _compared_sources(checked, layout)
+    notes += [*hidden_changes(checked), *told]
+    if as_json:
+        content = {"params": str(params), "evaluated": list(map(str, cells)), "notes": notes, "stale": stale}
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        say(f"{params} is good: {len(cells)} models to evaluate")
+        for sentence in notes:
+            note(sentence)
+    if stale:
+        raise StageFailed("; ".join(stale))
 
 
 def _not_exported(alias: str, params: Params, layout: Layout) -> list[str]:
@@ -109,7 +114,7 @@ def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) 
     entry = params.models[alias]
     if entry.is_microworld:
         say(f"{alias} is the embedded model, which brings its data itself")
-        if not entry.tasks:
+        if not entry.tasks and not as_json:
             return
     from restorelcc.cli.read_through import print_reading, read_through
 
@@ -126,22 +131,19 @@ def _first_of(found: list[str]) -> str:
     return found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1} more)"
 
 
-def _compare_sources(params: Params, layout: Layout) -> None:
-    """Say what moved at the sources of the grid's models. Raises StageFailed where that makes what was computed old."""
+def _compared_sources(params: Params, layout: Layout) -> tuple[list[str], list[str]]:
+    """What moved at the sources of the grid's models: sentences to know, and those that make what was computed old."""
     from restorelcc.pipeline.inputs import changed_since_the_last_run
 
     models, prunings = {alias: params.models[alias] for alias in params.grid.model}, params.grid.pruning
     external = any(parse_pruning(pruning).external for pruning in prunings)
     if not external and all(entry.is_microworld for entry in models.values()):
-        return
+        return [], []
     from restorelcc.pipeline.sources import compare_sources  # imports pyarrow, which others need not wait for
 
     found = [each for alias, entry in models.items() for each in compare_sources(alias, entry, layout, prunings)]
-    for comparison in found:
-        if not comparison.stale:
-            note(comparison.sentence)
+    notes = [comparison.sentence for comparison in found if not comparison.stale]
     for alias in models:
         for what in changed_since_the_last_run(layout, alias):
-            note(f"models.{alias}: {what} changed: `dvc repro` runs what reads it")
-    if stale := [comparison.sentence for comparison in found if comparison.stale]:
-        raise StageFailed("; ".join(stale))
+            notes.append(f"models.{alias}: {what} changed: `dvc repro` runs what reads it")
+    return notes, [comparison.sentence for comparison in found if comparison.stale]

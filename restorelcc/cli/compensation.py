@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from restorelcc.cli.export import OutOption, OverwriteOption, ShardOption, say_what_was_written, size_in_bytes
+from restorelcc.cli.export import (
+    OutOption,
+    OverwriteOption,
+    RecordOption,
+    ShardOption,
+    say_what_was_written,
+    size_in_bytes,
+)
 
 
 def add(app: typer.Typer) -> None:
@@ -30,6 +37,7 @@ def apply(
     out: OutOption,
     max_shard_size: ShardOption = "5GB",
     overwrite: OverwriteOption = False,
+    as_json: RecordOption = False,
 ) -> None:
     """Fold the compensation in."""
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
@@ -37,19 +45,23 @@ def apply(
     from restorelcc.release.export.export import ExportOptions
 
     options = ExportOptions(max_shard_bytes=shard_bytes, overwrite=overwrite, verbatim=True)
-    say_what_was_written(out, apply_compensation(checkpoint, compensation, out, options))
+    say_what_was_written(out, apply_compensation(checkpoint, compensation, out, options), as_json=as_json)
 
 
 def remove(
     folder: Annotated[Path, typer.Argument(help="folder of a restored checkpoint")],
     out: OutOption,
     overwrite: OverwriteOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: which files were written")] = False,
 ) -> None:
     """Write the checkpoint without its compensation."""
     from restorelcc.release.export.apply import remove_compensation
 
-    remove_compensation(folder, out, overwrite=overwrite)
-    typer.echo(f"{out}: weights and config as they were, byte for byte")
+    files = remove_compensation(folder, out, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(out), "files": files}, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(f"{out}: weights and config as they were, byte for byte")
 
 
 def show(

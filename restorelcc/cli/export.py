@@ -12,7 +12,7 @@ import typer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.recoveries import COMPENSATIONS, what_no_bias_carries
+from restorelcc.base.recoveries import COMPENSATIONS, nothing_changed, what_no_bias_carries
 
 _PARAMS = Path("params.yaml")
 
@@ -27,6 +27,7 @@ MergeOption = Annotated[
 PackedOption = Annotated[bool, typer.Option("--packed", help="write it without its zeros; restorelcc unpack undoes it")]
 BaseOption = Annotated[str | None, typer.Option("--base-model", help="hub id of the base model, for the model card")]
 LicenceOption = Annotated[str | None, typer.Option("--licence", help="licence of the base model, for the model card")]
+RecordOption = Annotated[bool, typer.Option("--json", help="JSON on stdout: what restorelcc.json records")]
 
 
 def add(app: typer.Typer) -> None:
@@ -56,7 +57,7 @@ def export(
     licence: LicenceOption = None,
     params: Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")] = _PARAMS,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what restorelcc.json records")] = False,
+    as_json: RecordOption = False,
 ) -> None:
     """Fold the compensation in, write the checkpoint, say where it is."""
     from restorelcc.pipeline.params import load_params
@@ -85,11 +86,7 @@ def export(
         parts = cell_parts(named, layout, merge)
         options = cell_options(named, checked.section, layout, **known, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)
-    record = export_cell(parts, out, options, merge)
-    if as_json:
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
-    else:
-        say_what_was_written(out, record)
+    say_what_was_written(out, export_cell(parts, out, options, merge), as_json=as_json)
 
 
 def _recovery_of(method: str | None) -> str | None:
@@ -99,14 +96,18 @@ def _recovery_of(method: str | None) -> str | None:
     return method
 
 
-def say_what_was_written(out: Path, record: dict[str, Any]) -> None:
-    """Two lines on stdout."""
+def say_what_was_written(out: Path, record: dict[str, Any], *, as_json: bool = False) -> None:
+    """Two lines on stdout, or the record."""
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
     route, method = record["route"], record.get("method")
     typer.echo(f"{out}: {route['model_type']}, {record['sparsity']['share']:.2%} of the targeted weights are zero")
     told = f"{len(route['folded'])} biases carry the compensation ({route['name']})"
     if not route["folded"]:
         told = what_no_bias_carries(record)
-    by = f"recovered by {method['name']}, {method['does']}; " if method else ""
+    verb = "tried" if nothing_changed(record) else "recovered by"
+    by = f"{verb} {method['name']}, {method['does']}; " if method else ""
     typer.echo(f"{by}{told}; check with: restorelcc verify {out}")
 
 

@@ -42,9 +42,14 @@ def unpack(
     folder: Annotated[Path, typer.Argument(help="a folder that `export --packed` or `pack` wrote")],
     out: OutOption,
     overwrite: OverwriteOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: the digest of every weight file")] = False,
 ) -> None:
     """Write the stock files, each with the digest that it had."""
     from restorelcc.release.packed.folder import unpack_folder
 
-    for name, digest in unpack_folder(folder, out, overwrite=overwrite).items():
+    digests = unpack_folder(folder, out, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(out), "files": digests}, indent=2, ensure_ascii=False))
+        return
+    for name, digest in digests.items():
         typer.echo(f"{out / name}: sha256 {digest}, as it was packed")

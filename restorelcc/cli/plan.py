@@ -182,7 +182,8 @@ def _costs(
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
     size = dtype.itemsize
     converted = is_gguf(entry.source)
-    dense = costs.dense_cost(shapes, stored, pretrained_here=entry.is_microworld, converted=converted)
+    pretrain = params.dense.pretrain if entry.is_microworld else None
+    dense = costs.dense_cost(shapes, stored, pretrain, converted=converted)
     evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
     found: list[tuple[str, str | None, int, Cost]] = [
         ("corpus", None, 1, costs.Cost(memory=0, disk=work.heldout_tokens * 6, seconds=0.0)),

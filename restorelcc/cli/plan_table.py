@@ -17,13 +17,18 @@ def print_plan(plan: dict[str, Any]) -> None:
     for name in ("stage", "pruning", "runs", "memory", *(["GPU memory"] if gpu else []), "disk", "time"):
         table.add_column(name, justify="left" if name in ("stage", "pruning") else "right")
     for row in plan["stages"]:
-        memory = [_size(row["memory"]), *([_size(row["gpu_memory"])] if gpu else [])]
+        memory = [size_text(row["memory"]), *([size_text(row["gpu_memory"])] if gpu else [])]
         table.add_row(
-            row["stage"], row["pruning"] or "", str(row["runs"]), *memory, _size(row["disk"]), _time(row["seconds"])
+            row["stage"],
+            row["pruning"] or "",
+            str(row["runs"]),
+            *memory,
+            size_text(row["disk"]),
+            time_text(row["seconds"]),
         )
     stages = plan["stages"]
-    peak = [_size(max(row[name] for row in stages)) for name in ("memory", *(["gpu_memory"] if gpu else []))]
-    total = [_size(sum(row["disk"] for row in stages)), _time(sum(row["seconds"] for row in stages))]
+    peak = [size_text(max(row[name] for row in stages)) for name in ("memory", *(["gpu_memory"] if gpu else []))]
+    total = [size_text(sum(row["disk"] for row in stages)), time_text(sum(row["seconds"] for row in stages))]
     table.add_section()
     table.add_row("most at once, sum", "", "", *peak, *total)
     console = Console()
@@ -37,20 +42,22 @@ def print_plan(plan: dict[str, Any]) -> None:
     )
     if budgets := plan.get("budgets"):
         told = ", ".join(
-            f"{name} {_time(each['seconds'])} and {_size(each['memory'])}" for name, each in budgets.items()
+            f"{name} {time_text(each['seconds'])} and {size_text(each['memory'])}" for name, each in budgets.items()
         )
         say(console, f"With budget: {told} at most at once (models.{plan['model']}.budget).")
     say(console, f"Restored models are kept as {plan['restored']}.")
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """`3.1 GiB`, of bytes."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
         if count >= unit:
             return f"{count / unit:,.1f} {name}"
     return f"{count / 2**10:,.0f} KiB"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """`42 s`, `3.5 min`, `2.1 h`."""
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"

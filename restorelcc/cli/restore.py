@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,6 +78,7 @@ def restore(
     overwrite: OverwriteOption = False,
     base_model: BaseOption = None,
     licence: LicenceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: measured, trained and written")] = False,
 ) -> None:
     """Capture ... compensate in a work folder; then what `export` writes, or the compensation alone."""
     if (pruned is None) == (pruning is None):
@@ -117,24 +119,28 @@ def restore(
         done = run_chain(request)
     except StageEnded as ended:
         raise typer.Exit(ended.code) from None
-    _say_what_was_won(done, measured=heldout is not None)
-    done_in = f"intermediate artifacts are in {work}; a rerun with other settings starts from them"
+    if not as_json:
+        _say_what_was_won(done, measured=heldout is not None)
     from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 
-    parts = cell_parts(done.cell, done.layout, merge)
-    if compensation_only:
-        assert parts.compensation is not None
-        written = _write_compensation(parts.compensation, out, overwrite=overwrite)
-        typer.echo(
-            f"for the model in {local_folder(done.layout.pruned(done.cell))}: restorelcc.attach(model, '{written}')"
-        )
-        typer.echo(done_in)
+    parts, record = cell_parts(done.cell, done.layout, merge), None
+    if parts.compensation is not None and compensation_only:
+        _write_compensation(parts.compensation, out, overwrite=overwrite)
+    else:
+        known = {"base_model": base_model, "licence": licence}
+        options = cell_options(done.cell, done.params.section, done.layout, **known, merge=merge)
+        options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
+        record = export_cell(parts, out, options, merge)
+    if as_json:
+        found = {"folder": str(out), "work": str(work), **_found(done, measured=heldout is not None), "record": record}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    known = {"base_model": base_model, "licence": licence}
-    options = cell_options(done.cell, done.params.section, done.layout, **known, merge=merge)
-    options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
-    say_what_was_written(out, export_cell(parts, out, options, merge))
-    typer.echo(done_in)
+    if record is None:
+        pruned_in, file = local_folder(done.layout.pruned(done.cell)), out / done.layout.compensation(done.cell).name
+        typer.echo(f"for the model in {pruned_in}: restorelcc.attach(model, '{file}')")
+    else:
+        say_what_was_written(out, record)
+    typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
 
 
 def _checked_method(name: str, merge: str | None, *, compensation_only: bool) -> Recovery:
@@ -147,6 +153,21 @@ def _checked_method(name: str, merge: str | None, *, compensation_only: bool) ->
     if compensation_only and found.ships != "biases":
         raise BadInput(f"--compensation-only: {name} changes weights, and a compensation does not: leave it out")
     return found
+
+
+def _found(done: Restored, *, measured: bool) -> dict[str, Any]:
+    """What was measured, as report/results.json holds it, and what the training recorded; None where there is none."""
+    from restorelcc.base.documents import read_document
+    from restorelcc.compensation.file import DOCUMENT
+
+    of_heads = done.cell.recovery is None
+    training = read_document(
+        done.layout.training(done.cell) if of_heads else done.layout.recovered(done.cell) / DOCUMENT
+    )
+    return {
+        "results": read_document(done.layout.report / "results.json") if measured else None,
+        "training": training if of_heads else training.get("training"),
+    }
 
 
 def _say_what_was_won(done: Restored, *, measured: bool) -> None:
@@ -164,12 +185,11 @@ def _say_what_was_won(done: Restored, *, measured: bool) -> None:
     typer.echo(f"{training(read_document(done.layout.training(done.cell)))} (pairs that were not trained on)")
 
 
-def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> Path:
+def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> None:
     from restorelcc.release.folders import published_folder
 
     with published_folder(out, overwrite=overwrite) as folder:
         shutil.copyfile(source, folder / source.name)
-    return out / source.name
 
 
 def _check_models(folders: list[Path], pruning: str | None, sites: tuple[str, ...] | None) -> None:

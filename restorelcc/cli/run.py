@@ -25,6 +25,7 @@ def run(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable")] = None,
     params: Annotated[Path, typer.Option("--params", help="params.yaml of the project")] = Path("params.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what report/results.json holds")] = False,
 ) -> None:
     """Check, mend, run, print. No option changes params.yaml."""
     root = params.resolve().parent
@@ -52,4 +53,4 @@ def run(
         reproduce(layout, None, "run", settings)
     except StageEnded as ended:
         raise typer.Exit(ended.code) from None
-    print_results(layout.report)
+    print_results(layout.report, as_json=as_json)

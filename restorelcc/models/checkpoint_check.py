@@ -61,6 +61,8 @@ def loaded_config(source: Path) -> PretrainedConfig:
     Raises BadInput as `check_beside`, and for what the class does not take.
     """
     check_beside(source)
+    if source.is_dir() and not (source / "config.json").is_file():
+        raise BadInput(f"{source} has no config.json: give the folder of a checkpoint")
     from transformers import AutoConfig
 
     with refused("config", source):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.packages import gguf_file
+from restorelcc.base.stock_files import is_of_the_tokenizer
 from restorelcc.models.architectures import family_of_config, text_config
 from restorelcc.models.checkpoint_check import check_beside, loaded_config, refused
 from restorelcc.models.gguf import beside_weights
@@ -22,8 +24,14 @@ def source_tokenizer(key: str, source: str, revision: str | None, root: Path) ->
     """
     folder = _folder(key, source, revision, root)
     check_beside(folder)
+    absent = f"{source} has no tokenizer: put the model's own files (such as tokenizer.json) beside its weights"
+    if not any(is_of_the_tokenizer(Path(path.name)) for path in folder.iterdir()):
+        raise BadInput(absent)
     with refused("tokenizer", folder):
-        return without_length_warning(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        tokenizer = without_length_warning(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # some classes come empty where their files are missing
+        raise BadInput(absent)
+    return tokenizer
 
 
 def without_length_warning(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

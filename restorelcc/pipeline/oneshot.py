@@ -89,13 +89,13 @@ def run_chain(request: Request) -> Restored:
 
 def _project(request: Request) -> dict[str, Any]:
     """params.yaml of the work folder."""
-    dense = _source("--dense", request.dense)
+    dense = model_source("--dense", request.dense)
     sections: dict[str, Any] = {name: {} for name in _SECTIONS}
     sections["corpus"] = {"heldout": _HELDOUT if request.heldout is None else None}
     pruning = request.pruning
     if request.pruned is not None:
         pruning = f"external-{GIVEN}"
-        sections["prune"] = {"external": {MODEL: {GIVEN: {"source": _source("--pruned", request.pruned)}}}}
+        sections["prune"] = {"external": {MODEL: {GIVEN: {"source": model_source("--pruned", request.pruned)}}}}
         # The checkpoint is pruned already: what its pruning cost is measured on the little text that is at hand.
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
@@ -128,7 +128,7 @@ def _number(text: str) -> float:
         raise BadInput(f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10") from None
 
 
-def _source(option: str, text: str) -> str:
+def model_source(option: str, text: str) -> str:
     """A folder or GGUF file as an absolute path, a package, or a hub id. Raises BadInput for a path to nowhere."""
     path = Path(text).expanduser()
     if path.is_dir():
@@ -143,15 +143,15 @@ def _source(option: str, text: str) -> str:
 def _data(request: Request) -> dict[str, str]:
     """The model's data. Texts that were not given - for perplexity, and for an already pruned model also to calibrate
     by - are questions and responses of the instructions, which the stage `corpus` reads as it reads all data."""
-    instructions = _data_source("--instructions", request.instructions, "alpaca")
+    instructions = data_source("--instructions", request.instructions, "alpaca")
     calibration = (
-        instructions if request.calibration is None else _data_source("--calibration", request.calibration, "c4")
+        instructions if request.calibration is None else data_source("--calibration", request.calibration, "c4")
     )
-    heldout = instructions if request.heldout is None else _data_source("--heldout", request.heldout, "wikitext")
+    heldout = instructions if request.heldout is None else data_source("--heldout", request.heldout, "wikitext")
     return {"instructions": instructions, "calibration": calibration, "heldout": heldout}
 
 
-def _data_source(option: str, source: str, preset: str) -> str:
+def data_source(option: str, source: str, preset: str) -> str:
     """Files as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
     from restorelcc.stages.corpus.hub_rows import hub_data
 

@@ -123,7 +123,8 @@ def training(found: dict[str, Any]) -> str:
 def _recover(layout: Layout, cell: Cell) -> str:
     found = read_document(layout.recovered(cell) / "recovery.json")
     trained = found.get("training") or {}
-    told = f"; {training(trained)}" if "valid_loss" in trained else ""
+    told = "; nothing is changed" if found.get("no_change") else ""
+    told = f"; {training(trained)}" if "valid_loss" in trained else told
     return f"{found['what']}{told}"
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import all_blocks, ffn_width_of_config, head_layout, text_config
 from restorelcc.models.runtime import positions_at_once
+from restorelcc.stages.dense import PretrainConfig
 from restorelcc.stages.evaluate.batches import first_budget
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.stage import layer_groups
@@ -39,6 +40,8 @@ LIBRARIES = {
     "speed": 480 * MIB,
 }
 _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
+DOCUMENT_TOKENS = 17  # of the embedded world, on average
+SMALL_STEP = 7  # a step of its training beside its products of matrices, which are small: measured on one thread
 EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of the measured matmul rate that a whole forward reaches
 START = {"evaluate": 15}  # seconds until a stage's process computes; of most of them 5
 # Where no corpus is there to be measured: tokens of a question with its response, and of a held-out text, with how many
@@ -148,15 +151,19 @@ class Workload:
     longest: int  # tokens of the longest pair that training sees
 
 
-def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool, converted: bool = False) -> Cost:
-    """A hub model comes into the cache; the embedded one is trained, in float32 with two moments and gradients; one of
-    a GGUF file is dequantized to float32, which takes half as much again, and its tokens are read one by one."""
+def dense_cost(shapes: Shapes, stored: int, pretrain: PretrainConfig | None, *, converted: bool = False) -> Cost:
+    """A hub model comes into the cache; the embedded one is trained (`pretrain`), in float32 with two moments and
+    gradients; one of a GGUF file is dequantized to float32, which takes half as much again, and its tokens are read one
+    by one."""
     if converted:
         return Cost(memory=shapes.parameters * 6, disk=shapes.parameters * stored, seconds=shapes.vocabulary * 20e6)
-    if not pretrained_here:
+    if pretrain is None:
         return Cost(memory=0, disk=shapes.parameters * stored, seconds=0.0)
     memory = _PRETRAINING + 5 * shapes.parameters * _FLOAT32
-    return Cost(memory=memory, disk=shapes.parameters * _FLOAT32, seconds=0.0)
+    tokens = pretrain.batch_size * DOCUMENT_TOKENS
+    step = SMALL_STEP * 3 * shapes.forward_flops(tokens, DOCUMENT_TOKENS, tokens)
+    steps = (pretrain.max_steps + pretrain.decay_steps) / 2  # it ends when its target is met, halfway as a rule
+    return Cost(memory=memory, disk=shapes.parameters * _FLOAT32, seconds=steps * step)
 
 
 def prune_cost(

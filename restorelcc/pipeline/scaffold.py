@@ -57,8 +57,10 @@ def write_project(folder: Path, params: str) -> None:
     _write(folder, files)
 
 
-def new_project(folder: Path) -> None:
+def new_project(folder: Path, params: str | None = None) -> None:
     """A new project for a user, with git and DVC; lines are added to .gitignore and .dvcignore if they exist.
+
+    params: the text of its params.yaml; None: the template.
 
     Raises BadInput where there is no git, or DVC cannot be set up.
     """
@@ -66,7 +68,7 @@ def new_project(folder: Path) -> None:
     init_repository(folder)
     ignored = {name: folder / name for name in _IGNORED if (folder / name).is_file()}
     before = {name: read_text(path) for name, path in ignored.items()}
-    write_project(folder, f"# yaml-language-server: $schema={SCHEMA}\n{template('params')}")
+    write_project(folder, f"# yaml-language-server: $schema={SCHEMA}\n{params or template('params')}")
     joined = {name: _joined(text, template(name[1:])) for name, text in before.items()}
     _write(folder, joined | {"prefect.yaml": template("prefect"), SCHEMA: schema_text()})
 

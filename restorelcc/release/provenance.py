@@ -63,7 +63,7 @@ class _Sparsity(Form):
 class _Method(Form):
     name: str
     does: str
-    weights: Literal["kept", "trained", "merged", "merged, zeros put back"]
+    weights: Literal["kept", "unchanged", "trained", "merged", "merged, zeros put back"]
 
 
 class Record(Form):

@@ -120,3 +120,15 @@ def test_many_columns_are_shown_below_one_another() -> None:
         line for line in lines if "94.1" in line or "88.9" in line or "256" in line
     ]
     assert all(any(title in line for line in lines) for title in ROWS[0])
+
+
+def test_a_column_that_is_dropped_leaves_room_for_the_others() -> None:
+    table = PlainTable()
+    for title in ("stage", "runs", "disk", "time"):
+        table.add_column(title, justify="right")
+    for row in (("evaluate", "10", "1,000 KiB", "39 s"), ("all", "100", "11.4 MiB", "2.3 min")):
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=30, force_terminal=True)
+    assert table.show(console, ("runs", "disk")) == ["runs"]
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1,000 KiB     39 s" in written and len(written.splitlines()) == 4

@@ -199,7 +199,10 @@ def test_without_a_model_check_is_what_it_was(
     assert "brings its data itself" in capsys.readouterr().err
     assert _check(monkeypatch, "--model", "mien") == 2
     assert "did you mean 'mine'" in capsys.readouterr().err
-    assert _check(monkeypatch, "--json") == 2
+    assert _check(monkeypatch, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["params"], len(found["evaluated"]), found["stale"]) == ("params.yaml", 4, [])
+    assert any("does not count for tiny" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("section", ["capture", "probe", "compensate", "recover"])

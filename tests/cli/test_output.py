@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from restorelcc.__main__ import main
 from restorelcc.base.messages import LOG
 from restorelcc.cli import doctor
+from restorelcc.cli.app import app
+from restorelcc.pipeline.stages import STAGES
 
 _PARAMS = str(Path(__file__).resolve().parents[2] / "params.yaml")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;|4[0-7])[0-9;]*m")
@@ -68,6 +72,34 @@ def test_the_graph_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "prune" in stages["probe"]["after"] + stages["capture_pruned"]["after"]
     assert told["runs"] == sum(entry["runs"] for entry in told["stages"])
     assert _run(monkeypatch, "graph", "--params", _PARAMS, "--json", "--mermaid") == 2
+
+
+# Verbs that print no result, and why. What they say is on stderr, which --log-json makes JSON.
+WITHOUT_RESULT = {
+    **dict.fromkeys((*STAGES, "inputs"), "they write artifacts, whose formats are documented"),
+    "versions": "it writes versions/",
+    "share": "it writes .dvc/config",
+    "push": "it sends what the remote lacks",
+    "pull": "it fetches, and brings stages back",
+}
+
+
+def _every_verb() -> dict[str, Any]:
+    verbs: dict[str, Any] = {}
+    for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(verb, "commands", None)
+        verbs |= {f"{name} {each}": command for each, command in inner.items()} if inner else {name: verb}
+    return {name: verb for name, verb in verbs.items() if not verb.hidden}
+
+
+@pytest.mark.parametrize("name", _every_verb())
+def test_every_verb_with_a_result_prints_it_as_json(name: str) -> None:
+    options = {option for each in _every_verb()[name].params for option in each.opts}
+    assert ("--json" in options) != (name in WITHOUT_RESULT)
+
+
+def test_the_verbs_without_a_result_are_verbs() -> None:
+    assert WITHOUT_RESULT.keys() <= _every_verb().keys()
 
 
 @pytest.mark.parametrize("fault", [False, True])

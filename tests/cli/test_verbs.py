@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -55,6 +56,18 @@ def test_what_is_written_and_proved_is_told_in_json(pair: Pair, tmp_path: Path) 
     assert all(entry["check"] and entry["found"] for entry in proved["checks"])
     packed = json.loads(_run("pack", tmp_path / "out", "--out", tmp_path / "packed", "--json"))
     assert packed["packed"] < packed["stock"]
+    unpacked = json.loads(_run("unpack", tmp_path / "packed", "--out", tmp_path / "unpacked", "--json"))
+    digest = hashlib.sha256((tmp_path / "out" / "model.safetensors").read_bytes()).hexdigest()
+    assert unpacked == {"folder": str(tmp_path / "unpacked"), "files": {"model.safetensors": digest}}
+    removed = json.loads(_run("compensation", "remove", tmp_path / "out", "--out", tmp_path / "back", "--json"))
+    assert removed["folder"] == str(tmp_path / "back")
+    assert {"model.safetensors", "config.json"} <= set(removed["files"]) == _files(tmp_path / "back")
+    again = ("compensation", "apply", tmp_path / "back", pair.compensation, "--out", tmp_path / "again", "--json")
+    assert json.loads(_run(*again))["route"]["folded"] == record["route"]["folded"]
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +125,12 @@ def test_help_says_what_one_gets_of_each_verb_in_panels() -> None:
     listed = [str(each.name) for each in app.registered_commands if not each.hidden] + ["compensation"]
     assert sorted(listed) == sorted(verb for verbs in PANELS.values() for verb in verbs)
     assert CliRunner().invoke(app, ["--version"]).output == f"restorelcc {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["table", "versions", "report", "graph", "run", "check"])
+def test_a_parameter_file_that_is_not_there_is_refused(verb: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nope.yaml(: a project has| does not exist|: there is no dvc.yaml)"):
+        _run(verb, "--params", tmp_path / "nope.yaml")
 
 
 def test_help_imports_nothing_heavy() -> None:

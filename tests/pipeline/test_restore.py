@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_metrics
@@ -57,10 +57,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _restore(*arguments: object) -> str:
+def _invoked(*arguments: object) -> Result:
     done = CliRunner().invoke(app, ["restore", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return done.output
+    return done
+
+
+def _restore(*arguments: object) -> str:
+    return _invoked(*arguments).output
 
 
 def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran: list[str]) -> None:
@@ -101,9 +105,12 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     assert {"dense", "capture_dense", "extract", "probe", "compensate"} <= {command.split()[0] for command in ran}
     # The first again: every stage comes back from the cache.
     ran.clear()
-    output = _restore(*sources, "--out", tmp_path / "out", "--overwrite", *QUICK)
+    done = _invoked(*sources, "--out", tmp_path / "out", "--overwrite", "--json", *QUICK)
     assert ran == [] or ran == ["inputs --model model"]
-    assert "compensate was computed before and is restored from the cache" in output
+    assert "compensate was computed before and is restored from the cache" in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["folder"], told["work"], told["results"]) == (str(tmp_path / "out"), str(work), None)
+    assert told["record"]["route"]["folded"] and told["training"]["valid_loss"] > 0
     assert bytes_before.items() <= _bytes(work).items()
     # Another method: what comes before it is there.
     ran.clear()

@@ -25,8 +25,9 @@ def apply_compensation(checkpoint: Path, compensation: Path, out: Path, options:
     return export_checkpoint(checkpoint, compensation, out, options)
 
 
-def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> None:
-    """Write `out`: the checkpoint as it was before the compensation was put into it, bit for bit.
+def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> list[str]:
+    """Write `out`: the checkpoint as it was before the compensation was put into it, bit for bit. Returns the names of
+    its files.
 
     Raises BadInput when the folder does not hold what that takes, StageFailed when its weights have been changed since.
     """
@@ -39,3 +40,4 @@ def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> 
     with published_folder(out, overwrite=overwrite) as scratch:
         write_original(folder, scratch)
         copy_other_files(folder, scratch, without=(OWN_FOLDER, *made))
+        return sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file())

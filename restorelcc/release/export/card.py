@@ -8,13 +8,16 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
-from restorelcc.base.recoveries import HEADS, what_no_bias_carries
+from restorelcc.base.recoveries import HEADS, nothing_changed, what_no_bias_carries
 
 _HEADS = """\
 The checkpoint was pruned, and part of the loss was recovered with
 [RestoreLCC](https://arxiv.org/abs/2510.21834): for the attention heads that matter most, a constant offset was trained
 on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
 a zero here, and the surviving weights are the same, bit for bit."""
+_NOTHING = """\
+The checkpoint was pruned, and {tried} was tried on it. Nothing beat the pruned model on the validation pairs, so that
+nothing was changed: every weight and every zero is that of the pruned checkpoint, bit for bit."""
 _OTHER = "The checkpoint was pruned, and part of the loss was recovered by the method `{name}`: {does}."
 _WEIGHTS = {
     "kept": "No pruned weight was touched: every zero of the pruned checkpoint is a zero here, and the surviving "
@@ -70,6 +73,9 @@ def model_card(record: dict[str, Any], config: PretrainedConfig, facts: CardFact
 
 def _method(record: dict[str, Any]) -> str:
     method = record.get("method")
+    if nothing_changed(record):
+        paper = "[RestoreLCC](https://arxiv.org/abs/2510.21834)"
+        return _NOTHING.format(tried=paper if method is None else f"the method `{method['name']}`")
     if method is None or method["name"] == HEADS:
         return _HEADS
     return f"{_OTHER.format(**method)} {_WEIGHTS[method['weights']]}"
@@ -157,9 +163,7 @@ def _content(record: dict[str, Any]) -> str:
     lines = [
         f"- Sparsity: {100 * sparsity['share']:.2f} % of the {sparsity['targeted']:,} weights that pruning targets are "
         f"exactly zero{patterns}.",
-        f"- Compensation: {len(route['folded'])} biases carry it ({for_markdown(route['name'])}); "
-        f"{route['added_parameters']:,} "
-        "parameters were added."
+        f"- Compensation: {len(route['folded'])} biases carry it ({for_markdown(route['name'])}); {_added(route)}."
         if route["folded"]
         else f"- Compensation: none; {what_no_bias_carries(record)}.",
         "- Loads with plain `AutoModelForCausalLM.from_pretrained`; no custom code, safetensors only.",
@@ -175,12 +179,21 @@ def _content(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _added(route: dict[str, Any]) -> str:
+    """How many parameters are new, as the report counts them, and how many more the class brings."""
+    zero = route["added_parameters"] - route["carrying_parameters"]
+    told = f"{route['carrying_parameters']:,} parameters were added"
+    return told + (f", and {zero:,} that are zero, since this class has biases on other linears too" if zero else "")
+
+
 def _limits(record: dict[str, Any], facts: CardFacts) -> str:
-    kept = (record.get("method") or {"weights": "kept"})["weights"] == "kept"
+    what = "Not all of what was lost is restored"
+    if nothing_changed(record):
+        what = "What pruning lost is still lost"
+    elif (record.get("method") or {"weights": "kept"})["weights"] == "kept":
+        what = "A constant offset restores the mean of what was lost, not all of it"
     lines = [
-        "- A constant offset restores the mean of what was lost, not all of it: expect the dense model to be better."
-        if kept
-        else "- Not all of what was lost is restored: expect the dense model to be better.",
+        f"- {what}: expect the dense model to be better.",
         "- It was made for this pruned checkpoint; with other weights, or after quantization, it was not measured.",
     ]
     if not record["route"]["cut"] and _keeps_zeros(record):

@@ -17,7 +17,7 @@ from restorelcc.base.digest import expect_digest, model_digest
 from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, HEADS, MERGES, RECOVERIES, no_adapter
+from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, HEADS, MERGES, RECOVERIES, UNCHANGED, no_adapter
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL
 from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
 from restorelcc.models.tensor_files import stored_tensors
@@ -80,7 +80,7 @@ def cell_options(
     config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in names}
     of = {"recovery": cell.recovery} if cell.recovery else {"head_ratio": float(cell.head_ratio or 0)}
     return ExportOptions(
-        names={"model": cell.model, "pruning": cell.pruning, **of, "method": _method(cell, config, merge)},
+        names={"model": cell.model, "pruning": cell.pruning, **of, "method": _method(cell, config, layout, merge)},
         config=config,
         ancestors=cell_ancestors(cell, layout),
         recorded=_recorded(cell, layout),
@@ -88,11 +88,15 @@ def cell_options(
     )
 
 
-def _method(cell: Cell, config: dict[str, Any], merge: str | None) -> dict[str, str]:
+def _method(cell: Cell, config: dict[str, Any], layout: Layout, merge: str | None) -> dict[str, str]:
+    """Name, a line, and what became of the weights: of a method that may change them, whether it did."""
     name = method_name(cell, tuple(config.get("compensate", {}).get("sites", ())))
     method = (COMPENSATIONS | RECOVERIES)[name]
     kept = {"biases": "kept", "checkpoint": "trained", "adapter": MERGES.get(merge or "", "merged")}
-    return {"name": name, "does": method.does, "weights": kept[method.ships]}
+    weights = kept[method.ships]
+    if cell.recovery is not None and method.ships != "biases":
+        weights = UNCHANGED if read_document(layout.recovered(cell) / DOCUMENT).get("no_change") else weights
+    return {"name": name, "does": method.does, "weights": weights}
 
 
 def _recorded(cell: Cell, layout: Layout) -> dict[str, str]:

@@ -16,7 +16,7 @@ from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.shards import DEFAULT_SHARD_BYTES
 from restorelcc.release.export.card import CardFacts, model_card
-from restorelcc.release.export.folding import added_names, added_parameters, folded_names
+from restorelcc.release.export.folding import added_names, added_parameters, carrying_parameters, folded_names
 from restorelcc.release.export.source import Source, open_source
 from restorelcc.release.export.writing import Entries, cut_out, write_companions, write_weights
 from restorelcc.release.folders import check_apart, check_output, copy_other_files, published_folder
@@ -122,6 +122,7 @@ def _described(source: Source, route: Route, options: ExportOptions) -> dict[str
         "folded": folded_names(source, route),
         "added": added_names(source, route),
         "added_parameters": added_parameters(source, route),
+        "carrying_parameters": carrying_parameters(source, route),
         "cut": options.cut,
     }
 

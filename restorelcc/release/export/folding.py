@@ -48,6 +48,13 @@ def added_parameters(source: Source, route: Route) -> int:
     return sum(source.weight_of(name).shape[0] for name in added_names(source, route))
 
 
+def carrying_parameters(source: Source, route: Route) -> int:
+    """How many of them carry something; the others are zero, and there because the written class has them too. The
+    report's `params +`."""
+    added = set(added_names(source, route))
+    return sum(source.weight_of(name).shape[0] for name in folded_names(source, route) if name in added)
+
+
 def _biases(source: Source, route: Route) -> Iterator[tuple[str, Site | None]]:
     """(name, site) of every bias of the written class; None for one of a block without heads."""
     layout = source.layout

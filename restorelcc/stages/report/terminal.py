@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, 
 _FIRST_TO_GO = ("params +", "sparsity %", "perplexity", "95 % interval")  # columns, where a terminal is narrow
 
 
-def print_results(folder: Path, console: Console | None = None) -> None:
-    """Print one table per model and pruning from report/results.json, and where the report is."""
+def print_results(folder: Path, console: Console | None = None, *, as_json: bool = False) -> None:
+    """Print one table per model and pruning from report/results.json, and where the report is; or the document."""
     console = console or Console()
     results = read_document(folder / "results.json")
+    if as_json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+        return
     decimals, rows = results["decimals"], results["rows"]
     dense = {row["model"]: row for row in rows if row["pruning"] is None}
     pruned_rows = (row for row in rows if row["pruning"] is not None)

@@ -100,6 +100,8 @@ def test_no_weight_is_touched_and_nothing_but_biases_is_added(exported: Any, fam
     assert all(name.endswith(".bias") and written[name].dtype == dtype for name in added)
     assert not any(written[name].read().any() for name in added - folded)
     assert case.record["route"]["added_parameters"] == sum(written[name].read().numel() for name in added)
+    carrying = sum(written[name].read().numel() for name in added & folded)
+    assert case.record["route"]["carrying_parameters"] == carrying
     assert case.record["sparsity"]["patterns"] == ["2:4", "4:8"]
     assert len(list(case.folder.glob("*.safetensors"))) > 1
 

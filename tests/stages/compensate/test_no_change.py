@@ -13,9 +13,11 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json, write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import EXAMPLES, write_table
+from restorelcc.cli.export import say_what_was_written
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.apply import apply_compensation, remove_compensation
+from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.shown import described
 from restorelcc.release.verify.verify import subject, verify
@@ -154,6 +156,30 @@ def test_a_method_that_gains_nothing_leaves_the_pruned_model(name: str, layout: 
     assert metrics["perplexity"]["value"] == pytest.approx(pruned["perplexity"]["value"], rel=1e-6)
     assert metrics["sparsity"] == pruned["sparsity"]
     assert read_json(layout.details(cell))["no_change"] is True
+
+
+@pytest.mark.parametrize("name", [None, "bias", "masked", "lora"])  # one of each kind that is shipped
+def test_an_export_of_what_gained_nothing_says_so(
+    name: str | None, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell, config = dataclasses.replace(CELL, recovery=name), RecoverConfig.model_validate(SETTINGS | {"rank": 2})
+    if name is None:
+        cell = RESTORED
+        run(cell, CONFIG, ENTRY, layout)
+    else:
+        run_method(cell, config, ENTRY, layout)
+    merge = "zeros-filled" if name == "lora" else None
+    options = cell_options(cell, lambda _, section: config if section == "recover" else CONFIG, layout, merge=merge)
+    record = export_cell(cell_parts(cell, layout, merge), tmp_path / "out", options, merge)
+    capsys.readouterr()
+    say_what_was_written(tmp_path / "out", record)
+    said = capsys.readouterr().out
+    assert f"tried {name or 'heads'}, " in said and "; nothing was changed, and the model is the pruned one;" in said
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "nothing was changed: every weight" in card and "What pruning lost is still lost" in card
+    assert "part of the loss was recovered" not in card
+    before, after = (stored_tensors(folder) for folder in (layout.pruned(CELL), tmp_path / "out"))
+    assert all(torch.equal(after[key].read(), tensor.read()) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("name", ["masked-compensated", "reconstruct"])

@@ -210,6 +210,17 @@ def test_the_terminal_table_fits_eighty_columns(made: Layout) -> None:
     assert max(map(len, table)) <= 80
 
 
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_no_digit_is_cut_on_a_narrow_terminal(width: int, made: Layout) -> None:
+    console = Console(width=width, force_terminal=True, no_color=True, file=io.StringIO())
+    print_results(made.report, console)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())  # type: ignore[attr-defined]
+    table = [line for line in text.splitlines() if not line.startswith(("Best", "Report", "Not shown"))]
+    assert max(map(len, table)) <= width and "…" not in text
+    (restored,) = (line for line in table if line.startswith("heads 0.25") and "60.0" in line)
+    assert "85.0" in restored and ("[50.0, 70.0]" in restored) == (width > 40)
+
+
 def test_the_table_says_that_it_is_older_than_the_metrics(layout: Layout) -> None:
     run(CELLS, ReportConfig(), layout)
     assert changed_since(layout) == []
