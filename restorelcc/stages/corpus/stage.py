@@ -17,7 +17,16 @@ from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import MICROWORLD, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
-from restorelcc.base.tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER, write_table, write_texts
+from restorelcc.base.tables import (
+    CHAT_TEMPLATE,
+    CONTRAST,
+    EXAMPLES,
+    ITEMS,
+    OWN_WORDS,
+    TOKENIZER,
+    write_table,
+    write_texts,
+)
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
 from restorelcc.stages.corpus.contrast import negatives
@@ -25,6 +34,7 @@ from restorelcc.stages.corpus.encoder import find_encoder
 from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.licences import announce, with_licences
 from restorelcc.stages.corpus.microworld import Item, generate
+from restorelcc.stages.corpus.own_words import forget_parts
 from restorelcc.stages.corpus.roles import Roles
 
 
@@ -46,6 +56,7 @@ def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> 
         write_document(sources, origins)
         write_document(folder / "tasks" / "tasks.json", {"embedded": names})
         write_manifest(folder / "tasks")
+    forget_parts(layout, f"models.{cell.model}")
 
 
 def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) -> list[str]:
@@ -97,8 +108,15 @@ def _write_local(
 ) -> dict[str, dict[str, Any]]:
     """Returns where the data came from, and what became of every row."""
     roles = Roles(config, model, root, key)
-    calibration, heldout, found = roles.calibration(), roles.heldout(), roles.instructions()
+    try:
+        calibration, heldout, found = roles.calibration(), roles.heldout(), roles.instructions()
+    finally:
+        roles.close()
     origins = {"calibration": calibration.origin, "instructions": found.origin, "heldout": heldout.origin}
+    own = [role for role in ("calibration", "instructions") if model.data is not None and model.data.writes(role)]
+    if own:
+        roles.writer.write(folder)
+        origins |= {role: origins[role] | {OWN_WORDS: roles.writer.record(role)} for role in own}
     for role, each in (("calibration", calibration), ("instructions", found), ("held-out", heldout)):
         notice("corpus", f"{role}: {each.sentence()}")
     write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin)
@@ -115,7 +133,8 @@ def _write_local(
             f"{key}.data.instructions gives {len(tuples)} contrast tuples, and at least 2 are needed: "
             f"{account.sentence(found.rows)}"
         )
-    if model.data is not None and (model.data.chat_template or any(example.messages for example in found.items)):
+    chat = any(example.messages for example in found.items) or (own and fitting.tokenizer.chat_template)
+    if model.data is not None and (model.data.chat_template or chat):
         origins[CHAT_TEMPLATE] = {"source": model.source}
     # Which tokenizer counted the tokens that decide what is shortened.
     origins[TOKENIZER] = {"source": model.source, "max_tokens": fitting.max_tokens, "too_long": config.too_long}

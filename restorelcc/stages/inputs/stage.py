@@ -48,19 +48,22 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     entry = named.entry
     found: Entries = {f"settings/{stage}.json": entry.settings_for(stage) for stage in USED_BY}
     for role in ("calibration", "instructions", "heldout"):
-        text: str | None = getattr(entry.data, role, None)
+        text: str | None = None if entry.data is None else entry.data.read(role)
         if text is None or is_of_the_hub(text):
             found[role] = {"source": text}
         elif is_of_the_package(text):
-            files = package_files(f"models.{alias}.data.{role}", TEXTS[role])
+            asked = entry.data is not None and entry.data.writes(role)  # of the package, for questions
+            files = package_files(f"models.{alias}.data.{role}", TEXTS["instructions" if asked else role])
             found |= {f"{role}/{name}": path for name, path in files.items()}
         else:
             found |= _data(role, f"models.{alias}.data.{role}", text, root)
-    folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
+    # A model that writes data itself is watched whole by what reads the data.
+    tokenizer = "tokenizer/model" if entry.writes_data else "tokenizer"
+    folders = {"model": entry.source, tokenizer: entry.source, "encoder": named.encoder}
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
         path = absolute(root, source) if source else None
-        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", "tokenizer") else None
+        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", tokenizer) else None
         if file is not None:
             found[name] = file
         elif path is not None and path.is_dir():
