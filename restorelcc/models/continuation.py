@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.models.text import batches_by_length
 
-_TOKENS = {"cpu": 8192, "cuda": 65536}  # of one batch, prompts and what is written
+_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,14 @@ def until_end(ids: list[int], ends: list[int]) -> list[int]:
     return next((ids[:at] for at, token in enumerate(ids) if token in ends), ids)
 
 
+def most_tokens(device: torch.device) -> int:
+    """Of one batch, prompts and what may be written."""
+    return _TOKENS["cuda" if device.type == "cuda" else "cpu"]
+
+
 def batches_of(prompts: list[list[int]], sampling: Sampling, device: torch.device) -> list[list[int]]:
     """Positions of the prompts that are continued together, of similar length."""
-    budget = _TOKENS["cuda" if device.type == "cuda" else "cpu"]
-    return batches_by_length([len(ids) + sampling.new_tokens for ids in prompts], budget)
+    return batches_by_length([len(ids) + sampling.new_tokens for ids in prompts], most_tokens(device))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from restorelcc.models.continuation import Continuation, Sampling, batches_of, c
 from restorelcc.models.response_mask import RENDERED, join_pair, split_pairs
 from restorelcc.models.runtime import prepare
 from restorelcc.stages.corpus import CorpusConfig
-from restorelcc.stages.corpus.account import Account
+from restorelcc.stages.corpus.account import NO_TOKEN, Account
 from restorelcc.stages.corpus.chat import asked
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
@@ -123,8 +123,13 @@ class Writer:
         asked_for = [
             RENDERED + asked(tokenizer, one, self.key) if one.messages else one.question.rstrip() for one in said
         ]
-        answers = self._continuations(role, self._prompts(asked_for))
-        for example, prompt, answer in zip(said, asked_for, answers, strict=True):
+        prompts = self._prompts(asked_for)
+        for example, ids in zip(said, prompts, strict=True):
+            if not ids:
+                account.skip(NO_TOKEN, example.row)
+        told = [each for each in zip(said, asked_for, prompts, strict=True) if each[2]]
+        answers = self._continuations(role, [ids for *_, ids in told])
+        for (example, prompt, _), answer in zip(told, answers, strict=True):
             text = str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
             self.rows.append({"role": role, "row": example.row, "prompt": prompt.removeprefix(RENDERED), "text": text})
             self.rows[-1] |= {"tokens": len(answer.ids), "finished": answer.finished}

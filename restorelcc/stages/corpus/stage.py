@@ -14,7 +14,7 @@ from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
-from restorelcc.base.model_entry import MICROWORLD, ModelEntry
+from restorelcc.base.model_entry import MICROWORLD, OWN_PREFIX, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
 from restorelcc.base.tables import (
@@ -119,7 +119,8 @@ def _write_local(
         origins |= {role: origins[role] | {OWN_WORDS: roles.writer.record(role)} for role in own}
     for role, each in (("calibration", calibration), ("instructions", found), ("held-out", heldout)):
         notice("corpus", f"{role}: {each.sentence()}")
-    write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin)
+    told = (OWN_PREFIX if "calibration" in own else "") + calibration.origin["source"]
+    write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin | {"source": told})
     write_texts(folder / "heldout.parquet", heldout.items, named=True)
     valid, fitting = roles.valid(len(found.items)), roles.fitting
     train, similarity = contrasted(found.items[valid:], config, root)

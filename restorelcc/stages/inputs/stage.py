@@ -57,13 +57,11 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
             found |= {f"{role}/{name}": path for name, path in files.items()}
         else:
             found |= _data(role, f"models.{alias}.data.{role}", text, root)
-    # A model that writes data itself is watched whole by what reads the data.
-    tokenizer = "tokenizer/model" if entry.writes_data else "tokenizer"
-    folders = {"model": entry.source, tokenizer: entry.source, "encoder": named.encoder}
+    folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
         path = absolute(root, source) if source else None
-        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", tokenizer) else None
+        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", "tokenizer") else None
         if file is not None:
             found[name] = file
         elif path is not None and path.is_dir():
@@ -72,6 +70,11 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
             found[name] = path.absolute()
         else:
             found[name] = {"source": source}
+    whole = found["tokenizer"]
+    if entry.writes_data and isinstance(whole, Path) and whole.is_dir():
+        # What a model writes depends on its weights too. File by file: DVC follows no link in a folder to a folder.
+        del found["tokenizer"]
+        found |= {f"tokenizer/model/{path.relative_to(whole)}": path for path in files_below(whole)}
     return found | _tasks(alias, named, root)
 
 

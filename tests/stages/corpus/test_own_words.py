@@ -78,7 +78,7 @@ def test_pairs_are_the_questions_with_the_models_own_responses(tmp_path: Path, c
     own = [row for row in words if row["role"] == "calibration" and row["text"]]
     between = "" if chat else " "
     ends = {row["prompt"] + between + row["text"]: row["finished"] for row in own}
-    assert len(texts) == 6
+    assert len(texts) == 6 and read_metadata(folder / "calibration.parquet")["source"] == "self:questions.jsonl"
     for text in texts:
         body = text.removesuffix("<|im_end|>")
         assert ends[body] is (body != text) or not chat

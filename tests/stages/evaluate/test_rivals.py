@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_json, write_document
+from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import DataFiles, ModelEntry
+from restorelcc.base.tables import write_texts
 from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.release.packed.matrix import pack
+from restorelcc.stages.evaluate import EvaluateConfig
 from restorelcc.stages.evaluate.rivals import (
     ROUNDINGS,
     Rounding,
@@ -16,7 +27,13 @@ from restorelcc.stages.evaluate.rivals import (
     rounded_bytes,
     rounded_weight,
 )
+from restorelcc.stages.evaluate.stage import run_dense
 from tests import pico
+
+CELL = Cell("m")
+ENTRY = ModelEntry(source="some/model", threads=1, data=DataFiles(calibration="c", instructions="i", heldout="h"))
+CONFIG: dict[str, Any] = {"bootstrap_samples": 200, "sanity_gate": False}
+CONFIG["generation"] = {"prompts": 4, "new_tokens": 8, "heldout_tokens": 60}
 
 
 def test_rounding_is_the_nearest_multiple_of_a_rows_scale() -> None:
@@ -78,3 +95,33 @@ def test_a_pruned_model_takes_the_bytes_of_its_packed_file() -> None:
         if packed is not None:
             saved += linear.weight.nbytes - sum(part.nbytes for part in packed.parts().values())
     assert packed_bytes(model, whole) == whole - saved
+
+
+def test_the_dense_model_is_measured_with_its_rivals_and_its_own_metrics_stay(tmp_path: Path) -> None:
+    layout, model = Layout(tmp_path), pico.pico()
+    save_checkpoint(layout.dense(CELL), model, pico.word_tokenizer())
+    tasks = layout.corpus(CELL) / "tasks"
+    texts = [" ".join(f"w{3 + (7 * row + 5 * word) % 60}" for word in range(12)) for row in range(8)]
+    write_texts(layout.corpus(CELL) / "heldout.parquet", texts)
+    write_document(tasks / "tasks.json", {"embedded": []})
+    found = {}
+    for rivals in ((), ("int8", "int4")):
+        config = EvaluateConfig.model_validate(CONFIG | {"rivals": rivals})
+        run_dense(CELL, config, ENTRY, layout)
+        files = layout.metrics(CELL).read_bytes(), layout.samples(CELL).read_bytes()
+        found[rivals] = files, read_json(layout.details(CELL))
+    (plain, without), (same, details) = found.values()
+    assert plain == same, "metrics and items of the dense model are byte for byte the same"
+    assert without["rivals"] == {}
+    int8, int4 = details["rivals"]["int8"], details["rivals"]["int4"]
+    whole = read_json(layout.metrics(CELL))
+    assert int4["file_bytes"] < int8["file_bytes"] < whole["file_bytes"]
+    exact = whole["perplexity"]["value"]
+    assert all(0 < abs(each["perplexity"]["value"] / exact - 1) < 0.05 for each in (int8, int4))
+    round_linears(model, ROUNDINGS["int8"])
+    save_checkpoint(tmp_path / "rounded", model, pico.word_tokenizer())
+    shutil.rmtree(layout.dense(CELL))
+    shutil.copytree(tmp_path / "rounded", layout.dense(CELL))
+    run_dense(CELL, EvaluateConfig.model_validate(CONFIG | {"rivals": ()}), ENTRY, layout)
+    stored = read_json(layout.metrics(CELL))["perplexity"]
+    assert int8["perplexity"]["value"] == pytest.approx(stored["value"], rel=1e-9)
