@@ -44,7 +44,7 @@ class WorldConfig(Section):
 class OwnWordsConfig(Section):
     """How the dense model writes data itself, where they are `self`."""
 
-    new_tokens: int = Field(default=256, ge=1)  # of one response; at most half of what the model takes in
+    new_tokens: int = Field(default=256, ge=1, le=1048576)  # of one response; at most half of what the model takes in
     temperature: float = Field(default=0.7, ge=0, le=100)  # 0 takes the likeliest token each time
 
 

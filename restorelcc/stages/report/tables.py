@@ -140,6 +140,7 @@ def text_columns(row: Row) -> dict[str, str]:
         "flag": "-" if not found else "degenerate" if found["degenerate"] else "none",
         "KL to dense": number(found.get("kl_to_dense"), 3),
         "same top token %": percent(found.get("top_token_agreement"), 1),
+        "same greedy text %": percent(found.get("greedy_agreement"), 1),
         "greedy repeats %": percent(greedy.get("repetition"), 1),
         "sampled repeats %": percent(sampled.get("repetition"), 1),
         "greedy ended %": percent(ended.get("finished"), 1),
