@@ -39,6 +39,7 @@ LIBRARIES = {
 }
 _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
 EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of the measured matmul rate that a whole forward reaches
+ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
 WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
 START = {"evaluate": 15}  # seconds until a stage's process computes; of most of them 5
 # Where no corpus is there to be measured: tokens of a question with its response, and of a held-out text, with how many
@@ -155,11 +156,11 @@ class Workload:
 
 def corpus_cost(shapes: Shapes, work: Workload, size: int, device: torch.device) -> Cost:
     """The tables; where the model writes data itself its weights, the keys and values of a batch, and a pass of its own
-    for every token."""
+    for every token. Half of a pair is question."""
     disk = work.heldout_tokens * 6
     if not work.written:
         return Cost(memory=0, disk=disk, seconds=0.0)
-    length = work.tokens + work.written_tokens
+    length = work.tokens // 2 + work.written_tokens
     batch = min(work.written * length, most_tokens(device))
     cache = batch * shapes.layers * 2 * shapes.kv_heads * shapes.head_dim * size
     new = work.written * work.written_tokens
@@ -185,10 +186,13 @@ def dense_cost(shapes: Shapes, stored: int, *, pretrained_here: bool, converted:
 def prune_cost(
     model: PreTrainedModel, shapes: Shapes, pruning: Pruning, config: PruneConfig, dtype: torch.dtype, stored: int
 ) -> Cost:
-    """Two forwards of the calibration tokens through every block (owl: four), and the Hessians if it has them."""
+    """Two forwards of the calibration tokens through every block (owl: four), the outputs before and after of those
+    that errors are measured on, putting the weights in order, and the Hessians if it has them."""
     tokens = config.samples * config.sequence_length
     walks = 2 if config.allocation == "owl" else 1
     flops = 2 * walks * shapes.forward_flops(tokens, config.sequence_length)
+    in_blocks = shapes.layers * shapes.block_parameters
+    flops += (4 * min(tokens, config.error_tokens) + ORDERING) * in_blocks
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)
