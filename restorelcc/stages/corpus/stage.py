@@ -40,7 +40,8 @@ from restorelcc.stages.corpus.roles import Roles
 
 def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> None:
     """Write corpus/<model>/: calibration, contrast, train, valid, heldout, tasks/ (what is evaluated) and world/ (what
-    the embedded model is pretrained on; for other models it names their source only). What became of every row of the
+    the embedded model is pretrained on; for other models it names their source only); and where the model writes data
+    itself words.parquet, with all that it wrote. What became of every row of the
     model's data is in sources.json, and for the report in metrics/<model>/sources.json too."""
     destination = layout.corpus(cell)
     with published(layout, destination, layout.sources(cell)) as (folder, sources):
