@@ -87,7 +87,9 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
     for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.name))):
         model = match[1] if (match := _MODEL.search(node.cmd)) else None
         on_gpu, every = _of_gpus(params.models[model]) if model else (True, False)
-        on_gpu = on_gpu and gpus and (node.meta or {}).get("resource") == GPU
+        meta = node.meta or {}
+        own = model is not None and params.models[model].writes_data
+        on_gpu = on_gpu and gpus and GPU in (meta.get("resource"), meta.get("own_words") if own else None)
         stages.append(
             Stage(
                 name=node.name,

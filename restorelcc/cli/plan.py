@@ -101,13 +101,14 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
             check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
     rate = EFFICIENCY["cuda" if device.type == "cuda" else "cpu"] * known.flops_per_second
-    off_gpu = () if needs_model(params.section(alias, "probe")) else ("probe",)
+    without_model = {"probe": not needs_model(params.section(alias, "probe")), "corpus": not work.written}
+    off_gpu = ("dense", "extract", *(name for name, without in without_model.items() if without))
     stages = []
     for stage, pruning, runs, cost in _costs(params, cells, known, shapes, work):
         libraries = LIBRARIES[stage.split("_")[0]]
         seconds = runs * (cost.seconds / rate + START.get(stage.split("_")[0], 5))
         # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
-        on_gpu = device.type == "cuda" and stage not in ("corpus", "dense", "extract", *off_gpu)
+        on_gpu = device.type == "cuda" and stage not in off_gpu
         memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})
         stages[-1]["seconds"] = round(seconds)
@@ -185,11 +186,12 @@ def _costs(
     pretrain = params.dense.pretrain if entry.is_microworld else None
     dense = costs.dense_cost(shapes, stored, pretrain, converted=converted)
     evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
+    with_rivals = costs.evaluate_cost(shapes, work, size, known.device.type, work.rivals)
     found: list[tuple[str, str | None, int, Cost]] = [
-        ("corpus", None, 1, costs.Cost(memory=0, disk=work.heldout_tokens * 6, seconds=0.0)),
+        ("corpus", None, 1, costs.corpus_cost(shapes, work, size, known.device)),
         ("dense", None, 1, dense),
         ("capture_dense", None, 1, costs.capture_cost(shapes, work, size, responses=True)),
-        ("evaluate_dense", None, 1, evaluate),
+        ("evaluate_dense", None, 1, with_rivals),
     ]
     for cell in cells:
         pruning = parse_pruning(str(cell.pruning))

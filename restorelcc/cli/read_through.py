@@ -43,9 +43,12 @@ def read_through(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
         tasks = _tried(lambda: _task_items(params, alias, layout), asked)
         nothing: dict[str, Any] = {"max_tokens": None, "roles": {}, "tasks": tasks, "notes": [], "problems": asked}
         return {"model": alias, "source": entry.source} | nothing
-    roles = Roles(params.section(alias, "corpus"), entry, layout.root, f"models.{alias}")
+    roles = Roles(params.section(alias, "corpus"), entry, layout.root, f"models.{alias}", writes=False)
     problems: list[str] = []
     notes: list[str] = []
+    own = [role for role in ("calibration", "instructions") if entry.data is not None and entry.data.writes(role)]
+    if own:
+        notes.append(f"{' and '.join(own)}: only the questions are read; the model answers them in the stage corpus")
     fitting = _fitting(roles, problems, notes)
     roles = replace(roles, fits=fitting is not None)
     calibration = _tried(roles.calibration, problems)
@@ -58,7 +61,7 @@ def read_through(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
         "instructions": _described(instructions, fitting, _pair_lengths),
         "heldout": _described(heldout, fitting, _text_lengths),
     }
-    if calibration is not None and fitting is not None:
+    if calibration is not None and fitting is not None and "calibration" not in own:
         config = params.section(alias, "prune")
         found["calibration"] = {"samples": config.samples, "sequence_length": config.sequence_length}
         batches = _tried(

@@ -45,13 +45,14 @@ def restore(
         str | None, typer.Option("--head-ratio", "-r", help="share of the heads to compensate  [0.10]")
     ] = None,
     instructions: Annotated[
-        str, typer.Option("--instructions", help="instruction pairs: a file, alpaca, or hub:<dataset>")
+        str,
+        typer.Option("--instructions", help="instruction pairs: a file, alpaca, hub:<dataset>, or self:<one of these>"),
     ] = "alpaca",
     calibration: Annotated[
         str | None,
         typer.Option(
             "--calibration",
-            help="calibration texts for pruning: a file, c4, or hub:<dataset>  [c4; --pruned: none needed]",
+            help="calibration texts for pruning: a file, c4, hub:<dataset>, or self  [c4; --pruned: none needed]",
         ),
     ] = None,
     work: Annotated[

@@ -17,12 +17,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.base.digest import REFERENCE
 from restorelcc.base.errors import BadInput
-from restorelcc.base.manifest import check_folder
+from restorelcc.base.manifest import check_folder, write_manifest
 from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.packages import gguf_file
 from restorelcc.base.progress import process_count
 from restorelcc.base.stock_files import GENERATION, TOKENIZER_FILES, has_tokenizer
 from restorelcc.models.checkpoint_check import loaded_config, refused
+from restorelcc.models.gguf import write_converted
 from restorelcc.models.references import local_folder as local_folder
+from restorelcc.models.references import pinned_source
 from restorelcc.models.references import write_reference as write_reference
 from restorelcc.models.runtime import pick_device, pick_dtype
 from restorelcc.models.text import check_special_tokens, context_length
@@ -120,6 +123,20 @@ def _check_spread(model: PreTrainedModel, spread: Spread) -> None:
             "models.<name>.max_memory leaves no room for the embeddings, the first thing to be placed: raise the first "
             "device's share above their size"
         )
+
+
+def write_source(folder: Path, key: str, source: str, revision: str | None, root: Path) -> None:
+    """Write a model folder for what `source` names: a reference, or of a GGUF file the checkpoint it converts to.
+
+    What is missing in the hub's cache is downloaded. Raises BadInput and StageFailed as `pinned_source`, naming `key`.
+    """
+    file = gguf_file(f"{key}.source", source, root)
+    if file is not None:
+        write_converted(file, folder)
+        write_manifest(folder)
+        return
+    write_reference(folder, pinned_source(key, source, revision, root))
+    local_folder(folder, key)  # what is missing in the hub's cache comes now, before hours of work wait for it
 
 
 def tokenizer_folder(folder: Path) -> Path:

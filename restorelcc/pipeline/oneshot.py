@@ -16,6 +16,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import OWN_PREFIX, SELF
 from restorelcc.base.packages import gguf_file, is_package
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HEADS, RECOVERIES
 from restorelcc.pipeline.inputs import lay_out_inputs
@@ -147,7 +148,8 @@ def _data(request: Request) -> dict[str, str]:
     calibration = (
         instructions if request.calibration is None else data_source("--calibration", request.calibration, "c4")
     )
-    heldout = instructions if request.heldout is None else data_source("--heldout", request.heldout, "wikitext")
+    questions = instructions.removeprefix(OWN_PREFIX)  # where the model answers them itself, what is there already
+    heldout = questions if request.heldout is None else data_source("--heldout", request.heldout, "wikitext")
     return {"instructions": instructions, "calibration": calibration, "heldout": heldout}
 
 
@@ -155,6 +157,10 @@ def data_source(option: str, source: str, preset: str) -> str:
     """Files as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
     from restorelcc.stages.corpus.hub_rows import hub_data
 
+    if source == SELF and option == "--calibration":
+        return SELF
+    if source.startswith(OWN_PREFIX) and option != "--heldout":
+        return OWN_PREFIX + _data_source(option, source.removeprefix(OWN_PREFIX), preset)
     if hub_data(option, source) is not None:
         return source
     path = path_of(option, source, Path.cwd())

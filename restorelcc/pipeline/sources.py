@@ -18,7 +18,7 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.stock_files import is_of_the_tokenizer
-from restorelcc.base.tables import CHAT_TEMPLATE, TOKENIZER
+from restorelcc.base.tables import CHAT_TEMPLATE, OWN_WORDS, TOKENIZER
 from restorelcc.models.hub import Repository, is_offline, resolved_commit
 from restorelcc.models.references import local_source, pinned_source
 
@@ -99,9 +99,9 @@ def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
     if not changed:
         return [Comparison(f"{moved}; the files in use are the same, so there is nothing to do", stale=False)]
     stages = f"dense@{alias}"
-    if {CHAT_TEMPLATE, TOKENIZER} & _origins(alias, layout).keys() and any(
-        is_of_the_tokenizer(Path(name)) for name in changed
-    ):
+    origins = _origins(alias, layout)
+    of_texts = {CHAT_TEMPLATE, TOKENIZER} & origins.keys() and any(is_of_the_tokenizer(Path(name)) for name in changed)
+    if of_texts or any(OWN_WORDS in origin for origin in origins.values()):
         stages = f"corpus@{alias} {stages}"  # the old chat template is in the corpus, and rows fitted by the old tokens
     return [
         Comparison(

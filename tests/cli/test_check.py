@@ -71,6 +71,25 @@ def test_the_data_of_a_model_are_read_through_and_nothing_is_written(
     assert "8 sequences, 160 tokens, of the 8 x 64 = 512" in said and "1 of 2 held-out texts" in said
 
 
+def test_of_data_that_the_model_writes_itself_the_questions_are_read_and_nothing_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"prompt": words(5, number)} for number in range(30)]
+    (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    content["models"]["mine"]["data"] |= {"calibration": "self", "instructions": "self:asked.jsonl"}
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    before = sorted(folder.rglob("*"))
+    assert _check(monkeypatch, "--model", "mine", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(folder.rglob("*")) == before
+    assert found["roles"]["instructions"]["count"] == 30 and found["roles"]["instructions"]["tokens"]["median"] == 5
+    assert found["roles"]["calibration"]["source"] == "asked.jsonl" and "calibration" not in found
+    assert found["notes"] == [
+        "calibration and instructions: only the questions are read; the model answers them in the stage corpus"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -232,6 +232,24 @@ def test_an_edit_of_a_users_file_runs_exactly_what_depends_on_it(
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_model_that_writes_its_data_itself_is_one_of_the_files_of_its_corpus(
+    user: tuple[LightProject, Path], tmp_path: Path
+) -> None:
+    project, home = user[0].copy(tmp_path / "own"), user[1]
+    project.set(f"models.{MODEL}.data.instructions", f"self:{home}/pairs.jsonl")
+    assert set(project.repro()) == PAIRS | {INPUTS}
+    for edit, expected in (
+        (append("dense/model.safetensors", "x"), WEIGHTS | PAIRS),
+        (append("pairs.jsonl", '{"question": "one more?"}\n'), PAIRS),
+        (append("dense/README.md"), NOTHING),
+    ):
+        with undone(project, home, tmp_path / "kept"):
+            edit(project, home)
+            assert project.would_run() == expected
+    project.set(f"models.{MODEL}.threads", 2)
+    assert CORPUS in project.would_run(), "how it runs may change what it writes"
+
+
 def test_a_file_that_is_gone_is_one_sentence_and_back_is_as_before(user: tuple[LightProject, Path]) -> None:
     project, home = user
     (home / "pairs.jsonl").rename(home / "kept")

@@ -260,6 +260,33 @@ def test_a_plan_counts_tied_embeddings_once_and_says_what_each_budget_takes(tmp_
     assert flops / (0.75 * 170e9) + 90 < 20 * 60
 
 
+def test_a_plan_knows_what_rivals_and_a_models_own_words_cost(tmp_path: Path) -> None:
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    shape |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}
+    LlamaConfig(**shape, dtype="float32").save_pretrained(tmp_path)
+    entry = f"models.smollm2-135m-pip.source={tmp_path}"
+
+    def work(*changes: str) -> dict[str, float]:
+        """Operations of each stage, whatever this machine's speed."""
+        options = [part for change in (entry, *changes) for part in ("--set", change)]
+        plan = _planned("--model", "smollm2-135m-pip", "--pruning", "wanda-0.5", *options)
+        start = {"evaluate": 15}
+        return {
+            row["stage"]: (row["seconds"] / row["runs"] - start.get(row["stage"].split("_")[0], 5))
+            * plan["flops_per_second"]
+            for row in plan["stages"]
+        }
+
+    plain, alone = work(), work("evaluate.rivals=[]")
+    assert alone["evaluate_dense"] == pytest.approx(plain["evaluate_pruned"], rel=0.3)
+    assert plain["evaluate_dense"] == pytest.approx(3 * alone["evaluate_dense"], rel=0.3)
+    assert plain["corpus"] == 0
+    # Measured: 24 answers of 64 tokens took 18 s of a core that multiplies matrices at 82 GFLOP/s.
+    written = "models.smollm2-135m-pip.data.calibration=self"
+    sizes = "models.smollm2-135m-pip.settings.corpus={calibration: 24, own_words: {new_tokens: 64}}"
+    assert work(written, sizes)["corpus"] == pytest.approx(18 * 61e9, rel=0.3)
+
+
 def test_items_of_tasks_are_counted_with_their_limits() -> None:
     entry = ModelEntry(source="m", tasks=("paper-7", {"name": "hellaswag", "limit": 2000}))
     assert task_items(entry, None)[0] == 3270 + 277 + 2000 + 1267 + 2376 + 1172 + 500

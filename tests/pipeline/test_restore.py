@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,18 @@ def test_bad_input_is_one_sentence(given: Path, tmp_path: Path, changes: dict[st
     with pytest.raises(BadInput, match=message):
         CliRunner().invoke(app, ["restore", *arguments], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_may_write_its_data_itself(tmp_path: Path) -> None:
+    from restorelcc.pipeline import oneshot
+
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"question": "one?"}\n')
+    request = oneshot.Request(
+        dense="org/model", pruned=None, pruning="wanda-0.5", head_ratio=None,
+        instructions=f"self:{file}", calibration="self", work=tmp_path / "work",
+    )  # fmt: skip
+    data = oneshot._project(request)["models"]["model"]["data"]
+    assert data == {"instructions": f"self:{file}", "calibration": "self", "heldout": str(file)}
+    with pytest.raises(BadInput, match="--heldout 'self' is not usable"):
+        oneshot._project(replace(request, heldout="self"))

@@ -41,6 +41,13 @@ class WorldConfig(Section):
         return self
 
 
+class OwnWordsConfig(Section):
+    """How the dense model writes data itself, where they are `self`."""
+
+    new_tokens: int = Field(default=256, ge=1, le=1048576)  # of one response; at most half of what the model takes in
+    temperature: float = Field(default=0.7, ge=0, le=100)  # 0 takes the likeliest token each time
+
+
 class CorpusConfig(Section):
     """What is written for every model, and the size of the embedded world."""
 
@@ -58,4 +65,5 @@ class CorpusConfig(Section):
     # What finds the most similar other response: null (TF-IDF), a folder or hub id of a sentence-transformers model, or
     # auto: the paper's MiniLM where it is installed and downloaded already, else TF-IDF. The table says which.
     encoder: Name | None = "auto"
+    own_words: OwnWordsConfig = OwnWordsConfig()
     microworld: WorldConfig = WorldConfig()

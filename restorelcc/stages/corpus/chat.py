@@ -27,10 +27,21 @@ def rendered(tokenizer: PreTrainedTokenizerBase, found: Iterable[Example], key: 
     return [_rendered(tokenizer, example, key) for example in found]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, key: str) -> Example:
-    before = list(example.messages) or [{"role": "user", "content": example.question}]
+def asked(tokenizer: PreTrainedTokenizerBase, example: Example, key: str) -> str:
+    """The conversation up to where the assistant begins. Raises BadInput when the template refuses it."""
     try:
-        question = str(tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(_before(example), tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise BadInput(f"{key}: the chat template refuses {example.question[:60]!r}: {error}") from error
+
+
+def _before(example: Example) -> list[Message]:
+    return list(example.messages) or [{"role": "user", "content": example.question}]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, key: str) -> Example:
+    before, question = _before(example), asked(tokenizer, example, key)
+    try:
         response = _answer(tokenizer, before, question, example.response)
         wrong = tuple(_answer(tokenizer, before, question, other) for other in example.wrong)
     except TemplateError as error:

@@ -14,21 +14,10 @@ from restorelcc.base.model_entry import DataFiles
 from restorelcc.models.response_mask import RENDERED
 from restorelcc.stages.corpus.account import Account, Row, Rows
 from restorelcc.stages.corpus.gold import right_choice
-from restorelcc.stages.corpus.values import is_missing, plain_text, whole_characters
+from restorelcc.stages.corpus.reader import Reader, Skipped
+from restorelcc.stages.corpus.values import is_missing, whole_characters
 
 Message = dict[str, str]
-# What datasets call the same thing; `columns` in params.yaml goes before these.
-_NAMES: dict[str, tuple[str, ...]] = {
-    "question": ("question", "query", "prompt"),
-    "response": ("response", "completion", "answer"),
-    "instruction": ("instruction",),
-    "input": ("input",),
-    "output": ("output",),
-    "messages": ("messages", "conversations", "conversation"),
-    "choices": ("choices", "options"),
-    "gold": ("gold", "label", "answerKey", "answer"),
-    "text": ("text",),
-}
 # Columns that tell a format, the most particular first.
 _NEEDS = {
     "chat": ("messages",),
@@ -37,6 +26,8 @@ _NEEDS = {
     "pairs": ("question", "response"),
     "text": ("text",),
 }
+# The same where only questions are asked for, which the model answers itself.
+_ASKS = {"chat": ("messages",), "alpaca": ("instruction",), "pairs": ("question",), "text": ("text",)}
 _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHOWN = 80  # characters of a value that a message shows
@@ -58,11 +49,22 @@ class Example:
 
 def examples(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]:
     """The usable examples of rows, in order; one of every question. Raises BadInput for rows of no known format."""
+    return _each_once(rows, data, account, data.format, lambda reader, kind: _ADAPTERS[kind](reader))
+
+
+def prompts(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]:
+    """The questions of rows without their responses, in order and each once; a text is a question as it stands."""
+    return _each_once(rows, data, account, "prompts", _prompt)
+
+
+def _each_once(
+    rows: Rows, data: DataFiles, account: Account, wanted: str, read: Callable[[Reader, str], Example]
+) -> Iterator[Example]:
     seen: set[str] = set()
-    for reader, kind in _readers(rows, data, account, data.format):
+    for reader, kind in _readers(rows, data, account, wanted):
         try:
-            found = _unmarked(_ADAPTERS[kind](reader))
-        except _Skipped as skipped:
+            found = _unmarked(read(reader, kind))
+        except Skipped as skipped:
             account.skip(str(skipped), reader.number)
             continue
         if found.question in seen:
@@ -78,7 +80,7 @@ def _unmarked(example: Example) -> Example:
         return example
     question = example.question.lstrip(RENDERED + string.whitespace)
     if not question:
-        raise _Skipped("empty question")
+        raise Skipped("empty question")
     return replace(example, question=question)
 
 
@@ -91,7 +93,7 @@ def texts(rows: Rows, data: DataFiles, account: Account) -> Iterator[tuple[int, 
             else:
                 found = _ADAPTERS[kind](reader)
                 yield reader.number, f"{found.question}\n{found.response}"
-        except _Skipped as skipped:
+        except Skipped as skipped:
             account.skip(str(skipped), reader.number)
 
 
@@ -107,12 +109,15 @@ def raw_texts(rows: Rows, data: DataFiles, account: Account) -> Iterator[tuple[i
             yield reader.number, reader.text("text")
 
 
-def format_of(row: Row, data: DataFiles, name: str, *, text_first: bool = False) -> str:
-    """Which format a row's columns tell. Raises BadInput for those of none; `name`: of the file or dataset."""
-    reader = _Reader(row, data, 0, Rows(name, ()))
-    kinds = ("text", *_NEEDS) if text_first else tuple(_NEEDS)
-    for kind in kinds:
-        if all(reader.has(role) for role in _NEEDS[kind]):
+def format_of(row: Row, data: DataFiles, name: str, wanted: str = "auto") -> str:
+    """Which format a row's columns tell. Raises BadInput for those of none; `name`: of the file or dataset.
+
+    wanted: auto; text-first, where a column `text` goes before the others; or prompts, which need no response.
+    """
+    reader = Reader(row, data, 0, Rows(name, ()))
+    needs = _ASKS if wanted == "prompts" else _NEEDS
+    for kind in ("text", *needs) if wanted == "text-first" else tuple(needs):
+        if all(reader.has(role) for role in needs[kind]):
             return kind
     raise BadInput(
         f"{name} has the columns {', '.join(map(repr, row)) or 'none'}, of which no format is known: it needs "
@@ -121,111 +126,83 @@ def format_of(row: Row, data: DataFiles, name: str, *, text_first: bool = False)
     )
 
 
-def _readers(rows: Rows, data: DataFiles, account: Account, kind: str) -> Iterator[tuple[_Reader, str]]:
+def _readers(rows: Rows, data: DataFiles, account: Account, kind: str) -> Iterator[tuple[Reader, str]]:
     """Every row with the format that the first one tells, counted as read."""
     for number, row in rows.numbered:
         account.read += 1
-        if kind in ("auto", "text-first"):
-            kind = format_of(row, data, rows.name, text_first=kind == "text-first")
+        if kind in ("auto", "text-first", "prompts"):
+            kind = format_of(row, data, rows.name, kind)
         if not account.columns:
             for name in row:
                 whole_characters(str(name), f"{rows.place(number)}: the name {str(name)!r} of a column")
             account.columns, account.format = tuple(map(str, row)), kind
-        yield _Reader(row, data, number, rows), kind
+        yield Reader(row, data, number, rows), kind
 
 
-class _Skipped(Exception):
-    """Why a row is not used."""
+def _prompt(row: Reader, kind: str) -> Example:
+    """The question alone; of a conversation everything up to the user's last word."""
+    if kind == "alpaca":
+        return Example("instructions", _instruction(row), "", row=row.number)
+    if kind != "chat":
+        return Example("text" if kind == "text" else "instructions", row.text(_ASKS[kind][0]), "", row=row.number)
+    messages = _messages(row)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    question = "\n".join(message["content"] for message in messages).strip()
+    if not question:
+        raise Skipped("empty question")
+    return Example("chat", question, "", tuple(messages), row=row.number)
 
 
-class _Reader:
-    """A row's values by what they mean."""
-
-    def __init__(self, row: Row, data: DataFiles, number: int, rows: Rows) -> None:
-        self.row, self.data, self.number, self.place = row, data, number, rows.place(number)
-
-    def column(self, role: str) -> str | None:
-        """The row's own name for a role."""
-        own = self.data.columns.get(role)
-        return next((name for name in ((own,) if own else _NAMES[role]) if name in self.row), None)
-
-    def has(self, role: str) -> bool:
-        return self.column(role) is not None
-
-    def value(self, role: str) -> Any:
-        name = self.column(role)
-        if name is None:
-            columns = self.data.columns
-            raise BadInput(
-                f"{self.place} is a row without the column `{columns.get(role, role)}`, but "
-                f"{', '.join(map(repr, self.row)) or 'nothing'}: correct the row, or models.<name>.data.columns"
-            )
-        return self.row[name]
-
-    def text(self, role: str) -> str:
-        """The value as text. Raises _Skipped where there is none, BadInput where it is none."""
-        found = plain_text(self.value(role), f"{self.place}: column {self.column(role)!r}")
-        if not found:
-            raise _Skipped(f"{'null' if found is None else 'empty'} {role}")
-        return found
-
-    def optional(self, role: str) -> str:
-        """The value as text, empty where there is none."""
-        return self.part(self.value(role), role)
-
-    def part(self, value: Any, role: str) -> str:
-        """A value of a role, or an item of it, as text; empty where there is none."""
-        return plain_text(value, f"{self.place}: column {self.column(role)!r}") or ""
-
-    def whole(self, text: str, role: str) -> str:
-        """A text of a role as it stands, blanks included."""
-        return whole_characters(text, f"{self.place}: column {self.column(role)!r}")
-
-    def wrong(self, what: str) -> BadInput:
-        return BadInput(f"{self.place} is a row {what}: correct the row")
+def _alpaca(row: Reader) -> Example:
+    return Example("instructions", _instruction(row), row.text("output"), row=row.number)
 
 
-def _alpaca(row: _Reader) -> Example:
+def _instruction(row: Reader) -> str:
     values = {"instruction": row.text("instruction"), "input": row.optional("input") if row.has("input") else ""}
     question = row.data.template.format(**values).strip()
     if not question:
-        raise _Skipped("empty question")
-    return Example("instructions", question, row.text("output"), row=row.number)
+        raise Skipped("empty question")
+    return question
 
 
-def _pairs(row: _Reader) -> Example:
+def _pairs(row: Reader) -> Example:
     return Example("instructions", row.text("question"), row.text("response"), row=row.number)
 
 
-def _text(row: _Reader) -> Example:
+def _text(row: Reader) -> Example:
     """The sentences up to the middle of a text are the question, the rest is the response."""
     text = " ".join(row.text("text").split())
     ends = [found.end() for found in _SENTENCE_END.finditer(text)]
     if not ends:
-        raise _Skipped("no sentence end within the text")
+        raise Skipped("no sentence end within the text")
     middle = min(ends, key=lambda end: abs(end - len(text) / 2))
     return Example("text", text[:middle].strip(), text[middle:].strip(), row=row.number)
 
 
-def _chat(row: _Reader) -> Example:
+def _chat(row: Reader) -> Example:
     """The last answer of a conversation is the response, everything before it the question."""
-    spoken = row.value("messages")
-    if is_missing(spoken):
-        raise _Skipped("null messages")
-    if not isinstance(spoken, list) or not all(isinstance(message, Mapping) for message in spoken):
-        raise row.wrong("whose messages are not a list of {role, content}")
-    messages = [_message(row, message) for message in spoken]
+    messages = _messages(row)
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise _Skipped("no assistant answer")
+        raise Skipped("no assistant answer")
     before, answer = messages[: answers[-1]], messages[answers[-1]]["content"].strip()
     question = "\n".join(message["content"] for message in before).strip()
     if not question or not answer:
-        raise _Skipped("empty question" if answer else "empty response")
+        raise Skipped("empty question" if answer else "empty response")
     return Example("chat", question, answer, tuple(before), row=row.number)
 
 
-def _message(row: _Reader, message: Row) -> Message:
+def _messages(row: Reader) -> list[Message]:
+    spoken = row.value("messages")
+    if is_missing(spoken):
+        raise Skipped("null messages")
+    if not isinstance(spoken, list) or not all(isinstance(message, Mapping) for message in spoken):
+        raise row.wrong("whose messages are not a list of {role, content}")
+    return [_message(row, message) for message in spoken]
+
+
+def _message(row: Reader, message: Row) -> Message:
     """A message by the names that chat templates know. A conversation with a speaker that they do not is not used."""
     # In a Parquet file every message has all keys, and null under those that are not its own.
     role, content = (
@@ -236,19 +213,19 @@ def _message(row: _Reader, message: Row) -> Message:
         raise row.wrong(f"with the message {str(dict(message))[:80]}, which lacks role or content")
     known = _SPEAKERS.get(role.lower(), role.lower())
     if known not in _ROLES:
-        raise _Skipped(f"unknown role {role[:20]!r}")
+        raise Skipped(f"unknown role {role[:20]!r}")
     if is_missing(content):
-        raise _Skipped("null message")
+        raise Skipped("null message")
     spoken = row.whole(content, "messages") if isinstance(content, str) else row.part(content, "messages")
     return {"role": known, "content": spoken}
 
 
-def _choice(row: _Reader) -> Example:
+def _choice(row: Reader) -> Example:
     """The right choice is the response; gold is its position, its letter, its label or its text."""
     given, gold = row.value("choices"), row.value("gold")
     labels: list[Any] = []
     if is_missing(given):
-        raise _Skipped("null choices")
+        raise Skipped("null choices")
     if isinstance(given, Mapping):  # {"text": [...], "label": [...]}, as ARC has it
         labels, given = _labels(row, given), given.get("text", ())
     if not isinstance(given, list | tuple) or len(given) < 2:
@@ -258,17 +235,17 @@ def _choice(row: _Reader) -> Example:
     question = row.text("question")
     choices = [row.part(choice, "choices") for choice in given]
     if is_missing(gold) or (isinstance(gold, str) and not gold.strip()):
-        raise _Skipped("empty gold" if isinstance(gold, str) else "null gold")
+        raise Skipped("empty gold" if isinstance(gold, str) else "null gold")
     right = right_choice(gold, choices, labels, f"{row.place}: column {row.column('gold')!r}")
     if right is None:
         raise row.wrong(f"whose gold {_cut(repr(gold))} names none of its {len(choices)} choices")
     if not choices[right]:
-        raise _Skipped("empty response")
+        raise Skipped("empty response")
     wrong = tuple(choice for number, choice in enumerate(choices) if number != right and choice)
     return Example("choice", question, choices[right], wrong=wrong, row=row.number)
 
 
-def _labels(row: _Reader, choices: Mapping[str, Any]) -> list[Any]:
+def _labels(row: Reader, choices: Mapping[str, Any]) -> list[Any]:
     """The labels that stand beside the texts of choices; none where there is no such key, or null."""
     labels = choices.get("label")
     if is_missing(labels):
@@ -283,7 +260,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-_ADAPTERS: dict[str, Callable[[_Reader], Example]] = {
+_ADAPTERS: dict[str, Callable[[Reader], Example]] = {
     "alpaca": _alpaca,
     "pairs": _pairs,
     "text": _text,

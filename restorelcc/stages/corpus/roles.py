@@ -14,7 +14,8 @@ from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
-from restorelcc.stages.corpus.sources import Found, calibration_texts, heldout_texts, pairs
+from restorelcc.stages.corpus.own_words import Writer
+from restorelcc.stages.corpus.sources import Found, calibration_texts, heldout_texts, own_texts, pairs
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Roles:
     root: Path
     key: str
     fits: bool = True  # whether pairs are fitted to the model; without its tokenizer they cannot be
+    writes: bool = True  # whether the model writes data that are to be its own; else there are the questions alone
 
     @cached_property
     def fitting(self) -> Fitting:
@@ -42,7 +44,20 @@ class Roles:
         assert self.model.data is not None
         return self.model.data
 
+    @cached_property
+    def writer(self) -> Writer:
+        """The model, where data are to be its own words."""
+        return Writer(self.config, self.model, self.root, self.key, self.fitting)
+
+    def close(self) -> None:
+        """Let go of the model, if it was asked for."""
+        if "writer" in self.__dict__:
+            self.writer.close()
+
     def calibration(self) -> Found[str]:
+        if self._data.writes("calibration"):
+            write = self.writer.texts if self.writes else _questions
+            return self._readable("calibration", own_texts(self._data, self.config, self.root, write))
         return self._readable("calibration", calibration_texts(self._data, self.config, self.root))
 
     def heldout(self) -> Found[str]:
@@ -57,7 +72,7 @@ class Roles:
     def instructions(self) -> Found[Example]:
         """Pairs that fit the model. Raises BadInput where they are too few to train, validate and probe with."""
         found = pairs(self._data, self.config, self.root, self._fitted)
-        if self.fits:
+        if self.fits and (self.writes or not self._data.writes("instructions")):
             written = (text for one in map(self.fitting.written, found.items) for text in (one.question, one.response))
             check_texts(written, self.fitting.absent, f"{self.key}.data.instructions")
         valid = self.valid(len(found.items))
@@ -69,8 +84,14 @@ class Roles:
         return found
 
     def _fitted(self, batch: list[Example], account: Account) -> list[Example]:
+        if self._data.writes("instructions"):
+            return self.fitting.examples(self.writer.responses(batch, account), account) if self.writes else batch
         return self.fitting.examples(batch, account) if self.fits else batch
 
     def valid(self, count: int) -> int:
         """How many of `count` pairs validate: a fifth at most."""
         return min(self.config.valid, count // 5)
+
+
+def _questions(found: list[Example], account: Account) -> list[str]:
+    return [example.question for example in found]

@@ -15,7 +15,7 @@ from restorelcc.base.model_entry import DataFiles
 from restorelcc.base.package_data import is_of_the_package
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import NOT_DRAWN, Account, Rows
-from restorelcc.stages.corpus.formats import Example, examples, raw_texts, texts
+from restorelcc.stages.corpus.formats import Example, examples, prompts, raw_texts, texts
 from restorelcc.stages.corpus.hub_rows import HELDOUT, PRESETS, HubData, hub_data, joined, open_rows, pages
 from restorelcc.stages.corpus.local import first_rows, read_file
 from restorelcc.stages.corpus.package_rows import package_rows
@@ -45,7 +45,7 @@ class Found(Generic[T]):
 
 def calibration_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[str]:
     """Texts to prune by: a random choice from a local file, or the first ones of a hub dataset, short ones joined."""
-    rows, dataset = _opened("calibration", data.calibration, root)
+    rows, dataset = _opened("calibration", data.read("calibration"), root)
     account = Account()
     found = texts(rows, data, account)
     if dataset is None:
@@ -72,17 +72,37 @@ def heldout_texts(data: DataFiles, config: CorpusConfig, root: Path) -> Found[st
 
 def pairs(data: DataFiles, config: CorpusConfig, root: Path, fit: Fit) -> Found[Example]:
     """Examples to train, probe and validate with, in a random order: a choice from a local file, or the first ones of
-    a hub dataset. `fit` says which of them a model can take in."""
-    rows, dataset = _opened("instructions", data.instructions, root)
-    account, rng = Account(), _random("instructions", config)
-    usable = examples(rows, data, account)
+    a hub dataset. `fit` says which of them a model can take in; of data that the model writes itself, which have no
+    responses, it gives these too."""
+    return _taken("instructions", data, config, root, config.train + config.valid, fit)
+
+
+def own_texts(
+    data: DataFiles, config: CorpusConfig, root: Path, write: Callable[[list[Example], Account], list[str]]
+) -> Found[str]:
+    """Texts to prune by that the model writes itself: `write` makes them of questions, chosen as in `pairs`."""
+    return _usable(_taken("calibration", data, config, root, config.calibration, write), "question")
+
+
+def _taken(
+    role: str,
+    data: DataFiles,
+    config: CorpusConfig,
+    root: Path,
+    count: int,
+    make: Callable[[list[Example], Account], list[T]],
+) -> Found[T]:
+    """`count` of what is made of a role's examples, or of its questions where the model writes the data itself."""
+    own = data.writes(role)
+    rows, dataset = _opened(role, data.read(role), root, of="instructions" if own else role)
+    account, rng = Account(), _random(role, config)
+    usable = (prompts if own else examples)(rows, data, account)
     if dataset is None:
         everything = list(usable)
         usable = iter(rng.sample(everything, len(everything)))
-    count = config.train + config.valid
-    kept: list[Example] = []
+    kept: list[T] = []
     while batch := list(islice(usable, count - len(kept))):
-        kept += fit(batch, account)
+        kept += make(batch, account)
     if dataset is None:
         _leave(((example.row, example) for example in usable), account)
     else:
@@ -94,9 +114,11 @@ def pairs(data: DataFiles, config: CorpusConfig, root: Path, fit: Fit) -> Found[
 def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> None:
     """Raises BadInput for local data whose first rows cannot be read as what they are named for. key: models.<name>."""
     for role in ("calibration", "instructions", "heldout"):
-        source: str = getattr(data, role)
+        source = data.read(role)
         if not is_of_the_package(source) and hub_data(f"{key}.data.{role}", source) is None:
-            name, read = f"{key}.data.{role}", examples if role == "instructions" else texts
+            name = f"{key}.data.{role}"
+            read: Callable[[Rows, DataFiles, Account], Iterator[Any]]
+            read = prompts if data.writes(role) else examples if role == "instructions" else texts
             path, usable = path_of(name, source, root), 0
             for rows in first_rows(path, name, count):
                 usable += sum(1 for _ in read(rows, data, Account()))
@@ -104,11 +126,14 @@ def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> 
                 raise BadInput(f"{source} holds no row that can be used: correct it, or give another file ({name})")
 
 
-def _opened(role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> tuple[Rows, HubData | None]:
-    """The rows of a file or of a dataset of the hub or the package, and which dataset it is."""
+def _opened(
+    role: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS, of: str = ""
+) -> tuple[Rows, HubData | None]:
+    """The rows of a file or of a dataset of the hub or the package, and which dataset it is. of: as which role the
+    package gives them, if it is another."""
     key = f"models.<name>.data.{role}"
     if is_of_the_package(source):
-        return package_rows(key, role), HubData(source)
+        return package_rows(key, of or role), HubData(source)
     dataset = hub_data(key, source, presets)
     if dataset is None:
         return read_file(path_of(key, source, root), source, key), None

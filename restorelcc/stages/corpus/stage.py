@@ -14,10 +14,19 @@ from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
-from restorelcc.base.model_entry import MICROWORLD, ModelEntry
+from restorelcc.base.model_entry import MICROWORLD, OWN_PREFIX, ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.publish import published
-from restorelcc.base.tables import CHAT_TEMPLATE, CONTRAST, EXAMPLES, ITEMS, TOKENIZER, write_table, write_texts
+from restorelcc.base.tables import (
+    CHAT_TEMPLATE,
+    CONTRAST,
+    EXAMPLES,
+    ITEMS,
+    OWN_WORDS,
+    TOKENIZER,
+    write_table,
+    write_texts,
+)
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
 from restorelcc.stages.corpus.contrast import negatives
@@ -25,12 +34,14 @@ from restorelcc.stages.corpus.encoder import find_encoder
 from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.licences import announce, with_licences
 from restorelcc.stages.corpus.microworld import Item, generate
+from restorelcc.stages.corpus.own_words import forget_parts
 from restorelcc.stages.corpus.roles import Roles
 
 
 def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> None:
     """Write corpus/<model>/: calibration, contrast, train, valid, heldout, tasks/ (what is evaluated) and world/ (what
-    the embedded model is pretrained on; for other models it names their source only). What became of every row of the
+    the embedded model is pretrained on; for other models it names their source only); and where the model writes data
+    itself words.parquet, with all that it wrote. What became of every row of the
     model's data is in sources.json, and for the report in metrics/<model>/sources.json too."""
     destination = layout.corpus(cell)
     with published(layout, destination, layout.sources(cell)) as (folder, sources):
@@ -46,6 +57,7 @@ def run(cell: Cell, config: CorpusConfig, model: ModelEntry, layout: Layout) -> 
         write_document(sources, origins)
         write_document(folder / "tasks" / "tasks.json", {"embedded": names})
         write_manifest(folder / "tasks")
+    forget_parts(layout, f"models.{cell.model}")
 
 
 def _write_microworld(folder: Path, config: CorpusConfig, published_as: Path) -> list[str]:
@@ -97,11 +109,19 @@ def _write_local(
 ) -> dict[str, dict[str, Any]]:
     """Returns where the data came from, and what became of every row."""
     roles = Roles(config, model, root, key)
-    calibration, heldout, found = roles.calibration(), roles.heldout(), roles.instructions()
+    try:
+        calibration, heldout, found = roles.calibration(), roles.heldout(), roles.instructions()
+    finally:
+        roles.close()
     origins = {"calibration": calibration.origin, "instructions": found.origin, "heldout": heldout.origin}
+    own = [role for role in ("calibration", "instructions") if model.data is not None and model.data.writes(role)]
+    if own:
+        roles.writer.write(folder)
+        origins |= {role: origins[role] | {OWN_WORDS: roles.writer.record(role)} for role in own}
     for role, each in (("calibration", calibration), ("instructions", found), ("held-out", heldout)):
         notice("corpus", f"{role}: {each.sentence()}")
-    write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin)
+    told = (OWN_PREFIX if "calibration" in own else "") + calibration.origin["source"]
+    write_calibration(folder / "calibration.parquet", calibration.items, calibration.origin | {"source": told})
     write_texts(folder / "heldout.parquet", heldout.items, named=True)
     valid, fitting = roles.valid(len(found.items)), roles.fitting
     train, similarity = contrasted(found.items[valid:], config, root)
@@ -115,7 +135,8 @@ def _write_local(
             f"{key}.data.instructions gives {len(tuples)} contrast tuples, and at least 2 are needed: "
             f"{account.sentence(found.rows)}"
         )
-    if model.data is not None and (model.data.chat_template or any(example.messages for example in found.items)):
+    chat = any(example.messages for example in found.items) or (own and fitting.tokenizer.chat_template)
+    if model.data is not None and (model.data.chat_template or chat):
         origins[CHAT_TEMPLATE] = {"source": model.source}
     # Which tokenizer counted the tokens that decide what is shortened.
     origins[TOKENIZER] = {"source": model.source, "max_tokens": fitting.max_tokens, "too_long": config.too_long}

@@ -15,12 +15,9 @@ from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
 from restorelcc.base.model_entry import ModelEntry
-from restorelcc.base.packages import gguf_file
 from restorelcc.base.publish import published
 from restorelcc.base.tables import ITEMS, read_table, read_texts
-from restorelcc.models.checkpoints import local_folder, save_checkpoint, write_reference
-from restorelcc.models.gguf import write_converted
-from restorelcc.models.references import pinned_source
+from restorelcc.models.checkpoints import save_checkpoint, write_source
 from restorelcc.models.runtime import prepare
 from restorelcc.models.text import encode_documents
 from restorelcc.stages.dense import DenseConfig
@@ -34,14 +31,7 @@ def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> N
         if model.is_microworld:
             _write_pretrained(folder, config, layout.corpus(cell) / "world")
         else:
-            key = f"models.{cell.model}"
-            file = gguf_file(f"{key}.source", model.source, layout.root)
-            if file is not None:
-                write_converted(file, folder)
-                write_manifest(folder)
-                return
-            write_reference(folder, pinned_source(key, model.source, model.revision, layout.root))
-            local_folder(folder, key)  # what is missing in the hub's cache comes now, before hours of work wait for it
+            write_source(folder, f"models.{cell.model}", model.source, model.revision, layout.root)
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:

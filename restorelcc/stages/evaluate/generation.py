@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.continuation import end_tokens, until_end
 from restorelcc.models.text import batches_by_length, encode_documents, right_padded
 from restorelcc.stages.evaluate import GenerationConfig
 from restorelcc.stages.evaluate.batches import token_budget, within_memory
@@ -63,9 +64,7 @@ def continuations(
     model: PreTrainedModel, prompts_PQ: Tensor, config: GenerationConfig, *, context: int, seed: int
 ) -> dict[str, list[list[int]]]:
     """Greedy and sampled continuations of every prompt, up to the end token."""
-    room = min(config.new_tokens, context - prompts_PQ.shape[1])
-    end = model.generation_config.eos_token_id if model.generation_config else None
-    ends = [] if end is None else [end] if isinstance(end, int) else list(end)
+    room, ends = room_for(prompts_PQ, config, context), end_tokens(model)
     shared: dict[str, Any] = {"max_new_tokens": room, "eos_token_id": ends or None, "use_cache": True}
     shared |= {"pad_token_id": ends[0] if ends else 0}
     ways: dict[str, dict[str, Any]] = {
@@ -82,12 +81,8 @@ def continuations(
             generation_config=transformers.GenerationConfig(**shared | arguments),
         )
         new = ids_PT[:, prompts_PQ.shape[1] :].tolist()
-        found[way] = [_until_end(ids, ends) for ids in new]
+        found[way] = [until_end(ids, ends) for ids in new]
     return found
-
-
-def _until_end(ids: list[int], ends: list[int]) -> list[int]:
-    return next((ids[:at] for at, token in enumerate(ids) if token in ends), ids)
 
 
 def _grams(ids: list[int], size: int) -> list[tuple[int, ...]]:
@@ -123,6 +118,17 @@ def agreement(texts: list[list[int]], dense: list[list[int]]) -> float:
         longer = max(len(ours), len(theirs))
         shares.append(len(same) / longer if longer else 1.0)
     return sum(shares) / len(shares) if shares else 1.0
+
+
+def completion(texts: list[list[int]], room: int) -> dict[str, float]:
+    """Mean length in tokens, and the share that the model ended itself: those shorter than the `room` they had."""
+    count = max(1, len(texts))
+    return {"length": sum(map(len, texts)) / count, "finished": sum(len(ids) < room for ids in texts) / count}
+
+
+def room_for(prompts_PQ: Tensor, config: GenerationConfig, context: int) -> int:
+    """The most new tokens of a continuation."""
+    return min(config.new_tokens, context - prompts_PQ.shape[1])
 
 
 def describe(texts: dict[str, list[list[int]]]) -> dict[str, Any]:

@@ -48,11 +48,12 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     entry = named.entry
     found: Entries = {f"settings/{stage}.json": entry.settings_for(stage) for stage in USED_BY}
     for role in ("calibration", "instructions", "heldout"):
-        text: str | None = getattr(entry.data, role, None)
+        text: str | None = None if entry.data is None else entry.data.read(role)
         if text is None or is_of_the_hub(text):
             found[role] = {"source": text}
         elif is_of_the_package(text):
-            files = package_files(f"models.{alias}.data.{role}", TEXTS[role])
+            asked = entry.data is not None and entry.data.writes(role)  # of the package, for questions
+            files = package_files(f"models.{alias}.data.{role}", TEXTS["instructions" if asked else role])
             found |= {f"{role}/{name}": path for name, path in files.items()}
         else:
             found |= _data(role, f"models.{alias}.data.{role}", text, root)
@@ -69,6 +70,11 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
             found[name] = path.absolute()
         else:
             found[name] = {"source": source}
+    whole = found["tokenizer"]
+    if entry.writes_data and isinstance(whole, Path) and whole.is_dir():
+        # What a model writes depends on its weights too. File by file: DVC follows no link in a folder to a folder.
+        del found["tokenizer"]
+        found |= {f"tokenizer/model/{path.relative_to(whole)}": path for path in files_below(whole)}
     return found | _tasks(alias, named, root)
 
 

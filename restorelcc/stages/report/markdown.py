@@ -6,13 +6,13 @@ from restorelcc.base.errors import one_line
 from restorelcc.base.escaping import code_for_markdown, for_markdown, markdown_table
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
-from restorelcc.stages.report.results import Group, Results
+from restorelcc.stages.report.results import Group, Results, rivals_of
+from restorelcc.stages.report.sentences import how_pruned, same_bytes
 from restorelcc.stages.report.speeds import how_timed, speed_table
 from restorelcc.stages.report.tables import (
     Table,
     comparison_note,
     cost_columns,
-    how_pruned,
     layer_table,
     not_averaged,
     nothing_won,
@@ -49,7 +49,7 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     lines = [f"## {for_markdown(f'{group.model}, {group.pruning}')}", "", *markdown_table(summary(rows, decimals))]
     if rows[0]["tasks"]:
         lines += markdown_table([task_columns(row, decimals) for row in rows])
-    plainly = [*nothing_won(rows, decimals), not_averaged(rows)]
+    plainly = [*nothing_won(rows, decimals), *same_bytes(rows, decimals), not_averaged(rows)]
     lines += _paragraphs(verdict(rows, decimals), *filter(None, plainly))
     lines += markdown_table(picks(rows, decimals))
     lines += _paragraphs(
@@ -59,7 +59,7 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     lines += markdown_table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
     lines += markdown_table([perplexity_columns(row) for row in rows])
     lines += markdown_table([text_columns(row) for row in rows])
-    lines += markdown_table([cost_columns(row) for row in rows])
+    lines += markdown_table([cost_columns(each) for row in rows for each in (row, *rivals_of(row))])
     for document in group.speeds:
         lines += [*markdown_table(speed_table(document)), *_paragraphs(how_timed(document))]
     lines += markdown_table(layer_table(group))

@@ -11,11 +11,11 @@ from markupsafe import Markup
 
 from restorelcc.base.errors import one_line
 from restorelcc.base.escaping import for_html
-from restorelcc.stages.report import ReportConfig, tables
+from restorelcc.stages.report import ReportConfig, sentences, tables
 from restorelcc.stages.report import figures as draw
 from restorelcc.stages.report.markdown import degenerate
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
-from restorelcc.stages.report.results import Group, Results
+from restorelcc.stages.report.results import Group, Results, rivals_of
 from restorelcc.stages.report.speeds import how_timed, speed_table
 
 
@@ -113,20 +113,24 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "name": f"{group.model}, {group.pruning}",
         "slug": slug(group),
         "verdict": tables.verdict(rows, decimals),
-        "plainly": [*tables.nothing_won(rows, decimals), *filter(None, [tables.not_averaged(rows)])],
+        "plainly": [
+            *tables.nothing_won(rows, decimals),
+            *sentences.same_bytes(rows, decimals),
+            *filter(None, [tables.not_averaged(rows)]),
+        ],
         "best": best
         and {"share": tables.percent(best["recovered"], decimals), "what": best["what"]}
         | {"interval": tables.interval_text(best["ci95"], decimals)},
         "summary": tables.summary(rows, decimals),
         "picks": tables.picks(rows, decimals),
         "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
-        "unchanged": [*tables.unchanged(rows), *tables.how_pruned(group)],
+        "unchanged": [*tables.unchanged(rows), *sentences.how_pruned(group)],
         "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
         "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],
         "perplexity": [tables.perplexity_columns(row) for row in rows],
         "text": [tables.text_columns(row) for row in rows],
         "continuations": [(row["what"], row["details"].get("continuations") or []) for row in rows],
-        "cost": [tables.cost_columns(row) for row in rows],
+        "cost": [tables.cost_columns(each) for row in rows for each in (row, *rivals_of(row))],
         "speeds": [(speed_table(each), how_timed(each)) for each in group.speeds],
         "layers": tables.layer_table(group),
         "score": (group.detail("heads") or {}).get("score"),

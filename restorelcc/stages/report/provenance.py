@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.base.layout import Layout
+from restorelcc.base.tables import OWN_WORDS
 from restorelcc.stages.report.results import Results
 from restorelcc.stages.report.tables import Table
 
@@ -39,13 +41,18 @@ def packages(results: Results) -> Table:
 def data_rows(results: Results) -> Table:
     """How many rows of the models' data were used, shortened or skipped."""
     return [
-        {"data of": f"{model}, {role}", "source": str(origin["source"]), "read": f"{origin['rows']['read']:,}"}
+        {"data of": f"{model}, {role}", "source": _source(origin), "read": f"{origin['rows']['read']:,}"}
         | {name: f"{origin['rows'][name]:,}" for name in ("used", "shortened")}
         | {"skipped (first row)": _skipped(origin["rows"]["skipped"])}
         for model, roles in results.data.items()
         for role, origin in roles.items()
         if "rows" in origin
     ]
+
+
+def _source(origin: dict[str, Any]) -> str:
+    source = str(origin["source"])
+    return f"the model itself, asked what is in {source}" if OWN_WORDS in origin else source
 
 
 def _skipped(reasons: dict[str, dict[str, int]]) -> str:

@@ -216,3 +216,14 @@ def _kind(metrics: dict[str, Any]) -> tuple[str, str]:
         return "pruned", "pruned"
     chosen = f"{metrics['head_ratio']:g}"
     return "restored", f"heads auto ({chosen})" if metrics.get("head_ratio_auto") else f"heads {chosen}"
+
+
+def rivals_of(row: Row) -> list[Row]:
+    """The row of a dense model once for every way of rounding it that was measured."""
+    return [
+        row
+        | {"what": f"{row['what']}, {name}", "mean": found["mean"], "perplexity": found["perplexity"]["value"]}
+        | {"file_bytes": found["file_bytes"], "seconds": found["seconds"], "params_nonzero": None, "generation": None}
+        | {"details": {}}
+        for name, found in (row["details"].get("rivals") or {}).items()
+    ]

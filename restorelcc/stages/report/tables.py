@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from restorelcc.base.recoveries import RECOVERIES, Recovery
-from restorelcc.stages.report.results import Group, Row
+from restorelcc.stages.report.results import Group, Row, rivals_of
 
 _HEADS = Recovery("the heads that the probe ranks first")
 Table = list[dict[str, str]]  # rows; every row has the same columns, title to text
@@ -58,6 +58,7 @@ def summary(rows: list[Row], decimals: int) -> Table:
             own |= {"recovered": share.get("mean"), "ci95": share.get("ci95"), "reason": share.get("reason")}
             own |= {"perplexity": merged["perplexity"]["value"], "params_added": 0, "generation": None}
             table.append(_summary_columns(row | own, decimals))
+        table += [_summary_columns(rival, decimals) for rival in rivals_of(row)]
     return table
 
 
@@ -133,13 +134,17 @@ def text_columns(row: Row) -> dict[str, str]:
     """What the generation check measured."""
     found = row["generation"] or {}
     greedy, sampled = found.get("greedy") or {}, found.get("sampled") or {}
+    ended = (row["details"].get("completions") or {}).get("greedy") or {}
     return {
         "text": row["what"],
         "flag": "-" if not found else "degenerate" if found["degenerate"] else "none",
         "KL to dense": number(found.get("kl_to_dense"), 3),
         "same top token %": percent(found.get("top_token_agreement"), 1),
+        "same greedy text %": percent(found.get("greedy_agreement"), 1),
         "greedy repeats %": percent(greedy.get("repetition"), 1),
         "sampled repeats %": percent(sampled.get("repetition"), 1),
+        "greedy ended %": percent(ended.get("finished"), 1),
+        "greedy tokens": number(ended.get("length"), 1),
         "distinct-2 %": percent(greedy.get("distinct_2"), 1),
     }
 
@@ -154,6 +159,7 @@ def cost_columns(row: Row) -> dict[str, str]:
         "not zero": "-" if row["params_nonzero"] is None else f"{row['params_nonzero']:,}",
         "added": f"{row['params_added']:,}",
         "file": size_text(row["file_bytes"]),
+        "without zeros": size_text(row["details"].get("packed_bytes")),
         "peak memory": size_text(row["details"].get("peak_memory_bytes")),
         "forward ms": "-" if seconds is None else f"{1000 * seconds:.2f}",
         "restored / pruned": number(latency.get("ratio"), 3),
@@ -195,38 +201,6 @@ def verdict(rows: list[Row], decimals: int) -> str:
         f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
         f"recovers {share} of what was lost."
     )
-
-
-def how_pruned(group: Group) -> list[str]:
-    """A sentence on what `refined` did, and one on shares that differ by block; empty where neither holds."""
-    return _how_refined(group.detail("refined")) + _how_allocated(group.detail("allocation"), group.detail("layers"))
-
-
-def _how_allocated(allocation: dict[str, Any] | None, layers: list[dict[str, Any]] | None) -> list[str]:
-    if not allocation or not layers:
-        return []
-    shares = [layer["sparsity"] for layer in layers]
-    how = {
-        "arithmetic": "by equal steps from the first to the last",
-        "owl": "by their share of outliers (OWL): the more a block has, the less it loses",
-    }
-    return [f"Each block lost its own share, {min(shares):.1%} to {max(shares):.1%}, {how[allocation['by']]}."]
-
-
-def _how_refined(refined: dict[str, Any] | None) -> list[str]:
-    """What was done, without the parts that were left out."""
-    if not refined:
-        return []
-    centred = refined["bias"] and refined["centred"]
-    steps = [f"the mask starts from {'Wanda' if refined['start'] == 'wanda' else 'SparseGPT'}"]
-    if refined["swaps"]:
-        steps.append("is improved by exchanging kept weights with removed ones while that lowers a layer's error")
-    if refined["update"]:
-        steps.append("the surviving weights are fitted to it by least squares")
-    if refined["bias"]:
-        steps.append("biases take up the constant part of what is lost")
-    about = ", all of it by statistics about the mean" if centred else ""
-    return [f"How it was pruned: {', '.join(steps[:-1])}{' and ' if len(steps) > 1 else ''}{steps[-1]}{about}."]
 
 
 def won_back(row: Row) -> bool:

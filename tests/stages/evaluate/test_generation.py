@@ -9,6 +9,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate import GenerationConfig
 from restorelcc.stages.evaluate.generation import (
     agreement,
+    completion,
     continuations,
     degenerate,
     describe,
@@ -28,6 +29,11 @@ TEXTS = [" ".join(f"w{3 + (11 * n + 5 * m) % 60}" for n in range(9)) for m in ra
 
 def _prompts():
     return fixed_prompts(pico.word_tokenizer(), TEXTS, CONFIG, 64)
+
+
+def test_a_text_shorter_than_its_room_is_one_that_the_model_ended() -> None:
+    found = completion([[5, 6], [], [7, 8, 9, 10], [1, 2, 3]], room=4)
+    assert found == {"length": 9 / 4, "finished": 3 / 4}
 
 
 def test_repetition_and_distinct_by_hand() -> None:

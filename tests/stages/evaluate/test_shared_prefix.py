@@ -52,6 +52,18 @@ def test_every_family_gives_lm_evals_log_likelihoods(family: str) -> None:
     assert reason is None
 
 
+def test_a_large_vocabulary_costs_no_precision() -> None:
+    """Within 1e-5 a token of the same weights in float64, where a softmax in float32 is not sure to be."""
+    model = pico.pico(vocab_size=49_152)
+    asked = scored(_requests(), 24)
+    found = shared_log_likelihoods(model, asked, budget=100, pad=0, quiet=True)
+    exact = model.double()
+    for (value, _), (inputs, continuation) in zip(found, asked, strict=True):
+        log_p_TV = exact(input_ids=torch.tensor([inputs])).logits[0].log_softmax(-1)
+        rows = torch.arange(len(inputs) - len(continuation), len(inputs))
+        assert abs(value - float(log_p_TV[rows, continuation].sum())) < 1e-5 * len(continuation)
+
+
 def test_sharing_saves_tokens_and_leaves_none_out() -> None:
     sequences = [each.inputs for each in scored(_requests(), 24)]
     trees = trees_of(sequences)

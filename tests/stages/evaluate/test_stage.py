@@ -138,6 +138,17 @@ def test_details_hold_what_the_report_draws(layout: Layout) -> None:
     assert details["heads"]["ranks"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert details["heads"]["chosen"] == [[1, 2]]
     assert details["spectra"] == [[pytest.approx(1 / pico.HEAD_DIM)] * pico.HEAD_DIM] * pico.LAYERS
+    assert read_json(layout.details(PRUNED))["packed_bytes"] < read_json(layout.metrics(PRUNED))["file_bytes"]
+    text = markdown(read_results([DENSE, PRUNED, RESTORED], layout), ReportConfig(), [])
+    assert "| dense, int8 |" in text and "| dense, int4 |" in text
+    assert "What the bytes buy: the pruned model without its zeros takes" in text
+
+
+def test_how_texts_end_stands_beside_how_the_dense_models_do(layout: Layout) -> None:
+    dense, pruned = (read_json(layout.details(cell))["completions"] for cell in (DENSE, PRUNED))
+    assert dense["dense"] == dense["greedy"] == pruned["dense"]
+    for way in ("greedy", "sampled"):
+        assert 0 <= pruned[way]["finished"] <= 1 and 0 <= pruned[way]["length"] <= CONFIG.generation.new_tokens
 
 
 def test_other_items_than_the_dense_models_are_an_error(layout: Layout) -> None:

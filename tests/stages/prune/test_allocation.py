@@ -26,7 +26,7 @@ from restorelcc.stages.prune.allocation import (
 )
 from restorelcc.stages.prune.prune import PrunedTensor, prune_model
 from restorelcc.stages.report.results import Group
-from restorelcc.stages.report.tables import how_pruned
+from restorelcc.stages.report.sentences import how_pruned
 from tests import pico
 from tests.stages.prune.project import CONFIG, project, prune
 from tests.zeros import zeros_per_row

@@ -1,0 +1,57 @@
+"""Sentences about a group of rows: how its model was pruned, and what its bytes would buy otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from restorelcc.stages.report.results import Group, Row, rivals_of
+from restorelcc.stages.report.tables import number, percent, size_text
+
+
+def how_pruned(group: Group) -> list[str]:
+    """A sentence on what `refined` did, and one on shares that differ by block; empty where neither holds."""
+    return _how_refined(group.detail("refined")) + _how_allocated(group.detail("allocation"), group.detail("layers"))
+
+
+def _how_allocated(allocation: dict[str, Any] | None, layers: list[dict[str, Any]] | None) -> list[str]:
+    if not allocation or not layers:
+        return []
+    shares = [layer["sparsity"] for layer in layers]
+    how = {
+        "arithmetic": "by equal steps from the first to the last",
+        "owl": "by their share of outliers (OWL): the more a block has, the less it loses",
+    }
+    return [f"Each block lost its own share, {min(shares):.1%} to {max(shares):.1%}, {how[allocation['by']]}."]
+
+
+def _how_refined(refined: dict[str, Any] | None) -> list[str]:
+    """What was done, without the parts that were left out."""
+    if not refined:
+        return []
+    centred = refined["bias"] and refined["centred"]
+    steps = [f"the mask starts from {'Wanda' if refined['start'] == 'wanda' else 'SparseGPT'}"]
+    if refined["swaps"]:
+        steps.append("is improved by exchanging kept weights with removed ones while that lowers a layer's error")
+    if refined["update"]:
+        steps.append("the surviving weights are fitted to it by least squares")
+    if refined["bias"]:
+        steps.append("biases take up the constant part of what is lost")
+    about = ", all of it by statistics about the mean" if centred else ""
+    return [f"How it was pruned: {', '.join(steps[:-1])}{' and ' if len(steps) > 1 else ''}{steps[-1]}{about}."]
+
+
+def same_bytes(rows: list[Row], decimals: int) -> list[str]:
+    """What the pruned model takes without its zeros, beside the dense model rounded to few bits; empty where neither
+    was measured."""
+    rivals = [rival for row in rows for rival in rivals_of(row)]
+    packed = [row for row in rows if row["kind"] == "pruned" and row["details"].get("packed_bytes")]
+    if not rivals or not packed:
+        return []
+
+    def told(row: Row, size: int | None) -> str:
+        accuracy = "" if row["mean"] is None else f"a mean of {percent(row['mean'], decimals)} %, "
+        return f"{size_text(size)} ({accuracy}perplexity {number(row['perplexity'])})"
+
+    pruned = ", ".join(told(row, row["details"]["packed_bytes"]) for row in packed)
+    others = "; ".join(f"{rival['what']}: {told(rival, rival['file_bytes'])}" for rival in rivals)
+    return [f"What the bytes buy: the pruned model without its zeros takes {pruned}. Rounded instead: {others}."]
