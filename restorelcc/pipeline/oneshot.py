@@ -160,7 +160,7 @@ def data_source(option: str, source: str, preset: str) -> str:
     if source == SELF and option == "--calibration":
         return SELF
     if source.startswith(OWN_PREFIX) and option != "--heldout":
-        return OWN_PREFIX + _data_source(option, source.removeprefix(OWN_PREFIX), preset)
+        return OWN_PREFIX + data_source(option, source.removeprefix(OWN_PREFIX), preset)
     if hub_data(option, source) is not None:
         return source
     path = path_of(option, source, Path.cwd())

@@ -25,6 +25,8 @@ from restorelcc.models.text import batches_by_length
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # of a token's log-likelihood
 
+_ROWS = 64  # of logits whose softmax is in memory at once
+
 
 class Scored(NamedTuple):
     """Of a request: the tokens before its last one, and how many at the end are predicted by them."""
@@ -99,10 +101,24 @@ def _run(model: PreTrainedModel, lines: list[Line], requests: Sequence[Scored], 
     # Several continuations have their first token predicted by one place.
     _, position_R = (line_R * chosen_BT.shape[1] + place_R).unique(return_inverse=True)
     logits_UV = logits_at(model, chosen_BT, **model_inputs(model, batch)).float()
-    normalizer_U, best_U = logits_UV.logsumexp(dim=1).cpu(), logits_UV.argmax(dim=1).cpu()
-    log_p_R = logits_UV[position_R.to(logits_UV.device), token_R.to(logits_UV.device)].cpu() - normalizer_U[position_R]
-    right_R = best_U[position_R] == token_R
-    return _summed(request_R, log_p_R, right_R)
+    best_U = logits_UV.argmax(dim=1).cpu()
+    log_p_R = log_probabilities(logits_UV, position_R, token_R)
+    return _summed(request_R, log_p_R, best_U[position_R] == token_R)
+
+
+def log_probabilities(logits_UV: Tensor, position_R: Tensor, token_R: Tensor) -> Tensor:
+    """log_softmax(logits)[position, token], [R] float32 on the CPU; positions sorted or not.
+
+    Of all ways to compute it this is stock lm-eval's, in float32 (HFLM), whose rounding over a large vocabulary is
+    larger than that of the logits: by another way a log-likelihood would differ by 1e-5 a token. A few rows at a time.
+    """
+    log_p_R = torch.empty(len(token_R))
+    for start in range(0, len(logits_UV), _ROWS):
+        part_UV = logits_UV[start : start + _ROWS].log_softmax(dim=1)
+        own_R = (position_R >= start) & (position_R < start + _ROWS)
+        places_R, tokens_R = (each[own_R].to(part_UV.device) for each in (position_R - start, token_R))
+        log_p_R[own_R] = part_UV[places_R, tokens_R].cpu()
+    return log_p_R
 
 
 def _summed(request_R: Tensor, log_p_R: Tensor, right_R: Tensor) -> dict[int, Result]:
