@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from restorelcc.base.documents import read_document
 from tests.docs_commands import Command, run, run_in_a_finished_project
 from tests.flows.servers import forked_stages
 from tests.whole_project import Project
@@ -43,7 +44,7 @@ def test_the_results_as_json_are_all_that_is_on_stdout(
 ) -> None:
     done = run(Command("", f"restorelcc {verb} --json", None), project, capfd)
     assert done.code == 0, done.err
-    assert json.loads(done.out) == project.json("data/report/results.json")
+    assert json.loads(done.out) == read_document(project.folder / "data/report/results.json")
 
 
 METRIC_KEYS = {"model", "pruning", "head_ratio", "tasks", "mean", "perplexity"}
