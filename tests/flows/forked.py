@@ -5,12 +5,15 @@
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
 imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
+`serve-libraries` has imported all of these and what tests import: forks of it are Pythons, with -m or -c, that have
+every library at once. The workers of `make test` are such forks, and so are the servers above that they start.
 
-The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork. The fork
-ends with its caller.
+The stage, its folder, environment and output are those of the caller, and so are the descriptors that it was given;
+only the imports are shared, by fork. The fork ends with its caller.
 """
 
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -29,13 +32,23 @@ LATER += ["sklearn.svm", "pyarrow.dataset", "matplotlib.pyplot", "PIL.JpegImageP
 
 def call(path, arguments):
     """Have the server run the command here; its exit code."""
+    given = [number for number in map(int, os.listdir("/dev/fd")) if number > 2 and _inherited(number)]
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         folder = os.open(".", os.O_RDONLY)
-        socket.send_fds(connection, [b"x"], [0, 1, 2, folder])
-        connection.sendall(json.dumps([arguments, dict(os.environ)]).encode() + b"\n")
+        socket.send_fds(connection, [b"x"], [0, 1, 2, folder, *given])
+        for number in given:
+            os.close(number)  # whoever reads at the other end must see when the fork closes it
+        connection.sendall(json.dumps([arguments, dict(os.environ), given]).encode() + b"\n")
         answer = connection.makefile("rb").read()
     return int(answer) if answer else 1
+
+
+def _inherited(number):
+    try:
+        return os.get_inheritable(number)
+    except OSError:  # it was for the list of them
+        return False
 
 
 def serve(path, modules, run):
@@ -66,11 +79,14 @@ def _reaped():
 
 def _answer(connection, run):
     """In the fork: become the caller's command."""
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
-    arguments, environment = json.loads(connection.makefile("rb").readline())
-    for number, descriptor in enumerate(descriptors[:3]):
+    _, received, _, _ = socket.recv_fds(connection, 1, 64)
+    arguments, environment, given = json.loads(connection.makefile("rb").readline())
+    os.fchdir(received.pop(3))
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 256) for descriptor in received]
+    connection = socket.socket(fileno=fcntl.fcntl(connection.detach(), fcntl.F_DUPFD_CLOEXEC, 256))
+    for number, descriptor in zip([0, 1, 2, *given], high, strict=True):
         os.dup2(descriptor, number)
-    os.fchdir(descriptors[3])
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -134,12 +150,24 @@ NUMERICS += ["transformers.models.mistral.modeling_mistral", "safetensors.torch"
 NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
 
 
+# What tests import besides, and the commands of S3 and SSH remotes.
+TESTS = ["pytest", "boto3", "dvc_s3", "dvc_ssh", "s3fs", "sshfs", "aiobotocore.session", "distributed"]
+TESTS += ["peft", "gguf", "duckdb", "lm_eval.tasks", "lm_eval.models.huggingface", "sacrebleu", "matplotlib.pyplot"]
+TESTS += ["PIL.JpegImagePlugin", "transformers.models.auto.modeling_auto", "jinja2", "numpy.testing"]
+
+
 def module(arguments):
-    """In the fork: `prefect`, `dvc` or `-m module`, with the caller's settings and the project's own code."""
+    """In the fork: `prefect`, `dvc`, `-m module` or `-c text`, with the caller's settings and the project's own code."""
     import runpy
 
     sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if "-c" in arguments:
+        place = arguments.index("-c")
+        sys.argv = ["-c", *arguments[place + 2 :]]
+        sys.modules["__main__"] = main = type(sys)("__main__")
+        exec(arguments[place + 1], main.__dict__)
+        return
     if arguments[0] == "-m":
         if arguments[1].startswith("flows."):
             importlib.import_module("flows")  # says where Prefect keeps its files
@@ -155,8 +183,19 @@ def module(arguments):
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
+def _read_yaml_fast():
+    """Where DVC is imported already: as fast_lock/sitecustomize.py, on PYTHONPATH, has it before."""
+    if "dvc.utils.serialize._yaml" in sys.modules:
+        serialize, yaml = (importlib.import_module(f"dvc.utils.serialize{name}") for name in ("", "._yaml"))
+        importlib.import_module("tests.flows.fast_lock.sitecustomize").patch_yaml(yaml)
+        serialize.parse_yaml = yaml.parse_yaml
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "serve-flows":
+    if sys.argv[1] == "serve-libraries":
+        serve(sys.argv[2], NUMERICS + DVC + PREFECT + TESTS, module)
+    elif sys.argv[1] == "serve-flows":
+        _read_yaml_fast()
         serve(sys.argv[2], PREFECT + DVC, module)
     elif sys.argv[1] == "serve-numerics":
         serve(sys.argv[2], NUMERICS + DVC, module)

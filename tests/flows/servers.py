@@ -25,6 +25,7 @@ from tests.dag import ROOT
 FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
+LIBRARIES = "RESTORELCC_TESTS_LIBRARIES"  # the socket of the process that has imported all libraries, if there is one
 
 
 def free_port() -> int:
@@ -75,14 +76,20 @@ def process(*command: str, log: Path, cwd: Path | None = None, **environment: st
 
 
 @contextmanager
-def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iterator[Path]:
+def forked_stages(
+    folder: Path, what: str = "serve", *, alone: bool = False, **environment: str
+) -> Iterator[Path]:
     """The process that has imported what stages import; a command sent to its socket runs in a fork of it.
 
     `serve-flows`: what flows import, and the commands of Prefect and DVC. `serve-numerics`: the packages of stages.
+    It is a fork itself where all of the tests share the imports of libraries; not if `alone`.
     """
     folder.mkdir(exist_ok=True)
     path = folder / "socket"
-    command = (sys.executable, "-m", "tests.flows.forked", what, str(path), "-" * 1000)  # room for a fork's own
+    python: tuple[str, ...] = (sys.executable,)
+    if (libraries := os.environ.get(LIBRARIES)) and not alone:
+        python = fork_of(Path(libraries))
+    command = (*python, "-m", "tests.flows.forked", what, str(path), "-" * 1000)  # room for a fork's own
     environment = {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"} | environment
     with process(*command, log=folder / "forked.log", **environment) as server:
         wait_for(lambda: path.exists() or server.poll() is not None, "the process with the imports")
@@ -93,6 +100,14 @@ def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iter
 def fork_of(socket: Path) -> tuple[str, ...]:
     """What a command begins with that the process behind the socket runs in a fork; the fork ends with it."""
     return (sys.executable, "-I", "-S", str(FORKED), str(socket))
+
+
+def library_python(socket: Path) -> Path:
+    """A Python beside the socket whose processes are such forks, whatever they run."""
+    script = socket.with_name("python")
+    script.write_text(f'#!/bin/sh\nexec {" ".join(fork_of(socket))} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
