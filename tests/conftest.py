@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-# The files that take longest, by `make test-durations`: workers end together when these come first.
+# The files that take longest, by `make test-durations`: workers end together when these come first. Those with a server
+# stand before all others, for it ends when a worker leaves their folder.
 LONG = (
     *("flows/test_schedules", "flows/test_machines", "flows/test_docs", "flows/test_remotes", "flows/test_restore"),
     *("flows/test_user_files", "test_end_to_end", "flows/test_exact", "test_audit", "models/test_families"),

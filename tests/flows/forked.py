@@ -32,7 +32,7 @@ LATER += ["sklearn.svm", "pyarrow.dataset", "matplotlib.pyplot", "PIL.JpegImageP
 
 def call(path, arguments):
     """Have the server run the command here; its exit code."""
-    given = [number for number in map(int, os.listdir("/dev/fd")) if number > 2 and _inherited(number)]
+    given = [number for number in (int(each.name) for each in Path("/dev/fd").iterdir()) if _was_given(number)]
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         folder = os.open(".", os.O_RDONLY)
@@ -44,10 +44,10 @@ def call(path, arguments):
     return int(answer) if answer else 1
 
 
-def _inherited(number):
+def _was_given(number):
     try:
-        return os.get_inheritable(number)
-    except OSError:  # it was for the list of them
+        return number > 2 and os.get_inheritable(number)
+    except OSError:  # it was that of the list itself
         return False
 
 
@@ -156,13 +156,32 @@ TESTS += ["peft", "gguf", "duckdb", "lm_eval.tasks", "lm_eval.models.huggingface
 TESTS += ["PIL.JpegImagePlugin", "transformers.models.auto.modeling_auto", "jinja2", "numpy.testing"]
 
 
+def _read_yaml_fast():
+    """Where DVC was imported before: as fast_lock/sitecustomize.py has it otherwise."""
+    serialize, yaml = (sys.modules.get(f"dvc.utils.serialize{name}") for name in ("", "._yaml"))
+    if yaml and not yaml.parse_yaml.__module__.endswith("sitecustomize"):
+        importlib.import_module("tests.flows.fast_lock.sitecustomize").patch_yaml(yaml)
+        serialize.parse_yaml = yaml.parse_yaml
+
+
+def _read_settings():
+    """Of Prefect, as its import does: from the caller's environment."""
+    if context := sys.modules.get("prefect.context"):
+        context.refresh_global_settings_context()
+
+
 def module(arguments):
-    """In the fork: `prefect`, `dvc`, `-m module` or `-c text`, with the caller's settings and the project's own code."""
+    """In the fork: `prefect`, `dvc`, `-m module` or `-c text`, with the caller's settings and the project's code."""
     import runpy
 
     sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)
+    if spawn := sys.modules.get("multiprocessing.spawn"):
+        spawn.set_executable(sys.executable)
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "-c" in arguments:
+    if str(Path(__file__).with_name("fast_lock")) in sys.path:
+        _read_yaml_fast()
+    if arguments[0].startswith("-") and "-c" in arguments[:-1] and arguments[0] != "-m":
+        _read_settings()
         place = arguments.index("-c")
         sys.argv = ["-c", *arguments[place + 2 :]]
         sys.modules["__main__"] = main = type(sys)("__main__")
@@ -173,7 +192,7 @@ def module(arguments):
             importlib.import_module("flows")  # says where Prefect keeps its files
         arguments = arguments[1:]
     if arguments[0].partition(".")[0] in ("flows", "prefect", "uvicorn"):
-        importlib.import_module("prefect.context").refresh_global_settings_context()
+        _read_settings()
     sys.argv = list(arguments)
     if arguments[0] == "prefect":
         importlib.import_module("prefect.cli").app()
@@ -183,19 +202,10 @@ def module(arguments):
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
-def _read_yaml_fast():
-    """Where DVC is imported already: as fast_lock/sitecustomize.py, on PYTHONPATH, has it before."""
-    if "dvc.utils.serialize._yaml" in sys.modules:
-        serialize, yaml = (importlib.import_module(f"dvc.utils.serialize{name}") for name in ("", "._yaml"))
-        importlib.import_module("tests.flows.fast_lock.sitecustomize").patch_yaml(yaml)
-        serialize.parse_yaml = yaml.parse_yaml
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "serve-libraries":
         serve(sys.argv[2], NUMERICS + DVC + PREFECT + TESTS, module)
     elif sys.argv[1] == "serve-flows":
-        _read_yaml_fast()
         serve(sys.argv[2], PREFECT + DVC, module)
     elif sys.argv[1] == "serve-numerics":
         serve(sys.argv[2], NUMERICS + DVC, module)

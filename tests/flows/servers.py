@@ -76,9 +76,7 @@ def process(*command: str, log: Path, cwd: Path | None = None, **environment: st
 
 
 @contextmanager
-def forked_stages(
-    folder: Path, what: str = "serve", *, alone: bool = False, **environment: str
-) -> Iterator[Path]:
+def forked_stages(folder: Path, what: str = "serve", *, alone: bool = False, **environment: str) -> Iterator[Path]:
     """The process that has imported what stages import; a command sent to its socket runs in a fork of it.
 
     `serve-flows`: what flows import, and the commands of Prefect and DVC. `serve-numerics`: the packages of stages.
@@ -111,11 +109,12 @@ def library_python(socket: Path) -> Path:
 
 
 def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
-    """A script in the place of Python: its `-m module` is such a fork. $LIGHT_PYTHON has it used."""
+    """A script in the place of Python: its `-m module` is such a fork, and so is what multiprocessing starts (Dask's
+    workers). $LIGHT_PYTHON has it used."""
     script = folder / "python"
     if not script.exists():
         folder.mkdir()
-        known = "|".join(f'"-m {name}"' for name in modules)
+        known = "|".join([*(f'"-m {name}"' for name in modules), '"-c from multiprocessing"*'])
         lines = ["#!/bin/sh", '[ "$1 $2" = "-P -m" ] && shift']
         lines += [f'case "$1 $2" in {known}) exec {" ".join(fork_of(socket))} "$@" ;; esac']
         script.write_text("\n".join([*lines, f'exec {sys.executable} "$@"\n']))
@@ -160,6 +159,7 @@ def prefect_server(folder: Path, socket: Path) -> Iterator[dict[str, str]]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",  # which takes longer than all else at the start
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     start = (*fork_of(socket), "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
