@@ -159,6 +159,7 @@ def prefect_server(folder: Path, socket: Path) -> Iterator[dict[str, str]]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "120",  # on a busy machine the shipped ten seconds are not enough
         "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",  # which takes longer than all else at the start
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
