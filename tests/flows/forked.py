@@ -84,6 +84,8 @@ def _answer(connection, run):
     os.fchdir(received.pop(3))
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 256) for descriptor in received]
     connection = socket.socket(fileno=fcntl.fcntl(connection.detach(), fcntl.F_DUPFD_CLOEXEC, 256))
+    for descriptor in received:
+        os.close(descriptor)
     for number, descriptor in zip([0, 1, 2, *given], high, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -203,6 +205,8 @@ def module(arguments):
 
 
 if __name__ == "__main__":
+    if sys.argv[1].startswith("serve") and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # it ends with the process that started it, also by kill -9
     if sys.argv[1] == "serve-libraries":
         serve(sys.argv[2], NUMERICS + DVC + PREFECT + TESTS, module)
     elif sys.argv[1] == "serve-flows":
