@@ -29,13 +29,12 @@ SERVERS = ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have the workers of xdist be forks of one process, which imports torch, Prefect and the like for all of them.
+    """Have the workers of xdist be forks of one process, which imports torch, DVC and the like for all of them.
 
     Not where the lines that run are counted: that begins with a process.
     """
     if hasattr(config, "workerinput") or not config.getoption("tx", None) or config.getoption("cov_source", None):
         return
-    import flows  # noqa: F401  # says where Prefect keeps its files, before it is imported
     from tests.flows.servers import LIBRARIES, forked_stages, library_python
 
     folder = Path(SERVERS.enter_context(tempfile.TemporaryDirectory(prefix="tests-")))

@@ -5,8 +5,9 @@
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
 imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
-`serve-libraries` has imported all of these and what tests import: forks of it are Pythons, with -m or -c, that have
-every library at once. The workers of `make test` are such forks, and so are the servers above that they start.
+`serve-libraries` has imported all of these and what tests import, but not Prefect, whose import changes how every
+library logs: forks of it are Pythons, with -m or -c, that have the libraries at once. The workers of `make test` are
+such forks, and so are the servers above that they start.
 
 The stage, its folder, environment and output are those of the caller, and so are the descriptors that it was given;
 only the imports are shared, by fork. The fork ends with its caller.
@@ -153,7 +154,7 @@ NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
 
 
 # What tests import besides, and the commands of S3 and SSH remotes.
-TESTS = ["pytest", "boto3", "dvc_s3", "dvc_ssh", "s3fs", "sshfs", "aiobotocore.session", "distributed"]
+TESTS = ["pytest", "boto3", "dvc_s3", "dvc_ssh", "s3fs", "sshfs", "aiobotocore.session"]
 TESTS += ["peft", "gguf", "duckdb", "lm_eval.tasks", "lm_eval.models.huggingface", "sacrebleu", "matplotlib.pyplot"]
 TESTS += ["PIL.JpegImagePlugin", "transformers.models.auto.modeling_auto", "jinja2", "numpy.testing"]
 
@@ -208,7 +209,7 @@ if __name__ == "__main__":
     if sys.argv[1].startswith("serve") and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # it ends with the process that started it, also by kill -9
     if sys.argv[1] == "serve-libraries":
-        serve(sys.argv[2], NUMERICS + DVC + PREFECT + TESTS, module)
+        serve(sys.argv[2], NUMERICS + DVC + TESTS, module)
     elif sys.argv[1] == "serve-flows":
         serve(sys.argv[2], PREFECT + DVC, module)
     elif sys.argv[1] == "serve-numerics":
