@@ -8,18 +8,43 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gc
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-# The files that take longest, by `make test-durations`: workers end together when these come first.
+# The files that take longest, by `make test-durations`: workers end together when these come first. Those with a server
+# stand before all others, for it ends when a worker leaves their folder.
 LONG = (
     *("flows/test_schedules", "flows/test_machines", "flows/test_docs", "flows/test_remotes", "flows/test_restore"),
     *("flows/test_user_files", "test_end_to_end", "flows/test_exact", "test_audit", "models/test_families"),
     *("flows/test_faults", "pipeline/test_restore", "pipeline/test_restore_process", "flows/test_experiments"),
     *("stages/evaluate/test_stage", "stages/recover/test_recover", "stages/compensate/test_processes"),
 )
+
+
+SERVERS = ExitStack()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the workers of xdist be forks of one process, which imports torch, DVC and the like for all of them.
+
+    Not where the lines that run are counted: that begins with a process.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("tx", None) or config.getoption("cov_source", None):
+        return
+    from tests.flows.servers import LIBRARIES, forked_stages, library_python
+
+    folder = Path(SERVERS.enter_context(tempfile.TemporaryDirectory(prefix="tests-")))
+    libraries = SERVERS.enter_context(forked_stages(folder, "serve-libraries", alone=True))
+    SERVERS.enter_context(pytest.MonkeyPatch.context()).setenv(LIBRARIES, str(libraries))
+    config.option.tx = [f"popen//python={library_python(libraries)}" for _ in config.option.tx]
+
+
+def pytest_unconfigure() -> None:
+    SERVERS.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

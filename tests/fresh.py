@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr
+from multiprocessing import forkserver, spawn
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,10 @@ def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
     there. BrokenProcessPool where the process does not live to tell."""
     context = multiprocessing.get_context("forkserver")  # one server for all of a session
     context.set_forkserver_preload([*STOCK, *(f"transformers.models.{name}.modeling_{name}" for name in MODELS)])
+    if libraries := os.environ.get("RESTORELCC_TESTS_LIBRARIES"):  # it is then a fork of the one that has them all
+        spawn.set_executable(str(Path(libraries).with_name("python")))
+        forkserver.ensure_running()
+        spawn.set_executable(sys.executable)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_called, work, *arguments).result()
 

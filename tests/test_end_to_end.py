@@ -129,7 +129,7 @@ def test_a_stage_that_fails_leaves_nothing_half_written(project: Project) -> Non
 
 def test_a_second_run_from_nothing_is_byte_identical(project: Project, tmp_path: Path) -> None:
     """Forks of another process, whose sets are in another order (PYTHONHASHSEED)."""
-    with forked_stages(tmp_path / "forked", PYTHONHASHSEED="7") as socket:
+    with forked_stages(tmp_path / "forked", alone=True, PYTHONHASHSEED="7") as socket:
         again = Project(tmp_path / "again", socket=socket)
         again.repro()
     base = "data/tiny/wanda-0.5"

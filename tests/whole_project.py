@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tests.dag import ROOT
-from tests.flows.servers import FAST_LOCK, forked_command
+from tests.flows.servers import FAST_LOCK, LIBRARIES, forked_command
 
 PICO: dict[str, Any] = {
     "grid": {"head_ratio": [0.25], "pruning": ["wanda-0.5"]},
@@ -36,8 +36,8 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 class Project:
-    """A copy of the project, in a repository of its own. With `socket`, stages are forks that share their imports, and
-    dvc.lock is parsed by libyaml."""
+    """A copy of the project, in a repository of its own. With `socket`, stages are forks that share their imports,
+    `dvc` is one where there is a process for it, and dvc.lock is parsed by libyaml."""
 
     def __init__(self, folder: Path, changes: dict[str, Any] = PICO, socket: Path | None = None) -> None:
         self.folder = folder
@@ -53,11 +53,15 @@ class Project:
             "RESTORELCC_PROGRESS": "0",
         }
         if socket:
-            command = folder.with_name(f"{folder.name}-bin") / "restorelcc"
-            command.parent.mkdir()
-            command.write_text(f'#!/bin/sh\nexec {forked_command(socket)} "$@"\n')
-            command.chmod(0o755)
-            self.environment["PATH"] = f"{command.parent}:{self.environment['PATH']}"
+            commands = {"restorelcc": forked_command(socket)}
+            if libraries := os.environ.get(LIBRARIES):
+                commands["dvc"] = f"{forked_command(Path(libraries))} dvc"
+            bin_folder = folder.with_name(f"{folder.name}-bin")
+            bin_folder.mkdir()
+            for name, line in commands.items():
+                (bin_folder / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+                (bin_folder / name).chmod(0o755)
+            self.environment["PATH"] = f"{bin_folder}:{self.environment['PATH']}"
             self.environment["PYTHONPATH"] = os.pathsep.join([str(FAST_LOCK), os.environ.get("PYTHONPATH", "")])
         self.run("git", "init", "--quiet")
         self.run("dvc", "init", "--quiet")

@@ -1,4 +1,4 @@
-"""One server of each kind for all tests that a process runs; each ends with the session."""
+"""One server of each kind for all tests of this folder that a process runs; each ends when others follow."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ def prefect_home(shared_imports: None, tmp_path_factory: pytest.TempPathFactory)
     return home
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment that makes Prefect use the session's server."""
+    """The environment that makes Prefect use the server. It computes even when nobody asks it anything."""
     folder = tmp_path_factory.mktemp("prefect")
     migrated(folder / "prefect", prefect_home)
     with prefect_server(folder, LightProject.socket()) as environment:
         yield environment
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An S3 server with the bucket `team`: its ENDPOINT, and credentials for it."""
     with s3_server(tmp_path_factory.mktemp("s3")) as environment:
         yield environment
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
     """The port of an SSH server, and a home folder whose ~/.ssh/config knows the way."""
     with ssh_server(tmp_path_factory.mktemp("ssh")) as server:

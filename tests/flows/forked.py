@@ -5,12 +5,16 @@
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
 imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
+`serve-libraries` has imported all of these and what tests import, but not Prefect, whose import changes how every
+library logs: forks of it are Pythons, with -m or -c, that have the libraries at once. The workers of `make test` are
+such forks, and so are the servers above that they start.
 
-The stage, its folder, environment and output are those of the caller; only the imports are shared, by fork. The fork
-ends with its caller.
+The stage, its folder, environment and output are those of the caller, and so are the descriptors that it was given;
+only the imports are shared, by fork. The fork ends with its caller.
 """
 
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -29,13 +33,23 @@ LATER += ["sklearn.svm", "pyarrow.dataset", "matplotlib.pyplot", "PIL.JpegImageP
 
 def call(path, arguments):
     """Have the server run the command here; its exit code."""
+    given = [number for number in (int(each.name) for each in Path("/dev/fd").iterdir()) if _was_given(number)]
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         folder = os.open(".", os.O_RDONLY)
-        socket.send_fds(connection, [b"x"], [0, 1, 2, folder])
-        connection.sendall(json.dumps([arguments, dict(os.environ)]).encode() + b"\n")
+        socket.send_fds(connection, [b"x"], [0, 1, 2, folder, *given])
+        for number in given:
+            os.close(number)  # whoever reads at the other end must see when the fork closes it
+        connection.sendall(json.dumps([arguments, dict(os.environ), given]).encode() + b"\n")
         answer = connection.makefile("rb").read()
     return int(answer) if answer else 1
+
+
+def _was_given(number):
+    try:
+        return number > 2 and os.get_inheritable(number)
+    except OSError:  # it was that of the list itself
+        return False
 
 
 def serve(path, modules, run):
@@ -66,11 +80,16 @@ def _reaped():
 
 def _answer(connection, run):
     """In the fork: become the caller's command."""
-    _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
-    arguments, environment = json.loads(connection.makefile("rb").readline())
-    for number, descriptor in enumerate(descriptors[:3]):
+    _, received, _, _ = socket.recv_fds(connection, 1, 64)
+    arguments, environment, given = json.loads(connection.makefile("rb").readline())
+    os.fchdir(received.pop(3))
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 256) for descriptor in received]
+    connection = socket.socket(fileno=fcntl.fcntl(connection.detach(), fcntl.F_DUPFD_CLOEXEC, 256))
+    for descriptor in received:
+        os.close(descriptor)
+    for number, descriptor in zip([0, 1, 2, *given], high, strict=True):
         os.dup2(descriptor, number)
-    os.fchdir(descriptors[3])
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -134,18 +153,49 @@ NUMERICS += ["transformers.models.mistral.modeling_mistral", "safetensors.torch"
 NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
 
 
+# What tests import besides, and the commands of S3 and SSH remotes.
+TESTS = ["pytest", "boto3", "dvc_s3", "dvc_ssh", "s3fs", "sshfs", "aiobotocore.session"]
+TESTS += ["peft", "gguf", "duckdb", "lm_eval.tasks", "lm_eval.models.huggingface", "sacrebleu", "matplotlib.pyplot"]
+TESTS += ["PIL.JpegImagePlugin", "transformers.models.auto.modeling_auto", "jinja2", "numpy.testing"]
+
+
+def _read_yaml_fast():
+    """Where DVC was imported before: as fast_lock/sitecustomize.py has it otherwise."""
+    serialize, yaml = (sys.modules.get(f"dvc.utils.serialize{name}") for name in ("", "._yaml"))
+    if yaml and not yaml.parse_yaml.__module__.endswith("sitecustomize"):
+        importlib.import_module("tests.flows.fast_lock.sitecustomize").patch_yaml(yaml)
+        serialize.parse_yaml = yaml.parse_yaml
+
+
+def _read_settings():
+    """Of Prefect, as its import does: from the caller's environment."""
+    if context := sys.modules.get("prefect.context"):
+        context.refresh_global_settings_context()
+
+
 def module(arguments):
-    """In the fork: `prefect`, `dvc` or `-m module`, with the caller's settings and the project's own code."""
+    """In the fork: `prefect`, `dvc`, `-m module` or `-c text`, with the caller's settings and the project's code."""
     import runpy
 
     sys.executable = os.environ.get("LIGHT_PYTHON", sys.executable)
+    if spawn := sys.modules.get("multiprocessing.spawn"):
+        spawn.set_executable(sys.executable)
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(Path(__file__).with_name("fast_lock")) in sys.path:
+        _read_yaml_fast()
+    if arguments[0].startswith("-") and "-c" in arguments[:-1] and arguments[0] != "-m":
+        _read_settings()
+        place = arguments.index("-c")
+        sys.argv = ["-c", *arguments[place + 2 :]]
+        sys.modules["__main__"] = main = type(sys)("__main__")
+        exec(arguments[place + 1], main.__dict__)
+        return
     if arguments[0] == "-m":
         if arguments[1].startswith("flows."):
             importlib.import_module("flows")  # says where Prefect keeps its files
         arguments = arguments[1:]
     if arguments[0].partition(".")[0] in ("flows", "prefect", "uvicorn"):
-        importlib.import_module("prefect.context").refresh_global_settings_context()
+        _read_settings()
     sys.argv = list(arguments)
     if arguments[0] == "prefect":
         importlib.import_module("prefect.cli").app()
@@ -156,7 +206,11 @@ def module(arguments):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve-flows":
+    if sys.argv[1].startswith("serve") and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # it ends with the process that started it, also by kill -9
+    if sys.argv[1] == "serve-libraries":
+        serve(sys.argv[2], NUMERICS + DVC + TESTS, module)
+    elif sys.argv[1] == "serve-flows":
         serve(sys.argv[2], PREFECT + DVC, module)
     elif sys.argv[1] == "serve-numerics":
         serve(sys.argv[2], NUMERICS + DVC, module)

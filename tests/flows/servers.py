@@ -25,6 +25,7 @@ from tests.dag import ROOT
 FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
+LIBRARIES = "RESTORELCC_TESTS_LIBRARIES"  # the socket of the process that has imported all libraries, if there is one
 
 
 def free_port() -> int:
@@ -75,14 +76,18 @@ def process(*command: str, log: Path, cwd: Path | None = None, **environment: st
 
 
 @contextmanager
-def forked_stages(folder: Path, what: str = "serve", **environment: str) -> Iterator[Path]:
+def forked_stages(folder: Path, what: str = "serve", *, alone: bool = False, **environment: str) -> Iterator[Path]:
     """The process that has imported what stages import; a command sent to its socket runs in a fork of it.
 
     `serve-flows`: what flows import, and the commands of Prefect and DVC. `serve-numerics`: the packages of stages.
+    It is a fork itself where all of the tests share the imports of libraries; not if `alone`.
     """
     folder.mkdir(exist_ok=True)
     path = folder / "socket"
-    command = (sys.executable, "-m", "tests.flows.forked", what, str(path), "-" * 1000)  # room for a fork's own
+    python: tuple[str, ...] = (sys.executable,)
+    if (libraries := os.environ.get(LIBRARIES)) and not alone:
+        python = fork_of(Path(libraries))
+    command = (*python, "-m", "tests.flows.forked", what, str(path), "-" * 1000)  # room for a fork's own
     environment = {"PYTHONPATH": str(ROOT), "RESTORELCC_PROGRESS": "0"} | environment
     with process(*command, log=folder / "forked.log", **environment) as server:
         wait_for(lambda: path.exists() or server.poll() is not None, "the process with the imports")
@@ -95,12 +100,21 @@ def fork_of(socket: Path) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(FORKED), str(socket))
 
 
+def library_python(socket: Path) -> Path:
+    """A Python beside the socket whose processes are such forks, whatever they run."""
+    script = socket.with_name("python")
+    script.write_text(f'#!/bin/sh\nexec {" ".join(fork_of(socket))} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
 def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
-    """A script in the place of Python: its `-m module` is such a fork. $LIGHT_PYTHON has it used."""
+    """A script in the place of Python: its `-m module` is such a fork, and so is what multiprocessing starts (Dask's
+    workers). $LIGHT_PYTHON has it used."""
     script = folder / "python"
     if not script.exists():
         folder.mkdir()
-        known = "|".join(f'"-m {name}"' for name in modules)
+        known = "|".join([*(f'"-m {name}"' for name in modules), '"-c from multiprocessing"*'])
         lines = ["#!/bin/sh", '[ "$1 $2" = "-P -m" ] && shift']
         lines += [f'case "$1 $2" in {known}) exec {" ".join(fork_of(socket))} "$@" ;; esac']
         script.write_text("\n".join([*lines, f'exec {sys.executable} "$@"\n']))
@@ -145,6 +159,8 @@ def prefect_server(folder: Path, socket: Path) -> Iterator[dict[str, str]]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "120",  # on a busy machine the shipped ten seconds are not enough
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",  # which takes longer than all else at the start
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     start = (*fork_of(socket), "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")

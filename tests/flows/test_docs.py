@@ -77,6 +77,7 @@ def test_schedules_and_distributed(tmp_path: Path, prefect_home: Path) -> None:
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_HOME": str(project.folder / ".work/prefect"),
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
         "RESTORELCC_ROOT": str(project.folder),
         "RESTORELCC_CLONES": str(tmp_path / "clones"),
     }

@@ -41,7 +41,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
 
 @pytest.fixture(params=["folder", "s3", "ssh"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
-    """An empty remote of each kind; the servers are the session's."""
+    """An empty remote of each kind; the servers are shared."""
     if request.param == "folder":
         return Remote(str(tmp_path / "remote"))
     if request.param == "s3":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import sys
 import urllib.request
 from datetime import UTC, datetime
@@ -23,9 +21,9 @@ from flows.sweep import check_sweep
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.workspace import mend
 from tests.flows.light import FEW, LightProject
-from tests.flows.servers import process, wait_for
+from tests.flows.servers import wait_for
 from tests.flows.test_machines import deployed
-from tests.flows.test_restore import alive, left_behind
+from tests.flows.test_restore import alive, kill_all, left_behind
 
 PYTHON = sys.executable
 PREFECT = str(Path(PYTHON).parent / "prefect")
@@ -103,7 +101,7 @@ def test_a_sweep_is_one_experiment_and_leaves_the_folder_alone(served: LightProj
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, prefect: dict[str, str]) -> LightProject:
-    """A project with its deployments on the session's server."""
+    """A project with its deployments on the shared server."""
     project = LightProject(tmp_path_factory.mktemp("served") / "project", GRID, stages=FEW)
     project.environment |= prefect
     deployed(project)
@@ -187,7 +185,7 @@ def test_a_scheduled_run_fires_an_overlapping_one_is_cancelled_and_cancel_leaves
     served.sh(PREFECT, "deployment", "schedule", "clear", "--accept-yes", "sweep/nightly")
     often = ("--interval", "20", "--timezone", "UTC")
     served.sh(PREFECT, "deployment", "schedule", "create", "sweep/nightly", *often)
-    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "600"}):
+    with served.background(*WORKER, log=tmp_path / "worker.log", STANDIN_SECONDS="600"):
         wait_for(lambda: "dense@tiny" in served.executed()[before:], "a stage of the scheduled run")
         (run,) = [run for run in runs(served) if run["state_type"] == "RUNNING"]
         assert run["auto_scheduled"]
@@ -226,9 +224,9 @@ WORKER = (PREFECT, "worker", "start", "--pool", "restorelcc")
 
 def test_a_killed_worker_leaves_a_run_that_ends_and_a_rerun_finishes(served: LightProject, tmp_path: Path) -> None:
     served.set("dense.pretrain.seed", 78)
-    with process(*WORKER, log=tmp_path / "worker.log", **served.environment | {"STANDIN_SECONDS": "1"}) as worker:
+    with served.background(*WORKER, log=tmp_path / "worker.log", STANDIN_SECONDS="1") as worker:
         run = begun(served)
-        worker.kill()
+        kill_all(served, "worker start")
         worker.wait()
         wait_for(lambda: ended(served, run), "the run to end")
     mend(served.folder)  # as every flow does: a kill can leave dvc.lock empty
@@ -247,21 +245,18 @@ def test_a_run_whose_machine_died_is_marked_crashed_and_a_rerun_runs_what_is_mis
     served.sh(PREFECT, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
     served.repro()
     served.set("dense.pretrain.seed", 79)
-    slow = served.environment | {"STANDIN_SECONDS": "600", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    with process(*WORKER, log=tmp_path / "worker.log", **slow) as worker:
+    slow = {"STANDIN_SECONDS": "600", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with served.background(*WORKER, log=tmp_path / "worker.log", **slow):
         run = begun(served)
         stage = served.events()[-1][2]
-        worker.kill()
-        for pid, line in left_behind(served).items():
-            if "prefect" in line:
-                os.kill(pid, signal.SIGKILL)
+        kill_all(served, "prefect")
         wait_for(lambda: not alive(stage), "the stage to end with its flow")
     assert not ended(served, run), "nobody could tell the server"
     assert wait_for(lambda: ended(served, run), "the run to be marked") == "CRASHED"
     wait_for(lambda: without_automations(served), "the automation to go: the server has other tests")
     forget_scheduled(served)
     before = len(served.executed())
-    with process(*WORKER, log=tmp_path / "again.log", **served.environment):
+    with served.background(*WORKER, log=tmp_path / "again.log"):
         served.sh(PREFECT, "deployment", "run", "restore/now", "--watch")
     assert ended(served, runs(served)[0]["id"]) == "COMPLETED"
     kinds = [name.partition("@")[0] for name in served.executed()[before:]]
