@@ -211,7 +211,7 @@ def test_the_picture_shows_the_table_of_the_readme() -> None:
         return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
     found = means((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert list(found) == ["dense", "pruned", "heads 0.1", "heads 0.25"]
+    assert list(found) == ["dense", "dense, int8", "dense, int4", "pruned", "heads 0.1", "heads 0.25"]
     written = PICTURE.read_text(encoding="utf-8")
     assert texts(written) == texts(draw(found)), "run python -m benchmarks.readme_picture"
     assert {f"{mean:.1f}" for mean in found.values()} <= set(texts(written))
