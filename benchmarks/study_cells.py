@@ -179,6 +179,7 @@ BIAS = _other("bias", "a free bias on every out-projection (limit of heads)")
 MASKED_BOTH = _other("masked-compensated", "surviving weights, then biases", _WEIGHT_RATES)
 LORA_1 = _other("lora-r1-o", "LoRA r=1 on the out-projections, unmerged", *_RANK_1, recovery="lora")
 MASKED = _other("masked", "surviving weights", _WEIGHT_RATES)
+RECONSTRUCTED_DISTILLED = _other("reconstruct-distilled", "block reconstruction, then distillation", _WEIGHT_RATES)
 RECONSTRUCTED_BOTH = _other("reconstruct-compensated", "block reconstruction, then biases", _WEIGHT_RATES)
 FIRST: tuple[Method, ...] = (PAPER, SITES, MASKED_BOTH, LORA_1, BIAS)
 FURTHER: tuple[Method, ...] = (
@@ -192,6 +193,7 @@ FURTHER: tuple[Method, ...] = (
     _other("masked-lora", "LoRA r=8 under the mask, merged", _WEIGHT_RATES),
     _other("reconstruct", "block reconstruction", _WEIGHT_RATES),
     RECONSTRUCTED_BOTH,
+    RECONSTRUCTED_DISTILLED,
     _other("lora", "LoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
     _other("dora", "DoRA r=8 on every linear, unmerged", _WEIGHT_RATES),
     _other("eora", "EoRA r=8 on every linear, unmerged"),

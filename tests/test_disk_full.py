@@ -99,10 +99,14 @@ def state(folder: Path) -> dict[str, bytes]:
 def timeless(files: dict[str, bytes]) -> dict[str, object]:
     """The same, without what was measured with a clock."""
     clocks = ("seconds", "latency", "peak_memory_bytes", "sha256")
+
+    def without(content: object) -> object:
+        if not isinstance(content, dict):
+            return content
+        return {key: without(value) for key, value in content.items() if key not in clocks}
+
     return {
-        name: {key: value for key, value in json.loads(content).items() if key not in clocks}
-        if name.startswith("data/metrics/") and name.endswith(".json")
-        else content
+        name: without(json.loads(content)) if name.startswith("data/metrics/") and name.endswith(".json") else content
         for name, content in files.items()
     }
 

@@ -62,7 +62,8 @@ def test_no_value_of_the_grid_reaches_the_shell_by_dvc(
     from dvc.repo import Repo
 
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["grid"] = {"model": [evil], "pruning": [evil], "head_ratio": [evil, 0.25], "recovery": [evil]}
+    content["grid"] = {"model": [evil], "pruning": [evil], "head_ratio": [evil, 0.25]}
+    content["grid"] |= {"recovery": [evil], "speed": [evil]}
     content["models"] = {evil: content["models"]["tiny"]}
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     text = (tmp_path / "dvc.yaml").read_text().replace("models.${item.model}", "models")  # no key that DVC can name

@@ -48,6 +48,7 @@ def check(
     if model is not None:
         _read_through(checked, checked.cell(model, None, None).model, layout, as_json=as_json)
         return
+    _check_lists(params)
     found = [problem for alias in checked.grid.model for problem in problems(checked, alias, layout)]
     if found:
         raise BadInput(_first_of(found))
@@ -97,6 +98,21 @@ def _of_a_kill(layout: Layout) -> list[str]:
     from restorelcc.pipeline.workspace import faults
 
     return [f"{sentence}: run `restorelcc doctor --fix`" for sentence in faults(layout.root)]
+
+
+def _check_lists(params: Path) -> None:
+    """Raises BadInput for a list of the grid that dvc.yaml multiplies out and the file does not have."""
+    from restorelcc.base.documents import read_yaml
+    from restorelcc.pipeline.params_file import read_params
+    from restorelcc.pipeline.renamed import with_new_names
+    from restorelcc.pipeline.stale import missing_list
+
+    pipeline = params.resolve().with_name("dvc.yaml")
+    if pipeline.is_file():
+        raw = read_params(params)
+        with_new_names(raw)
+        if (name := missing_list(read_yaml(pipeline), raw["grid"])) is not None:
+            raise BadInput(f"{params}: grid.{name} is missing, which dvc.yaml multiplies out: add `{name}: []`")
 
 
 def _check_files(params: Params, alias: str, layout: Layout) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from restorelcc.base.cell import check_alias
+from restorelcc.base.documents import parse_yaml
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import PAPER, SEQUENCE_LENGTH
@@ -45,7 +46,7 @@ def own_params(alias: str, entry: dict[str, Any]) -> str:
 
 def parsed(text: str) -> Params:
     """The text as an object. Raises BadInput with one sentence."""
-    return checked(yaml.safe_load(text))
+    return checked(parse_yaml(text, "params.yaml"))
 
 
 def looked_at(params: Params, alias: str, layout: Layout) -> dict[str, Any] | None:

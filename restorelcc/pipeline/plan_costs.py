@@ -52,18 +52,6 @@ START = {"evaluate": 15}  # seconds until a stage's process computes; of most of
 MEAN_TOKENS, TEXT_TOKENS, TEXTS = 160, 160, 1900
 PACKAGE_PAIR_TOKENS, PACKAGE_TEXT_TOKENS, PACKAGE_TEXTS = 89, 78, 5151
 CHARACTERS = 4  # of a token, on average
-# Items of a task; tokens of one, with what its choices share counted once, and how many of them are predicted (by the
-# tokenizer of SmolLM2). Of other tasks a guess.
-TASKS = {
-    "boolq": (3270, 153, 2),
-    "rte": (277, 73, 2),
-    "hellaswag": (10042, 84, 56),
-    "winogrande": (1267, 24, 11),
-    "arc_easy": (2376, 40, 18),
-    "arc_challenge": (1172, 49, 24),
-    "openbookqa": (500, 20, 13),
-}
-OTHER_TASK = (1000, 100, 20)
 
 
 @dataclass(frozen=True)

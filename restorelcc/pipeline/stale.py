@@ -35,6 +35,16 @@ def stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
     return [path for path in files if not live & {path, *path.parents}]
 
 
+def missing_list(pipeline: dict[str, Any], grid: dict[str, Any]) -> str | None:
+    """The first list of the grid that dvc.yaml multiplies out and params.yaml does not have: DVC would not start."""
+    named = [values[len("${grid.") : -1] for stage in pipeline["stages"].values() for values in _lists(stage)]
+    return next((name for name in named if name not in grid), None)
+
+
+def _lists(stage: dict[str, Any]) -> list[str]:
+    return [values for values in stage.get("matrix", {}).values() if isinstance(values, str)]
+
+
 def grid_outs(pipeline: dict[str, Any], grid: dict[str, Any]) -> set[str]:
     """Paths that the stages of dvc.yaml write for a grid: outs, metrics and plots of every cell."""
     outs = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import yaml
 
 from restorelcc.__main__ import main
 from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.cli import read_through
+from restorelcc.cli.app import app
 from tests import pico
 from tests.dag import ROOT
 from tests.stages.prune.project import words
@@ -235,3 +238,13 @@ def test_no_later_stage_may_allow_less_than_rows_are_fitted_to(
     assert f"{section}.max_tokens is 512 for mine, below corpus.max_tokens 1024" in told
     assert _check(monkeypatch, *short, "--model", "mine") == 2
     assert _check(monkeypatch, *short, "--set", "corpus.max_tokens=512", "--model", "mine") == 0
+
+
+def test_a_list_of_the_grid_that_dvc_wants_is_missed_in_one_sentence(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(re.sub(r"(?m)^  speed: \[\].*\n", "", text), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"grid\.speed is missing, which dvc\.yaml multiplies out: add `speed: \[\]`"):
+        app(["check", "--params", str(tmp_path / "params.yaml")], standalone_mode=False)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    app(["check", "--params", str(tmp_path / "params.yaml")], standalone_mode=False)

@@ -92,6 +92,8 @@ CHANGES: dict[str, tuple[Change, set[str]]] = {
         param("evaluate.batch_size", 9),
         cells("inputs", "evaluate_dense", "evaluate_pruned", "evaluate_restored") | REPORT,
     ),
+    "speed": (param("speed.turns", 3), set()),  # none in this grid
+    "a ratio that is timed": (param("grid.speed", [0.25]), {f"speed@{m}-wanda-0.5-0.25" for m in MODELS} | REPORT),
     "report": (param("report.decimals", 3), REPORT),
     "a ratio more": (param("grid.head_ratio", [0.1, 0.25, 0.5]), cells(*PER_RATIO, ratios=("0.5",)) | REPORT),
     "a ratio less": (param("grid.head_ratio", [0.1]), REPORT),

@@ -71,7 +71,7 @@ def user_params(params: dict[str, Any], home: Path) -> dict[str, Any]:
     }
     return params | {
         "models": {MODEL: entry},
-        "grid": {"model": [MODEL], "pruning": list(PRUNINGS), "head_ratio": [RATIO], "recovery": []},
+        "grid": {"model": [MODEL], "pruning": list(PRUNINGS), "head_ratio": [RATIO], "recovery": [], "speed": []},
         "corpus": params["corpus"] | {"encoder": str(home / "encoder")},
         "prune": params["prune"] | {"external": {MODEL: {"theirs": {"source": str(home / "theirs")}}}},
         "evaluate": params["evaluate"] | {"datasets": str(home / "copies")},

@@ -227,7 +227,7 @@ def test_a_disk_that_is_full_where_artifacts_are_written(dense: Dense, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device", "model_ref.json")
 
     with monkeypatch.context() as patch:
-        patch.setattr("restorelcc.stages.dense.stage.write_reference", full)
+        patch.setattr("restorelcc.models.checkpoints.write_reference", full)
         dense.fails(1, "the disk is full", "model_ref.json", "make room")
     dense.succeeds()
 
