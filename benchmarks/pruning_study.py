@@ -235,7 +235,7 @@ def page(cells: Path) -> None:
         f"{tokens:,} scored tokens; calibration texts are passages of SQuAD, CoQA and DROP. Both comparisons are with "
         "the Wanda and the SparseGPT of the same pattern on as many tokens (or else on the most that were run), paired "
         "by text, with 95 % bootstrap intervals. `python -m benchmarks.pruning_study` goes on with it.",
-        measured_on(torch.get_num_threads()),
+        measured_on(1),
         table(columns, lines),
         f"Not run: {missing}." if missing else "",
     ]
