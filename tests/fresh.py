@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import forkserver, spawn
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +57,37 @@ def stock_logits(folder: Path, tokens: list[list[int]]) -> tuple[Any, list[str]]
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     return model(input_ids=torch.tensor(tokens)).logits.detach().numpy(), own_modules()
+
+
+def verify_by_fork(folder: Path) -> tuple[str, list[str]]:
+    """`restorelcc verify --json`, which loads the checkpoint in a fork: what it prints, and which modules of the project
+    that fork had."""
+    from restorelcc.cli.app import app
+
+    had, fork = [], os.fork
+
+    def watched() -> int:
+        had.extend(own_modules())
+        return fork()
+
+    printed = io.StringIO()
+    with (
+        mock.patch("os.fork", watched),
+        mock.patch("subprocess.run", side_effect=AssertionError),
+        redirect_stdout(printed),
+    ):
+        app(["verify", "--json", str(folder)], standalone_mode=False)
+    return printed.getvalue(), had
+
+
+def asked_of_a_fork(request: Path) -> tuple[int, str]:
+    """Exit status and words of the process that waits for a request; a second one is asked nothing and ends."""
+    from restorelcc.release.verify.fresh import wait
+
+    idle = wait()
+    os.close(idle.asks)
+    assert os.waitpid(idle.pid, 0)[1] == 0
+    return wait().run(request)
 
 
 @contextmanager

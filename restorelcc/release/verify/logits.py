@@ -26,6 +26,7 @@ from restorelcc.models.checkpoint_check import refused
 from restorelcc.models.tensors import read_tensors
 from restorelcc.release.original import original_config, original_tensors
 from restorelcc.release.verify.files import Violation
+from restorelcc.release.verify.fresh import Waiting
 
 FLOAT32_TOLERANCE = 1e-5  # of the largest logit, or of 1 where all are smaller
 _SEQUENCES, _TOKENS = 4, 32
@@ -48,10 +49,11 @@ def probe_tokens(config: PretrainedConfig, seed: int = 0) -> list[list[int]]:
     return torch.randint(0, text.vocab_size, (_SEQUENCES, length), generator=generator).tolist()
 
 
-def load_fresh(requests: list[tuple[Path, list[list[int]]]]) -> list[Loaded]:
+def load_fresh(requests: list[tuple[Path, list[list[int]]]], waiting: Waiting | None = None) -> list[Loaded]:
     """Load each folder by plain AutoModelForCausalLM.from_pretrained in one fresh process and run it on the tokens.
 
-    Raises Violation with the process's last words when it fails.
+    The process is the one that waits, or else one that is started here. Raises Violation with its last words when it
+    fails.
     """
     with tempfile.TemporaryDirectory(prefix="restorelcc-fresh-") as scratch:
         places = [(Path(scratch) / f"{n}.safetensors", Path(scratch) / f"{n}.json") for n in range(len(requests))]
@@ -61,17 +63,23 @@ def load_fresh(requests: list[tuple[Path, list[list[int]]]]) -> list[Loaded]:
         ]
         request = Path(scratch) / "request.json"
         request.write_text(json.dumps(asked), encoding="utf-8")
-        # -P: the script's own folder is not searched for modules.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("fresh.py")), str(request)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        status, said = waiting.run(request) if waiting else _started(request)
+        if status != 0:
+            last = (said.strip().splitlines() or ["no message"])[-1]
             raise Violation(f"{requests[0][0]} does not load in a fresh process: {last}")
         found = []
         for logits, report in places:
             tensors, _ = read_tensors(logits, ("own", "float32"), sealed=False)
             found.append(Loaded(read_json(report), tensors["own"], tensors["float32"]))
         return found
+
+
+def _started(request: Path) -> tuple[int, str]:
+    """Answer a request in a process of its own: its exit status and what it said on stderr."""
+    # -P: the script's own folder is not searched for modules.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("fresh.py")), str(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=request.parent)
+    return done.returncode, done.stderr
 
 
 def check_keys(folder: Path, loaded: Loaded) -> str:

@@ -32,6 +32,7 @@ from restorelcc.release.verify.files import (
     check_stock_only,
     check_tokenizer,
 )
+from restorelcc.release.verify.fresh import Waiting
 from restorelcc.release.verify.logits import (
     check_keys,
     check_logits,
@@ -86,11 +87,14 @@ def subject(folder: Path, against: Path | None, compensation: Path | None) -> Su
     return Subject(folder, read_record(folder) if has_record else None, against, compensation)
 
 
-def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
-    """Every check in turn, with what it found. Raises Violation at the first thing that is not as it should be."""
+def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = None) -> Iterator[Finding]:
+    """Every check in turn, with what it found. Raises Violation at the first thing that is not as it should be.
+
+    waiting: the process that loads the checkpoint as any user does; None: one is started for it.
+    """
     folder, record = subject.folder, subject.record
     if is_packed(folder):
-        yield from _verify_unpacked(subject, logits=logits)
+        yield from _verify_unpacked(subject, logits=logits, waiting=waiting)
         return
     yield "stock files", check_stock_only(folder)
     yield "tokenizer", check_tokenizer(folder)
@@ -108,7 +112,7 @@ def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
         yield "against", check_against(stored, _reference(subject))
     check_checkpoint(folder)  # before another process loads it
     tokens = probe_tokens(_config_of(folder))
-    (loaded,) = load_fresh([(folder, tokens)])
+    (loaded,) = load_fresh([(folder, tokens)], waiting)
     yield "fresh process", check_keys(folder, loaded)
     if not logits:
         yield "logits", "not compared (--skip-logits)"
@@ -122,14 +126,14 @@ def verify(subject: Subject, *, logits: bool = True) -> Iterator[Finding]:
     yield "logits", check_logits(loaded, hooked_logits(model, subject.values(head_layout(model)), tokens))
 
 
-def _verify_unpacked(subject: Subject, *, logits: bool) -> Iterator[Finding]:
+def _verify_unpacked(subject: Subject, *, logits: bool, waiting: Waiting | None) -> Iterator[Finding]:
     """That a packed checkpoint gives the bytes that were packed, and every check of that stock checkpoint."""
     folder = subject.folder.resolve()
     # Beside it, so that paths to its parents lead there too.
     with scratch_folder(folder.parent, f".{folder.name}{_UNPACKED}", f".*{_UNPACKED}*") as scratch:
         digests = unpack_into(folder, scratch)
         yield "packed", f"{', '.join(digests)}: unpacked with the digests that were packed"
-        yield from verify(replace(subject, folder=scratch, packed=folder), logits=logits)
+        yield from verify(replace(subject, folder=scratch, packed=folder), logits=logits, waiting=waiting)
 
 
 def _config_of(folder: Path) -> PretrainedConfig:

@@ -25,6 +25,7 @@ from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
+from tests.fresh import asked_of_a_fork, fresh, verify_by_fork
 from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -221,3 +222,20 @@ def test_a_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(logits_module, "__file__", str(tmp_path / "logits.py"))
     with pytest.raises(Violation, match="does not load in a fresh process: no memory left"):
         logits_module.load_fresh([(tmp_path, [[1]])])
+
+
+def test_the_verb_loads_in_a_fork_that_knows_transformers_alone(whole: Path) -> None:
+    printed, had = fresh(verify_by_fork, whole)
+    found = {each["check"]: each["found"] for each in json.loads(printed)["checks"]}
+    assert "LlamaForCausalLM in float32" in found["fresh process"] and "max |difference|" in found["logits"]
+    rooms = {name.split(".")[1] for name in had if "." in name}
+    assert rooms <= {"base", "cli", "release", "pipeline"}, had
+    assert not [name for name in had if name.startswith("restorelcc.release.") and "verify" not in name], had
+
+
+def test_a_fork_that_fails_says_why(tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps([{"folder": str(tmp_path / "none"), "tokens": [[1]], "logits": "x", "report": "y"}]))
+    status, said = fresh(asked_of_a_fork, request)
+    assert status == 1
+    assert "none" in said.splitlines()[-1]
