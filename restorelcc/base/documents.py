@@ -241,8 +241,9 @@ def _bytes(path: Path) -> bytes:
         raise BadInput(f"{path} cannot be read ({error.strerror}): check its permissions and the disk") from error
 
 
-# 1 had no items' digests, one perplexity and no generation check; 2 did not say how it was measured.
-SCHEMA = 3
+# 1 had no items' digests, one perplexity and no generation check; 2 did not say how it was measured; 3 held tests,
+# which are details now.
+SCHEMA = 4
 _NEEDED = ("model", "pruning", "head_ratio", "measured", "tasks", "mean", "perplexity", "params_total", "sparsity")
 
 

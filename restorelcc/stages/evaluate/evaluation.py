@@ -177,7 +177,8 @@ class Evaluation:
         theirs = generation.describe({"greedy": self.reference.greedy}) if self.reference and cell != dense else None
         reasons = generation.degenerate(measured, theirs, config.repetition_limit)
         self.metrics["generation"] = {"degenerate": bool(reasons), "reasons": reasons}
-        self.metrics["generation"] |= self._against_dense(log_q, written["greedy"]) | measured
+        self.metrics["generation"] |= self._against_dense(log_q, written["greedy"])
+        self.details["generation"] = measured
         room = generation.room_for(prompts.beginnings_PQ, config, context)
         self.details["completions"] = {way: generation.completion(ids, room) for way, ids in written.items()}
         if self.reference is not None:
@@ -205,7 +206,7 @@ class Evaluation:
         return torch.tensor(ids[: rows * length], device=self.network.device).view(rows, length)
 
     def compare_with(self, others: list[Cell]) -> None:
-        """Tests against dense (and pruned) on the same items: pooled into the metrics, per task into the details.
+        """Tests against dense (and pruned) on the same items into the details, the recovered share into the metrics.
 
         Raises BadInput, naming what differs, for others that were measured in another way.
         """
@@ -222,7 +223,8 @@ class Evaluation:
     def write(self) -> None:
         """Publish metrics, details and samples; of the dense model also the reference.
 
-        The metrics hold results only, so that `dvc metrics diff` shows results; time and versions are details.
+        The metrics hold the main results only, so that `dvc metrics diff` fits a terminal. Details are the rest: tests,
+        how continuations repeat, time, and versions.
         """
         cell, layout = self.cell, self.layout
         metrics: dict[str, Any] = {"schema": SCHEMA, "model": cell.model, "pruning": cell.pruning}

@@ -50,7 +50,7 @@ def averaged_tasks(results: dict[str, Any], cell: Cell, layout: Layout) -> dict[
 def versus(
     outcome: Outcome, others: list[Cell], layout: Layout, *, samples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metrics, details): tests against the dense (and pruned) cell, pooled and per task, and the recovered share.
+    """(metrics, details): the recovered share; tests against the dense (and pruned) cell, pooled and per task.
 
     Raises BadInput, naming what differs and the evaluations that are old, for others that were measured in another way.
     """
@@ -63,11 +63,12 @@ def versus(
     counted = outcome.averaged
     ours, scores = scores_by_task(outcome.rows, counted), [scores_by_task(rows, counted) for rows in theirs]
     metrics: dict[str, Any] = {}
+    pooled: dict[str, Any] = {}
     details: dict[str, dict[str, Any]] = {name: {} for name, _ in zip(_NAMES, others, strict=False)}
     if counted:
         pairs = zip(_NAMES, scores, strict=False)
         found = {name: compare(other, ours, samples=samples, seed=seed) for name, other in pairs}
-        metrics["versus"] = {name: comparison["pooled"] for name, comparison in found.items()}
+        pooled = {name: comparison["pooled"] for name, comparison in found.items()}
         details = {name: comparison["tasks"] for name, comparison in found.items()}
     if len(others) == 2:
         metrics["recovered"] = (
@@ -77,7 +78,7 @@ def versus(
         )
     for name, rows in zip(_NAMES, theirs, strict=False):
         details[name] |= _other_metrics(outcome, rows, samples, seed)
-    return metrics, {"versus": details}
+    return metrics, {"pooled": pooled, "versus": details}
 
 
 def _check(outcome: Outcome, others: list[Cell], layout: Layout) -> None:

@@ -177,7 +177,7 @@ def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
 def result_row(cell: Cell, metrics: dict[str, Any], details: dict[str, Any]) -> Row:
     """One row of the report: names, accuracy, recovered share with interval, perplexities, text, cost."""
     kind, label = _kind(metrics)
-    recovered, versus = metrics.get("recovered") or {}, (metrics.get("versus") or {}).get("pruned") or {}
+    recovered, versus = metrics.get("recovered") or {}, (details.get("pooled") or {}).get("pruned") or {}
     names = ("model", "pruning", "head_ratio", "mean", "params_added", "params_total", "sparsity")
     optional = ("params_nonzero", "params_trained", "file_bytes", "bits_per_byte", "generation")
     return {

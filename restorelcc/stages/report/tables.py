@@ -133,7 +133,8 @@ def perplexity_columns(row: Row) -> dict[str, str]:
 def text_columns(row: Row) -> dict[str, str]:
     """What the generation check measured."""
     found = row["generation"] or {}
-    greedy, sampled = found.get("greedy") or {}, found.get("sampled") or {}
+    written = row["details"].get("generation") or {}
+    greedy, sampled = written.get("greedy") or {}, written.get("sampled") or {}
     ended = (row["details"].get("completions") or {}).get("greedy") or {}
     return {
         "text": row["what"],

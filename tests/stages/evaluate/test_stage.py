@@ -127,9 +127,9 @@ def test_all_models_answer_the_same_items_and_are_held_against_dense(layout: Lay
     assert dense["generation"]["kl_to_dense"] == 0
     assert dense["generation"]["greedy_agreement"] == 1
     assert min(pruned["generation"]["kl_to_dense"], restored["generation"]["kl_to_dense"]) > 0
-    assert set(pruned["versus"]) == {"dense"}
-    assert set(restored["versus"]) == {"dense", "pruned"}
-    assert restored["versus"]["pruned"]["difference"] == pytest.approx(restored["mean"] - pruned["mean"])
+    told = [read_json(layout.details(cell))["pooled"] for cell in (PRUNED, RESTORED)]
+    assert [set(each) for each in told] == [{"dense"}, {"dense", "pruned"}]
+    assert told[1]["pruned"]["difference"] == pytest.approx(restored["mean"] - pruned["mean"])
 
 
 def test_details_hold_what_the_report_draws(layout: Layout) -> None:
@@ -242,7 +242,7 @@ def test_tasks_of_every_kind_are_evaluated_and_compared(layout: Layout, tmp_path
     counted = {name for name, task in found["tasks"].items() if task["averaged"]}
     assert counted == {"t", "choice", "normed", "written"}
     assert found["mean"] == pytest.approx(sum(found["tasks"][name]["value"] for name in counted) / 4)
-    assert found["versus"]["pruned"]["n"] == 4 * 12
+    assert details["pooled"]["pruned"]["n"] == 4 * 12
     assert set(details["versus"]["dense"]) == counted | {"last_word", "rolling", "brier"}
     for name in ("last_word", "rolling", "brier"):
         own = details["versus"]["dense"][name]

@@ -56,22 +56,20 @@ def metrics(cell: Cell, mean: float) -> dict[str, Any]:
     content |= {"bits_per_byte": 0.9, "params_total": 1000, "params_nonzero": 600, "params_added": 64, "sparsity": 0.5}
     content |= {"file_bytes": 123456}
     content["generation"] = {"degenerate": False, "reasons": [], "kl_to_dense": 0.2, "top_token_agreement": 0.9} | {
-        "greedy_agreement": 0.5,
-        "greedy": _TEXT,
-        "sampled": _TEXT,
+        "greedy_agreement": 0.5
     }
     if cell.head_ratio:
         content["recovered"] = {"mean": share, "ci95": [share - 0.1, share + 0.1], "seeds": 1}
-        content["versus"] = {"pruned": {"difference": mean - 0.7, "ci95": [0.05, 0.2], "n": 800, "p": 0.01}}
     return content
 
 
-def details(cell: Cell) -> dict[str, Any]:
+def details(cell: Cell, mean: float) -> dict[str, Any]:
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "seconds": {"load": 1.0, "total": 1.5},
         "versions": {"torch": "2.13.0"},
         "peak_memory_bytes": 3 * 10**8,
+        "generation": {"greedy": _TEXT, "sampled": _TEXT},
     }
     content |= {"latency": {"seconds": 0.002, "rounds": 5}, "digests": {"model": "c0ffee" * 8}}
     content["continuations"] = [{"prompt": "one <b>", "greedy": "two & three", "sampled": "four"}]
@@ -83,11 +81,12 @@ def details(cell: Cell) -> dict[str, Any]:
         content["heads"] = {"score": "paper", "scores": ranks, "ranks": ranks, "chosen": chosen}
         content["spectra"] = [[0.7, 0.2, 0.1]] * LAYERS
         content["latency"] |= {"pruned_seconds": 0.002, "ratio": 1.01}
+        content["pooled"] = {"pruned": {"difference": mean - 0.7, "ci95": [0.05, 0.2], "n": 800, "p": 0.01}}
     return content
 
 
 def write_grid(layout: Layout) -> None:
     for cell, mean in zip(CELLS, MEANS, strict=True):
         write_document(layout.metrics(cell), metrics(cell, mean))
-        write_document(layout.details(cell), details(cell))
+        write_document(layout.details(cell), details(cell, mean))
         write_table(layout.samples(cell), [], SAMPLES, {MEASURED: FINGERPRINT.as_text()})

@@ -246,7 +246,7 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
             merged |= {"mean": 0.8, "sparsity": 0.0, "recovered": {"mean": 0.4, "ci95": [0.3, 0.5]}}
             content["variants"] = {"merged": merged}
         write_document(layout.metrics(cell), content)
-        write_document(layout.details(cell), details(cell))
+        write_document(layout.details(cell), details(cell, mean))
     write_document(layout.log("recover", cells[0]), {"stage": "recover", "cell": str(cells[0]), "seconds": 12.5})
     run([*CELLS, *cells], ReportConfig(), layout)
     texts = _texts(layout)
