@@ -39,6 +39,8 @@ def verbs(folder: Path) -> dict[str, tuple[str, ...]]:
         "engines": ("engines", pruned),
         "export": ("export", "--pruned", pruned, "--compensation", compensation, "--out", out, "--overwrite"),
         "verify": ("verify", "--skip-logits", out),
+        "pack": ("pack", out, "--out", str(folder / "packed")),
+        "plan": ("plan", "--model", "tiny"),
     }
 
 

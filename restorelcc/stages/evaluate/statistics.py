@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from restorelcc.base.errors import BadInput
 
@@ -133,6 +132,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 def mid_p(won: int, lost: int) -> float:
     """Two-sided mid-p of won against lost discordant items; 1 without any."""
+    from scipy.stats import binom  # takes a second, which a plan need not wait
+
     fewer, both = min(won, lost), won + lost
     if both == 0 or won == lost:
         return 1.0
