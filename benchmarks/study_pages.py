@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+from benchmarks import pruning_parts
+from benchmarks.results import half_width, interval
 from benchmarks.study_cells import PAPER, SEEDS, Method, StudyCell
 from restorelcc.base.documents import read_json
 
-# Student's t at 97.5 % by degrees of freedom, for intervals over a few seeds.
-_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 _HOW = """Recovered: the share of what pruning lost that came back, of mean task accuracy for the embedded model and
 of the held-out log-likelihood for stories260K (200 stories; story endings are scored per character). The interval is
 Student's 95 % over the seeds; one seed has none. A seed of the embedded model is one of its pretraining as well.
@@ -54,18 +54,6 @@ def won_back(cell: dict, of: dict) -> float:
     return (plain - restored) / (plain - dense)
 
 
-def interval(values: Sequence[float]) -> str:
-    """Mean and Student's 95 % interval over seeds, in percent."""
-    if len(values) < 2:
-        return f"{100 * values[0]:.1f}"
-    return f"{100 * mean(values):.1f} ± {100 * half_width(values):.1f}"
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Of Student's 95 % interval of the mean of two values or more."""
-    return _T[min(len(values) - 1, 9)] * stdev(values) / math.sqrt(len(values))
-
-
 def write_pages(results: Path, planned: Iterable[StudyCell]) -> None:
     """Write both pages from the cells that are measured (results/cells/*.json), and say which are not."""
     results.mkdir(parents=True, exist_ok=True)
@@ -75,6 +63,8 @@ def write_pages(results: Path, planned: Iterable[StudyCell]) -> None:
         lines = [f"# {title}", "", *_HOW.splitlines(), ""]
         for model, pruning in dict.fromkeys((cell.subject.model, cell.pruning) for cell in known):
             own = [c for c in known if (c.subject.model, c.pruning) == (model, pruning)]
+            if table == "recovery" and pruning.startswith("refined") and pruning_parts.CELL.stem in found:
+                lines += pruning_parts.section(found[pruning_parts.CELL.stem])
             lines += _section(f"{model}, {pruning}", _methods(own, table), own, found)
             if table == "recovery":
                 title = f"{model}, {pruning}, 100 examples of one task"

@@ -60,8 +60,8 @@ def stock_logits(folder: Path, tokens: list[list[int]]) -> tuple[Any, list[str]]
 
 
 def verify_by_fork(folder: Path) -> tuple[str, list[str]]:
-    """`restorelcc verify --json`, which loads the checkpoint in a fork: what it prints, and which modules of the project
-    that fork had."""
+    """`restorelcc verify --json`, which loads the checkpoint in a fork: what it prints, and the project's modules that
+    the fork had."""
     from restorelcc.cli.app import app
 
     had, fork = [], os.fork

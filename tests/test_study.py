@@ -13,6 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import pruning_parts
+from benchmarks.results import interval
 from benchmarks.study_cells import (
     OPENING_WORDS,
     STORY_TOKENS,
@@ -21,7 +23,7 @@ from benchmarks.study_cells import (
     smollm2_cells,
     write_story_pairs,
 )
-from benchmarks.study_pages import interval, recovered, write_pages, write_smollm2
+from benchmarks.study_pages import recovered, write_pages, write_smollm2
 from restorelcc.base.documents import write_json
 from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.pipeline.params import load_params
@@ -127,3 +129,18 @@ def test_a_difference_is_called_one_only_where_its_interval_leaves_out_zero(tmp_
     rows = {line.split(" | ")[0]: line for line in page.splitlines() if "told apart" in line or "behind |" in line}
     assert "not told apart" in rows["| random heads"]
     assert rows["| heads by the mean squared error of their activations"].endswith("behind |")
+
+
+def test_the_parts_of_refined_are_shares_of_wandas_loss_over_the_draws() -> None:
+    def cell(nats: float) -> dict[str, float]:
+        return {"log_likelihood": -nats, "tokens": 100, "cpu_seconds": 1.0}
+
+    found = {"dense||0": cell(100.0)}
+    for seed, share in enumerate((0.4, 0.5, 0.6)):
+        found[f"Wanda|0.5|{seed}"] = cell(200.0)
+        found[f"SparseGPT|0.5|{seed}"] = cell(200.0 - 100 * share) | {"cpu_seconds": 2.5 + seed}
+    lines = {line.split(" | ")[0].strip("| "): line for line in pruning_parts.section(found)}
+    own = [each.strip() for each in lines["SparseGPT"].strip("| ").split("|")]
+    assert own == ["SparseGPT", "4.50", interval([0.4, 0.5, 0.6]), "4.5", "-", "-", "-"]
+    assert lines["Wanda"].count(" - ") == 4, "no share of its own, and 2:4 is not measured"
+    assert "dense: 2.72" in "".join(pruning_parts.section(found))
