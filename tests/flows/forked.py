@@ -147,7 +147,7 @@ PREFECT = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefe
 PREFECT += ["prefect.cli.flow_run", "prefect.client.orchestration", "prefect.deployments"]
 PREFECT += ["prefect.task_runners", "prefect.artifacts", "prefect.workers.process", "prefect.flow_engine"]
 PREFECT += ["prefect.task_engine", "prefect.engine", "prefect.cli.worker", "prefect.server.api.server"]
-PREFECT += ["prefect.cli.server", "uvicorn", "git", "asyncssh"]
+PREFECT += ["prefect.cli.server", "prefect.runner._workspace_supervisor", "uvicorn", "git", "asyncssh"]
 NUMERICS = ["torch", "transformers", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"]
 NUMERICS += ["transformers.models.mistral.modeling_mistral", "safetensors.torch", "pyarrow.parquet"]
 NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
@@ -173,6 +173,13 @@ def _read_settings():
         context.refresh_global_settings_context()
 
 
+def _wait_for(file, arguments, environment):
+    """In place of os.execvpe, by which what starts a flow becomes the flow: whoever waits for this fork hears of it."""
+    subprocess = importlib.import_module("subprocess")  # the caller's side need not import it
+    sys.stdout.flush()
+    sys.exit(subprocess.run(arguments, executable=file, env=environment, check=False).returncode)
+
+
 def module(arguments):
     """In the fork: `prefect`, `dvc`, `-m module` or `-c text`, with the caller's settings and the project's code."""
     import runpy
@@ -183,6 +190,7 @@ def module(arguments):
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(Path(__file__).with_name("fast_lock")) in sys.path:
         _read_yaml_fast()
+    os.execvpe = _wait_for
     if arguments[0].startswith("-") and "-c" in arguments[:-1] and arguments[0] != "-m":
         _read_settings()
         place = arguments.index("-c")
