@@ -4,7 +4,7 @@
     python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
-imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
+imported when the first command comes, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
 `serve-libraries` has imported all of these and what tests import, but not Prefect, whose import changes how every
 library logs: forks of it are Pythons, with -m or -c, that have the libraries at once. The workers of `make test` are
 such forks, and so are the servers above that they start.
@@ -52,23 +52,34 @@ def _was_given(number):
         return False
 
 
-def serve(path, modules, run):
-    """Import modules, then have `run` run every command in a fork, until this process is ended."""
-    for module in modules:
-        importlib.import_module(module)
-    gc.freeze()  # forks then share the pages of what was imported
+def serve(path, modules, run, *, late=False):
+    """Import modules, then have `run` run every command in a fork, until this process is ended.
+
+    late: import them when the first command comes.
+    """
+    if not late:
+        _import(modules)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
         listener.listen(64)
         Path(f"{path}.new").rename(path)  # whoever sees it can connect
         while True:
             connection, _ = listener.accept()
+            if late:
+                _import(modules)
+                late = False
             while _reaped():
                 pass
             if os.fork() == 0:
                 listener.close()
                 _answer(connection, run)
             connection.close()
+
+
+def _import(modules):
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()  # forks then share the pages of what was imported
 
 
 def _reaped():
@@ -219,7 +230,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve-libraries":
         serve(sys.argv[2], NUMERICS + DVC + TESTS, module)
     elif sys.argv[1] == "serve-flows":
-        serve(sys.argv[2], PREFECT + DVC, module)
+        serve(sys.argv[2], PREFECT + DVC, module, late=True)
     elif sys.argv[1] == "serve-numerics":
         serve(sys.argv[2], NUMERICS + DVC, module)
     elif sys.argv[1] == "serve":

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,8 @@ from tests.dag import ROOT
 FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
-LIBRARIES = "RESTORELCC_TESTS_LIBRARIES"  # the socket of the process that has imported all libraries, if there is one
+# The sockets of the process that has imported all libraries, and of the one for commands of flows; where they are shared.
+LIBRARIES, COMMANDS = "RESTORELCC_TESTS_LIBRARIES", "RESTORELCC_TESTS_COMMANDS"
 
 
 def free_port() -> int:
@@ -93,6 +94,12 @@ def forked_stages(folder: Path, what: str = "serve", *, alone: bool = False, **e
         wait_for(lambda: path.exists() or server.poll() is not None, "the process with the imports")
         assert server.poll() is None, (folder / "forked.log").read_text()[-3000:]
         yield path
+
+
+def forked_commands(folder: Path) -> AbstractContextManager[Path]:
+    """The process whose forks are the commands of light projects; it imports nothing before the first of them."""
+    environment = {"PYTHONPATH": f"{FAST_LOCK}:{ROOT}", "PREFECT_HOME": str(folder), "DO_NOT_TRACK": "1"}
+    return forked_stages(folder, "serve-flows", **environment)
 
 
 def fork_of(socket: Path) -> tuple[str, ...]:
