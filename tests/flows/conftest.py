@@ -12,7 +12,15 @@ import pytest
 from filelock import FileLock
 
 from tests.flows.light import LightProject
-from tests.flows.servers import COMMANDS, forked_commands, made_database, migrated, prefect_server, s3_server, ssh_server
+from tests.flows.servers import (
+    COMMANDS,
+    forked_commands,
+    made_database,
+    migrated,
+    prefect_server,
+    s3_server,
+    ssh_server,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,10 +22,10 @@ import pytest
 
 from tests.dag import ROOT
 
-FORKED = Path(__file__).with_name("forked.py")
+IN_FORK = Path(__file__).with_name("in_fork.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
-# The sockets of the process that has imported all libraries, and of the one for commands of flows; where they are shared.
+# Sockets that all workers share: of the process that has imported all libraries, and of the one for commands of flows.
 LIBRARIES, COMMANDS = "RESTORELCC_TESTS_LIBRARIES", "RESTORELCC_TESTS_COMMANDS"
 
 
@@ -104,7 +104,7 @@ def forked_commands(folder: Path) -> AbstractContextManager[Path]:
 
 def fork_of(socket: Path) -> tuple[str, ...]:
     """What a command begins with that the process behind the socket runs in a fork; the fork ends with it."""
-    return (sys.executable, "-I", "-S", str(FORKED), str(socket))
+    return (sys.executable, "-I", "-S", str(IN_FORK), str(socket))
 
 
 def library_python(socket: Path) -> Path:
@@ -131,7 +131,7 @@ def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
 
 def forked_command(socket: Path) -> str:
     """In a shell script: `restorelcc`, run by the process behind the socket."""
-    return f'{sys.executable} -I -S {FORKED} "{socket}"'
+    return f'{sys.executable} -I -S {IN_FORK} "{socket}"'
 
 
 def made_database(home: Path, socket: Path) -> None:
