@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = SERVERS.enter_context(pytest.MonkeyPatch.context())
     patch.setenv(LIBRARIES, str(libraries))
     patch.setenv(COMMANDS, str(SERVERS.enter_context(forked_commands(folder / "commands"))))
-    # In this process, which runs no test, it would import Hypothesis at the end, to find that there is nothing to print.
+    # At the end it would import Hypothesis in this process, which runs no test, and find nothing to print.
     config.pluginmanager.unregister(name="hypothesispytest")
     config.option.tx = [f"popen//python={library_python(libraries)}" for _ in config.option.tx]
 

@@ -64,10 +64,10 @@ def _looked_at_once() -> Callable[..., Any]:
 
 
 def _unless_held(folder: str, *arguments: Any) -> AbstractContextManager[None]:
-    """DVC's lock of a stage's paths, where another process holds one: writing its file takes longer than the stage."""
+    """DVC's lock of a stage's paths, unless its file has none: writing it takes longer than a stage."""
     file = Path(folder) / RWLOCK_FILE
-    held = file.exists() and "pid" in file.read_text()
-    return rwlock(folder, *arguments) if held else nullcontext()
+    free = not file.exists() or file.read_text() in ("{}", '{"read": {}}')
+    return nullcontext() if free else rwlock(folder, *arguments)
 
 
 def fast_yaml(patch: pytest.MonkeyPatch) -> None:
