@@ -46,10 +46,13 @@ def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) 
 
 
 def enough_tokens(model: PreTrainedModel) -> int:
+    """`tokens_that_pay` of a model where it is."""
+    return tokens_that_pay(model.device.type, int(model.config.get_text_config().hidden_size))
+
+
+def tokens_that_pay(device: str, width: int) -> int:
     """Tokens of one pass that keep the device busy: fewer take as long. On a CPU a wide model needs fewer."""
-    if model.device.type != "cpu":
-        return 4096
-    return max(128, 2**17 // int(model.config.get_text_config().hidden_size))
+    return max(128, 2**17 // width) if device == "cpu" else 4096
 
 
 def similar_parts(lengths: list[int], rows: list[int], *, most: int, enough: int) -> list[list[int]]:
