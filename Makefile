@@ -26,7 +26,7 @@ UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
 .PHONY: help real repro graph flow share test coverage test-durations test-slow test-pins faults check docs study ablation bench bench-capture \
-	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-workflow clean
+	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-real bench-workflow clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -165,6 +165,9 @@ bench-startup: $(READY)-test ## CPU seconds until a verb answers, beside importi
 
 bench-packed: $(READY)-test ## Bytes and tokens per second: dense, restored, packed, sliced, int8; PACKED_MODEL=<folder> (minutes)
 	python -m benchmarks.packed $(if $(PACKED_MODEL),--model $(PACKED_MODEL))
+
+bench-real: $(READY)-test $(READY)-real ## SmolLM2 against a plain capture loop, stock lm-eval, and Trainer with LoRA (minutes)
+	python -m benchmarks.real_model
 
 bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per stage and its speed-up (minutes)
 	python -m benchmarks.workflow

@@ -109,7 +109,8 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
         seconds = runs * (cost.seconds / rate + START.get(stage.split("_")[0], 5))
         # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
         on_gpu = device.type == "cuda" and stage not in off_gpu
-        memory = {"memory": libraries + (2048 * MIB if on_gpu else cost.memory), "gpu_memory": cost.memory * on_gpu}
+        of_host = libraries + cost.host + (2048 * MIB if on_gpu else cost.memory)
+        memory = {"memory": of_host, "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})
         stages[-1]["seconds"] = round(seconds)
     return {

@@ -5,8 +5,8 @@ Letters: B batch, T tokens, M model width, O output features, I input features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,14 +119,21 @@ def _recorded_calls(model: PreTrainedModel, batches_BT: list[Tensor]) -> tuple[l
 
         return forward
 
-    with ExitStack() as stack:
-        for layer, block in enumerate(blocks):
-            stack.callback(_give_back, block, block.__dict__.get("forward"))
-            block.forward = stand_in(layer)
+    with forwards_replaced((block, stand_in(layer)) for layer, block in enumerate(blocks)):
         for tokens_BT in batches_BT:
             # use_cache=False: a cache would be an argument that every replay appends to.
             model.base_model(input_ids=tokens_BT, use_cache=False)
     return hidden, arguments
+
+
+@contextmanager
+def forwards_replaced(blocks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, every block computes with the forward that is given with it."""
+    with ExitStack() as stack:
+        for block, forward in blocks:
+            stack.callback(_give_back, block, block.__dict__.get("forward"))
+            block.forward = forward
+        yield
 
 
 def _give_back(block: nn.Module, forward: Any) -> None:

@@ -25,6 +25,7 @@ from restorelcc.stages.probe.stage import layer_groups
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.budget import memory_budget
 from restorelcc.stages.speed import SpeedConfig
+from restorelcc.training.lower_blocks import bytes_kept
 
 MIB = 2**20
 _FLOAT32 = 4
@@ -116,11 +117,13 @@ def _parameters(model: PreTrainedModel) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One stage of one cell: bytes of memory beside the libraries, of disk, and seconds."""
+    """One stage of one cell: bytes of memory beside the libraries, of disk, and seconds. host: bytes that stay in the
+    host's memory where the model is on a GPU."""
 
     memory: int
     disk: int
     seconds: float
+    host: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +255,13 @@ def needs_model(config: ProbeConfig) -> bool:
 def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.device) -> Cost:
     """Forward and backward to the inputs (no gradient of a weight); all blocks keep their activations of the part of a
     batch that runs at once, whose logits are there with their probabilities and gradients. Half of a pair is response.
-    """
+    What the blocks below the lowest trained one make of all pairs may be kept, if that is not the first one."""
     tokens = min(work.longest * work.train_batch, max(work.longest, positions_at_once(device, shapes.vocabulary)))
     logits = tokens // 2 * shapes.vocabulary * (2 * _FLOAT32 + size)
     passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid) + work.valid
     return Cost(
         memory=shapes.parameters * size + shapes.layers * shapes.kept(tokens, size) + logits,
+        host=bytes_kept(device.type, shapes.width, size, [work.tokens] * (work.train + work.valid)),
         disk=shapes.layers * shapes.heads * shapes.head_dim * _FLOAT32 * 3,
         seconds=shapes.forward_flops(passes * work.tokens, work.tokens, passes * work.tokens / 2),
     )

@@ -22,6 +22,7 @@ from restorelcc.training.losses import (
     response_tokens,
     similar_parts,
 )
+from restorelcc.training.lower_blocks import kept_below, lowest_trained
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ def fit_compensation(
     start: Start = "guess" if guess else "random"
     if not any(bool(part.any()) for part in trained.parameters()):
         start = "unchanged"
-    with attached(model, trained), checkpointed_blocks(model, config.gradient_checkpointing):
+    sequences = [pair.ids for pair in (*pairs.train, *pairs.valid)]
+    with (
+        attached(model, trained),
+        kept_below(model, lowest_trained(model, trained), sequences, title),
+        checkpointed_blocks(model, config.gradient_checkpointing),
+    ):
         chosen = pairs_task(model, pairs) if task is None else task
         choice = fit_best(trained, chosen, config, title=title, start=start, stores=stores)
     if choice.unchanged:

@@ -14,7 +14,7 @@ from restorelcc.models.hooks import logits_at
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length, right_padded
 
-_SIMILAR = 0.85  # a length relative to the longest of its part
+_PASS = 8  # a pass costs as much, beside its tokens, as this share of those that keep the device busy
 IGNORED = -100  # label of tokens that carry no loss: questions and padding
 
 
@@ -46,25 +46,38 @@ def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) 
 
 
 def enough_tokens(model: PreTrainedModel) -> int:
+    """`tokens_that_pay` of a model where it is."""
+    return tokens_that_pay(model.device.type, int(model.config.get_text_config().hidden_size))
+
+
+def tokens_that_pay(device: str, width: int) -> int:
     """Tokens of one pass that keep the device busy: fewer take as long. On a CPU a wide model needs fewer."""
-    if model.device.type != "cpu":
-        return 4096
-    return max(128, 2**17 // int(model.config.get_text_config().hidden_size))
+    return max(128, 2**17 // width) if device == "cpu" else 4096
 
 
 def similar_parts(lengths: list[int], rows: list[int], *, most: int, enough: int) -> list[list[int]]:
-    """The rows in parts of similar length, longest first, in which little is padding: as many parts as pay.
+    """The rows in parts of similar length, longest first, that take the least time: that of their tokens, padding
+    included, and of what each pass costs beside them, reckoned as an eighth of `enough` tokens.
 
-    A part has at most `most` tokens with its padding, unless one row alone has more. A part with less than `enough`
-    tokens takes shorter rows in, whatever the padding. All rows stay as they are where one part takes them.
+    A part has at most `most` tokens with its padding, unless one row alone has more. Rows that have less than `enough`
+    together stay as they are: their time is that of a pass, whatever the padding.
     """
+    ordered = sorted(rows, key=lambda row: -lengths[row])
+    together = len(rows) * lengths[ordered[0]]
+    if together < enough and together <= most:
+        return [rows]
+    # The least cost of the first rows, with the fewest parts of those that have it, and where the last part begins.
+    least: list[tuple[int, int, int]] = [(0, 0, 0)]
+    for end in range(1, len(rows) + 1):
+        tokens = {start: (end - start) * lengths[ordered[start]] for start in range(end)}
+        allowed = (start for start in tokens if tokens[start] <= most or end - start == 1)
+        costs = ((least[start][0] + tokens[start] + enough // _PASS, least[start][1] + 1, start) for start in allowed)
+        least.append(min(costs))
     parts: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        longest = lengths[parts[-1][0]] if parts else 0
-        tokens = len(parts[-1]) * longest if parts else 0
-        if not parts or tokens + longest > most or (tokens >= enough and lengths[row] < _SIMILAR * longest):
-            parts.append([])
-        parts[-1].append(row)
+    end = len(rows)
+    while end:
+        parts.insert(0, ordered[least[end][2] : end])
+        end = least[end][2]
     return parts if len(parts) > 1 else [rows]
 
 

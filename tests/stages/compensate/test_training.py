@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,24 @@ def test_a_batch_runs_in_parts_of_similar_length() -> None:
     assert similar_parts(lengths, [0, 1], most=700, enough=512) == [[0], [1]], "nor has a part more tokens than allowed"
     assert similar_parts(lengths, [0], most=100, enough=512) == [[0]], "unless one row has more"
     assert similar_parts(lengths, [7, 2, 5], most=4096, enough=512) == [[7, 2, 5]], "small parts would take as long"
-    assert similar_parts(lengths, [7, 2, 5], most=4096, enough=80) == [[2], [5, 7]]
+    assert similar_parts(lengths, [7, 2, 5], most=4096, enough=80) == [[2], [5], [7]]
+    assert similar_parts(lengths, [7, 2, 5], most=4096, enough=160) == [[2], [5, 7]], "a pass costs 20 tokens"
+    assert similar_parts(lengths, [7, 6, 5, 4], most=100, enough=512) == [[4], [5], [6, 7]]
+
+
+def test_parts_cost_the_least_of_all_ways_to_cut() -> None:
+    lengths = [200, 180, 90, 88, 87, 30, 29]
+    rows = list(range(len(lengths)))
+    cuts = (cut for count in rows for cut in combinations(range(1, len(rows)), count))
+    ways = [[rows[a:b] for a, b in pairwise((0, *cut, len(rows)))] for cut in cuts]
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(len(part) * lengths[part[0]] + 256 // 8 for part in parts)
+
+    allowed = [parts for parts in ways if all(len(part) * lengths[part[0]] <= 400 for part in parts)]
+    found = similar_parts(lengths, rows, most=400, enough=256)
+    assert found == [[0, 1], [2, 3, 4], [5, 6]]
+    assert cost(found) == min(map(cost, allowed))
 
 
 def test_parts_give_the_loss_of_the_whole_batch() -> None:
