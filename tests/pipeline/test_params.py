@@ -1,9 +1,11 @@
 """Bad input ends in one clear sentence that names the key and the fix."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import load_yaml, modify_yaml
 from typer.testing import CliRunner
 
 from restorelcc.__main__ import main
@@ -84,6 +86,18 @@ def test_the_shipped_file_is_good_and_complete() -> None:
     assert next(str(cell) for cell in grid_cells(params.grid)) == "tiny"
     sections = set(yaml.safe_load(SHIPPED.read_text()))
     assert sections == set(type(params).model_fields)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "restorelcc/pipeline/project/params.template"])
+def test_a_value_set_by_dvc_changes_nothing_else(name: str, tmp_path: Path) -> None:
+    """`dvc exp run -S` writes the whole file again, without quotes that it finds needless, and reads it back."""
+    path = tmp_path / "params.yaml"
+    shutil.copyfile(ROOT / name, path)
+    before = load_yaml(path)
+    with modify_yaml(path) as content:
+        content["compensate"]["seed"] = 7
+    before["compensate"]["seed"] = 7
+    assert load_yaml(path) == before
 
 
 @pytest.mark.parametrize(("override", "message"), BAD)
