@@ -39,7 +39,7 @@ def verbs(folder: Path) -> dict[str, tuple[str, ...]]:
         "engines": ("engines", pruned),
         "export": ("export", "--pruned", pruned, "--compensation", compensation, "--out", out, "--overwrite"),
         "verify": ("verify", "--skip-logits", out),
-        "pack": ("pack", out, "--out", str(folder / "packed")),
+        "pack": ("pack", out, "--out", str(folder / "packed"), "--overwrite"),
         "plan": ("plan", "--model", "tiny"),
     }
 

@@ -129,7 +129,7 @@ def _throttled(stream: Iterable[str]) -> Iterator[str]:
         text = line.rstrip()
         if _ADVICE.match(text):
             continue
-        if "|" in text and re.search(r"\d+/\d+ .*\|", text):
+        if re.search(r"\d+/\d+ .*\||\d+%\|", text):  # ours, and those of libraries
             if time.monotonic() - last < 10:
                 continue
             last = time.monotonic()

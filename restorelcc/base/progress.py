@@ -33,6 +33,11 @@ def weights_are_shared_out() -> bool:
 
 
 T = TypeVar("T")
+_LOOK: dict[str, Any] = {
+    "dynamic_ncols": True,
+    "mininterval": 0.5,
+    "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit} |{bar}| {elapsed}<{remaining} {postfix}",
+}
 
 
 def bars_are_shown() -> bool:
@@ -62,21 +67,19 @@ def progress(
         unit=unit,
         total=total,
         initial=initial,
-        dynamic_ncols=True,
-        mininterval=0.5,
         disable=quiet or not bars_are_shown(),
-        bar_format="{desc}: {n_fmt}/{total_fmt} {unit} |{bar}| {elapsed}<{remaining} {postfix}",
+        **_LOOK,
     )
 
 
 @contextmanager
 def bars_named(stage: str, *modules: ModuleType) -> Iterator[None]:
-    """Inside, the bars of a library (modules that hold the name `tqdm`) begin with the name of the stage, and are as
-    silent as our own where there is no terminal."""
+    """Inside, the bars of a library (modules that hold the name `tqdm`) begin with the name of the stage, look like
+    our own, and are as silent as those where there is no terminal."""
 
     def bar(*args: Any, desc: str | None = None, disable: bool | None = False, **how: Any) -> tqdm:
         title = f"{stage}: {desc[:1].lower()}{desc[1:]}" if desc else stage
-        return tqdm(*args, desc=title, disable=bool(disable) or not bars_are_shown(), **how)
+        return tqdm(*args, desc=title, disable=bool(disable) or not bars_are_shown(), **_LOOK | how)
 
     before = [vars(module)["tqdm"] for module in modules]
     try:

@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows.dag import Stage, read_dag
 from flows.gates import CPU, GPU, gate, gate_folder, local_slots
-from flows.stage_process import Command, _gpu
+from flows.stage_process import Command, _gpu, _throttled
 from flows.tasks import command_of
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
@@ -197,3 +198,15 @@ def test_gates_that_somebody_else_made_are_refused(what: str, tmp_path: Path, mo
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path / "own"))
     assert gate_folder() == tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    "bar", ["prune: {}/40 blocks |##  | 00:01<00:02", "Loading weights:  {}%|#   | {}/40 [00:00<?, ?it/s]"]
+)
+def test_a_bar_is_one_line_every_ten_seconds(bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(100 + 0.5 * step for step in range(100))
+    monkeypatch.setattr("flows.stage_process.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    ticks = [bar.replace("{}", str(step)) for step in range(40)]
+    said = list(_throttled(["before\n", *ticks, "after a | b\n"]))
+    assert said[0] == "before" and said[-1] == "after a | b"
+    assert 2 <= len(said) - 2 <= 3

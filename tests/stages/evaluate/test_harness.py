@@ -60,6 +60,7 @@ def test_bars_are_silent_in_a_file_and_name_the_stage_on_a_terminal(
     bars = [line for line in re.split("[\r\n]+", capfd.readouterr().err) if "%|" in line or "|" in line]
     assert bool(bars) == bool(shown)
     assert all(bar.lstrip("\x1b[A").startswith("evaluate") for bar in bars)
+    assert not [bar for bar in bars if "%|" in bar], "they look like ours"
 
 
 @pytest.mark.parametrize("batch_size", [7, "auto"])
