@@ -26,7 +26,7 @@ UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
 .PHONY: help real repro graph flow share test coverage test-durations test-slow test-pins faults check docs study ablation bench bench-capture \
-	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-real bench-workflow clean
+	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-real bench-workflow release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -171,6 +171,9 @@ bench-real: $(READY)-test $(READY)-real ## SmolLM2 against a plain capture loop,
 
 bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per stage and its speed-up (minutes)
 	python -m benchmarks.workflow
+
+release: ## Give the commit a version and its tag: make release TAG=v1.2.3; pushes nothing
+	@$(PYTHON) .ci/release.py $(TAG)
 
 clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
 	rm -rf $(VENV) .work site .pytest_cache .mypy_cache .ruff_cache

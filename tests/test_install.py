@@ -1,13 +1,19 @@
-"""What `make` decides before anything is installed."""
+"""What `make` decides before anything is installed, and how a release gets its version."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -61,3 +67,50 @@ def test_every_place_has_the_same_version() -> None:
     assert cited[1] == __version__
     tags = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert not [tag for tag in tags.stdout.split() if re.match(r"v\d", tag) and tag != f"v{__version__}"]
+
+
+@pytest.fixture
+def releasable(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A repository with what a release changes, and a way to run git or the release there."""
+    for name in (".ci/release.py", "restorelcc/__init__.py", "CITATION.cff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## Unreleased\n\n- New.\n\n## 0.1.0 - 2026-01-01\n\n- All.\n")
+    me = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=os.environ | me, capture_output=True, text=True, check=False)
+
+    for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "all")):
+        assert run("git", *command).returncode == 0
+    return run
+
+
+def test_a_release_takes_its_version_from_the_tag(releasable: Callable[..., Any], tmp_path: Path) -> None:
+    done = releasable(sys.executable, ".ci/release.py", "v2.3.4")
+    assert done.returncode == 0, done.stderr
+    assert releasable("git", "tag", "--points-at", "HEAD").stdout == "v2.3.4\n"
+    assert releasable("git", "status", "--porcelain").stdout == ""
+    assert '\n__version__ = "2.3.4"\n' in (tmp_path / "restorelcc/__init__.py").read_text()
+    assert "\nversion: 2.3.4\n" in (tmp_path / "CITATION.cff").read_text()
+    waiting, _, released = (tmp_path / "CHANGELOG.md").read_text().partition("## 2.3.4 - ")
+    assert waiting == "# Changes\n\n## Unreleased\n\n" and "- New." in released
+    again = releasable(sys.executable, ".ci/release.py", "v2.3.5")
+    assert again.returncode == 2 and "nothing under '## Unreleased'" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [("2.3.4", "is no tag of a release"), ("v0.1.0", "there is a tag v0.1.0"), ("v1.0.0", "has changes")],
+)
+def test_a_release_that_cannot_be_changes_nothing(
+    releasable: Callable[..., Any], tmp_path: Path, tag: str, said: str
+) -> None:
+    releasable("git", "tag", "v0.1.0")
+    if tag == "v1.0.0":
+        (tmp_path / "new.txt").write_text("mine")
+    before = releasable("git", "rev-parse", "HEAD").stdout
+    done = releasable(sys.executable, ".ci/release.py", tag)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and said in done.stderr
+    assert releasable("git", "rev-parse", "HEAD").stdout == before
+    assert f'"{__version__}"' in (tmp_path / "restorelcc/__init__.py").read_text()
