@@ -31,20 +31,15 @@ SERVERS = ExitStack()
 def pytest_configure(config: pytest.Config) -> None:
     """Have the workers of xdist be forks of one process, which imports torch, DVC and the like for all of them.
 
-    The commands of light projects are forks of another one, which imports Prefect once the first of them comes.
     Not where the lines that run are counted: that begins with a process.
     """
     if hasattr(config, "workerinput") or not config.getoption("tx", None) or config.getoption("cov_source", None):
         return
-    from tests.flows.servers import COMMANDS, LIBRARIES, forked_commands, forked_stages, library_python
+    from tests.flows.servers import LIBRARIES, forked_stages, library_python
 
     folder = Path(SERVERS.enter_context(tempfile.TemporaryDirectory(prefix="tests-")))
     libraries = SERVERS.enter_context(forked_stages(folder, "serve-libraries", alone=True))
-    patch = SERVERS.enter_context(pytest.MonkeyPatch.context())
-    patch.setenv(LIBRARIES, str(libraries))
-    patch.setenv(COMMANDS, str(SERVERS.enter_context(forked_commands(folder / "commands"))))
-    # At the end it would import Hypothesis in this process, which runs no test, and find nothing to print.
-    config.pluginmanager.unregister(name="hypothesispytest")
+    SERVERS.enter_context(pytest.MonkeyPatch.context()).setenv(LIBRARIES, str(libraries))
     config.option.tx = [f"popen//python={library_python(libraries)}" for _ in config.option.tx]
 
 

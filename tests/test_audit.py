@@ -30,7 +30,7 @@ from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.pipeline.versions import read_groups
 from tests import pico
 from tests.dag import HARMLESS, ROOT
-from tests.flows.servers import IN_FORK, process, wait_for
+from tests.flows.servers import FORKED, process, wait_for
 from tests.opened import Opened
 from tests.release.export.restored import pruned_model
 from tests.stages.prune.project import words
@@ -153,7 +153,7 @@ def _servers(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Pa
     """By the first word of stages: the process that forks them, traced from its start."""
     numerics, evaluate = folder / "numerics", folder / "evaluate"
     first = (sys.executable, "-m", "tests.traced", "serve", str(numerics), *PACKAGES)
-    second = (sys.executable, "-I", "-S", str(IN_FORK), str(numerics), "serve", str(evaluate), *HARNESS)
+    second = (sys.executable, "-I", "-S", str(FORKED), str(numerics), "serve", str(evaluate), *HARNESS)
     with ExitStack() as stack:
         for command, socket in ((first, numerics), (second, evaluate)):
             log = socket.with_suffix(".log")
@@ -187,7 +187,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         report = folder / f"{name}.json"
         command = [str(report), *arguments]
         if server := sockets.get(name.partition("_")[0].partition(" ")[0]):
-            command = [sys.executable, "-I", "-S", str(IN_FORK), str(server), *command]
+            command = [sys.executable, "-I", "-S", str(FORKED), str(server), *command]
         else:
             command = [sys.executable, "-m", "tests.traced", *command]
         done = subprocess.run(

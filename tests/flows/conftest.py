@@ -11,29 +11,22 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.dag import ROOT
 from tests.flows.light import LightProject
-from tests.flows.servers import (
-    COMMANDS,
-    forked_commands,
-    made_database,
-    migrated,
-    prefect_server,
-    s3_server,
-    ssh_server,
-)
+from tests.flows.servers import FAST_LOCK, forked_stages, made_database, migrated, prefect_server, s3_server, ssh_server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands of light projects are forks of one process: of all workers' tests, or of this process's."""
+    """Commands of light projects are forks of one process, which starts with the first of them."""
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         @cache
         def socket() -> Path:
-            if shared := os.environ.get(COMMANDS):
-                return Path(shared)
-            return stack.enter_context(forked_commands(tmp_path_factory.mktemp("commands")))
+            environment = {"PYTHONPATH": f"{FAST_LOCK}:{ROOT}", "PREFECT_HOME": str(folder), "DO_NOT_TRACK": "1"}
+            return stack.enter_context(forked_stages(folder, "serve-flows", **environment))
 
+        folder = tmp_path_factory.mktemp("commands")
         patch.setattr(LightProject, "commands", staticmethod(socket))
         yield
 

@@ -1,23 +1,23 @@
 """`restorelcc` from a process that has imported everything: a stage of a pico model then takes its own time only.
 
     python -m tests.flows.forked serve SOCKET
-    python -I -S tests/flows/in_fork.py SOCKET ARGUMENTS...
+    python -I -S tests/flows/forked.py SOCKET ARGUMENTS...
 
 `serve-flows` is the same for `prefect ...`, `dvc ...` and `python -m ...` of a light project: DVC and Prefect are
-imported when the first command comes, the project's own code is not. `serve-numerics` has imported torch and what goes
-with it in place of Prefect. `serve-libraries` has imported all of these and what tests import, but not Prefect, whose
-import changes how every library logs: forks of it are Pythons, with -m or -c, that have the libraries at once. The
-workers of `make test` are such forks, and so are the servers above that they start.
+imported, the project's own code is not. `serve-numerics` has imported torch and what goes with it in place of Prefect.
+`serve-libraries` has imported all of these and what tests import, but not Prefect, whose import changes how every
+library logs: forks of it are Pythons, with -m or -c, that have the libraries at once. The workers of `make test` are
+such forks, and so are the servers above that they start.
 
 The stage, its folder, environment and output are those of the caller, and so are the descriptors that it was given;
 only the imports are shared, by fork. The fork ends with its caller.
 """
 
-import ast
 import ctypes
 import fcntl
 import gc
 import importlib
+import json
 import os
 import signal
 import socket
@@ -31,34 +31,44 @@ LATER = ["restorelcc.stages.report.stage", "lm_eval.tasks", "lm_eval.models.hugg
 LATER += ["sklearn.svm", "pyarrow.dataset", "matplotlib.pyplot", "PIL.JpegImagePlugin"]
 
 
-def serve(path, modules, run, *, late=False):
-    """Import modules, then have `run` run every command in a fork, until this process is ended.
+def call(path, arguments):
+    """Have the server run the command here; its exit code."""
+    given = [number for number in (int(each.name) for each in Path("/dev/fd").iterdir()) if _was_given(number)]
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        folder = os.open(".", os.O_RDONLY)
+        socket.send_fds(connection, [b"x"], [0, 1, 2, folder, *given])
+        for number in given:
+            os.close(number)  # whoever reads at the other end must see when the fork closes it
+        connection.sendall(json.dumps([arguments, dict(os.environ), given]).encode() + b"\n")
+        answer = connection.makefile("rb").read()
+    return int(answer) if answer else 1
 
-    late: import them when the first command comes.
-    """
-    if not late:
-        _import(modules)
+
+def _was_given(number):
+    try:
+        return number > 2 and os.get_inheritable(number)
+    except OSError:  # it was that of the list itself
+        return False
+
+
+def serve(path, modules, run):
+    """Import modules, then have `run` run every command in a fork, until this process is ended."""
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()  # forks then share the pages of what was imported
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
         listener.listen(64)
         Path(f"{path}.new").rename(path)  # whoever sees it can connect
         while True:
             connection, _ = listener.accept()
-            if late:
-                _import(modules)
-                late = False
             while _reaped():
                 pass
             if os.fork() == 0:
                 listener.close()
                 _answer(connection, run)
             connection.close()
-
-
-def _import(modules):
-    for module in modules:
-        importlib.import_module(module)
-    gc.freeze()  # forks then share the pages of what was imported
 
 
 def _reaped():
@@ -71,7 +81,7 @@ def _reaped():
 def _answer(connection, run):
     """In the fork: become the caller's command."""
     _, received, _, _ = socket.recv_fds(connection, 1, 64)
-    arguments, environment, given = ast.literal_eval(connection.makefile("rb").readline().decode())
+    arguments, environment, given = json.loads(connection.makefile("rb").readline())
     os.fchdir(received.pop(3))
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 256) for descriptor in received]
     connection = socket.socket(fileno=fcntl.fcntl(connection.detach(), fcntl.F_DUPFD_CLOEXEC, 256))
@@ -96,19 +106,17 @@ def _answer(connection, run):
     except BaseException:
         traceback.print_exc()
     finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            connection.sendall(str(code).encode())
-        finally:  # also where nobody waits any more
-            os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.sendall(str(code).encode())
+        os._exit(code)
 
 
 def _show(arguments):
     """Have the command line of this process be its command's: by that a lock of DVC's is known to have its owner."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, size = int(fields[45]), int(fields[46]) - int(fields[45])  # where the kernel reads it
-    text = os.fsencode(f"python {' '.join(arguments)}")[: size - 2]
+    text = f"python {' '.join(arguments)}".encode()[: size - 2]
     ctypes.memmove(start, text.ljust(size - 1, b"\0") + b"x", size)  # without a zero at the end it stops at the first
 
 
@@ -134,19 +142,12 @@ DVC += ["dvc.repo.worktree", "scmrepo.git", "dulwich.ignore", "dulwich.walk", "d
 DVC += ["dvc_data.hashfile.db.index", "dvc_data.hashfile.status", "flatten_dict", "dvc_data.index.checkout"]
 DVC += ["dvc_data.index.collect", "dvc_data.index.fetch", "dvc_data.index.push", "dvc_render.html"]
 DVC += ["dvc_render.vega", "dvc_render.image", "fsspec.implementations.memory", "filelock", "psutil"]
-DVC += ["dvc.dirs", "dvc.repo.graph", "dvc.repo.trie", "dvc_data.hashfile._progress", "dulwich.index"]
-DVC += ["dulwich.trailers", "dulwich.worktree", "configobj", "platformdirs.unix", "rich._emoji_codes"]
 DVC += ["numpy", "pyarrow", "pyparsing", "ruamel.yaml", "tqdm.auto", "zc.lockfile"]
-# Experiments, which sweeps are; and Dask, which a worker of Prefect loads whether or not a flow uses it.
-EXPERIMENTS = ["dvc.repo.experiments.queue.celery", "dvc.repo.experiments.save", "dulwich.porcelain", "pygit2"]
-DASK = ["prefect_dask", "distributed.http.worker", "tornado.platform.asyncio"]
 PREFECT = ["prefect.cli", "prefect.cli.deploy", "prefect.cli.deployment", "prefect.cli.work_pool"]
 PREFECT += ["prefect.cli.flow_run", "prefect.client.orchestration", "prefect.deployments"]
 PREFECT += ["prefect.task_runners", "prefect.artifacts", "prefect.workers.process", "prefect.flow_engine"]
 PREFECT += ["prefect.task_engine", "prefect.engine", "prefect.cli.worker", "prefect.server.api.server"]
-PREFECT += ["prefect.cli.server", "prefect.runner._workspace_supervisor", "uvicorn", "git", "asyncssh"]
-PREFECT += ["prefect.cli.deploy._core", "prefect.deployments.flow_runs", "prefect.cli._worker_utils"]
-PREFECT += ["prefect.cli._prompts", "anyio._backends._asyncio", "graphviz", "readchar", "dateparser", "tzlocal"]
+PREFECT += ["prefect.cli.server", "uvicorn", "git", "asyncssh"]
 NUMERICS = ["torch", "transformers", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"]
 NUMERICS += ["transformers.models.mistral.modeling_mistral", "safetensors.torch", "pyarrow.parquet"]
 NUMERICS += ["pyarrow.dataset", "datasets", "sklearn.svm"]
@@ -172,13 +173,6 @@ def _read_settings():
         context.refresh_global_settings_context()
 
 
-def _wait_for(file, arguments, environment):
-    """In place of os.execvpe, by which what starts a flow becomes the flow: whoever waits for this fork hears of it."""
-    subprocess = importlib.import_module("subprocess")  # the caller's side need not import it
-    sys.stdout.flush()
-    sys.exit(subprocess.run(arguments, executable=file, env=environment, check=False).returncode)
-
-
 def module(arguments):
     """In the fork: `prefect`, `dvc`, `-m module` or `-c text`, with the caller's settings and the project's code."""
     import runpy
@@ -189,7 +183,6 @@ def module(arguments):
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(Path(__file__).with_name("fast_lock")) in sys.path:
         _read_yaml_fast()
-    os.execvpe = _wait_for
     if arguments[0].startswith("-") and "-c" in arguments[:-1] and arguments[0] != "-m":
         _read_settings()
         place = arguments.index("-c")
@@ -213,15 +206,17 @@ def module(arguments):
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux":
+    if sys.argv[1].startswith("serve") and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # it ends with the process that started it, also by kill -9
     if sys.argv[1] == "serve-libraries":
         serve(sys.argv[2], NUMERICS + DVC + TESTS, module)
     elif sys.argv[1] == "serve-flows":
-        serve(sys.argv[2], PREFECT + DVC + EXPERIMENTS + DASK, module, late=True)
+        serve(sys.argv[2], PREFECT + DVC, module)
     elif sys.argv[1] == "serve-numerics":
         serve(sys.argv[2], NUMERICS + DVC, module)
-    else:
+    elif sys.argv[1] == "serve":
         from restorelcc.pipeline.stages import STAGES
 
         serve(sys.argv[2], [stage.module for stage in STAGES.values()] + LATER, restorelcc)
+    else:
+        sys.exit(call(sys.argv[1], sys.argv[2:]))

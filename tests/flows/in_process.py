@@ -6,7 +6,7 @@ import copy
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
+from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import pytest
 from dvc.output import Output
 from dvc.parsing.interpolate import parse_expr
 from dvc.repo import Repo
-from dvc.rwlock import RWLOCK_FILE, rwlock
 from dvc.stage.exceptions import StageCmdFailedError
 from dvc.utils.serialize import _yaml
 from fsspec.implementations.memory import MemoryFileSystem
@@ -41,7 +40,6 @@ def repo_here(folder: Path, environment: dict[str, str]) -> Iterator[Repo]:
         fast_yaml(patch)
         patch.setattr(Output, "_build", _looked_at_once())
         patch.setattr("dvc.stage.run._run", _run)
-        patch.setattr("dvc.rwlock.rwlock", _unless_held)
         MemoryFileSystem.store.clear()  # DVC keeps each folder's list there, and searches all of them for every one
         with Repo() as repo:
             yield repo
@@ -61,13 +59,6 @@ def _looked_at_once() -> Callable[..., Any]:
         return database, copy.copy(meta), found
 
     return build_once
-
-
-def _unless_held(folder: str, *arguments: Any) -> AbstractContextManager[None]:
-    """DVC's lock of a stage's paths, unless its file has none: writing it takes longer than a stage."""
-    file = Path(folder) / RWLOCK_FILE
-    free = not file.exists() or file.read_text() in ("{}", '{"read": {}}')
-    return nullcontext() if free else rwlock(folder, *arguments)
 
 
 def fast_yaml(patch: pytest.MonkeyPatch) -> None:

@@ -167,8 +167,7 @@ class LightProject:
         So are a flow that a worker starts, a flow's own server, and the stand-in's look at a user's files.
         """
         folder = Path(self.environment["RESTORELCC_BIN"]) / "forks"
-        known = ("dvc", "prefect.engine", "prefect.runner._workspace_supervisor", "restorelcc", "uvicorn")
-        python = forking_python(folder, self.socket(), *known)
+        python = forking_python(folder, self.socket(), "dvc", "prefect.engine", "restorelcc", "uvicorn")
         return {"LIGHT_PYTHON": str(python)}
 
     def start_fork(self, *command: str, **environment: str) -> subprocess.Popen[str]:

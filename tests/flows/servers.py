@@ -15,18 +15,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.dag import ROOT
 
-IN_FORK = Path(__file__).with_name("in_fork.py")
+FORKED = Path(__file__).with_name("forked.py")
 FAST_LOCK = Path(__file__).with_name("fast_lock")
 BIN = Path(sys.executable).parent
-# Sockets that all workers share: of the process that has imported all libraries, and of the one for commands of flows.
-LIBRARIES, COMMANDS = "RESTORELCC_TESTS_LIBRARIES", "RESTORELCC_TESTS_COMMANDS"
+LIBRARIES = "RESTORELCC_TESTS_LIBRARIES"  # the socket of the process that has imported all libraries, if there is one
 
 
 def free_port() -> int:
@@ -96,15 +95,9 @@ def forked_stages(folder: Path, what: str = "serve", *, alone: bool = False, **e
         yield path
 
 
-def forked_commands(folder: Path) -> AbstractContextManager[Path]:
-    """The process whose forks are the commands of light projects; it imports nothing before the first of them."""
-    environment = {"PYTHONPATH": f"{FAST_LOCK}:{ROOT}", "PREFECT_HOME": str(folder), "DO_NOT_TRACK": "1"}
-    return forked_stages(folder, "serve-flows", **environment)
-
-
 def fork_of(socket: Path) -> tuple[str, ...]:
     """What a command begins with that the process behind the socket runs in a fork; the fork ends with it."""
-    return (sys.executable, "-I", "-S", str(IN_FORK), str(socket))
+    return (sys.executable, "-I", "-S", str(FORKED), str(socket))
 
 
 def library_python(socket: Path) -> Path:
@@ -131,7 +124,7 @@ def forking_python(folder: Path, socket: Path, *modules: str) -> Path:
 
 def forked_command(socket: Path) -> str:
     """In a shell script: `restorelcc`, run by the process behind the socket."""
-    return f'{sys.executable} -I -S {IN_FORK} "{socket}"'
+    return f'{sys.executable} -I -S {FORKED} "{socket}"'
 
 
 def made_database(home: Path, socket: Path) -> None:

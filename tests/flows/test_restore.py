@@ -55,7 +55,7 @@ def left_behind(project: LightProject) -> dict[int, str]:
 def kill_all(project: LightProject, what: str) -> None:
     """kill -9 of those whose command line has the word; of a fork before the process that waits for it and ends it."""
     found = left_behind(project)
-    for pid in sorted(found, key=lambda pid: "in_fork.py" in found[pid]):
+    for pid in sorted(found, key=lambda pid: "forked.py" in found[pid]):
         if what in found[pid]:
             os.kill(pid, signal.SIGKILL)
 

@@ -7,7 +7,6 @@ $LIGHT_PYTHON is the Python that such a process starts others with: LightProject
 """
 
 import copy
-import functools
 import importlib.util
 import json
 import os
@@ -59,13 +58,6 @@ def patch_yaml(module):
     Dumper.add_multi_representer(dict, lambda dumper, value: dumper.represent_dict(value.items()))
     parse, dump = module.parse_yaml, module._dump
 
-    def text_of(data):
-        return yaml.dump(data, None, Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-
-    @functools.cache  # a lock is written after every stage, of which one has changed
-    def text_of_stage(name, stage):
-        return f"  {text_of({name: json.loads(stage)})[:-1]}\n".replace("\n", "\n  ")[:-2]
-
     def parse_yaml(content, path, typ="safe"):
         if content.startswith("schema:"):
             if content not in _LOCKS:
@@ -81,10 +73,9 @@ def patch_yaml(module):
         return parse_yaml(content, path, typ="rt")
 
     def _dump(data, stream):
-        if "schema" not in data or not data.get("stages"):
+        if "schema" not in data or "stages" not in data:
             return dump(data, stream)
-        content = text_of({key: value for key, value in data.items() if key != "stages"}) + "stages:\n"
-        content += "".join(text_of_stage(name, json.dumps(stage)) for name, stage in data["stages"].items())
+        content = yaml.dump(data, None, Dumper, sort_keys=False, allow_unicode=True, width=10_000)
         _LOCKS[content] = json.dumps(data)
         return stream.write(content)
 
