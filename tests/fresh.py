@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -88,6 +89,27 @@ def asked_of_a_fork(request: Path) -> tuple[int, str]:
     os.close(idle.asks)
     assert os.waitpid(idle.pid, 0)[1] == 0
     return wait().run(request)
+
+
+def interrupted_while_a_fork_works(folder: Path) -> bool:
+    """Whether the process that answers a request has ended, once who asked is interrupted. The request is a pipe that
+    nobody writes to: it would be read for ever."""
+    from restorelcc.release.verify.fresh import wait
+
+    request = folder / "request.json"
+    os.mkfifo(request)
+    waiting = wait()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        waiting.run(request)
+    except KeyboardInterrupt:
+        return not Path(f"/proc/{waiting.pid}").exists()
+    return False
 
 
 @contextmanager

@@ -64,7 +64,12 @@ class Waiting:
         """Let it answer: its exit status and all that it said."""
         os.write(self.asks, f"{request}\n".encode())
         os.close(self.asks)
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except BaseException:  # interrupted: nobody waits for it any more
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
         return status, request.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
 
 

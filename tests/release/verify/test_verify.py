@@ -25,7 +25,7 @@ from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
-from tests.fresh import asked_of_a_fork, fresh, verify_by_fork
+from tests.fresh import asked_of_a_fork, fresh, interrupted_while_a_fork_works, verify_by_fork
 from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -239,3 +239,7 @@ def test_a_fork_that_fails_says_why(tmp_path: Path) -> None:
     status, said = fresh(asked_of_a_fork, request)
     assert status == 1
     assert "none" in said.splitlines()[-1]
+
+
+def test_an_interrupted_verify_leaves_no_process(tmp_path: Path) -> None:
+    assert fresh(interrupted_while_a_fork_works, tmp_path)
