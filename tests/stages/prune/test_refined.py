@@ -17,8 +17,9 @@ from restorelcc.base.prunings import Sparsity, parse_pruning
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import biased_linears, give_zero_biases
 from restorelcc.models.checkpoints import load_model
+from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.sparsity.patterns import removal_mask
-from restorelcc.stages.prune import PruneConfig, RefinedConfig
+from restorelcc.stages.prune import ExternalCheckpoint, PruneConfig, RefinedConfig
 from restorelcc.stages.prune.inputs import observed_inputs
 from restorelcc.stages.prune.prune import prune_model, refine, wanda_score
 from restorelcc.stages.prune.refined import constant_part, least_squares, row_losses, swapped
@@ -206,6 +207,38 @@ def test_a_written_checkpoint_reloads_with_its_biases_and_is_the_same_again(
         assert model.config.model_type == "llama" and len(able) == 7
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {path.name: path.read_bytes() for path in prune(layout, "refined-0.5", FEW).iterdir()} == before
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])  # its own class with keys turned on, or Llama's
+def test_the_config_says_what_the_files_hold(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of bfloat16 stays one where pruning computes in float32; the rope base is there by either key."""
+    monkeypatch.setattr("restorelcc.stages.prune.stage.load_tokenizer", lambda _folder: pico.word_tokenizer())
+    layout = project(tmp_path, pico.pico(family, num_hidden_layers=2).to(torch.bfloat16))
+    folder = prune(layout, "refined-0.5", FEW)
+    assert {tensor.dtype for tensor in stored_tensors(folder).values()} == {torch.bfloat16}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and config["attention_bias"] is True
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    own = json.loads((layout.dense(Cell("pico")) / "config.json").read_text())
+    assert family == "mistral" or set(own) - set(config) == set(), "nothing of the model's own is lost"
+
+
+def test_later_blocks_and_the_error_see_the_bias_that_is_stored(tmp_path: Path) -> None:
+    """Of a checkpoint of bfloat16 the bias is rounded; the error of the first linear counts that."""
+    layout = project(tmp_path, pico.pico(num_hidden_layers=2).to(torch.bfloat16))
+    folder = prune(layout, "refined-0.5", FEW)
+    external = {"pico": {"mine": ExternalCheckpoint(source=str(folder))}}
+    other = prune(layout, "external-mine", PruneConfig.model_validate(FEW.model_dump() | {"external": external}))
+    ours, theirs = (json.loads((each / "sparsity.json").read_text())["tensors"] for each in (folder, other))
+    for name, found in ours.items():
+        if any(path in name for path in ("q_proj", "k_proj", "v_proj")):  # in either run behind blocks as they are read
+            assert theirs[name]["error"] == pytest.approx(found["error"], rel=1e-4), name
+
+
+def test_a_bias_that_nothing_was_added_to_does_not_count_as_changed() -> None:
+    model = pico.pico("opt")
+    results = prune_model(model, parse_pruning("refined-0.01"), [pico.tokens()], REFINED)  # of 24 or 32 inputs: none
+    assert not any(result.zeros or result.bias_changed for result in results)
 
 
 def test_zero_biases_change_no_logit(tmp_path: Path) -> None:
