@@ -96,10 +96,8 @@ def config_document(own: dict[str, Any], before: PretrainedConfig, written: Pret
         now, then = text_config(written), text_config(before)
         flags = family_of_config(written).bias_flags
         turned_on = {flag: getattr(now, flag) for flag in flags if getattr(then, flag) is False}
-        if then is before:
-            own = own | turned_on
-        else:  # a part of the config has the keys for text
-            own = own | {"text_config": own["text_config"] | turned_on}
+        # Where a model does more than text, a part of the config has the keys for text.
+        own = own | (turned_on if then is before else {"text_config": own["text_config"] | turned_on})
     # How the source names its files, and that it was only pruned, which asks for a further package.
     dropped = ("transformers_weights", "quantization_config", "compression_config")
     return {key: value for key, value in own.items() if key not in dropped} | former_rope_keys(told)
