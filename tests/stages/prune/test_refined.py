@@ -19,11 +19,14 @@ from restorelcc.models.biases import biased_linears, give_zero_biases
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.sparsity.patterns import removal_mask
+from restorelcc.stages.evaluate.details import pruning_details
 from restorelcc.stages.prune import ExternalCheckpoint, PruneConfig, RefinedConfig
 from restorelcc.stages.prune.inputs import observed_inputs
 from restorelcc.stages.prune.prune import prune_model, refine, wanda_score
 from restorelcc.stages.prune.refined import constant_part, least_squares, row_losses, swapped
 from restorelcc.stages.prune.sparsegpt import damped
+from restorelcc.stages.report.results import Group
+from restorelcc.stages.report.sentences import how_pruned
 from tests import pico
 from tests.real import real_folder, real_texts
 from tests.stages.prune.project import CONFIG, project, prune
@@ -280,6 +283,34 @@ def test_parts_can_be_left_out(tmp_path: Path) -> None:
     for name in ("bias", "swaps", "update"):
         assert errors[name] < errors["plain"], errors
     assert errors["all"] < min(errors["swaps"], errors["update"]), errors
+
+
+@pytest.mark.parametrize(
+    ("family", "parts", "told"),
+    [
+        (
+            "opt",
+            {},
+            "by least squares and biases take up the constant part of what is lost, all of it by statistics about",
+        ),
+        ("opt", {"centred": False}, "by least squares and biases take up the constant part of what is lost."),
+        (
+            "opt",
+            {"bias": False},
+            "while that lowers a layer's error and the surviving weights are fitted to it by least",
+        ),
+        ("opt", {"start": "sparsegpt", "swaps": 0, "update": False, "bias": False}, "the mask starts from SparseGPT."),
+        ("qwen3", {}, "biases on 8 of 14 linears take up the constant part of what is lost there, those linears by"),
+        ("exaone4", {}, "the surviving weights are fitted to it by least squares; no bias was changed."),
+    ],
+)
+def test_the_report_says_what_was_done_to_this_model(family: str, parts: dict, told: str, tmp_path: Path) -> None:
+    changes = {"layer_types": ["full_attention"] * 2} if family == "exaone4" else {}
+    layout = project(tmp_path, pico.pico(family, num_hidden_layers=2, **changes))
+    config = FEW.model_copy(update={"refined": RefinedConfig(**parts)})
+    details = pruning_details(prune(layout, "refined-0.5", config))
+    (sentence,) = how_pruned(Group("pico", "refined-0.5", [{"details": details}]))
+    assert told in sentence
 
 
 def test_in_memory_equals_the_stage(tmp_path: Path) -> None:
