@@ -17,7 +17,7 @@ from restorelcc.base.progress import progress
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning, Sparsity
 from restorelcc.models.architectures import check_scores, prunable_linears
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
-from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded, without_chance_zeros
+from restorelcc.sparsity.patterns import check_divides, pruned_count, removal_mask, rounded, without_chance_zeros
 from restorelcc.stages.prune import PruneConfig, check_allocation
 from restorelcc.stages.prune.allocation import (
     Place,
@@ -65,8 +65,7 @@ def prune_model(
     for.
     """
     config, weights = config or PruneConfig(), weights or InMemory()
-    check_scores(model.config, str(pruning.name))
-    check_allocation(pruning, config)
+    check_prunable(model, pruning, config)
     by_layer = linears_by_layer(model)
     zeros = None
     if config.allocation != "uniform":
@@ -78,6 +77,16 @@ def prune_model(
     for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(by_layer)):
         results += _prune_block(step, by_layer[step.layer], pruning, pruner, weights, stride)
     return results
+
+
+def check_prunable(model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> None:
+    """Raises BadInput, before anything is computed, for a pruning that the model or the settings do not allow."""
+    if pruning.external is not None:
+        raise BadInput(f"{pruning.name} names a checkpoint that is pruned already: load that, or give a pruner's name")
+    check_scores(model.config, pruning.name)
+    check_allocation(pruning, config)
+    for _, _, linear in prunable_linears(model):
+        check_divides(linear.in_features, pruning.sparsity)
 
 
 def _prune_block(

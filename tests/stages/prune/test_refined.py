@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.errors import StageFailed
+from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.prunings import Sparsity, parse_pruning
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import biased_linears, give_zero_biases
@@ -326,6 +326,28 @@ def test_in_memory_equals_the_stage(tmp_path: Path) -> None:
     written = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(written[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("family", "pruning", "texts", "settings", "message"),
+    [
+        ("llama", "refined-0.5", [], {}, "no sequence of two tokens"),
+        ("llama", "refined-3of7", ["w3 w4 w5"], {}, "a multiple of 7"),
+        ("llama", "refined-2of4", ["w3 w4 w5"], {"allocation": "owl"}, r"prune\.allocation is owl"),
+        ("qwen3_moe", "refined-0.5", ["w3 w4 w5"], {}, "cannot prune 'qwen3_moe' models"),
+        ("llama", "external-mine", ["w3 w4 w5"], {}, "a checkpoint that is pruned already"),
+    ],
+)
+def test_a_refused_model_gets_no_biases(
+    family: str, pruning: str, texts: list[str], settings: dict, message: str
+) -> None:
+    import restorelcc
+
+    model = pico.pico(family)
+    config, names = model.config.to_dict(), list(model.state_dict())
+    with pytest.raises(BadInput, match=message):
+        restorelcc.prune(model, pruning, tokenizer=pico.word_tokenizer(), texts=texts, **settings)
+    assert model.config.to_dict() == config and list(model.state_dict()) == names
 
 
 def test_on_real_weights_it_wins_back_what_the_layers_promise() -> None:
