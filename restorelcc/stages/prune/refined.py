@@ -152,8 +152,8 @@ def least_squares(weight_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -> 
     The normal equations of a row's kept columns S are H_SS w'_S = H_S: w, so that w'_S = w_S + H_SS^-1 H_SR w_R with R
     the removed ones. Rows of up to 128 inputs are solved exactly, in float64; longer ones by conjugate gradients, all
     rows at once and preconditioned by the diagonal, which start at w_S and lower the loss with every step. H is the
-    damped second moment (`sparsegpt.damped`): its damping pulls W' towards W. Raises StageFailed when H is not
-    positive definite.
+    damped second moment (`sparsegpt.damped`): its damping pulls W' towards W. Raises StageFailed when a row that is
+    solved exactly finds H not positive definite.
     """
     solve = _solved_exactly if weight_OI.shape[1] <= _EXACT_UP_TO else _solved_by_conjugate_gradients
     return solve(weight_OI.float(), removed_OI, hessian_II)
