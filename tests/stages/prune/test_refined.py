@@ -238,6 +238,18 @@ def test_later_blocks_and_the_error_see_the_bias_that_is_stored(tmp_path: Path) 
             assert theirs[name]["error"] == pytest.approx(found["error"], rel=1e-4), name
 
 
+def test_changed_biases_are_counted_where_a_model_is_loaded_whole(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico("gpt_neox", num_hidden_layers=2))  # its head has an older name in checkpoints
+    counts = {}
+    for pruning in ("refined-0.5", "wanda-0.5"):
+        folder = prune(layout, pruning, FEW)
+        external = {"pico": {"mine": ExternalCheckpoint(source=str(folder))}}
+        other = prune(layout, "external-mine", PruneConfig.model_validate(FEW.model_dump() | {"external": external}))
+        counts[pruning] = [json.loads((each / "sparsity.json").read_text()) for each in (folder, other)]
+    assert [each["biases_changed"] for each in counts["refined-0.5"]] == [8, 8]
+    assert not any("biases_changed" in each for each in counts["wanda-0.5"])
+
+
 def test_a_bias_that_nothing_was_added_to_does_not_count_as_changed() -> None:
     model = pico.pico("opt")
     results = prune_model(model, parse_pruning("refined-0.01"), [pico.tokens()], REFINED)  # of 24 or 32 inputs: none
