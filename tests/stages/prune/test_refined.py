@@ -140,6 +140,15 @@ def test_observed_moments_are_those_of_the_inputs_also_far_from_zero() -> None:
     torch.testing.assert_close(inputs.gram_II("a").double(), x.T @ x, rtol=1e-6, atol=0)
 
 
+def test_moments_do_not_depend_on_how_many_rows_are_added_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = torch.nn.Linear(5, 3)
+    with observed_inputs({"a": linear}, gram_of=["a"], means=True) as inputs:
+        linear(_inputs(5, mean=10.0))
+    whole = inputs.gram_II("a"), inputs.centred_gram_II("a")
+    monkeypatch.setattr("restorelcc.stages.prune.inputs._WIDE_AT_ONCE", 10)  # two rows
+    torch.testing.assert_close((inputs.gram_II("a"), inputs.centred_gram_II("a")), whole, rtol=1e-6, atol=1e-6)
+
+
 def test_centred_is_plain_where_the_mean_is_zero() -> None:
     x = _inputs(16)
     x = torch.cat([x, -x])
