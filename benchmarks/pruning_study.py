@@ -21,24 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from scipy.stats import bootstrap
 
-from benchmarks.recovery_study import ROOT, run_stage
-from benchmarks.results import measured_on, table, write_section
+from benchmarks.recovery_study import ROOT, of_texts, run_stage
+from benchmarks.results import gain_per_token, measured_on, share_won_back, table, write_section
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_document, read_json, write_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import read_texts
 from restorelcc.models.checkpoints import load_model, load_tokenizer
-from restorelcc.models.text import encode_documents
-from restorelcc.stages.evaluate.perplexity import losses
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
 
 MODEL = "smollm2-135m-pip"
 PREFIX = "pruning-smollm2-"
-TEXTS, TEXT_TOKENS = 400, 512
-DRAWS = 10_000
+TEXTS = 400
 
 
 @dataclass(frozen=True)
@@ -101,13 +97,8 @@ def prepare_components(root: Path, layout: Layout, cell: Cell) -> None:
         run_stage(root, stage, cell)
 
 
-def measured(layout: Layout, folder: Path) -> dict[str, list[float]]:
-    """Log-likelihood (nats) and number of scored tokens of every held-out text."""
-    texts = read_texts(layout.corpus(Cell(MODEL)) / "heldout.parquet")
-    documents = encode_documents(load_tokenizer(layout.dense(Cell(MODEL))), texts, TEXT_TOKENS)
-    scored = [len(ids) - 1 for ids in documents]
-    model = load_model(folder, torch.float32, torch.device("cpu"))
-    return {"log_likelihood": [-each for each in losses(model, documents, scored, "texts")], "tokens": scored}
+def measured(layout: Layout, folder: Path) -> dict[str, list]:
+    return of_texts(layout, Cell(MODEL), load_model(folder, torch.float32, torch.device("cpu")))
 
 
 @torch.no_grad()
@@ -157,32 +148,6 @@ def run_row(root: Path, row: Row) -> dict[str, Any]:
         found["recovery_cpu_seconds"] = round(time.process_time() - began, 1)
         folder = layout.recovered(cell) / "model"
     return found | measured(layout, folder)
-
-
-def share_won_back(row: dict, wanda: dict, dense: dict) -> tuple[float, float, float]:
-    """(L - L_wanda) / (L_dense - L_wanda) of the log-likelihoods, with the ends of its 95 % interval over texts."""
-
-    def share(ours: np.ndarray, base: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (ours - base).sum(axis) / (whole - base).sum(axis)
-
-    return _with_interval(share, *(np.array(each["log_likelihood"]) for each in (row, wanda, dense)))
-
-
-def gain_per_token(row: dict, other: dict) -> tuple[float, float, float]:
-    """Nats per token that `row` is ahead of `other`, with the ends of its 95 % interval over texts."""
-
-    def gain(ours: np.ndarray, theirs: np.ndarray, tokens: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (ours - theirs).sum(axis) / tokens.sum(axis)
-
-    data = (row["log_likelihood"], other["log_likelihood"], row["tokens"])
-    return _with_interval(gain, *(np.array(each, dtype=float) for each in data))
-
-
-def _with_interval(statistic: Any, *data: np.ndarray) -> tuple[float, float, float]:
-    drawn = bootstrap(data, statistic, paired=True, vectorized=True, n_resamples=DRAWS, batch=500,
-                      method="percentile", random_state=np.random.default_rng(42))  # fmt: skip
-    low, high = drawn.confidence_interval
-    return float(statistic(*data)), float(low), float(high)
 
 
 def _plain(found: dict[Row, dict], pruning: str, row: Row) -> dict | None:

@@ -12,37 +12,70 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from transformers import PreTrainedModel
 
+from benchmarks.smollm2_page import write_smollm2
 from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects, smollm2_cells
-from benchmarks.study_pages import recovered, write_pages, write_smollm2
+from benchmarks.study_pages import recovered, write_pages
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_document, read_json, write_json
 from restorelcc.base.layout import Layout
-from restorelcc.compensation.file import DOCUMENT, MODEL, read_compensation
+from restorelcc.base.tables import read_texts
+from restorelcc.compensation.adapter import REMASKED, with_adapter
+from restorelcc.compensation.file import ADAPTER, DOCUMENT, MODEL, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import prunable_linears
-from restorelcc.models.checkpoints import load_model
+from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.text import encode_documents
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.stages import STAGES
+from restorelcc.stages.evaluate.perplexity import losses
 
 ROOT = Path(__file__).parents[1]
+TEXT_TOKENS = 512  # of a held-out text that is scored on its own
 
 
-def run_stage(root: Path, stage: str, cell: Cell, overrides: tuple[str, ...] = ()) -> float:
-    """Run one stage in this process; returns its seconds."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage: seconds as they pass, seconds of all cores, and the peak of this process's memory in bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int | None
+
+
+def run_stage(root: Path, stage: str, cell: Cell, overrides: tuple[str, ...] = ()) -> Cost:
+    """Run one stage in this process."""
     params = load_params(root / "params.yaml", overrides)
     entry = STAGES[stage]
-    started = time.perf_counter()
-    entry.imported()(cell, params.section(cell.model, entry.folder), params.models[cell.model], Layout(root))
     gc.collect()
-    return time.perf_counter() - started
+    forget_peak_memory()
+    started, of_cpu = time.perf_counter(), time.process_time()
+    entry.imported()(cell, params.section(cell.model, entry.folder), params.models[cell.model], Layout(root))
+    return Cost(time.perf_counter() - started, time.process_time() - of_cpu, peak_memory())
+
+
+def forget_peak_memory() -> None:
+    """Let the peak of this process's memory count from here on, where the system can (Linux)."""
+    if (switch := Path("/proc/self/clear_refs")).is_file():
+        switch.write_text("5")
+
+
+def peak_memory() -> int | None:
+    """The peak of this process's memory, in bytes; None where the system does not tell."""
+    if not (status := Path("/proc/self/status")).is_file():
+        return None
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+    return int(found[1]) * 1024 if found else None
 
 
 def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
@@ -92,13 +125,14 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     overrides = (*subject.overrides, *method.overrides, f"{method.stage}.seed={study.seed}")
     if rates:
         overrides = (*overrides, f"{method.stage}.learning_rates={rates}")
-    seconds = run_stage(root, method.stage, cell, overrides)
+    cost = run_stage(root, method.stage, cell, overrides)
     run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'recovered'}", cell)
     if method.ranking is not None:
         run_stage(root, "probe", pruned)
     layout = Layout(root)
     metrics = [read_document(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
-    found = study.as_json() | {"seconds": round(seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
+    found = study.as_json() | {"seconds": round(cost.seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
+    found |= {"cpu_seconds": round(cost.cpu_seconds, 1), "peak_memory_bytes": cost.peak_memory_bytes}
     found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
     found["learning_rates"] = chosen_rates(training(layout, cell, method))
     variants = metrics[2].get("variants") or {}
@@ -107,7 +141,47 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     }
     for number, name in enumerate(("dense", "pruned", "restored")):
         found[name] = _measures(metrics[number], method.task)
+    if subject.budget is not None:
+        add_details(found, layout, (Cell(subject.model), pruned, cell), method)
     return found
+
+
+def add_details(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], method: Method) -> None:
+    """Every task, the tests against dense and pruned, and every held-out text of dense, pruned and restored."""
+    dense, pruned, cell = cells
+    networks: dict[str, Callable[[], PreTrainedModel]] = {
+        "dense": lambda: _load(layout.dense(dense)),
+        "pruned": lambda: _load(layout.pruned(pruned)),
+        "restored": lambda: recovered_model(layout, cell, method, None),
+    }
+    for of, (name, network) in zip(cells, networks.items(), strict=True):
+        metrics = read_document(layout.metrics(of))
+        found[name]["tasks"] = {task: each["value"] for task, each in metrics["tasks"].items()}
+        kept = layout.root / f"texts-{name}-{of.pruning}.json"  # of dense and pruned: the same for every method
+        if name != "restored" and kept.is_file():
+            found[name] |= read_json(kept)
+            continue
+        found[name] |= of_texts(layout, dense, network())
+        if name != "restored":
+            write_json(kept, {key: found[name][key] for key in ("log_likelihood", "tokens")})
+    metrics = read_document(layout.metrics(cell))
+    found |= {"versus": metrics["versus"], "recovered_accuracy": metrics["recovered"]}
+    found["versus_by_task"] = read_document(layout.details(cell))["versus"]
+    found["rivals"] = read_document(layout.details(dense))["rivals"]
+    if REMASKED in found["variants"]:
+        found["variants"][REMASKED] |= of_texts(layout, dense, recovered_model(layout, cell, method, REMASKED))
+
+
+def of_texts(layout: Layout, dense: Cell, model: PreTrainedModel) -> dict[str, list]:
+    """Log-likelihood (nats) and number of scored tokens of every held-out text."""
+    texts = read_texts(layout.corpus(dense) / "heldout.parquet")
+    documents = encode_documents(load_tokenizer(layout.dense(dense)), texts, TEXT_TOKENS)
+    scored = [len(ids) - 1 for ids in documents]
+    return {"log_likelihood": [-each for each in losses(model, documents, scored, "texts")], "tokens": scored}
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    return load_model(folder, torch.float32, torch.device("cpu"))
 
 
 def training(layout: Layout, cell: Cell, method: Method) -> dict:
@@ -127,21 +201,27 @@ def _measures(metrics: dict, task: str | None = None) -> dict:
     }
 
 
+def recovered_model(layout: Layout, cell: Cell, method: Method, variant: str | None) -> PreTrainedModel:
+    """What the method ships: the pruned model with biases folded in, other weights, or an adapter."""
+    if method.stage == "compensate":
+        model = _load(layout.pruned(cell))
+        fold(model, read_compensation(layout.compensation(cell))[0])
+        return model
+    folder = layout.recovered(cell)
+    kind = read_document(folder / DOCUMENT)["kind"]
+    model = _load(folder / MODEL if kind == "checkpoint" else layout.pruned(cell))
+    if kind == "adapter":
+        model = with_adapter(model, folder / ADAPTER, variant)[0]
+    if (folder / "compensation.safetensors").is_file():
+        fold(model, read_compensation(folder / "compensation.safetensors")[0])
+    return model
+
+
 def zeros_kept(layout: Layout, cell: Cell, method: Method) -> bool | None:
     """Whether every zero of the pruned linears is a zero in the recovered model; None for adapters beside it."""
-    device = torch.device("cpu")
-    pruned = load_model(layout.pruned(cell), torch.float32, device)
-    if method.stage == "compensate":
-        recovered = load_model(layout.pruned(cell), torch.float32, device)
-        fold(recovered, read_compensation(layout.compensation(cell))[0])
-    else:
-        folder = layout.recovered(cell)
-        kind = read_document(folder / DOCUMENT)["kind"]
-        if kind == "adapter":
-            return None
-        recovered = load_model(folder / MODEL if kind == "checkpoint" else layout.pruned(cell), torch.float32, device)
-        if (folder / "compensation.safetensors").is_file():
-            fold(recovered, read_compensation(folder / "compensation.safetensors")[0])
+    if method.stage == "recover" and read_document(layout.recovered(cell) / DOCUMENT)["kind"] == "adapter":
+        return None
+    pruned, recovered = _load(layout.pruned(cell)), recovered_model(layout, cell, method, None)
     pairs = zip(prunable_linears(pruned), prunable_linears(recovered), strict=True)
     return all(bool((after.weight[before.weight == 0] == 0).all()) for (_, _, before), (_, _, after) in pairs)
 

@@ -1,4 +1,4 @@
-"""The pages of the study, from its cells: docs/results/recovery.md, ablation.md and smollm2.md."""
+"""The pages of the study, from its cells: docs/results/recovery.md and ablation.md."""
 
 from __future__ import annotations
 
@@ -27,13 +27,6 @@ At Wanda 50 % all methods are compared, at 60 % and 2:4 the five main ones of ea
 of Wanda's loss before anything is trained, so its table has the share of Wanda's loss too.
 Seconds are those of the slowest seed, of one thread beside other work. `make study` goes on with the study and writes
 this page.
-"""
-
-
-_SMOLLM2 = """SmolLM2-135M-Instruct and the items of the paper's tasks, from packages (docs/real-model.md), with the
-budget `{budget}`. Recovered: the share of the held-out log-likelihood that pruning lost and that came back, on passages
-of novels. Accuracy is the mean of the budget's tasks. With few items it says little: see the budget's table.
-`{command}` goes on with the study and writes this page.
 """
 
 
@@ -72,17 +65,6 @@ def write_pages(results: Path, planned: Iterable[StudyCell]) -> None:
         (results / f"{table}.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
-def write_smollm2(results: Path, planned: Iterable[StudyCell], budget: str, command: str) -> None:
-    """Write the page of the model from packages, with the cells that are not measured by name."""
-    known = list(planned)
-    found = {path.stem: read_json(path) for path in sorted((results / "cells").glob("smollm2-*.json"))}
-    lines = ["# A real model, measured", "", *_SMOLLM2.format(budget=budget, command=command).splitlines(), ""]
-    for pruning in dict.fromkeys(cell.pruning for cell in known):
-        own = [cell for cell in known if cell.pruning == pruning]
-        lines += _section(pruning, list(dict.fromkeys(cell.method for cell in own)), own, found)
-    (results / "smollm2.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
 def _methods(own: list[StudyCell], table: str) -> list[Method]:
     methods = list(dict.fromkeys(cell.method for cell in own if cell.method.table == table))
     return [PAPER, *methods] if methods and table == "ablation" else methods
@@ -113,7 +95,7 @@ def _table(measured: dict[Method, list[dict]]) -> list[str]:
     first = next(iter(measured.values()))[0]
     of_stories = first["measure"] == "log-likelihood"
     columns = ["method", "seeds", "recovered %", "trained", "added", "zeros kept", "seconds"]
-    columns += ["bits per byte", _accuracy_of(first)] if of_stories else []
+    columns += ["bits per byte", "story endings %"] if of_stories else []
     on_top = (
         of_stories
         and first["pruning"].startswith("refined")
@@ -206,11 +188,5 @@ def _lost(cell: dict) -> str:
         return f"Mean accuracy of seed {cell['seed']}: {accuracy}."
     measures = {"perplexity": ("perplexity", 2), "bits per byte": ("bits_per_byte", 3)}
     parts = [f"{title} {dense[key]:.{n}f} and {pruned[key]:.{n}f}" for title, (key, n) in measures.items()]
-    title = _accuracy_of(cell).removesuffix(" %")
-    parts.append(f"{title} {100 * dense['accuracy']:.1f} % and {100 * pruned['accuracy']:.1f} %")
-    return f"Dense and pruned on held-out {'stories' if cell['subject'] == 'stories' else 'texts'}: {', '.join(parts)}."
-
-
-def _accuracy_of(cell: dict) -> str:
-    """What the accuracy beside the log-likelihood is of."""
-    return "story endings %" if cell["subject"] == "stories" else "mean accuracy %"
+    parts.append(f"story endings {100 * dense['accuracy']:.1f} % and {100 * pruned['accuracy']:.1f} %")
+    return f"Dense and pruned on held-out stories: {', '.join(parts)}."

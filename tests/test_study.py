@@ -15,15 +15,17 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks import pruning_parts
 from benchmarks.results import interval
+from benchmarks.smollm2_page import write_smollm2
 from benchmarks.study_cells import (
     OPENING_WORDS,
     STORY_TOKENS,
+    StudyCell,
     all_cells,
     all_subjects,
     smollm2_cells,
     write_story_pairs,
 )
-from benchmarks.study_pages import recovered, write_pages, write_smollm2
+from benchmarks.study_pages import recovered, write_pages
 from restorelcc.base.documents import write_json
 from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.pipeline.params import load_params
@@ -61,7 +63,7 @@ def test_the_recovered_share_is_of_accuracy_or_of_log_likelihood() -> None:
 
 def test_intervals_are_students_over_seeds() -> None:
     assert interval([0.5]) == "50.0"
-    half = 4.30 * 10 / math.sqrt(3)
+    half = 4.302653 * 10 / math.sqrt(3)
     assert interval([0.4, 0.5, 0.6]) == f"50.0 ± {half:.1f}"
 
 
@@ -86,21 +88,62 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
     assert ablation.index("heads, 25 % (the paper)") < ablation.index("random heads")
 
 
-def test_the_study_of_a_real_model_names_what_is_not_run(tmp_path: Path) -> None:
+def _real_cell(study: StudyCell, won_back: tuple[float, ...]) -> dict:
+    """A cell of the real model: texts of 10 tokens each, of which pruning loses 10 nats; won_back: share per text."""
+
+    def scored(nats: list[float], accuracy: float) -> dict:
+        perplexity = math.exp(sum(nats) / 10 / len(nats))
+        numbers = {"accuracy": accuracy, "perplexity": perplexity, "bits_per_byte": 1.0, "tasks": {"rte": accuracy}}
+        return numbers | {"log_likelihood": [-each for each in nats], "tokens": [10] * len(nats)}
+
+    texts = len(won_back)
+    against = {"second": 0.45, "difference": 0.05, "ci95": [0.01, 0.09]}
+    found = study.as_json() | {"zeros_kept": True, "params_trained": 1234, "params_added": 8, "variants": {}}
+    found |= {"seconds": 10.0, "cpu_seconds": 12.0 + study.seed, "peak_memory_bytes": 3_210_000_000}
+    found |= {"dense": scored([20.0] * texts, 0.5), "pruned": scored([30.0] * texts, 0.4)}
+    found["restored"] = scored([30.0 - 10 * share for share in won_back], 0.45)
+    found |= {"versus": {"pruned": against}, "versus_by_task": {"pruned": {"rte": against}}}
+    found["recovered_accuracy"] = {"mean": 0.5, "ci95": [0.1, None]}
+    return found | {"rivals": {"int8": {"perplexity": {"value": 7.5}, "mean": 0.49}}}
+
+
+def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(tmp_path: Path) -> None:
     cells = list(smollm2_cells("quick"))
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.pruning for cell in cells} == {"wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2", "refined-0.5"}
     for overrides in {(*cell.subject.overrides, *cell.method.overrides) for cell in cells}:
         load_params(ROOT / "params.yaml", overrides)
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert cells[0].subject.params(shipped, tmp_path)["models"]["smollm2-135m-pip"]["budget"] == "quick"
-    made_up = _cell("tiny-0-wanda-0.5-paper-0.25", 0.8) | cells[0].as_json()
-    write_json(tmp_path / "cells" / f"{cells[0].name}.json", made_up)
+    entry = cells[0].subject.params(shipped, tmp_path)["models"]["smollm2-135m-pip"]
+    assert (entry["budget"], entry["tasks"], entry["settings"]["evaluate"]["limit"]) == ("quick", ["paper-7"], 100)
+    shares = {"paper-0.25": (0.2, 0.4, 0.3), "random": (0.3, 0.2, 0.4), "ffn": (0.1, 0.3, 0.2)}
+    shares |= {"lora-r1-o": (0.5, 0.7, 0.6), "all-sites": (0.6, 0.6, 0.6)}
+    for name, won_back in shares.items():
+        study = next(cell for cell in cells if (cell.pruning, cell.seed, cell.method.name) == ("wanda-0.5", 0, name))
+        write_json(tmp_path / "cells" / f"{study.name}.json", _real_cell(study, won_back))
+    again = next(cell for cell in cells if cell.name == "smollm2-135m-pip-1-wanda-0.5-all-sites")
+    write_json(tmp_path / "cells" / f"{again.name}.json", _real_cell(again, (0.8, 0.8, 0.8)))
     write_smollm2(tmp_path, cells, "quick", "the command")
     page = (tmp_path / "smollm2.md").read_text()
-    assert "| heads, 25 % (the paper) | 1 | 50.0 | 1,234 | 8 | yes | 10 | 1.000 | 80.0 |" in page
-    assert "Dense and pruned on held-out texts: perplexity 2.00 and 8.00" in page
-    assert "Not measured yet: paper-0.25 (seeds 1, 2), all-sites (seeds 0, 1, 2)" in page
+    rows = [[each.strip() for each in line.strip("| ").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    judged = {row[2].partition(":")[0]: row[2:] for row in rows if row[0].startswith(("the comp", "comp", "probed"))}
+    paper = "heads, 25 % (the paper)"
+    assert judged[f"{paper} - a free bias on every FFN output"][1] == "**confirmed here**"
+    assert judged[f"{paper} - a free bias on every FFN output"][0].endswith(": +0.1000 [+0.1000, +0.1000]")
+    assert judged[f"{paper} - LoRA r=1 on the out-projections, unmerged"][1] == "**contradicted here**"
+    assert judged[f"{paper} - random heads, 25 %"][1] == "**not seen here**"
+    about_80 = next(row for row in rows if row[0].startswith("about 80"))
+    assert about_80[2].startswith(f"{paper}: 30.0 % [20.0, 40.0] of the log-likelihood, 50.0 % [10.0, open] of acc")
+    assert about_80[3] == "**contradicted here**"
+    own = {row[0]: row[1:] for row in rows if len(row) == 11}
+    points = "+5.0 [+1.0, +9.0]"
+    assert own[paper] == ["1", "30.0 [20.0, 40.0]", "14.88", "45.0", points, "1,234", "8", "yes", "12", "3.2"]
+    assert own["all heads and a bias on every other linear"][:2] == ["2", interval([0.6, 0.8])]
+    assert own["all heads and a bias on every other linear"][-2] == "13"
+    assert [row for row in rows if row[0] == paper][1:] == [[paper, "45, +5 [+1, +9]"]]
+    assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
+    assert "all-sites (seeds 2)" in page
+    assert "all-sites (seeds 0, 1, 2), paper-0.25 (seeds 0, 1, 2)" in page.partition("## slimgpt-0.2")[2]
 
 
 def test_stories_become_pairs_whose_questions_differ_and_that_fit_the_context(tmp_path: Path) -> None:

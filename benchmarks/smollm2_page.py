@@ -1,0 +1,206 @@
+"""The page of the study on a real model, docs/results/smollm2.md, from its cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.results import gain_per_token, interval, share_won_back, table
+from benchmarks.study_cells import Method, StudyCell
+from restorelcc.base.documents import read_json
+
+Found = dict[tuple[str, str], list[dict]]  # by pruning and method: one cell of each seed
+
+_INTRODUCTION = """SmolLM2-135M-Instruct and the items of the paper's seven tasks, from packages (docs/real-model.md),
+with the budget `{budget}`{items}. `{command}`
+goes on with the study and writes this page.
+
+**Won back** is the share of the log-likelihood of {texts} held-out texts, passages of novels, that pruning lost and
+that came back. Its interval is a bootstrap over the texts for one seed, Student's over the seeds for several.
+**Points** are those of mean accuracy over the tasks that the first seed is ahead of the pruned model, with a paired
+interval. CPU seconds and peak memory are those of the recovery alone, on one thread, at most of all seeds; choosing a
+learning rate is part of it where the method did so.
+
+All methods see the same pairs, once. The bias on every linear chooses among three rates on the validation pairs, and
+all that train biases alone take the rate that it chose; LoRA and the weights choose among two of their own. Any of
+them keeps the pruned model where that is best on the validation pairs.
+"""
+
+# The paper says that the first is ahead of the second.
+_CLAIMS = (
+    ("compensated heads are ahead of FFN outputs", "paper-0.25", "ffn"),
+    ("compensated heads are ahead of FFN outputs", "paper-1.0", "ffn"),
+    ("probed heads are ahead of random ones", "paper-0.25", "random"),
+    ("the compensation is ahead of LoRA", "paper-0.25", "lora-r1-o"),
+    ("the compensation is ahead of LoRA", "paper-1.0", "lora"),
+)
+_CLAIMED_SHARE = 0.8
+
+
+def write_smollm2(results: Path, planned: Iterable[StudyCell], budget: str, command: str) -> None:
+    """Write the page, with the cells that are not measured by name."""
+    known, cells = list(planned), results / "cells"
+    methods = {cell.method.name: cell.method for cell in known}
+    measured = {cell: read_json(path) for cell in known if (path := cells / f"{cell.name}.json").is_file()}
+    found: Found = {}
+    for cell, numbers in measured.items():
+        found.setdefault((cell.pruning, cell.method.name), []).append(numbers)
+    texts = max((len(numbers["dense"]["tokens"]) for numbers in measured.values()), default=0)
+    of_each = known[0].subject.items_of_each
+    items = "" if of_each is None else f", {of_each} items of each"
+    introduction = _INTRODUCTION.format(budget=budget, command=command, texts=texts, items=items)
+    lines = ["# A real model, measured", "", *introduction.splitlines(), "", *_claims(found, methods)]
+    for pruning in dict.fromkeys(cell.pruning for cell in known):
+        own = {name: of_method for (of, name), of_method in found.items() if of == pruning}
+        missing = [cell for cell in known if cell.pruning == pruning and cell not in measured]
+        lines += [f"## {pruning}", "", *_section(own, methods), *_not_measured(missing)]
+    (results / "smollm2.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _claims(found: Found, methods: dict[str, Method]) -> list[str]:
+    rows = []
+    heads = {name: cells for (pruning, name), cells in found.items() if pruning == "wanda-0.5" and "paper" in name}
+    if heads:
+        name, cells = max(heads.items(), key=lambda item: _share(item[1])[0])
+        share, low, high = _share(cells)
+        said = _verdict(low - _CLAIMED_SHARE, high - _CLAIMED_SHARE)
+        numbers = f"{methods[name].title}: {_percent(share, low, high)} of the log-likelihood, {_of_accuracy(cells[0])}"
+        rows.append(["about 80 % of the loss comes back", "wanda-0.5", numbers, f"**{said}**"])
+    for claim, ours, theirs in _CLAIMS:
+        for pruning in dict.fromkeys(of for of, _ in found):
+            if (one := found.get((pruning, ours))) and (other := found.get((pruning, theirs))):
+                gain, low, high = _ahead(one, other)
+                said = _verdict(low, high)
+                numbers = f"{methods[ours].title} - {methods[theirs].title}: {gain:+.4f} [{low:+.4f}, {high:+.4f}]"
+                rows.append([claim, pruning, numbers, f"**{said}**"])
+    if not rows:
+        return []
+    columns = ["the paper's claim", "pruning", "measured (differences: nats a token, paired by text)", ""]
+    return ["## The paper's claims", "", *table(columns, rows).splitlines(), ""]
+
+
+def _verdict(low: float, high: float) -> str:
+    """On a claim that a number is above 0, by its interval."""
+    return "confirmed here" if low > 0 else "contradicted here" if high < 0 else "not seen here"
+
+
+def _of_accuracy(cell: dict) -> str:
+    recovered = cell["recovered_accuracy"]
+    if recovered["mean"] is None:
+        return "of accuracy nothing was lost"
+    return f"{_percent(recovered['mean'], *recovered['ci95'])} of accuracy"
+
+
+def _percent(share: float, low: float | None, high: float | None) -> str:
+    ends = ("open" if end is None else f"{100 * end:.1f}" for end in (low, high))
+    return f"{100 * share:.1f} % [{', '.join(ends)}]"
+
+
+def _share(cells: list[dict]) -> tuple[float, float, float]:
+    """Won back on average over the seeds, and its 95 % interval over the texts."""
+    return share_won_back(_averaged(cells), cells[0]["pruned"], cells[0]["dense"])
+
+
+def _averaged(cells: list[dict]) -> dict:
+    """Each text's log-likelihood, the mean over the seeds."""
+    by_text = zip(*(cell["restored"]["log_likelihood"] for cell in cells), strict=True)
+    return {"log_likelihood": [mean(values) for values in by_text], "tokens": cells[0]["restored"]["tokens"]}
+
+
+def _ahead(one: list[dict], other: list[dict]) -> tuple[float, float, float]:
+    """Nats a token, on the seeds that both have."""
+    seeds = {cell["seed"] for cell in one} & {cell["seed"] for cell in other}
+    ours, theirs = (_averaged([cell for cell in cells if cell["seed"] in seeds]) for cells in (one, other))
+    return gain_per_token(ours, theirs)
+
+
+def _section(own: dict[str, list[dict]], methods: dict[str, Method]) -> list[str]:
+    if not own:
+        return []
+    first = next(iter(own.values()))[0]
+    ordered = sorted(own.items(), key=lambda item: -_share(item[1])[0])
+    columns = ["method", "seeds", "won back %", "perplexity", "mean accuracy %", "points", "trained", "added"]
+    columns += ["zeros kept", "CPU s", "peak memory, GB"]
+    rows = []
+    for name, cells in ordered:
+        rows.append(_row(methods[name].title, cells))
+        for variant in cells[0]["variants"]:
+            rows.append(_variant_row(variant, cells))
+    tasks = list(first["dense"]["tasks"])
+    by_task = [[methods[name].title, *(_task(cells[0], task) for task in tasks)] for name, cells in ordered]
+    return [
+        _before(first),
+        "",
+        *table(columns, rows).splitlines(),
+        "",
+        "Accuracy of each task, and the points that the first seed is ahead of the pruned model:",
+        "",
+        *table(["method", *tasks], by_task).splitlines(),
+        "",
+    ]
+
+
+def _before(cell: dict) -> str:
+    parts = []
+    models = {"dense": cell["dense"], "pruned": cell["pruned"]}
+    models |= {f"dense in {name}": rival for name, rival in cell["rivals"].items()}
+    for name, numbers in models.items():
+        value = numbers["perplexity"]["value"] if isinstance(numbers["perplexity"], dict) else numbers["perplexity"]
+        accuracy = numbers["mean"] if "mean" in numbers else numbers["accuracy"]
+        parts.append(f"{name} {value:.2f} and {100 * accuracy:.1f} %")
+    return f"Perplexity of the held-out texts and mean accuracy: {'; '.join(parts)}."
+
+
+def _row(title: str, cells: list[dict]) -> list[str]:
+    zeros = {True: "yes", False: "**no**", None: "beside them"}[cells[0]["zeros_kept"]]
+    share = _percent(*_share(cells)).replace(" %", "")
+    if len(cells) > 1:
+        share = interval([_share([cell])[0] for cell in cells])
+    against = cells[0]["versus"]["pruned"]
+    low, high = against["ci95"]
+    peak = max((cell["peak_memory_bytes"] or 0) for cell in cells)
+    return [
+        title,
+        str(len(cells)),
+        share,
+        f"{_geometric([cell['restored']['perplexity'] for cell in cells]):.2f}",
+        f"{100 * mean(cell['restored']['accuracy'] for cell in cells):.1f}",
+        f"{100 * against['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+        *(f"{cells[0].get(name) or 0:,}" for name in ("params_trained", "params_added")),
+        zeros,
+        f"{max(cell['cpu_seconds'] for cell in cells):,.0f}",
+        f"{peak / 1e9:.1f}" if peak else "-",
+    ]
+
+
+def _variant_row(variant: str, cells: list[dict]) -> list[str]:
+    own = [cell["variants"][variant] for cell in cells]
+    share = "-"
+    if all("log_likelihood" in each for each in own):
+        share = _row("", [cell | {"restored": each} for cell, each in zip(cells, own, strict=True)])[2]
+    perplexity = _geometric([each["perplexity"] for each in own])
+    accuracy = 100 * mean(each["accuracy"] for each in own)
+    return [f"... {variant}", str(len(cells)), share, f"{perplexity:.2f}", f"{accuracy:.1f}", "-", "-", "-",
+            f"sparsity {100 * own[0]['sparsity']:.0f} %", "-", "-"]  # fmt: skip
+
+
+def _geometric(values: list[float]) -> float:
+    return math.exp(mean(map(math.log, values)))
+
+
+def _task(cell: dict, task: str) -> str:
+    against = cell["versus_by_task"]["pruned"][task]
+    low, high = against["ci95"]
+    return f"{100 * against['second']:.0f}, {100 * against['difference']:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"
+
+
+def _not_measured(missing: list[StudyCell]) -> list[str]:
+    by_method: dict[str, list[str]] = {}
+    for cell in missing:
+        by_method.setdefault(cell.method.name, []).append(str(cell.seed))
+    if not by_method:
+        return []
+    named = ", ".join(f"{name} (seeds {', '.join(seeds)})" for name, seeds in by_method.items())
+    return [f"Not measured yet: {named}.", ""]
