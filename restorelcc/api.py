@@ -36,7 +36,7 @@ from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads, rank_heads
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
-from restorelcc.stages.prune.prune import PrunedTensor, prune_model
+from restorelcc.stages.prune.prune import PrunedTensor, check_prunable, prune_model
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation
 from restorelcc.training.compensation import Pairs, fit_compensation
 
@@ -92,9 +92,10 @@ def prune(
     one, and turns them on in model.config. Returns zeros and output error of every weight.
     """
     config, parsed = PruneConfig(**settings), parse_pruning(pruning)
+    check_prunable(model, parsed, config)
+    batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
     if parsed.pruner == "refined" and config.refined.bias:
         give_zero_biases(model)
-    batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
     return prune_model(model, parsed, batches, config)
 
 

@@ -8,11 +8,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gc
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 # The files that take longest, by `make test-durations`: workers end together when these come first. Those with a server
@@ -26,13 +28,30 @@ LONG = (
 
 
 SERVERS = ExitStack()
+MEMORY, ROOM = Path("/dev/shm"), 6 * 2**30  # bytes that have to be free; the tests take about a tenth of them
 
 
+def files_in_memory() -> bool:
+    """Whether temporary files may lie in memory. To delete or cut a file takes milliseconds on some disks, and DVC does
+    so thousands of times."""
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return False
+    there, available = os.statvfs(MEMORY), psutil.virtual_memory().available
+    return not there.f_flag & os.ST_NOEXEC and min(there.f_bavail * there.f_frsize, available) >= ROOM
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Have the workers of xdist be forks of one process, which imports torch, DVC and the like for all of them.
+    """Keep temporary files in memory where there is room, unless --basetemp or TMPDIR says where they go, and have the
+    workers of xdist be forks of one process, which imports torch, DVC and the like for all of them.
 
-    Not where the lines that run are counted: that begins with a process.
+    No forks where the lines that run are counted: that begins with a process.
     """
+    if not (hasattr(config, "workerinput") or config.option.basetemp or "TMPDIR" in os.environ) and files_in_memory():
+        folder = tempfile.mkdtemp(prefix="t-", dir=MEMORY)
+        SERVERS.callback(shutil.rmtree, folder, ignore_errors=True)
+        SERVERS.enter_context(pytest.MonkeyPatch.context()).setenv("TMPDIR", folder)
+        tempfile.tempdir = None  # Python has chosen a folder before
     if hasattr(config, "workerinput") or not config.getoption("tx", None) or config.getoption("cov_source", None):
         return
     from tests.flows.servers import LIBRARIES, forked_stages, library_python

@@ -85,18 +85,13 @@ def say(console: Console, text: object) -> None:
 class PlainTable(Table):
     """A table for the terminal, in the project's one style: a line below the titles, no frame, nothing is cut.
 
-    Its title, columns and cells are text alone: nothing in them is markup. `show` prints it.
+    Its title, columns and cells are text alone: nothing in them is markup. `show` prints it, with the title as a line
+    of its own, which may be wider than the table.
     """
 
     def __init__(self, title: str | None = None) -> None:
-        super().__init__(
-            title=None if title is None else for_terminal(title),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            show_edge=False,
-        )
+        super().__init__(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        self.heading = title
 
     def add_column(self, header: Any = "", *rest: Any, **options: Any) -> None:
         super().add_column(for_terminal(header), *rest, **options)
@@ -119,6 +114,8 @@ class PlainTable(Table):
                     left_out.append(title)
             for position, column in enumerate(self.columns):  # by which rich finds the edges of the table
                 column._index = position
+        if self.heading is not None:
+            say(console, self.heading)
         before = console.width
         if not console.is_terminal:
             console.width = self._width(console)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
 
+from restorelcc.base.documents import read_json, write_json
 from restorelcc.models.architectures import family_of, family_of_config, prunable_linears, text_config
 from restorelcc.models.shards import PlannedTensor, write_shards
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
@@ -81,6 +82,38 @@ def biased_config(config: PretrainedConfig) -> PretrainedConfig:
     return written
 
 
+def config_document(own: dict[str, Any], before: PretrainedConfig, written: PretrainedConfig) -> dict[str, Any]:
+    """config.json of a checkpoint that is written again: its own document, with what another class or biases change.
+
+    before: the config that `own` was read to; written: the same model's, with more biases or as the Llama class. The
+    rope base stands in it under its present and its former key, because engines that know only the former one take
+    10,000 where it is missing, without a word.
+    """
+    told = written.to_dict()
+    if written.model_type != before.model_type:
+        own = told | {"model_type": written.model_type, "dtype": own.get("dtype", own.get("torch_dtype"))}
+    else:
+        now, then = text_config(written), text_config(before)
+        flags = family_of_config(written).bias_flags
+        turned_on = {flag: getattr(now, flag) for flag in flags if getattr(then, flag) is False}
+        # Where a model does more than text, a part of the config has the keys for text.
+        own = own | (turned_on if then is before else {"text_config": own["text_config"] | turned_on})
+    # How the source names its files, and that it was only pruned, which asks for a further package.
+    dropped = ("transformers_weights", "quantization_config", "compression_config")
+    return {key: value for key, value in own.items() if key not in dropped} | former_rope_keys(told)
+
+
+def former_rope_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """The rope base and scaling of a config.json as former versions of the classes read them."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:  # none, or one for each kind of layer
+        return {}
+    keys: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
+    if rope.get("rope_type", "default") != "default":
+        keys["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return keys
+
+
 def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path) -> None:
     """The checkpoint of `source` (of this config) with a zero bias on every linear that can carry one and has none.
 
@@ -96,7 +129,7 @@ def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path)
     planned += [_zeros(name, weight) for name, weight in weights.items() if f"{name}.bias" not in stored]
     for _ in write_shards(folder, planned):
         pass
-    written.save_pretrained(folder)
+    write_json(folder / "config.json", config_document(read_json(source / "config.json"), config, written))
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
 

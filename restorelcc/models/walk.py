@@ -27,8 +27,8 @@ class Weights(Protocol):
         """The block's weights are in memory inside the `with`; what was done to them is kept when it ends."""
         ...
 
-    def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
-        """The weight as it will be read back: rounded to the dtype it is stored in."""
+    def as_stored(self, name: str, value: Tensor, leaf: str = "weight") -> Tensor:
+        """The weight (or bias) of a linear as it will be read back: rounded to the dtype it is stored in."""
         ...
 
     def for_reading(self) -> Weights:
@@ -42,8 +42,8 @@ class InMemory:
     def resident(self, layer: int, block: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
-        return weight_OI
+    def as_stored(self, name: str, value: Tensor, leaf: str = "weight") -> Tensor:
+        return value
 
     def for_reading(self) -> Weights:
         return self

@@ -109,9 +109,9 @@ class StreamedWeights:
             _put(block, name, block.get_parameter(name).to("meta"))
         _return_freed_memory()
 
-    def as_stored(self, name: str, weight_OI: Tensor) -> Tensor:
-        """The weight rounded to the dtype of the checkpoint."""
-        return rounded(weight_OI, self._stored[f"{name}.weight"].dtype)
+    def as_stored(self, name: str, value: Tensor, leaf: str = "weight") -> Tensor:
+        """The weight (or bias) rounded to the dtype that it has in the checkpoint."""
+        return rounded(value, self._stored[f"{name}.{leaf}"].dtype)
 
     def for_reading(self) -> StreamedWeights:
         """The same weights, of which no block is written when its `with` ends."""

@@ -68,7 +68,7 @@ def test_nothing_of_a_text_is_markup(text: str) -> None:
     shown = PlainTable(title=text)
     shown.add_column(text)
     shown.add_row(text)
-    console.print(shown)
+    shown.show(console)
     say(console, text)
     plain = screen.getvalue()
     assert one_line(text.split("\n")[0]).strip() in plain and "\x1b[31m" not in plain and "\r" not in plain
@@ -109,6 +109,16 @@ def test_a_file_gets_every_column_on_one_line() -> None:
     lines, left_out = shown(20, terminal=False, drop=("params +", "95 % interval"))
     assert not left_out
     assert lines[-1].split() == ["heads", "0.25", "94.1", "[83.6,", "88.9]", "256"]
+
+
+def test_a_title_that_is_wider_than_its_table_stays_one_line() -> None:
+    for terminal in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, width=60, force_terminal=terminal, no_color=True)
+        title = "a model (with its source): 134.5 M parameters, 30 layers"
+        table_of_rows(ROWS, title).show(console)
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+        assert (lines[0], len(lines)) == (title, 5)
 
 
 def test_many_columns_are_shown_below_one_another() -> None:

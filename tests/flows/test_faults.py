@@ -31,6 +31,7 @@ from restorelcc.pipeline.lockfile import read_lock
 from restorelcc.pipeline.remotes import add_remote, altered_objects
 from restorelcc.pipeline.running import stage_running
 from restorelcc.pipeline.workspace import faults, mend, other_runs
+from tests.dag import ROOT
 from tests.flows.faults import Table, Victim, children, ended, kill_at, kills, struck, writes
 from tests.flows.light import LightProject
 from tests.flows.servers import Cutter, s3_server, wait_for
@@ -245,9 +246,13 @@ def test_scratch_is_where_its_destination_is(tmp_path: Path) -> None:
     with published(layout, near) as (path,):
         assert path.parent.parent == layout.work
         path.write_text("1")
-    elsewhere = Path("/dev/shm") / f"restorelcc-scratch-{os.getpid()}"
-    if not elsewhere.parent.is_dir() or elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no other file system at /dev/shm")
+    own = tmp_path.stat().st_dev
+    others = [
+        each for each in (Path("/dev/shm"), Path("/var/tmp"), ROOT) if each.is_dir() and each.stat().st_dev != own
+    ]
+    if not others:
+        pytest.skip("no other file system at /dev/shm, /var/tmp or the repository")
+    elsewhere = others[0] / f".restorelcc-scratch-{os.getpid()}"
     elsewhere.mkdir()
     try:
         (layout.data / "linked").symlink_to(elsewhere)

@@ -13,7 +13,8 @@ from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.stock_files import TOKENIZER_FILES, has_tokenizer
-from restorelcc.models.architectures import prunable_linears, text_config
+from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.biases import config_document, former_rope_keys
 from restorelcc.models.checkpoints import load_model, load_tokenizer, tokenizer_folder
 from restorelcc.models.shards import write_shards
 from restorelcc.models.tensor_files import stored_tensors
@@ -62,37 +63,10 @@ def _check_class_has(folder: Path) -> None:
 
 
 def _config_document(source: Source, route: Route) -> dict[str, Any]:
-    """config.json: the source's own, with what the route changes.
-
-    The rope base stands in it under its present and its former key, because engines that know only the former one take
-    10,000 where it is missing, without a word.
-    """
-    own = read_json(source.folder / "config.json")
-    written = route.config.to_dict()
-    if route.relabelled_from is not None:
-        own = written | {"model_type": route.config.model_type, "dtype": own.get("dtype", own.get("torch_dtype"))}
-    else:
-        flags = route.family.bias_flags
-        told, before = text_config(route.config), text_config(source.config)
-        turned_on = {flag: getattr(told, flag) for flag in flags if getattr(before, flag) is False}
-        if before is source.config:
-            own |= turned_on
-        else:  # a part of the config has the keys for text
-            own["text_config"] = own["text_config"] | turned_on
-        own.setdefault("architectures", [type(source.network).__name__])
-    for key in ("transformers_weights", "quantization_config", "compression_config"):
-        own.pop(key, None)  # how the source names its files; that it was only pruned, which asks for a further package
-    return own | _former_rope_keys(written)
-
-
-def _former_rope_keys(config: dict[str, Any]) -> dict[str, Any]:
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict) or "rope_theta" not in rope:  # none, or one for each kind of layer
-        return {}
-    keys: dict[str, Any] = {"rope_theta": rope["rope_theta"]}
-    if rope.get("rope_type", "default") != "default":
-        keys["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return keys
+    """config.json: the source's own, with what the route changes."""
+    document = config_document(read_json(source.folder / "config.json"), source.config, route.config)
+    document.setdefault("architectures", [type(source.network).__name__])
+    return document
 
 
 def write_companions(folder: Path, source: Source) -> list[str]:
@@ -147,7 +121,7 @@ def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
     smaller = sliced(model)
     smaller.save_pretrained(folder, max_shard_size=max_shard_bytes)
     config = read_json(folder / "config.json")
-    write_json(folder / "config.json", config | _former_rope_keys(config))
+    write_json(folder / "config.json", config | former_rope_keys(config))
     targeted = {f"{name}.weight" for _, name, _ in prunable_linears(smaller)}
     return {
         name: tensor_entry(stored.read(), targeted=name in targeted)

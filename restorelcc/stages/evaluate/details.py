@@ -18,7 +18,11 @@ from restorelcc.models.tensors import read_tensors
 def pruning_details(pruned: Path) -> dict[str, Any]:
     """Sparsity and reconstruction error of every layer, and what the pruning was calibrated on."""
     sparsity = read_document(pruned / "sparsity.json")
-    return {key: sparsity.get(key) for key in ("layers", "calibration", "refined", "allocation")}
+    found = {key: sparsity.get(key) for key in ("layers", "calibration", "refined", "allocation")}
+    if found["refined"]:
+        counts = {"linears": len(sparsity["tensors"]), "biases_changed": sparsity.get("biases_changed", 0)}
+        found["refined"] = found["refined"] | counts
+    return found
 
 
 def added_by_pruning(pruned: Path) -> int:

@@ -62,18 +62,21 @@ def allocated_zeros(linears: Mapping[str, Place], sparsity: Sparsity, shifts_L: 
     """Zeros of every linear: those of the same share everywhere, and shift * weights more; the sum stays the same.
 
     Shifts are taken relative to their mean over all weights. Fractions of a weight go by the largest remainder, of
-    equal ones to the linear named first. Raises BadInput when a block would lose nothing or everything.
+    equal ones to the linear named first. Raises BadInput when a block would lose nothing or everything, or a linear
+    less than nothing.
     """
     uniform = {name: pruned_count(place.inputs, sparsity) * place.rows for name, place in linears.items()}
     weights = sum(place.weights for place in linears.values())
     mean = math.fsum(shifts_L[place.layer] * place.weights for place in linears.values()) / weights
     shares = [sparsity.fraction + shift - mean for shift in shifts_L]
-    if not 0 < min(shares) <= max(shares) < 1:
-        raise BadInput(
-            f"prune.allocation_spread asks for blocks that lose {min(shares):.0%} to {max(shares):.0%} of their "
-            "weights: lower it, so that every block loses something and keeps something"
-        )
     wanted = {name: uniform[name] + (shifts_L[place.layer] - mean) * place.weights for name, place in linears.items()}
+    # A row's count is rounded down, so that narrow linears have less to give back than the fraction says.
+    least = min(*shares, *(wanted[name] / place.weights for name, place in linears.items()))
+    if not 0 < min(shares) <= max(shares) < 1 or least < 0:
+        raise BadInput(
+            f"prune.allocation_spread asks for blocks that lose {least:.1%} to {max(shares):.1%} of their weights: "
+            "lower it, so that every block loses something and keeps something"
+        )
     zeros = {name: math.floor(value) for name, value in wanted.items()}
     missing = sum(uniform.values()) - sum(zeros.values())
     for name in sorted(wanted, key=lambda name: zeros[name] - wanted[name])[:missing]:

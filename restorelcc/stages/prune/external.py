@@ -83,11 +83,16 @@ def _bias_change(linear: nn.Linear, dense: StoredTensor | None) -> Tensor | None
     return change_O if change_O.any() else None
 
 
-def counted(model: PreTrainedModel) -> list[PrunedTensor]:
-    """Zeros of every targeted weight of a model in memory, without errors."""
+def counted(model: PreTrainedModel, dense: dict[str, StoredTensor]) -> list[PrunedTensor]:
+    """Zeros of every targeted weight of a model in memory, without errors.
+
+    A bias is compared with the dense one where the dense tensors go by the names that the class gives them.
+    """
     results = []
     for layer, name, linear in prunable_linears(model):
         check_finite(name, linear.weight)
         zeros = int((linear.weight == 0).sum())
-        results.append(PrunedTensor(f"{name}.weight", layer, zeros, linear.weight.numel(), None))
+        change_O = _bias_change(linear, dense.get(f"{name}.bias")) if f"{name}.weight" in dense else None
+        found = PrunedTensor(f"{name}.weight", layer, zeros, linear.weight.numel(), None, change_O is not None)
+        results.append(found)
     return results

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from restorelcc.models.hooks import observed
 
+_WIDE_AT_ONCE = 2**22  # numbers in float64
+
 
 class InputStatistics:
     """Statistics of every linear's input; linears that receive the very same tensor (q, k, v) share theirs."""
@@ -36,9 +38,7 @@ class InputStatistics:
         """Sum of x x^T over all tokens, [I, I] float32."""
         if not self._means:
             return self._gram_II[self._leader[name]]
-        mean_I = self.mean_I(name)
-        whole_II = self.centred_gram_II(name).double().addr_(mean_I, mean_I, alpha=self._tokens[self._leader[name]])
-        return whole_II.float()
+        return _with_outer(self.centred_gram_II(name), self.mean_I(name), self._tokens[self._leader[name]])
 
     def mean_I(self, name: str) -> Tensor:
         """Mean of x over all tokens, [I] float64."""
@@ -48,10 +48,9 @@ class InputStatistics:
     def centred_gram_II(self, name: str) -> Tensor:
         """Sum of (x - mean)(x - mean)^T over all tokens, [I, I] float32."""
         leader = self._leader[name]
-        sum_I = self._sum_I[leader]
-        centred_II = self._gram_II[leader].double().addr_(sum_I, sum_I, alpha=-1 / self._tokens[leader])
+        centred_II = _with_outer(self._gram_II[leader], self._sum_I[leader], -1 / self._tokens[leader])
         centred_II.diagonal().clamp_min_(0)  # an input that never changes has rounding there, which may be below 0
-        return centred_II.float()
+        return centred_II
 
     def forget(self, name: str) -> None:
         """Free what was collected for a linear and those that share its input."""
@@ -102,6 +101,17 @@ class InputStatistics:
         shifted_NI = x_NI - self._shift_I[name]
         self._sum_I[name] += shifted_NI.sum(dim=0, dtype=torch.float64)
         return shifted_NI
+
+
+def _with_outer(gram_II: Tensor, vector_I: Tensor, factor: float) -> Tensor:
+    """G + factor * v v^T, a new float32 matrix, added in float64; some rows at a time, as all would take two more."""
+    result_II = torch.empty_like(gram_II)
+    rows = max(1, _WIDE_AT_ONCE // len(gram_II))
+    for result_RI, gram_RI, vector_R in zip(
+        result_II.split(rows), gram_II.split(rows), vector_I.split(rows), strict=True
+    ):
+        result_RI.copy_(gram_RI.double().addr_(vector_R, vector_I, alpha=factor))
+    return result_II
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from restorelcc.base.progress import progress
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, Pruning, Sparsity
 from restorelcc.models.architectures import check_scores, prunable_linears
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
-from restorelcc.sparsity.patterns import pruned_count, removal_mask, rounded, without_chance_zeros
+from restorelcc.sparsity.patterns import check_divides, pruned_count, removal_mask, rounded, without_chance_zeros
 from restorelcc.stages.prune import PruneConfig, check_allocation
 from restorelcc.stages.prune.allocation import (
     Place,
@@ -65,8 +65,7 @@ def prune_model(
     for.
     """
     config, weights = config or PruneConfig(), weights or InMemory()
-    check_scores(model.config, str(pruning.name))
-    check_allocation(pruning, config)
+    check_prunable(model, pruning, config)
     by_layer = linears_by_layer(model)
     zeros = None
     if config.allocation != "uniform":
@@ -78,6 +77,16 @@ def prune_model(
     for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(by_layer)):
         results += _prune_block(step, by_layer[step.layer], pruning, pruner, weights, stride)
     return results
+
+
+def check_prunable(model: PreTrainedModel, pruning: Pruning, config: PruneConfig) -> None:
+    """Raises BadInput, before anything is computed, for a pruning that the model or the settings do not allow."""
+    if pruning.external is not None:
+        raise BadInput(f"{pruning.name} names a checkpoint that is pruned already: load that, or give a pruner's name")
+    check_scores(model.config, pruning.name)
+    check_allocation(pruning, config)
+    for _, _, linear in prunable_linears(model):
+        check_divides(linear.in_features, pruning.sparsity)
 
 
 def _prune_block(
@@ -100,13 +109,25 @@ def _prune_block(
     for name, pruned_OI, wanted in pruner.prune(step.layer, linears, inputs):
         dense_OI = linears[name].weight
         stored_OI = rounded(weights.as_stored(name, pruned_OI), dense_OI.dtype)
-        mean_I, sampled_KI = None, inputs.sampled_KI(name)
+        zeros = _checked_zeros(name, dense_OI, stored_OI, wanted, pruning)
+        mean_I, missed_O, changed = None, None, False
         if pruner.moves_constant(linears[name]):
             mean_I = inputs.mean_I(name)
-            linears[name].bias.add_(constant_part(dense_OI, stored_OI, mean_I))
-        results.append(_checked(name, step.layer, dense_OI, stored_OI, wanted, pruning, sampled_KI, mean_I))
+            constant_O = constant_part(dense_OI, stored_OI, mean_I)
+            added_O = _added_to_bias(name, linears[name], constant_O, weights)
+            missed_O, changed = (added_O - constant_O).float(), bool(added_O.any())
+        error = output_error(dense_OI, stored_OI, inputs.sampled_KI(name), mean_I, missed_O)
+        total = stored_OI.numel()
+        results.append(PrunedTensor(f"{name}.weight", step.layer, zeros, total, error, bias_changed=changed))
         dense_OI.copy_(stored_OI)
     return results
+
+
+def _added_to_bias(name: str, linear: nn.Linear, constant_O: Tensor, weights: Weights) -> Tensor:
+    """Add to the linear's bias, which then is what will be read back; returns what it has more, [O] float64."""
+    before_O = linear.bias.to(torch.float64, copy=True)
+    linear.bias.copy_(weights.as_stored(name, before_O + constant_O, "bias"))
+    return linear.bias.double() - before_O
 
 
 def linears_by_layer(model: PreTrainedModel) -> dict[int, Linears]:
@@ -138,7 +159,7 @@ def output_error(
     """||(W - W') X|| / ||W X||, Frobenius norms over the sampled inputs X; 0 where W X is 0.
 
     mean_I: where a bias takes up (W - W') mean, (W - W') (X - mean) above the line. change_O: where a bias differs from
-    the dense one by any vector d, (W - W') X - d.
+    the dense one (with mean_I: from that) by any vector d, less d.
     """
     dense_OI = dense_OI.float()
     whole = torch.linalg.vector_norm(sampled_KI @ dense_OI.T)
@@ -267,22 +288,13 @@ def _pruner(
     return UnstructuredPruner(pruning, config, zeros)
 
 
-def _checked(
-    name: str,
-    layer: int,
-    dense_OI: Tensor,
-    pruned_OI: Tensor,
-    wanted: int,
-    pruning: Pruning,
-    sampled_KI: Tensor,
-    mean_I: Tensor | None,
-) -> PrunedTensor:
+def _checked_zeros(name: str, dense_OI: Tensor, pruned_OI: Tensor, wanted: int, pruning: Pruning) -> int:
+    """How many zeros the weight has. Raises StageFailed when they are not those that were asked for."""
     found, spare = int((pruned_OI == 0).sum()), int((dense_OI == 0).sum())
     # Weights that were zero before may be kept zero in addition to those removed.
     if not wanted <= found <= wanted + spare:
         raise StageFailed(f"{name} has {found} zeros after {pruning.name}, {wanted} were asked for")
-    error = output_error(dense_OI, pruned_OI, sampled_KI, mean_I)
-    return PrunedTensor(f"{name}.weight", layer, found, pruned_OI.numel(), error, bias_changed=mean_I is not None)
+    return found
 
 
 def magnitude_score(weight_OI: Tensor) -> Tensor:

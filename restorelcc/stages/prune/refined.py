@@ -152,8 +152,8 @@ def least_squares(weight_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -> 
     The normal equations of a row's kept columns S are H_SS w'_S = H_S: w, so that w'_S = w_S + H_SS^-1 H_SR w_R with R
     the removed ones. Rows of up to 128 inputs are solved exactly, in float64; longer ones by conjugate gradients, all
     rows at once and preconditioned by the diagonal, which start at w_S and lower the loss with every step. H is the
-    damped second moment (`sparsegpt.damped`): its damping pulls W' towards W. Raises StageFailed when H is not
-    positive definite.
+    damped second moment (`sparsegpt.damped`): its damping pulls W' towards W. Raises StageFailed when a row that is
+    solved exactly finds H not positive definite.
     """
     solve = _solved_exactly if weight_OI.shape[1] <= _EXACT_UP_TO else _solved_by_conjugate_gradients
     return solve(weight_OI.float(), removed_OI, hessian_II)
@@ -180,24 +180,25 @@ def _solved_by_conjugate_gradients(weight_OI: Tensor, removed_OI: Tensor, hessia
     kept_OI = (~removed_OI).float()
     inverse_I = 1 / hessian_II.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
     change_OI = torch.zeros_like(weight_OI)
-    residual_OI = (weight_OI * removed_OI) @ hessian_II * kept_OI
+    residual_OI = ((weight_OI * removed_OI) @ hessian_II).mul_(kept_OI)
     scaled_OI = residual_OI * inverse_I
     direction_OI = scaled_OI.clone()
     energy_O1 = (residual_OI * scaled_OI).sum(dim=1, keepdim=True)
     enough_O1 = energy_O1 * _TOLERANCE**2
     for _ in range(_ITERATIONS):
-        curved_OI = direction_OI @ hessian_II * kept_OI
+        curved_OI = (direction_OI @ hessian_II).mul_(kept_OI)  # in place: each of these is as large as the weight
         along_O1 = (direction_OI * curved_OI).sum(dim=1, keepdim=True)
         step_O1 = torch.where(along_O1 > 0, energy_O1 / along_O1, 0.0)
         change_OI.addcmul_(step_O1, direction_OI)
         residual_OI.addcmul_(step_O1, curved_OI, value=-1)
-        scaled_OI = residual_OI * inverse_I
+        del curved_OI
+        torch.mul(residual_OI, inverse_I, out=scaled_OI)
         next_O1 = (residual_OI * scaled_OI).sum(dim=1, keepdim=True)
         if (next_O1 <= enough_O1).all():
             break
-        direction_OI = scaled_OI + torch.where(energy_O1 > 0, next_O1 / energy_O1, 0.0) * direction_OI
+        direction_OI.mul_(torch.where(energy_O1 > 0, next_O1 / energy_O1, 0.0)).add_(scaled_OI)
         energy_O1 = next_O1
-    return (weight_OI + change_OI) * kept_OI
+    return change_OI.add_(weight_OI).mul_(kept_OI)
 
 
 def constant_part(dense_OI: Tensor, pruned_OI: Tensor, mean_I: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
     if can_stream(network, stored) and can_stream(dense_network, dense_stored):
         weights = StreamedWeights(network, stored, job.device)
         return measure_external(network, weights, dense_stored, job.batches_BT, job.config)
-    return counted(load_model(folder, job.dtype, job.device))
+    return counted(load_model(folder, job.dtype, job.device), dense_stored)
 
 
 def _parameters(folder: Path, dtype: torch.dtype) -> int:

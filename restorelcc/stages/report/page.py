@@ -116,6 +116,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "plainly": [
             *tables.nothing_won(rows, decimals),
             *sentences.same_bytes(rows, decimals),
+            *sentences.how_pruned(group),
             *filter(None, [tables.not_averaged(rows)]),
         ],
         "best": best
@@ -124,7 +125,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "summary": tables.summary(rows, decimals),
         "picks": tables.picks(rows, decimals),
         "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
-        "unchanged": [*tables.unchanged(rows), *sentences.how_pruned(group)],
+        "unchanged": tables.unchanged(rows),
         "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
         "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],
         "perplexity": [tables.perplexity_columns(row) for row in rows],

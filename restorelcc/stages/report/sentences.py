@@ -28,15 +28,23 @@ def _how_refined(refined: dict[str, Any] | None) -> list[str]:
     """What was done, without the parts that were left out."""
     if not refined:
         return []
-    centred = refined["bias"] and refined["centred"]
+    linears, changed = (refined.get(key, 1) for key in ("linears", "biases_changed"))
+    bias = refined["bias"] and changed > 0
     steps = [f"the mask starts from {'Wanda' if refined['start'] == 'wanda' else 'SparseGPT'}"]
     if refined["swaps"]:
         steps.append("is improved by exchanging kept weights with removed ones while that lowers a layer's error")
     if refined["update"]:
         steps.append("the surviving weights are fitted to it by least squares")
-    if refined["bias"]:
-        steps.append("biases take up the constant part of what is lost")
-    about = ", all of it by statistics about the mean" if centred else ""
+    on = "" if changed >= linears else f" on {changed} of {linears} linears"
+    if bias:
+        steps.append(f"biases{on} take up the constant part of what is lost{' there' if on else ''}")
+    about = (
+        f", {'those linears' if on else 'all of it'} by statistics about the mean"
+        if bias and refined["centred"]
+        else ""
+    )
+    if refined["bias"] and not bias:
+        about = "; no bias was changed"
     return [f"How it was pruned: {', '.join(steps[:-1])}{' and ' if len(steps) > 1 else ''}{steps[-1]}{about}."]
 
 

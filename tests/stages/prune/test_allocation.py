@@ -143,6 +143,14 @@ def test_what_cannot_follow_is_refused_from_the_parameters_alone(pruning: str, a
         checked(raw, (override,))
 
 
+@pytest.mark.parametrize("config", [ARITHMETIC, OWL], ids=["arithmetic", "owl"])
+def test_a_spread_that_asks_for_less_than_nothing_is_refused(config: PruneConfig) -> None:
+    """A tenth of 16 inputs is one of them, 6.2 %: less than half of the spread, which 10 % is not."""
+    narrow = config.model_copy(update={"allocation_spread": 0.16})
+    with pytest.raises(BadInput, match=r"prune\.allocation_spread asks for blocks that lose -"):
+        prune_model(pico.pico(), parse_pruning("wanda-0.1"), [pico.tokens()], narrow)
+
+
 def test_a_spread_that_takes_everything_is_refused() -> None:
     with pytest.raises(BadInput, match=r"blocks that lose 75% to 105%"):
         check_allocation(parse_pruning("wanda-0.9"), ARITHMETIC)

@@ -12,17 +12,21 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.errors import StageFailed
+from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.prunings import Sparsity, parse_pruning
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import biased_linears, give_zero_biases
 from restorelcc.models.checkpoints import load_model
+from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.sparsity.patterns import removal_mask
-from restorelcc.stages.prune import PruneConfig, RefinedConfig
+from restorelcc.stages.evaluate.details import pruning_details
+from restorelcc.stages.prune import ExternalCheckpoint, PruneConfig, RefinedConfig
 from restorelcc.stages.prune.inputs import observed_inputs
 from restorelcc.stages.prune.prune import prune_model, refine, wanda_score
 from restorelcc.stages.prune.refined import constant_part, least_squares, row_losses, swapped
 from restorelcc.stages.prune.sparsegpt import damped
+from restorelcc.stages.report.results import Group
+from restorelcc.stages.report.sentences import how_pruned
 from tests import pico
 from tests.real import real_folder, real_texts
 from tests.stages.prune.project import CONFIG, project, prune
@@ -136,6 +140,15 @@ def test_observed_moments_are_those_of_the_inputs_also_far_from_zero() -> None:
     torch.testing.assert_close(inputs.gram_II("a").double(), x.T @ x, rtol=1e-6, atol=0)
 
 
+def test_moments_do_not_depend_on_how_many_rows_are_added_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = torch.nn.Linear(5, 3)
+    with observed_inputs({"a": linear}, gram_of=["a"], means=True) as inputs:
+        linear(_inputs(5, mean=10.0))
+    whole = inputs.gram_II("a"), inputs.centred_gram_II("a")
+    monkeypatch.setattr("restorelcc.stages.prune.inputs._WIDE_AT_ONCE", 10)  # two rows
+    torch.testing.assert_close((inputs.gram_II("a"), inputs.centred_gram_II("a")), whole, rtol=1e-6, atol=1e-6)
+
+
 def test_centred_is_plain_where_the_mean_is_zero() -> None:
     x = _inputs(16)
     x = torch.cat([x, -x])
@@ -208,6 +221,50 @@ def test_a_written_checkpoint_reloads_with_its_biases_and_is_the_same_again(
     assert {path.name: path.read_bytes() for path in prune(layout, "refined-0.5", FEW).iterdir()} == before
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])  # its own class with keys turned on, or Llama's
+def test_the_config_says_what_the_files_hold(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of bfloat16 stays one where pruning computes in float32; the rope base is there by either key."""
+    monkeypatch.setattr("restorelcc.stages.prune.stage.load_tokenizer", lambda _folder: pico.word_tokenizer())
+    layout = project(tmp_path, pico.pico(family, num_hidden_layers=2).to(torch.bfloat16))
+    folder = prune(layout, "refined-0.5", FEW)
+    assert {tensor.dtype for tensor in stored_tensors(folder).values()} == {torch.bfloat16}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and config["attention_bias"] is True
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    own = json.loads((layout.dense(Cell("pico")) / "config.json").read_text())
+    assert family == "mistral" or set(own) - set(config) == set(), "nothing of the model's own is lost"
+
+
+def test_later_blocks_and_the_error_see_the_bias_that_is_stored(tmp_path: Path) -> None:
+    """Of a checkpoint of bfloat16 the bias is rounded; the error of the first linear counts that."""
+    layout = project(tmp_path, pico.pico(num_hidden_layers=2).to(torch.bfloat16))
+    folder = prune(layout, "refined-0.5", FEW)
+    external = {"pico": {"mine": ExternalCheckpoint(source=str(folder))}}
+    other = prune(layout, "external-mine", PruneConfig.model_validate(FEW.model_dump() | {"external": external}))
+    ours, theirs = (json.loads((each / "sparsity.json").read_text())["tensors"] for each in (folder, other))
+    for name, found in ours.items():
+        if any(path in name for path in ("q_proj", "k_proj", "v_proj")):  # in either run behind blocks as they are read
+            assert theirs[name]["error"] == pytest.approx(found["error"], rel=1e-4), name
+
+
+def test_changed_biases_are_counted_where_a_model_is_loaded_whole(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico("gpt_neox", num_hidden_layers=2))  # its head has an older name in checkpoints
+    counts = {}
+    for pruning in ("refined-0.5", "wanda-0.5"):
+        folder = prune(layout, pruning, FEW)
+        external = {"pico": {"mine": ExternalCheckpoint(source=str(folder))}}
+        other = prune(layout, "external-mine", PruneConfig.model_validate(FEW.model_dump() | {"external": external}))
+        counts[pruning] = [json.loads((each / "sparsity.json").read_text()) for each in (folder, other)]
+    assert [each["biases_changed"] for each in counts["refined-0.5"]] == [8, 8]
+    assert not any("biases_changed" in each for each in counts["wanda-0.5"])
+
+
+def test_a_bias_that_nothing_was_added_to_does_not_count_as_changed() -> None:
+    model = pico.pico("opt")
+    results = prune_model(model, parse_pruning("refined-0.01"), [pico.tokens()], REFINED)  # of 24 or 32 inputs: none
+    assert not any(result.zeros or result.bias_changed for result in results)
+
+
 def test_zero_biases_change_no_logit(tmp_path: Path) -> None:
     """Nothing removed: what is written as another class computes what the dense model does."""
     from restorelcc.models.biases import write_with_zero_biases
@@ -249,6 +306,34 @@ def test_parts_can_be_left_out(tmp_path: Path) -> None:
     assert errors["all"] < min(errors["swaps"], errors["update"]), errors
 
 
+@pytest.mark.parametrize(
+    ("family", "parts", "told"),
+    [
+        (
+            "opt",
+            {},
+            "by least squares and biases take up the constant part of what is lost, all of it by statistics about",
+        ),
+        ("opt", {"centred": False}, "by least squares and biases take up the constant part of what is lost."),
+        (
+            "opt",
+            {"bias": False},
+            "while that lowers a layer's error and the surviving weights are fitted to it by least",
+        ),
+        ("opt", {"start": "sparsegpt", "swaps": 0, "update": False, "bias": False}, "the mask starts from SparseGPT."),
+        ("qwen3", {}, "biases on 8 of 14 linears take up the constant part of what is lost there, those linears by"),
+        ("exaone4", {}, "the surviving weights are fitted to it by least squares; no bias was changed."),
+    ],
+)
+def test_the_report_says_what_was_done_to_this_model(family: str, parts: dict, told: str, tmp_path: Path) -> None:
+    changes = {"layer_types": ["full_attention"] * 2} if family == "exaone4" else {}
+    layout = project(tmp_path, pico.pico(family, num_hidden_layers=2, **changes))
+    config = FEW.model_copy(update={"refined": RefinedConfig(**parts)})
+    details = pruning_details(prune(layout, "refined-0.5", config))
+    (sentence,) = how_pruned(Group("pico", "refined-0.5", [{"details": details}]))
+    assert told in sentence
+
+
 def test_in_memory_equals_the_stage(tmp_path: Path) -> None:
     import restorelcc
     from restorelcc.base.tables import read_texts
@@ -262,6 +347,28 @@ def test_in_memory_equals_the_stage(tmp_path: Path) -> None:
     written = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(written[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("family", "pruning", "texts", "settings", "message"),
+    [
+        ("llama", "refined-0.5", [], {}, "no sequence of two tokens"),
+        ("llama", "refined-3of7", ["w3 w4 w5"], {}, "a multiple of 7"),
+        ("llama", "refined-2of4", ["w3 w4 w5"], {"allocation": "owl"}, r"prune\.allocation is owl"),
+        ("qwen3_moe", "refined-0.5", ["w3 w4 w5"], {}, "cannot prune 'qwen3_moe' models"),
+        ("llama", "external-mine", ["w3 w4 w5"], {}, "a checkpoint that is pruned already"),
+    ],
+)
+def test_a_refused_model_gets_no_biases(
+    family: str, pruning: str, texts: list[str], settings: dict, message: str
+) -> None:
+    import restorelcc
+
+    model = pico.pico(family)
+    config, names = model.config.to_dict(), list(model.state_dict())
+    with pytest.raises(BadInput, match=message):
+        restorelcc.prune(model, pruning, tokenizer=pico.word_tokenizer(), texts=texts, **settings)
+    assert model.config.to_dict() == config and list(model.state_dict()) == names
 
 
 def test_on_real_weights_it_wins_back_what_the_layers_promise() -> None:

@@ -189,6 +189,16 @@ def test_metrics_of_an_older_schema_are_refused(layout: Layout) -> None:
         run(CELLS, ReportConfig(), layout)
 
 
+def test_how_a_model_was_pruned_is_told_and_is_no_warning(layout: Layout) -> None:
+    path = layout.details(CELLS[1])
+    how = {"start": "wanda", "centred": True, "swaps": 100, "update": True, "bias": True}
+    write_document(path, read_json(path) | {"refined": how | {"linears": 21, "biases_changed": 21}})
+    run(CELLS, ReportConfig(), layout)
+    texts = _texts(layout)
+    assert "<p>How it was pruned: the mask starts from Wanda" in texts["report.html"]
+    assert "How it was pruned: the mask starts from Wanda" in texts["report.md"]
+
+
 def test_a_degenerate_model_is_flagged_where_one_looks(layout: Layout) -> None:
     content = read_json(layout.metrics(CELLS[3]))
     content["generation"] |= {"degenerate": True, "reasons": ["100% of the greedy continuations are one token"]}
