@@ -121,7 +121,12 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     shares |= {"lora-r1-o": (0.5, 0.7, 0.6), "all-sites": (0.6, 0.6, 0.6)}
     for name, won_back in shares.items():
         study = next(cell for cell in cells if (cell.pruning, cell.seed, cell.method.name) == ("wanda-0.5", 0, name))
-        write_json(tmp_path / "cells" / f"{study.name}.json", _real_cell(study, won_back))
+        made_up = _real_cell(study, won_back)
+        if name == "lora-r1-o":
+            merged = {"accuracy": 0.42, "perplexity": 20.0, "sparsity": 0.5}
+            texts = {"log_likelihood": [-30.0, -28.0, -29.0], "tokens": [10, 10, 10]}
+            made_up |= {"zeros_kept": None, "variants": {"merged": merged | {"sparsity": 0.0}, "back": merged | texts}}
+        write_json(tmp_path / "cells" / f"{study.name}.json", made_up)
     again = next(cell for cell in cells if cell.name == "smollm2-135m-pip-1-wanda-0.5-all-sites")
     write_json(tmp_path / "cells" / f"{again.name}.json", _real_cell(again, (0.8, 0.8, 0.8)))
     write_smollm2(tmp_path, cells, "quick", "the command")
@@ -141,6 +146,9 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     assert own[paper] == ["1", "30.0 [20.0, 40.0]", "75.0", "14.88", "45.0", points, "1,234", "8", "yes", "12", "3.2"]
     assert own["all heads and a bias on every other linear"][:2] == ["2", interval([0.6, 0.8])]
     assert own["all heads and a bias on every other linear"][-2] == "13"
+    assert own["LoRA r=1 on the out-projections, unmerged"][8] == "beside them"
+    assert own["... merged"][:5] == ["1", "-", "-", "20.00", "42.0"] and own["... merged"][8] == "sparsity 0 %"
+    assert own["... back"][:2] == ["1", "10.0 [0.0, 20.0]"]
     assert [row for row in rows if row[0] == paper][1:] == [[paper, "45, +5 [+1, +9]"]]
     assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
     assert "all-sites (seeds 2)" in page
