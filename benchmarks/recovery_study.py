@@ -39,6 +39,9 @@ from restorelcc.models.text import encode_documents
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.stages import STAGES
 from restorelcc.stages.evaluate.perplexity import losses
+from restorelcc.training.config import FitConfig
+from restorelcc.training.losses import mean_loss
+from restorelcc.training.pairs import read_pairs
 
 ROOT = Path(__file__).parents[1]
 TEXT_TOKENS = 512  # of a held-out text that is scored on its own
@@ -147,7 +150,8 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
 
 
 def add_details(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], method: Method) -> None:
-    """Every task, the tests against dense and pruned, and every held-out text of dense, pruned and restored."""
+    """Every task, the tests against dense and pruned, and of dense, pruned and restored every held-out text and the
+    loss of the validation pairs."""
     dense, pruned, cell = cells
     networks: dict[str, Callable[[], PreTrainedModel]] = {
         "dense": lambda: _load(layout.dense(dense)),
@@ -157,16 +161,18 @@ def add_details(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], met
     for of, (name, network) in zip(cells, networks.items(), strict=True):
         metrics = read_document(layout.metrics(of))
         found[name]["tasks"] = {task: each["value"] for task, each in metrics["tasks"].items()}
-        kept = layout.root / f"texts-{name}-{of.pruning}.json"  # of dense and pruned: the same for every method
+        kept = layout.root / f"measured-{name}-{of.pruning}.json"  # of dense and pruned: the same for every method
         if name != "restored" and kept.is_file():
             found[name] |= read_json(kept)
             continue
-        found[name] |= of_texts(layout, dense, network())
+        model = network()
+        measured = of_texts(layout, dense, model) | {"response_loss": of_pairs(layout, dense, model)}
+        found[name] |= measured
         if name != "restored":
-            write_json(kept, {key: found[name][key] for key in ("log_likelihood", "tokens")})
-    metrics = read_document(layout.metrics(cell))
-    found |= {"versus": metrics["versus"], "recovered_accuracy": metrics["recovered"]}
-    found["versus_by_task"] = read_document(layout.details(cell))["versus"]
+            write_json(kept, measured)
+    details = read_document(layout.details(cell))
+    found |= {"versus": details["pooled"], "versus_by_task": details["versus"]}
+    found["recovered_accuracy"] = read_document(layout.metrics(cell))["recovered"]
     found["rivals"] = read_document(layout.details(dense))["rivals"]
     if REMASKED in found["variants"]:
         found["variants"][REMASKED] |= of_texts(layout, dense, recovered_model(layout, cell, method, REMASKED))
@@ -178,6 +184,12 @@ def of_texts(layout: Layout, dense: Cell, model: PreTrainedModel) -> dict[str, l
     documents = encode_documents(load_tokenizer(layout.dense(dense)), texts, TEXT_TOKENS)
     scored = [len(ids) - 1 for ids in documents]
     return {"log_likelihood": [-each for each in losses(model, documents, scored, "texts")], "tokens": scored}
+
+
+def of_pairs(layout: Layout, dense: Cell, model: PreTrainedModel) -> float:
+    """Mean loss of the validation pairs' responses, per token."""
+    pairs = read_pairs(layout.corpus(dense), layout.dense(dense), FitConfig(max_tokens=TEXT_TOKENS))
+    return mean_loss(model, pairs.valid, pairs.pad)
 
 
 def _load(folder: Path) -> PreTrainedModel:

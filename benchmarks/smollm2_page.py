@@ -18,10 +18,11 @@ with the budget `{budget}`{items}. `{command}`
 goes on with the study and writes this page.
 
 **Won back** is the share of the log-likelihood of {texts} held-out texts, passages of novels, that pruning lost and
-that came back. Its interval is a bootstrap over the texts for one seed, Student's over the seeds for several.
-**Points** are those of mean accuracy over the tasks that the first seed is ahead of the pruned model, with a paired
-interval. CPU seconds and peak memory are those of the recovery alone, on one thread, at most of all seeds; choosing a
-learning rate is part of it where the method did so.
+that came back. Its interval is a bootstrap over the texts for one seed, Student's over the seeds for several. **Of
+responses** is the same of the validation pairs: questions of the kind that is trained on, which also choose the
+learning rate. **Points** are those of mean accuracy over the tasks that the first seed is ahead of the pruned model,
+with a paired interval. CPU seconds and peak memory are those of the recovery alone, on one thread, at most of all
+seeds; choosing a learning rate is part of it where the method did so. `-` was not measured.
 
 All methods see the same pairs, once. The bias on every linear chooses among three rates on the validation pairs, and
 all that train biases alone take the rate that it chose; LoRA and the weights choose among two of their own. Any of
@@ -121,7 +122,17 @@ def _section(own: dict[str, list[dict]], methods: dict[str, Method]) -> list[str
         return []
     first = next(iter(own.values()))[0]
     ordered = sorted(own.items(), key=lambda item: -_share(item[1])[0])
-    columns = ["method", "seeds", "won back %", "perplexity", "mean accuracy %", "points", "trained", "added"]
+    columns = [
+        "method",
+        "seeds",
+        "won back %",
+        "of responses %",
+        "perplexity",
+        "mean accuracy %",
+        "points",
+        "trained",
+        "added",
+    ]
     columns += ["zeros kept", "CPU s", "peak memory, GB"]
     rows = []
     for name, cells in ordered:
@@ -155,34 +166,44 @@ def _before(cell: dict) -> str:
 
 def _row(title: str, cells: list[dict]) -> list[str]:
     zeros = {True: "yes", False: "**no**", None: "beside them"}[cells[0]["zeros_kept"]]
-    share = _percent(*_share(cells)).replace(" %", "")
-    if len(cells) > 1:
-        share = interval([_share([cell])[0] for cell in cells])
     against = cells[0]["versus"]["pruned"]
     low, high = against["ci95"]
-    peak = max((cell["peak_memory_bytes"] or 0) for cell in cells)
+    peak, seconds = (max(cell[name] or 0 for cell in cells) for name in ("peak_memory_bytes", "cpu_seconds"))
     return [
         title,
         str(len(cells)),
-        share,
+        _share_text(cells),
+        interval([_of_responses(cell) for cell in cells]),
         f"{_geometric([cell['restored']['perplexity'] for cell in cells]):.2f}",
         f"{100 * mean(cell['restored']['accuracy'] for cell in cells):.1f}",
         f"{100 * against['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
         *(f"{cells[0].get(name) or 0:,}" for name in ("params_trained", "params_added")),
         zeros,
-        f"{max(cell['cpu_seconds'] for cell in cells):,.0f}",
+        f"{seconds:,.0f}" if seconds else "-",
         f"{peak / 1e9:.1f}" if peak else "-",
     ]
+
+
+def _share_text(cells: list[dict]) -> str:
+    if len(cells) > 1:
+        return interval([_share([cell])[0] for cell in cells])
+    return _percent(*_share(cells)).replace(" %", "")
+
+
+def _of_responses(cell: dict) -> float:
+    """The share of the validation pairs' loss that pruning added and that is gone again."""
+    dense, pruned, restored = (cell[name]["response_loss"] for name in ("dense", "pruned", "restored"))
+    return (pruned - restored) / (pruned - dense)
 
 
 def _variant_row(variant: str, cells: list[dict]) -> list[str]:
     own = [cell["variants"][variant] for cell in cells]
     share = "-"
     if all("log_likelihood" in each for each in own):
-        share = _row("", [cell | {"restored": each} for cell, each in zip(cells, own, strict=True)])[2]
+        share = _share_text([cell | {"restored": each} for cell, each in zip(cells, own, strict=True)])
     perplexity = _geometric([each["perplexity"] for each in own])
     accuracy = 100 * mean(each["accuracy"] for each in own)
-    return [f"... {variant}", str(len(cells)), share, f"{perplexity:.2f}", f"{accuracy:.1f}", "-", "-", "-",
+    return [f"... {variant}", str(len(cells)), share, "-", f"{perplexity:.2f}", f"{accuracy:.1f}", "-", "-", "-",
             f"sparsity {100 * own[0]['sparsity']:.0f} %", "-", "-"]  # fmt: skip
 
 

@@ -91,17 +91,18 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
 def _real_cell(study: StudyCell, won_back: tuple[float, ...]) -> dict:
     """A cell of the real model: texts of 10 tokens each, of which pruning loses 10 nats; won_back: share per text."""
 
-    def scored(nats: list[float], accuracy: float) -> dict:
+    def scored(nats: list[float], accuracy: float, response_loss: float) -> dict:
         perplexity = math.exp(sum(nats) / 10 / len(nats))
         numbers = {"accuracy": accuracy, "perplexity": perplexity, "bits_per_byte": 1.0, "tasks": {"rte": accuracy}}
-        return numbers | {"log_likelihood": [-each for each in nats], "tokens": [10] * len(nats)}
+        numbers |= {"log_likelihood": [-each for each in nats], "tokens": [10] * len(nats)}
+        return numbers | {"response_loss": response_loss}
 
     texts = len(won_back)
     against = {"second": 0.45, "difference": 0.05, "ci95": [0.01, 0.09]}
     found = study.as_json() | {"zeros_kept": True, "params_trained": 1234, "params_added": 8, "variants": {}}
     found |= {"seconds": 10.0, "cpu_seconds": 12.0 + study.seed, "peak_memory_bytes": 3_210_000_000}
-    found |= {"dense": scored([20.0] * texts, 0.5), "pruned": scored([30.0] * texts, 0.4)}
-    found["restored"] = scored([30.0 - 10 * share for share in won_back], 0.45)
+    found |= {"dense": scored([20.0] * texts, 0.5, 1.8), "pruned": scored([30.0] * texts, 0.4, 2.6)}
+    found["restored"] = scored([30.0 - 10 * share for share in won_back], 0.45, 2.0)
     found |= {"versus": {"pruned": against}, "versus_by_task": {"pruned": {"rte": against}}}
     found["recovered_accuracy"] = {"mean": 0.5, "ci95": [0.1, None]}
     return found | {"rivals": {"int8": {"perplexity": {"value": 7.5}, "mean": 0.49}}}
@@ -120,7 +121,12 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     shares |= {"lora-r1-o": (0.5, 0.7, 0.6), "all-sites": (0.6, 0.6, 0.6)}
     for name, won_back in shares.items():
         study = next(cell for cell in cells if (cell.pruning, cell.seed, cell.method.name) == ("wanda-0.5", 0, name))
-        write_json(tmp_path / "cells" / f"{study.name}.json", _real_cell(study, won_back))
+        made_up = _real_cell(study, won_back)
+        if name == "lora-r1-o":
+            merged = {"accuracy": 0.42, "perplexity": 20.0, "sparsity": 0.5}
+            texts = {"log_likelihood": [-30.0, -28.0, -29.0], "tokens": [10, 10, 10]}
+            made_up |= {"zeros_kept": None, "variants": {"merged": merged | {"sparsity": 0.0}, "back": merged | texts}}
+        write_json(tmp_path / "cells" / f"{study.name}.json", made_up)
     again = next(cell for cell in cells if cell.name == "smollm2-135m-pip-1-wanda-0.5-all-sites")
     write_json(tmp_path / "cells" / f"{again.name}.json", _real_cell(again, (0.8, 0.8, 0.8)))
     write_smollm2(tmp_path, cells, "quick", "the command")
@@ -135,11 +141,14 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     about_80 = next(row for row in rows if row[0].startswith("about 80"))
     assert about_80[2].startswith(f"{paper}: 30.0 % [20.0, 40.0] of the log-likelihood, 50.0 % [10.0, open] of acc")
     assert about_80[3] == "**contradicted here**"
-    own = {row[0]: row[1:] for row in rows if len(row) == 11}
+    own = {row[0]: row[1:] for row in rows if len(row) == 12}
     points = "+5.0 [+1.0, +9.0]"
-    assert own[paper] == ["1", "30.0 [20.0, 40.0]", "14.88", "45.0", points, "1,234", "8", "yes", "12", "3.2"]
+    assert own[paper] == ["1", "30.0 [20.0, 40.0]", "75.0", "14.88", "45.0", points, "1,234", "8", "yes", "12", "3.2"]
     assert own["all heads and a bias on every other linear"][:2] == ["2", interval([0.6, 0.8])]
     assert own["all heads and a bias on every other linear"][-2] == "13"
+    assert own["LoRA r=1 on the out-projections, unmerged"][8] == "beside them"
+    assert own["... merged"][:5] == ["1", "-", "-", "20.00", "42.0"] and own["... merged"][8] == "sparsity 0 %"
+    assert own["... back"][:2] == ["1", "10.0 [0.0, 20.0]"]
     assert [row for row in rows if row[0] == paper][1:] == [[paper, "45, +5 [+1, +9]"]]
     assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
     assert "all-sites (seeds 2)" in page
