@@ -58,10 +58,10 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
     needs = {"sparsegpt": shapes, "refined": shapes, "slimgpt": [shapes[1], shapes[3]]}
     hessians = needs.get(pruning.pruner, [])
     # Beside the Gram matrix: the damped Hessian, its factor, the inverse and one copy; the weight in four versions.
-    # `refined` has the centred Gram matrix too, and a part of it in float64; its least squares the weight nine times.
+    # `refined` has the centred Gram matrix too, and a part of it in float64; its least squares the weight seven times.
     squares, versions = (4, 4)
     if pruning.pruner == "refined":
-        squares, versions = (3 if config.refined.start == "wanda" else 5, 9)
+        squares, versions = (3 if config.refined.start == "wanda" else 5, 7)
     steps = [squares * i**2 + versions * o * i for o, i in hessians] or [4 * o * i for o, i in shapes]
     return MemoryBudget(
         outside_blocks=(everything - sum(in_blocks)) * size,

@@ -177,28 +177,26 @@ def _solved_exactly(weight_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -
 
 
 def _solved_by_conjugate_gradients(weight_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -> Tensor:
-    kept_OI = (~removed_OI).float()
     inverse_I = 1 / hessian_II.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
     change_OI = torch.zeros_like(weight_OI)
-    residual_OI = ((weight_OI * removed_OI) @ hessian_II).mul_(kept_OI)
-    scaled_OI = residual_OI * inverse_I
-    direction_OI = scaled_OI.clone()
-    energy_O1 = (residual_OI * scaled_OI).sum(dim=1, keepdim=True)
+    residual_OI = ((weight_OI * removed_OI) @ hessian_II).masked_fill_(removed_OI, 0)
+    direction_OI = residual_OI * inverse_I
+    energy_O1 = (residual_OI * direction_OI).sum(dim=1, keepdim=True)
     enough_O1 = energy_O1 * _TOLERANCE**2
+    own_OI = torch.empty_like(weight_OI)  # in place: each of these is as large as the weight
     for _ in range(_ITERATIONS):
-        curved_OI = (direction_OI @ hessian_II).mul_(kept_OI)  # in place: each of these is as large as the weight
+        curved_OI = torch.mm(direction_OI, hessian_II, out=own_OI).masked_fill_(removed_OI, 0)
         along_O1 = (direction_OI * curved_OI).sum(dim=1, keepdim=True)
         step_O1 = torch.where(along_O1 > 0, energy_O1 / along_O1, 0.0)
         change_OI.addcmul_(step_O1, direction_OI)
         residual_OI.addcmul_(step_O1, curved_OI, value=-1)
-        del curved_OI
-        torch.mul(residual_OI, inverse_I, out=scaled_OI)
+        scaled_OI = torch.mul(residual_OI, inverse_I, out=own_OI)
         next_O1 = (residual_OI * scaled_OI).sum(dim=1, keepdim=True)
         if (next_O1 <= enough_O1).all():
             break
         direction_OI.mul_(torch.where(energy_O1 > 0, next_O1 / energy_O1, 0.0)).add_(scaled_OI)
         energy_O1 = next_O1
-    return change_OI.add_(weight_OI).mul_(kept_OI)
+    return change_OI.add_(weight_OI).masked_fill_(removed_OI, 0)
 
 
 def constant_part(dense_OI: Tensor, pruned_OI: Tensor, mean_I: Tensor) -> Tensor:

@@ -94,8 +94,8 @@ def test_the_budget_adds_up_what_a_7b_model_needs() -> None:
     assert budget.gram == 4 * (3 * 4096**2 + 11008**2)
     assert budget.surgeon == 4 * 4 * (11008**2 + 4096 * 11008)
     refined = memory_budget(_llama_7b(), parse_pruning("refined-0.5"), PruneConfig(), torch.float32)
-    assert refined.surgeon == 4 * (3 * 4096**2 + 9 * 2 * 11008 * 4096)  # of the FFN's first linears
-    assert refined.total < budget.total + GIB
+    assert refined.surgeon == 4 * (3 * 4096**2 + 7 * 2 * 11008 * 4096)  # of the FFN's first linears
+    assert refined.total < budget.total + 4 * 11008**2, "one Gram matrix more than SparseGPT"
 
 
 @pytest.mark.parametrize("pruning", ["magnitude-0.5", "wanda-0.5", "sparsegpt-0.5", "refined-0.5", "slimgpt-0.2"])
