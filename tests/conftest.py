@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import atexit
 import gc
 import shutil
 import tempfile
@@ -49,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not (hasattr(config, "workerinput") or config.option.basetemp or "TMPDIR" in os.environ) and files_in_memory():
         folder = tempfile.mkdtemp(prefix="t-", dir=MEMORY)
-        SERVERS.callback(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after multiprocessing has removed its own in it
         SERVERS.enter_context(pytest.MonkeyPatch.context()).setenv("TMPDIR", folder)
         tempfile.tempdir = None  # Python has chosen a folder before
     if hasattr(config, "workerinput") or not config.getoption("tx", None) or config.getoption("cov_source", None):

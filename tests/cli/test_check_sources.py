@@ -117,6 +117,7 @@ def test_an_external_checkpoint_is_looked_for(
     assert _check(monkeypatch, grid, "prune.external={mine: {theirs: {source: model}}}") == 0
 
 
+@pytest.mark.usefixtures("known_tasks")
 def test_what_is_good_is_good_and_several_problems_are_counted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,16 @@ PRESETS = {
     "paper-7": ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
 }
 _PRESET_METRICS = {"paper-7": "acc"}
+# Where lm-eval keeps them: to read the files of all its tasks takes it ten seconds, in every process that evaluates.
+_PRESET_FOLDERS = {
+    "boolq": "super_glue/boolq",
+    "rte": "glue/rte",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc_easy": "arc",
+    "arc_challenge": "arc",
+    "openbookqa": "openbookqa",
+}
 EMBEDDED = "embedded"
 FEWSHOT_SEED = 0
 
@@ -92,7 +102,7 @@ def own_tasks(asked: Sequence[Asked]) -> list[Asked]:
     own = [each for each in asked if Path(each.name).exists()]
     if len(own) < len(asked):
         folders = tuple(each.name for each in own if Path(each.name).is_dir())
-        everywhere = _manager(folders, True)
+        everywhere = _manager(folders, [each.name for each in asked if each not in own])
         for each in asked:
             if each in own:
                 continue
@@ -237,7 +247,7 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
 
     folders = tuple(each.name for each in tasks if isinstance(each.task, str) and Path(each.task).is_dir())
     trusted = {each.name for each in tasks if each.trusted}
-    names = any(isinstance(each.task, str) and each.name not in folders for each in tasks)
+    names = [each.name for each in tasks if isinstance(each.task, str) and each.name not in folders]
     everywhere = _manager(folders, names)
     for each in tasks:
         if each.name in folders:
@@ -259,19 +269,27 @@ def _resolved(tasks: list[Asked]) -> Iterator[tuple[Asked, str | None, Any]]:
             raise BadInput(_unknown(each.name, everywhere.all_tasks))
 
 
-def _manager(folders: tuple[str, ...], defaults: bool) -> Any:
-    """lm-eval's index of task files. Raises BadInput for a file in the folders that cannot be one."""
+def _manager(folders: tuple[str, ...], names: Sequence[str]) -> Any:
+    """lm-eval's index of task files, as far as these names and folders need it. Raises BadInput for a file in the
+    folders that cannot be one."""
     for folder in folders:
         check_files(folder)
-    return _index(folders, defaults)
+    if set(names) <= set(_PRESET_FOLDERS):
+        stock = tuple(dict.fromkeys(_PRESET_FOLDERS[name] for name in names))
+        index = _index(folders, stock)
+        if set(names) <= set(index.all_tasks):
+            return index
+    return _index(folders, None)
 
 
-@lru_cache(maxsize=2)
-def _index(folders: tuple[str, ...], defaults: bool) -> Any:
-    """That of lm-eval's own thousands takes seconds."""
-    from lm_eval.tasks import TaskManager
+@lru_cache(maxsize=4)
+def _index(folders: tuple[str, ...], stock: tuple[str, ...] | None) -> Any:
+    """Of the tasks in the folders, and of lm-eval's own: those in some of its folders, or (None) all of them."""
+    import lm_eval.tasks
 
-    return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
+    home = Path(lm_eval.tasks.__file__).parent
+    paths = [*(str(home / name) for name in stock or ()), *folders]
+    return lm_eval.tasks.TaskManager(include_path=paths or None, include_defaults=stock is None)
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -11,6 +11,7 @@ import yaml
 from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import ITEMS, write_table
+from restorelcc.stages.evaluate import tasks
 from restorelcc.stages.evaluate.batches import within_memory
 from restorelcc.stages.evaluate.harness import item_rows, run_harness, task_metrics
 from restorelcc.stages.evaluate.local_data import local_copy, split_files
@@ -178,6 +179,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
+def test_a_preset_reads_few_of_lm_evals_files_and_finds_what_all_of_them_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tasks._index((), None)  # of the folders that tests name
+    names = PRESETS["paper-7"]
+    few = tasks._manager((), names)
+    assert set(names) <= set(few.all_tasks) < set(whole.all_tasks)
+    assert {name: few.task_index[name] for name in names} == {name: whole.task_index[name] for name in names}
+    monkeypatch.setitem(tasks._PRESET_FOLDERS, "rte", "where it once lay")
+    assert tasks._manager((), names) is whole, "where it has moved to is looked for"
+    assert tasks._manager((), [*names, "copa"]) is whole
+
+
 def test_paper_7_runs_offline_from_local_copies(tmp_path: Path) -> None:
     write_hub(tmp_path / "hub", generated_rows(6), jsonl=("hellaswag", "arc_easy"))
     rows = _check_paper_7(str(tmp_path / "hub"), tmp_path, 6, pico.pico(), pico.word_tokenizer())
