@@ -132,20 +132,26 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'recovered'}", cell)
     if method.ranking is not None:
         run_stage(root, "probe", pruned)
-    layout = Layout(root)
-    metrics = [read_document(layout.metrics(each)) for each in (Cell(subject.model), pruned, cell)]
-    found = study.as_json() | {"seconds": round(cost.seconds, 1), "zeros_kept": zeros_kept(layout, cell, method)}
+    return measured_cell(Layout(root), study, cost)
+
+
+def measured_cell(layout: Layout, study: StudyCell, cost: Cost) -> dict:
+    """What the pages need to know of a cell that has been run: read from its artifacts, and measured on its models."""
+    method, pruned = study.method, Cell(study.subject.model, study.pruning)
+    cells = (Cell(study.subject.model), pruned, method.cell(pruned))
+    metrics = [read_document(layout.metrics(each)) for each in cells]
+    found = study.as_json() | {"seconds": round(cost.seconds, 1), "zeros_kept": zeros_kept(layout, cells[2], method)}
     found |= {"cpu_seconds": round(cost.cpu_seconds, 1), "peak_memory_bytes": cost.peak_memory_bytes}
     found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
-    found["learning_rates"] = chosen_rates(training(layout, cell, method))
+    found["learning_rates"] = chosen_rates(training(layout, cells[2], method))
     variants = metrics[2].get("variants") or {}
     found["variants"] = {
         name: _measures(each, method.task) | {"sparsity": each["sparsity"]} for name, each in variants.items()
     }
     for number, name in enumerate(("dense", "pruned", "restored")):
         found[name] = _measures(metrics[number], method.task)
-    if subject.budget is not None:
-        add_details(found, layout, (Cell(subject.model), pruned, cell), method)
+    if study.subject.budget is not None:
+        add_details(found, layout, cells, method)
     return found
 
 

@@ -37,7 +37,8 @@ class Subject:
     """A model with its data. The embedded one is trained anew with each seed; the others are what they are.
 
     real: the folder of stories260K and its data; budget: of the model from packages (docs/real-model.md). Of that model
-    the held-out texts are scored one by one as well, for intervals over texts.
+    the held-out texts are scored one by one as well, for intervals over texts. own_words: the model answers the pairs'
+    questions itself, and is trained on that.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Subject:
     real: Path | None = None
     overrides: tuple[str, ...] = ()
     budget: str | None = None
+    own_words: bool = False
 
     @property
     def items_of_each(self) -> int | None:
@@ -60,6 +62,8 @@ class Subject:
             if self.items_of_each is not None:
                 amounts = {"corpus": {"heldout": 100}, "evaluate": {"limit": self.items_of_each}}
                 shipped["models"][self.model] |= {"tasks": ["paper-7"], "settings": amounts}
+        if self.own_words:
+            shipped["models"][self.model]["data"] = {"instructions": "self"}
         if self.pretrain_seed is not None:
             shipped["dense"]["pretrain"]["seed"] = self.pretrain_seed
         if self.real is not None:
@@ -283,14 +287,23 @@ SMOLLM2_FURTHER: tuple[Method, ...] = (
 )
 
 
+# The same on pairs whose responses are the dense model's own.
+SMOLLM2_OWN_WORDS: tuple[Method, ...] = tuple(
+    dataclasses.replace(method, name=f"{method.name}-self", title=f"{method.title}, on the model's own words")
+    for method in (PAPER, _REAL_MASKED)
+)
+
+
 def smollm2_cells(budget: str) -> Iterator[StudyCell]:
     """A real model from packages, most telling first: the five main methods with three seeds, all others with one."""
     rates = ("compensate.learning_rates=[0.001, 0.003, 0.01]", "recover.learning_rates=[0.001, 0.003, 0.01]")
     subject = Subject("smollm2", "smollm2-135m-pip", overrides=rates, budget=budget)
+    own_words = dataclasses.replace(subject, name="smollm2-self", own_words=True)
     main, further = SMOLLM2_MAIN, SMOLLM2_FURTHER
     prunings = ("wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2", "refined-0.5")
     for pruning in prunings:
         yield from (StudyCell(subject, pruning, method, SEEDS[0]) for method in (*main, *further))
+        yield from (StudyCell(own_words, pruning, method, SEEDS[0]) for method in SMOLLM2_OWN_WORDS)
     for pruning in prunings:
         yield from (StudyCell(subject, pruning, method, seed) for seed in SEEDS[1:] for method in main)
 

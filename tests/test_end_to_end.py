@@ -9,7 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from restorelcc.base.documents import read_document
+from benchmarks.recovery_study import Cost, measured_cell
+from benchmarks.smollm2_page import write_smollm2
+from benchmarks.study_cells import PAPER, StudyCell, Subject
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import read_document, write_json
+from restorelcc.base.layout import Layout
 from tests.docs_commands import Command, run, run_in_a_finished_project
 from tests.flows.servers import forked_stages
 from tests.whole_project import Project
@@ -65,6 +70,28 @@ def test_metrics_have_the_documented_keys(project: Project) -> None:
     assert set(metrics["recovered"]) >= {"mean", "ci95", "method"}
     assert metrics["recovered"]["method"] == "paired bootstrap"
     assert (metrics["pruning"], metrics["head_ratio"]) == ("wanda-0.5", 0.25)
+
+
+def test_the_study_of_a_real_model_reads_what_the_stages_wrote(project: Project, tmp_path: Path) -> None:
+    layout, study = Layout(project.folder), StudyCell(Subject("tiny", "tiny", budget="quick"), "wanda-0.5", PAPER, 0)
+    found = measured_cell(layout, study, Cost(1.0, 2.0, None))
+    kept = sorted(project.folder.glob("measured-*.json"))
+    assert len(kept) == 2, "of dense and pruned, which are the same for every method"
+    for path in kept:
+        path.unlink()
+    cells = {"dense": Cell("tiny"), "pruned": Cell("tiny", "wanda-0.5"), "restored": Cell("tiny", "wanda-0.5", "0.25")}
+    for name, cell in cells.items():
+        metrics = read_document(layout.metrics(cell))
+        assert found[name]["accuracy"] == metrics["mean"]
+        assert found[name]["tasks"] == {task: each["value"] for task, each in metrics["tasks"].items()}
+        assert len(found[name]["log_likelihood"]) == len(found[name]["tokens"]) > 1
+        assert max(found[name]["log_likelihood"]) < 0 < found[name]["response_loss"]
+    assert found["versus"] == read_document(layout.details(cells["restored"]))["pooled"]
+    assert found["recovered_accuracy"] == read_document(layout.metrics(cells["restored"]))["recovered"]
+    assert (found["zeros_kept"], found["cpu_seconds"], found["sparsity"]) == (True, 2.0, 0.5)
+    write_json(tmp_path / "cells" / f"{study.name}.json", found)
+    write_smollm2(tmp_path, [study], "quick", "the command")
+    assert "| heads, 25 % (the paper) | 1 | " in (tmp_path / "smollm2.md").read_text()
 
 
 def test_the_compensation_is_what_the_architecture_says(project: Project) -> None:

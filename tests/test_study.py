@@ -117,6 +117,11 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
     entry = cells[0].subject.params(shipped, tmp_path)["models"]["smollm2-135m-pip"]
     assert (entry["budget"], entry["tasks"], entry["settings"]["evaluate"]["limit"]) == ("quick", ["paper-7"], 100)
+    assert "data" not in entry
+    (own_words,) = (cell for cell in cells if cell.name == "smollm2-135m-pip-0-wanda-0.5-paper-0.25-self")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(own_words.subject.params(shipped, tmp_path)))
+    data = load_params(tmp_path / "params.yaml").models["smollm2-135m-pip"].data
+    assert data.instructions == f"self:{data.heldout}" and data.calibration == data.heldout
     shares = {"paper-0.25": (0.2, 0.4, 0.3), "random": (0.3, 0.2, 0.4), "ffn": (0.1, 0.3, 0.2)}
     shares |= {"lora-r1-o": (0.5, 0.7, 0.6), "all-sites": (0.6, 0.6, 0.6)}
     for name, won_back in shares.items():
@@ -139,8 +144,9 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     assert judged[f"{paper} - LoRA r=1 on the out-projections, unmerged"][1] == "**contradicted here**"
     assert judged[f"{paper} - random heads, 25 %"][1] == "**not seen here**"
     about_80 = next(row for row in rows if row[0].startswith("about 80"))
-    assert about_80[2].startswith(f"{paper}: 30.0 % [20.0, 40.0] of the log-likelihood, 50.0 % [10.0, open] of acc")
-    assert about_80[3] == "**contradicted here**"
+    log_likelihood = "30.0 % [20.0, 40.0] of the texts' log-likelihood"
+    assert about_80[2] == f"{paper}: 50.0 % [10.0, open] of accuracy; {log_likelihood}"
+    assert about_80[3] == "**not seen here**", "80 % is in the interval"
     own = {row[0]: row[1:] for row in rows if len(row) == 12}
     points = "+5.0 [+1.0, +9.0]"
     assert own[paper] == ["1", "30.0 [20.0, 40.0]", "75.0", "14.88", "45.0", points, "1,234", "8", "yes", "12", "3.2"]
@@ -153,6 +159,27 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
     assert "all-sites (seeds 2)" in page
     assert "all-sites (seeds 0, 1, 2), paper-0.25 (seeds 0, 1, 2)" in page.partition("## slimgpt-0.2")[2]
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci95", "verdict"),
+    [
+        (0.9, [0.85, 0.95], "**confirmed here**"),
+        (0.5, [0.3, 0.7], "**contradicted here**"),
+        (None, None, "**not seen here**"),
+    ],
+)
+def test_what_the_paper_says_of_accuracy_is_judged_by_accuracy(
+    mean: float | None, ci95: list[float] | None, verdict: str, tmp_path: Path
+) -> None:
+    cells = list(smollm2_cells("quick"))
+    study = next(cell for cell in cells if cell.name == "smollm2-135m-pip-0-wanda-0.5-paper-0.25")
+    made_up = _real_cell(study, (0.2, 0.4)) | {"recovered_accuracy": {"mean": mean, "ci95": ci95}}
+    write_json(tmp_path / "cells" / f"{study.name}.json", made_up)
+    write_smollm2(tmp_path, cells, "quick", "the command")
+    line = next(line for line in (tmp_path / "smollm2.md").read_text().splitlines() if "about 80 %" in line)
+    assert line.endswith(f"{verdict} |")
+    assert ("these items show no loss of accuracy (50.0 % dense, 40.0 % pruned)" in line) == (mean is None)
 
 
 def test_stories_become_pairs_whose_questions_differ_and_that_fit_the_context(tmp_path: Path) -> None:
