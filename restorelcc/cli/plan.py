@@ -62,32 +62,34 @@ def plan(
 @dataclass(frozen=True)
 class Known:
     """What is the same for all plans of a model: itself without weights, the bytes of one stored weight, its device and
-    dtype, and the floating point operations per second of a product of large matrices."""
+    dtype, the threads it runs on, and the floating point operations per second of a product of large matrices."""
 
     network: PreTrainedModel
     stored: int
     device: torch.device
     dtype: torch.dtype
+    threads: int
     flops_per_second: float
 
 
 def known_of(params: Params, alias: str, layout: Layout, device_name: str | None = None) -> Known:
     """Read from the model's config, and measured."""
-    from restorelcc.models.runtime import pick_device, pick_dtype
+    from restorelcc.models.runtime import on_threads, pick_device, pick_dtype
     from restorelcc.pipeline.plan_costs import matmul_rate
 
     entry = params.models[alias]
     device = pick_device(device_name or entry.device) if device_name != "cuda" else _cuda()
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
-    return Known(network, stored, device, dtype, matmul_rate(device, dtype))
+    with on_threads(entry.threads) as threads:
+        return Known(network, stored, device, dtype, threads, matmul_rate(device, dtype))
 
 
 def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> dict[str, Any]:
     """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
     bytes and seconds."""
     from restorelcc.models.architectures import check_scores, check_whole_parts
-    from restorelcc.pipeline.plan_costs import EFFICIENCY, LIBRARIES, MIB, START, needs_model, shapes_of
+    from restorelcc.pipeline.plan_costs import LIBRARIES, MIB, START, needs_model, reached, shapes_of
     from restorelcc.pipeline.plan_work import workload
     from restorelcc.release.routes import carried_by
 
@@ -100,19 +102,19 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
         if parsed.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
-    rate = EFFICIENCY["cuda" if device.type == "cuda" else "cpu"] * known.flops_per_second
+    rate = reached(device.type, known.threads) * known.flops_per_second
     without_model = {"probe": not needs_model(params.section(alias, "probe")), "corpus": not work.written}
     off_gpu = ("dense", "extract", *(name for name, without in without_model.items() if without))
-    stages = []
+    stages: list[dict[str, Any]] = []
     for stage, pruning, runs, cost in _costs(params, cells, known, shapes, work):
         libraries = LIBRARIES[stage.split("_")[0]]
-        seconds = runs * (cost.seconds / rate + START.get(stage.split("_")[0], 5))
+        seconds = runs * (cost.seconds / rate + START[stage.split("_")[0]])
         # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
         on_gpu = device.type == "cuda" and stage not in off_gpu
         of_host = libraries + cost.host + (2048 * MIB if on_gpu else cost.memory)
         memory = {"memory": of_host, "gpu_memory": cost.memory * on_gpu}
         stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})
-        stages[-1]["seconds"] = round(seconds)
+        stages[-1]["seconds"] = round(seconds, 1)
     return {
         "model": alias,
         "source": entry.source,

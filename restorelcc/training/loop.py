@@ -7,6 +7,7 @@ its share of every batch. A step is the same whatever the number of processes an
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,9 @@ from restorelcc.base.errors import StageFailed
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import all_blocks
 from restorelcc.training.config import FitConfig
+
+_SAVE_AFTER = 60.0  # seconds of training that an interruption may cost, however few steps they are
+_SAVING = 0.05  # share of the time that may go into that
 
 
 @dataclass
@@ -136,6 +140,7 @@ class _Run:
         self.per_epoch = math.ceil(len(task.tokens) / config.batch_size)
         self.total = config.epochs * self.per_epoch
         self.saved_step = 0
+        self.saved, self.save_seconds = time.monotonic(), 0.0  # when the state was last saved, and how long that took
 
     def finish(self) -> Fitted:
         resumed = self.store.load() if self.store is not None else None
@@ -152,7 +157,7 @@ class _Run:
             bar.update()
             if self.state.steps % self.per_epoch == 0:
                 self._end_epoch(bar)
-            elif self.state.steps % self.config.checkpoint_steps == 0:
+            elif self.state.steps % self.config.checkpoint_steps == 0 or self._long_since_saved():
                 self._save()
         bar.close()
         with torch.no_grad():
@@ -242,9 +247,13 @@ class _Run:
         bar.set_postfix_str(f"loss {state.train_losses[-1]:.3f}, validation {state.valid_losses[-1]:.3f}")  # type: ignore[attr-defined]
         self._save()
 
+    def _long_since_saved(self) -> bool:
+        return time.monotonic() - self.saved > max(_SAVE_AFTER, self.save_seconds / _SAVING)
+
     def _save(self) -> None:
         if self.store is None or not self.accelerator.is_main_process:
             return
+        started = time.monotonic()
         tensors: dict[str, Tensor] = {f"now.{name}": part for name, part in self.named.items()}
         tensors |= {f"best.{name}": part for name, part in self.best.items()}
         for name, part in self.named.items():
@@ -253,6 +262,8 @@ class _Run:
         self.saved_step = self.state.steps
         # safetensors refuses tensors that share memory: each is saved as a copy of its own.
         self.store.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, asdict(self.state))
+        self.saved = time.monotonic()
+        self.save_seconds = self.saved - started
 
     def _restore(self, tensors: dict[str, Tensor], saved: dict) -> None:
         self.state = Fitted(**saved)

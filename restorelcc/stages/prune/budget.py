@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.prunings import Pruning
-from restorelcc.models.architectures import all_blocks, blocks_of, family_of, linears_of, text_config
+from restorelcc.models.architectures import all_blocks, blocks_of, family_of, linears_of, parameter_count, text_config
 from restorelcc.stages.prune import PruneConfig
 
 _FLOAT32 = 4  # bytes
@@ -45,7 +45,6 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
     family, size = family_of(model), dtype.itemsize
     in_blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in all_blocks(model)]
     linears = dict(linears_of(blocks_of(model)[0], family))
-    everything = sum(parameter.numel() for parameter in model.parameters())
     tokens = config.samples * config.sequence_length
     sharing = [
         [linears[path] for path in paths if path in linears]
@@ -64,7 +63,7 @@ def memory_budget(model: PreTrainedModel, pruning: Pruning, config: PruneConfig,
         squares, versions = (3 if config.refined.start == "wanda" else 5, 7)
     steps = [squares * i**2 + versions * o * i for o, i in hessians] or [4 * o * i for o, i in shapes]
     return MemoryBudget(
-        outside_blocks=(everything - sum(in_blocks)) * size,
+        outside_blocks=(parameter_count(model) - sum(in_blocks)) * size,
         block=max(in_blocks) * size,
         hidden_states=tokens * text_config(model.config).hidden_size * size,
         forward=batch_N * (2 * sum(i for _, i in shapes) + shapes[0][0] + shapes[2][0]) * _FLOAT32,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.models.text import EncodedPair
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
+from restorelcc.training import loop
 from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears
 from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.training.config import SITES, FitConfig
@@ -184,6 +186,32 @@ def test_the_step_after_a_good_state_names_it_when_the_loss_is_no_number(tmp_pat
     tensors, progress = store.load() or ({}, {})
     assert progress["steps"] == 2
     assert torch.isfinite(tensors["now.weight"]).all()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "save_minutes", "saved"), [(2, 0, [1, 2, 3, 4]), (0.4, 0, [3, 4]), (2, 0.1, [1, 3, 4])]
+)
+def test_slow_steps_are_saved_by_the_clock_unless_saving_takes_its_time(
+    minutes: float, save_minutes: float, saved: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, clock, states = nn.Linear(1, 1, bias=False), [0.0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def loss(rows: list[int]) -> torch.Tensor:
+        clock[0] += 60 * minutes
+        return weight.weight.sum() * len(rows)
+
+    class Kept:
+        def load(self) -> None:
+            return None
+
+        def save(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
+            clock[0] += 60 * save_minutes
+            states.append(progress["steps"])
+
+    task = Task(loss, [1] * 8, lambda: 0.0)
+    fit(weight, task, FitConfig(epochs=1, batch_size=2), learning_rate=0.1, title="t", store=Kept())
+    assert states == saved
 
 
 def test_a_gradient_that_is_no_number_stops_before_it_is_used() -> None:
