@@ -75,6 +75,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
+def computes_as(dtype: str, device: str) -> str:
+    """`float32 cpu`: the dtype and the kind of device that an entry of `models` means on this machine."""
+    place = pick_device(device)
+    return f"{str(pick_dtype(dtype, place)).removeprefix('torch.')} {place.type}"
+
+
 def positions_at_once(device: torch.device, vocabulary: int) -> int:
     """Positions whose logits may stand in memory at once: 128 MiB of float32 on the CPU, 2 GiB on a GPU."""
     return max(1, _LOGITS["cuda" if device.type == "cuda" else "cpu"] // vocabulary)

@@ -86,6 +86,7 @@ def _run(
         "tokens": _tokens_digest(tuples),
         "samples": str(len(samples)),
         "truncated": str(sum(each.truncated for each in tuples)),
+        "dtype": str(network.dtype).removeprefix("torch."),
         **_parent(checkpoint),
         "responses": "none" if roles == (QUESTION,) else "joint" if reason is None else f"separate: {reason}",
     }
@@ -134,7 +135,7 @@ def _tokens_digest(tuples: Sequence[EncodedContrast]) -> str:
 
 def _mark(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedModel) -> str:
     """Of all that the bytes of a part depend on."""
-    computed = {"dtype": str(network.dtype), "device": network.device.type, "threads": torch.get_num_threads()}
+    computed = {"device": network.device.type, "threads": torch.get_num_threads()}
     versions = {name: version(name) for name in ("torch", "transformers")}
     attention = network.config._attn_implementation
     return mark_of(

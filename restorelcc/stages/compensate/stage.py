@@ -19,7 +19,7 @@ from restorelcc.compensation.file import write_compensation
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_model
 from restorelcc.models.placement import shared_out
-from restorelcc.models.runtime import pick_device, pick_dtype, prepare
+from restorelcc.models.runtime import computes_as, pick_device, pick_dtype, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.heads import best_heads, smallest_good_ratio
@@ -104,5 +104,5 @@ def _fingerprint(
     """Everything that determines the result of training, so that only the same run continues from a saved state."""
     corpus = layout.corpus(cell)
     tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID)}
-    settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
+    settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
     return parents | tables | settings

@@ -72,6 +72,13 @@ def _common_layout(cell: Cell, dense: Path, pruned: Path) -> tuple[HeadLayout, d
         )
     if "dense" in of_pruned:
         expect_digest("the pruned model was made from another dense one", of_pruned["dense"], of_dense["checkpoint"])
+    dtypes = [found.get("dtype", "unknown") for found in (of_dense, of_pruned)]
+    if dtypes[0] != dtypes[1]:
+        raise BadInput(
+            f"the activations of the dense model were captured in {dtypes[0]}, those of the pruned one in {dtypes[1]}: "
+            f"their difference is not of pruning alone; name one in models.{cell.model}.dtype (auto is bfloat16 on a "
+            "GPU, float32 on the CPU), and capture again"
+        )
     if heads != others:
         raise BadInput(f"dense and pruned activations come from models of different shape, {heads} and {others}")
     shape = {name: of_dense[name] for name in ("model", "layers", "heads", "head_dim", "text")}

@@ -17,7 +17,7 @@ from restorelcc.base.publish import published
 from restorelcc.base.recoveries import RECOVERIES, check_recovery
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_compensation
 from restorelcc.models.checkpoints import load_tokenizer, save_checkpoint
-from restorelcc.models.runtime import prepare
+from restorelcc.models.runtime import computes_as, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.adapters import dora, eora, lora, write_adapter
@@ -53,7 +53,7 @@ def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) ->
     name = check_recovery("--recovery", cell.recovery)
     prepare(seed=config.seed, threads=model.threads)
     parents = _checked_parents(cell, layout)
-    settings = {"config": config.model_dump_json(), "dtype": f"{model.dtype} {model.device}"}
+    settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
     states = TrainingStates(layout, "recover", cell, parents | settings)
     result = METHODS[name](Inputs(cell, config, model, layout, states))
     if not is_first_process():

@@ -14,6 +14,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import EXAMPLES, write_table
+from restorelcc.models.runtime import computes_as
 from restorelcc.models.text import EncodedPair
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
@@ -81,6 +82,13 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(stop: int, tmp
     again, found = _fit(store, patience=1)
     assert again == whole
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_run_goes_on_only_where_it_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert computes_as("auto", "auto") == computes_as("float32", "cpu") == "float32 cpu"
+    assert computes_as("bfloat16", "cpu") == "bfloat16 cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert computes_as("auto", "auto") == "bfloat16 cuda", "the same entry, on another machine"
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

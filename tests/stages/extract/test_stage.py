@@ -88,6 +88,11 @@ FAULTS = {
     "other tokens": (lambda w: _set(w.pruned_activations(CELL), "tokens", "x"), BadInput, "at different tokens"),
     "other model": (lambda w: _set(w.dense_activations(CELL), "model", "x"), BadInput, "of model 'x', not 'pico'"),
     "other dense": (lambda w: _set(w.dense_activations(CELL), "checkpoint", "x"), BadInput, "another dense one"),
+    "other dtype": (
+        lambda w: _set(w.pruned_activations(CELL), "dtype", "bfloat16"),
+        BadInput,
+        r"dense model were captured in float32, those of the pruned one in bfloat16: .*name one in models\.pico\.dtype",
+    ),
     "mixed layers": (
         lambda w: _rewritten(layer_file(w.dense_activations(CELL), 2), "checkpoint", "x"),
         BadInput,
