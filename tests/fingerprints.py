@@ -8,6 +8,7 @@ from restorelcc.base.fingerprint import Fingerprint, TaskPrint
 
 _WHOLE = {
     "lm_eval": "0.3.0",
+    "dtype": "bfloat16",
     "limit": 7,
     "heldout": "other",
     "perplexity_tokens": 512,
@@ -23,6 +24,7 @@ _OF_TASK = {"metric": "acc_norm", "filter": "flexible", "averaged": False, "shot
 # Part: what the sentence calls it.
 SWAPS = {
     "lm_eval": "the version of lm-eval (",
+    "dtype": "the dtype that the model computed in (",
     "limit": "evaluate.limit (",
     "heldout": "the held-out texts:",
     "perplexity_tokens": "evaluate.perplexity_tokens (",

@@ -33,10 +33,11 @@ class TaskPrint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """How one model was measured. context: tokens that its longest sequence could have. tokenizer, heldout: digests of
-    its vocabulary with how it cuts the held-out texts, and of these texts."""
+    """How one model was measured. dtype: in which it computed. context: tokens that its longest sequence could have.
+    tokenizer, heldout: digests of its vocabulary with how it cuts the held-out texts, and of these texts."""
 
     lm_eval: str
+    dtype: str
     limit: int | None
     heldout: str
     perplexity_tokens: int
@@ -68,6 +69,7 @@ class Fingerprint:
 # What the parts are called in a sentence; what says most about a difference comes first.
 _WHOLE = {
     "lm_eval": "the version of lm-eval",
+    "dtype": "the dtype that the model computed in",
     "limit": "evaluate.limit",
     "heldout": "the held-out texts",
     "perplexity_tokens": "evaluate.perplexity_tokens",

@@ -139,6 +139,7 @@ class Evaluation:
         counted = [task["value"] for task in tasks.values() if task["averaged"]]
         self.metrics["mean"] = sum(counted) / len(counted) if counted else None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
+        limits["dtype"] = self.network.dtype
         asked = max(LONGEST, config.perplexity_tokens)
         limits["context"] = context_length(self.network.config.get_text_config(), asked)
         self.fingerprint = how_measured(results, self.averaged, self.tokenizer, self.texts, **limits)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from restorelcc.base.fingerprint import Fingerprint, TaskPrint
@@ -20,6 +21,7 @@ def how_measured(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     *,
+    dtype: torch.dtype,
     limit: int | None,
     perplexity_tokens: int,
     context: int,
@@ -27,6 +29,7 @@ def how_measured(
     """Of results of `run_harness` and of perplexity on the held-out texts."""
     return Fingerprint(
         lm_eval=version("lm_eval"),
+        dtype=str(dtype).removeprefix("torch."),
         limit=limit,
         heldout=_digest(texts),
         perplexity_tokens=perplexity_tokens,

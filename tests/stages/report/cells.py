@@ -26,6 +26,7 @@ _TASK = TaskPrint(
 )
 FINGERPRINT = Fingerprint(
     lm_eval="0.4.13",
+    dtype="float32",
     limit=None,
     heldout="h0",
     perplexity_tokens=2048,
