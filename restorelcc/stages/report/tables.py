@@ -189,7 +189,7 @@ def verdict(rows: list[Row], decimals: int) -> str:
             "No share of the lost accuracy can be given: pruning lost nothing on these items, there are none, or they "
             "are not measured by an accuracy."
         )
-    best = max(restored, key=lambda row: row["recovered"])
+    best = max(restored, key=_proven)
     share = f"{percent(best['recovered'], decimals)} % {_interval_in_words(best['ci95'], decimals)}"
     if won_back(best):
         caution = (
@@ -208,6 +208,11 @@ def won_back(row: Row) -> bool:
     """Whether a share of the lost accuracy was recovered beyond doubt: above zero with all of its interval."""
     low = (row["ci95"] or [None])[0]
     return row["recovered"] is not None and row["recovered"] > 0 and low is not None and low > 0
+
+
+def _proven(row: Row) -> tuple[bool, float]:
+    """A key by which the best comes last: what is beyond doubt is better than any share that is not."""
+    return won_back(row), row["recovered"]
 
 
 def nothing_won(rows: list[Row], decimals: int) -> list[str]:
@@ -251,7 +256,8 @@ _BUDGETS: dict[str, Callable[[Recovery], bool]] = {
 
 
 def picks(rows: list[Row], decimals: int) -> Table:
-    """What to pick, as the numbers show it: for every constraint the measured method that recovers most under it.
+    """What to pick, as the numbers show it: for every constraint the measured method that recovers most under it; one
+    that recovers something beyond doubt comes before any that does not.
 
     Empty where no other method was measured: there is nothing to choose from but head ratios.
     """
@@ -262,7 +268,7 @@ def picks(rows: list[Row], decimals: int) -> Table:
     for budget, respected in _BUDGETS.items():
         fitting = [row for row in known if respected(RECOVERIES.get(row["recovery"], _HEADS))]
         if fitting:
-            best = max(fitting, key=lambda row: row["recovered"])
+            best = max(fitting, key=_proven)
             table.append(
                 {
                     "where": budget,

@@ -22,7 +22,7 @@ from restorelcc.cli.app import app
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.results import changed_since, holm, read_results
 from restorelcc.stages.report.stage import run
-from restorelcc.stages.report.tables import p_text, size_text, verdict
+from restorelcc.stages.report.tables import p_text, picks, size_text, verdict
 from restorelcc.stages.report.terminal import print_results
 from tests.fingerprints import SWAPS, swapped
 from tests.stages.report.cells import CELLS, FINGERPRINT, details, metrics, write_grid
@@ -275,9 +275,23 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
     assert "lora, merged" in console.export_text()
 
 
+def test_what_is_beyond_doubt_is_picked_before_more_that_is_not() -> None:
+    told = {"params_trained": 8, "params_added": 8, "recovery_seconds": 1.0}
+    proven = {"kind": "restored", "recovery": None, "what": "heads 0.1", "recovered": 0.294, "ci95": [0.095, 0.833]}
+    more = {"kind": "recovered", "recovery": "bias", "what": "bias", "recovered": 0.382, "ci95": [0.0, 1.0]}
+    assert picks([proven | told, more | told], 1)[0]["pick"] == "heads 0.1"
+    assert picks([proven | told, more | told | {"ci95": [0.2, 1.0]}], 1)[0]["pick"] == "bias"
+
+
 def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
     row = {"recovered": 0.1, "ci95": [-0.1, 0.3], "head_ratio": 0.1}
     assert verdict([row], 1).startswith("No head ratio restores accuracy beyond doubt")
+    proven = {"recovered": 0.294, "ci95": [0.095, 0.833], "head_ratio": 0.1}
+    more = {"recovered": 0.382, "ci95": [0.0, 1.0], "head_ratio": 0.25}
+    for rows in ([proven, more], [more, proven]):
+        said = verdict(rows, 1)
+        assert said.startswith("Best head ratio 0.1: 29.4 % [9.5, 83.3] of the lost accuracy was recovered (best of 2")
+    assert verdict([row, more], 1).startswith("No head ratio restores accuracy beyond doubt: the best, 0.25,")
     assert verdict([{"recovered": None}], 1).startswith("No share of the lost accuracy can be given")
     unbounded = {"recovered": 0.5, "ci95": [None, None], "head_ratio": 0.1}
     assert "unbounded" in verdict([unbounded], 1)
