@@ -19,7 +19,8 @@ _ORDER = (
 NOTES = (
     "Accuracy by lm-eval, zero-shot unless the tasks below have shots, in percent; error bars and intervals are of "
     "95 %.",
-    "All rows of a model were measured in the same way: same items, prompts, metrics, shots, lm-eval and tokenizer.",
+    "All rows of a model were measured in the same way: same items, prompts, metrics, shots, dtype, "
+    "lm-eval and tokenizer.",
     "Recovered = (restored - pruned) / (dense - pruned) of mean accuracy, with a paired bootstrap interval over the "
     "test items, drawn within each task.",
     "McNemar's test (mid-p) is over the items that only one of two models answered; intervals and p are of the test "
@@ -96,7 +97,8 @@ def stage_seconds(cells: list[Cell], layout: Layout) -> Table:
 
 def commands(results: Results) -> list[str]:
     """Shell lines: the whole grid, one cell again, and a comparison of two."""
-    lines = ["make repro", "restorelcc table"]
+    models = dict.fromkeys(group.model for group in results.groups)
+    lines = [" ".join(("restorelcc run", *(f"--model {model}" for model in models))), "restorelcc table"]
     for group in results.groups[:1]:
         for row in group.of_kind("restored")[:1]:
             cell = f"--model {group.model} --pruning {group.pruning} --head-ratio {row['head_ratio']:g}"

@@ -100,6 +100,21 @@ def test_figures_also_lie_beside_the_page_and_the_same_grid_gives_the_same_bytes
     assert first == {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
 
 
+def test_the_commands_that_do_it_again_stand_each_on_a_line_of_its_own(made: Layout) -> None:
+    expected = [
+        "restorelcc run --model a",
+        "restorelcc table",
+        "restorelcc evaluate_restored --model a --pruning wanda-0.5 --head-ratio 0.1",
+        "restorelcc compare data/metrics/a/wanda-0.5/pruned.json data/metrics/a/wanda-0.5/heads-0.1.json",
+    ]
+    texts = _texts(made)
+    shown = (
+        texts["report.html"].partition("<h3>Again</h3>")[2].partition("<pre><code>")[2].partition("</code></pre>")[0]
+    )
+    assert shown.splitlines() == expected
+    assert texts["report.md"].partition("```sh\n")[2].partition("\n```")[0].splitlines() == expected
+
+
 def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
     rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
     assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
