@@ -40,7 +40,8 @@ from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.runtime import prepare
 from restorelcc.models.text import EncodedPair, encode_contrasts
-from restorelcc.pipeline.plan_costs import EFFICIENCY, shapes_of
+from restorelcc.pipeline.plan_costs import shapes_of
+from restorelcc.pipeline.plan_rate import EFFICIENCY
 from restorelcc.pipeline.plan_work import TASKS as TASKS_COUNTED
 from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget

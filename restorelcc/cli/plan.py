@@ -62,7 +62,8 @@ def plan(
 @dataclass(frozen=True)
 class Known:
     """What is the same for all plans of a model: itself without weights, the bytes of one stored weight, its device and
-    dtype, the threads it runs on, and the floating point operations per second of a product of large matrices."""
+    dtype, the threads it runs on, and the floating point operations per second of a product of large matrices; and
+    how many times as many they are in bfloat16, on a CPU where the model runs in float32."""
 
     network: PreTrainedModel
     stored: int
@@ -70,26 +71,33 @@ class Known:
     dtype: torch.dtype
     threads: int
     flops_per_second: float
+    bfloat16_speedup: float | None = None
 
 
 def known_of(params: Params, alias: str, layout: Layout, device_name: str | None = None) -> Known:
     """Read from the model's config, and measured."""
+    import torch
+
     from restorelcc.models.runtime import on_threads, pick_device, pick_dtype
-    from restorelcc.pipeline.plan_costs import matmul_rate
+    from restorelcc.pipeline.plan_rate import bfloat16_speedup, matmul_rate
 
     entry = params.models[alias]
     device = pick_device(device_name or entry.device) if device_name != "cuda" else _cuda()
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
     with on_threads(entry.threads) as threads:
-        return Known(network, stored, device, dtype, threads, matmul_rate(device, dtype))
+        rate = matmul_rate(device, dtype)
+        exact = device.type == "cpu" and dtype == torch.float32
+        speedup = bfloat16_speedup(rate) if exact else None
+    return Known(network, stored, device, dtype, threads, rate, speedup)
 
 
 def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> dict[str, Any]:
     """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
     bytes and seconds."""
     from restorelcc.models.architectures import check_scores, check_whole_parts
-    from restorelcc.pipeline.plan_costs import LIBRARIES, MIB, START, needs_model, reached, shapes_of
+    from restorelcc.pipeline.plan_costs import LIBRARIES, MIB, START, needs_model, shapes_of
+    from restorelcc.pipeline.plan_rate import reached
     from restorelcc.pipeline.plan_work import workload
     from restorelcc.release.routes import carried_by
 
@@ -125,6 +133,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
         "heads": shapes.heads,
         "restored": carried_by(network.config),
         "flops_per_second": rate,
+        "bfloat16_speedup": known.bfloat16_speedup,
         "stages": stages,
     }
 

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from restorelcc.base.escaping import PlainTable, say
 
+_WORTH_IT = 1.5  # times as fast
+
 
 def print_plan(plan: dict[str, Any]) -> None:
     """One row per stage, a total, and the assumptions behind the numbers."""
@@ -40,6 +42,13 @@ def print_plan(plan: dict[str, Any]) -> None:
         "a share of the matmul rate (docs/plan.md). Disk is in data/ and the hub's cache; DVC's cache needs as "
         "much again unless the file system links files.",
     )
+    if (faster := plan["bfloat16_speedup"]) and faster >= _WORTH_IT:
+        say(
+            console,
+            f"In bfloat16 this machine multiplies matrices {faster:.1f} times as fast: models.{plan['model']}.dtype: "
+            "bfloat16 takes it, for all stages. Results then differ from those in float32, and are never compared with "
+            "them.",
+        )
     if budgets := plan.get("budgets"):
         told = ", ".join(
             f"{name} {time_text(each['seconds'])} and {size_text(each['memory'])}" for name, each in budgets.items()

@@ -8,7 +8,6 @@ Letters: N samples, T tokens, L layers, H heads, D head dim, X = H*D, M model wi
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +49,6 @@ LIBRARIES = {
 _PRETRAINING = 160 * MIB  # the embedded world's documents as tokens, and what torch loads to train every weight
 DOCUMENT_TOKENS = 17  # of the embedded world, on average
 SMALL_STEP = 4  # a step of its training beside its products of matrices, which are small: measured on one thread
-EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}  # share of one thread's, or a GPU's, matmul rate that a whole forward reaches
-ALONE = 0.16  # share of a forward's time on one thread that further threads do not shorten
 STEP = 1.25  # a training step beside the forwards of its tokens: padding, and a batch in parts of similar length
 ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
 WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
@@ -293,34 +290,3 @@ def speed_cost(shapes: Shapes, config: SpeedConfig, stored: int) -> Cost:
         disk=4096,
         seconds=shapes.forward_flops(tokens, config.prefill, tokens),
     )
-
-
-# Where a plan is asked for a device that is not there: dense bfloat16 of an H200 as its maker gives it.
-ABSENT_GPU = 989e12
-
-
-def reached(device: str, threads: int) -> float:
-    """Share of the matmul rate of that many threads that a whole forward reaches. On a CPU by Amdahl's law: some of it
-    is no product of matrices, and runs on one thread."""
-    return EFFICIENCY["cuda"] if device == "cuda" else EFFICIENCY["cpu"] / (1 + ALONE * (threads - 1))
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """2 N^3 for each product of two square matrices, over the time they took."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return ABSENT_GPU
-    size = 8192 if device.type == "cuda" else 1024
-    one = torch.ones(size, size, device=device, dtype=dtype)
-    one @ one  # the first product pays for setting up
-    _settled(device)
-    start, done = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds:
-        one @ one
-        _settled(device)
-        done += 1
-    return 2 * size**3 * max(1, done) / spent
-
-
-def _settled(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

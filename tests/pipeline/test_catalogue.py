@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import LlamaConfig
 from typer.testing import CliRunner
@@ -255,6 +256,23 @@ def test_a_plan_counts_tied_embeddings_once_and_says_what_each_budget_takes(tmp_
     assert took["quick"] * 5 < took["day"] < took["full"]
     # With the budget of the entry itself the plan is that of the budget.
     assert took["quick"] == pytest.approx(sum(row["seconds"] for row in plan["stages"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("times", "told"), [(3.4, True), (1.2, False), (0.01, False)])
+def test_a_plan_tells_of_a_processor_that_is_faster_in_bfloat16(
+    times: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(_device: torch.device, dtype: torch.dtype, *_: object, **__: object) -> float:
+        return 1e11 * (times if dtype == torch.bfloat16 else 1.0)
+
+    monkeypatch.setattr("restorelcc.pipeline.plan_rate.matmul_rate", rate)
+    options = ("plan", "--params", str(SHIPPED), "--model", "tiny")
+    said = " ".join(CliRunner().invoke(app, options).output.split())
+    sentence = "multiplies matrices 3.4 times as fast: models.tiny.dtype: bfloat16 takes it, for all stages"
+    assert (sentence in said, "bfloat16" in said) == (told, told)
+    assert _planned("--model", "tiny")["bfloat16_speedup"] == pytest.approx(times)
+    own = _planned("--model", "tiny", "--set", "models.tiny.dtype=bfloat16")
+    assert (own["dtype"], own["bfloat16_speedup"]) == ("bfloat16", None)
 
 
 def test_a_plan_knows_what_rivals_and_a_models_own_words_cost(tmp_path: Path) -> None:
