@@ -129,7 +129,8 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     if rates:
         overrides = (*overrides, f"{method.stage}.learning_rates={rates}")
     cost = run_stage(root, method.stage, cell, overrides)
-    run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'recovered'}", cell)
+    if study.asks_tasks:
+        run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'recovered'}", cell)
     if method.ranking is not None:
         run_stage(root, "probe", pruned)
     return measured_cell(Layout(root), study, cost)
@@ -139,25 +140,32 @@ def measured_cell(layout: Layout, study: StudyCell, cost: Cost) -> dict:
     """What the pages need to know of a cell that has been run: read from its artifacts, and measured on its models."""
     method, pruned = study.method, Cell(study.subject.model, study.pruning)
     cells = (Cell(study.subject.model), pruned, method.cell(pruned))
-    metrics = [read_document(layout.metrics(each)) for each in cells]
     found = study.as_json() | {"seconds": round(cost.seconds, 1), "zeros_kept": zeros_kept(layout, cells[2], method)}
     found |= {"cpu_seconds": round(cost.cpu_seconds, 1), "peak_memory_bytes": cost.peak_memory_bytes}
-    found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
     found["learning_rates"] = chosen_rates(training(layout, cells[2], method))
+    if study.asks_tasks:
+        add_metrics(found, layout, cells, method)
+    if study.subject.budget is not None:
+        add_texts(found, layout, cells, method)
+        if study.asks_tasks:
+            add_details(found, layout, cells)
+    return found
+
+
+def add_metrics(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], method: Method) -> None:
+    """What the stages `evaluate` measured of dense, pruned and restored, and of the adapter's variants."""
+    metrics = [read_document(layout.metrics(each)) for each in cells]
+    found |= {name: metrics[2].get(name) for name in ("params_added", "params_trained", "sparsity")}
     variants = metrics[2].get("variants") or {}
     found["variants"] = {
         name: _measures(each, method.task) | {"sparsity": each["sparsity"]} for name, each in variants.items()
     }
     for number, name in enumerate(("dense", "pruned", "restored")):
         found[name] = _measures(metrics[number], method.task)
-    if study.subject.budget is not None:
-        add_details(found, layout, cells, method)
-    return found
 
 
-def add_details(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], method: Method) -> None:
-    """Every task, the tests against dense and pruned, and of dense, pruned and restored every held-out text and the
-    loss of the validation pairs."""
+def add_texts(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], method: Method) -> None:
+    """Of dense, pruned and restored every held-out text and the loss of the validation pairs."""
     dense, pruned, cell = cells
     networks: dict[str, Callable[[], PreTrainedModel]] = {
         "dense": lambda: _load(layout.dense(dense)),
@@ -165,23 +173,28 @@ def add_details(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell], met
         "restored": lambda: recovered_model(layout, cell, method, None),
     }
     for of, (name, network) in zip(cells, networks.items(), strict=True):
-        metrics = read_document(layout.metrics(of))
-        found[name]["tasks"] = {task: each["value"] for task, each in metrics["tasks"].items()}
         kept = layout.root / f"measured-{name}-{of.pruning}.json"  # of dense and pruned: the same for every method
-        if name != "restored" and kept.is_file():
-            found[name] |= read_json(kept)
-            continue
-        model = network()
-        measured = of_texts(layout, dense, model) | {"response_loss": of_pairs(layout, dense, model)}
-        found[name] |= measured
-        if name != "restored":
-            write_json(kept, measured)
-    details = read_document(layout.details(cell))
-    found |= {"versus": details["pooled"], "versus_by_task": details["versus"]}
-    found["recovered_accuracy"] = read_document(layout.metrics(cell))["recovered"]
-    found["rivals"] = read_document(layout.details(dense))["rivals"]
-    if REMASKED in found["variants"]:
+        measured = read_json(kept) if name != "restored" and kept.is_file() else None
+        if measured is None:
+            model = network()
+            measured = of_texts(layout, dense, model) | {"response_loss": of_pairs(layout, dense, model)}
+            if name != "restored":
+                write_json(kept, measured)
+        found[name] = found.get(name, {}) | measured
+    if REMASKED in found.get("variants", {}):
         found["variants"][REMASKED] |= of_texts(layout, dense, recovered_model(layout, cell, method, REMASKED))
+
+
+def add_details(found: dict, layout: Layout, cells: tuple[Cell, Cell, Cell]) -> None:
+    """Every task, the tests against dense and pruned, and what the dense model measures rounded to few bits."""
+    for of, name in zip(cells, ("dense", "pruned", "restored"), strict=True):
+        found[name]["tasks"] = {
+            task: each["value"] for task, each in read_document(layout.metrics(of))["tasks"].items()
+        }
+    details = read_document(layout.details(cells[2]))
+    found |= {"versus": details["pooled"], "versus_by_task": details["versus"]}
+    found["recovered_accuracy"] = read_document(layout.metrics(cells[2]))["recovered"]
+    found["rivals"] = read_document(layout.details(cells[0]))["rivals"]
 
 
 def of_texts(layout: Layout, dense: Cell, model: PreTrainedModel) -> dict[str, list]:

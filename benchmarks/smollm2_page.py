@@ -20,8 +20,9 @@ goes on with the study and writes this page.
 **Won back** is the share of the log-likelihood of {texts} held-out texts, passages of novels, that pruning lost and
 that came back. Its interval is a bootstrap over the texts for one seed, Student's over the seeds for several. **Of
 responses** is the same of the validation pairs: questions of the kind that is trained on, which also choose the
-learning rate. Their responses are the dense model's own where a method trains on such. **Points** are those of mean
-accuracy over the tasks that the first seed is ahead of the pruned model, with a paired interval. CPU seconds and peak
+learning rate. Their responses are the dense model's own where a method trains on such. The tasks are asked of the
+first seed alone; **points** are those of mean accuracy over them that it is ahead of the pruned model, with a paired
+interval. Seeds are those of the training: its start and the order of the pairs. CPU seconds and peak
 memory are those of the recovery alone, on one thread, at most of all seeds; choosing a learning rate is part of it
 where the method did so. `-` was not measured.
 
@@ -46,6 +47,8 @@ def write_smollm2(results: Path, planned: Iterable[StudyCell], budget: str, comm
     known, cells = list(planned), results / "cells"
     methods = {cell.method.name: cell.method for cell in known}
     measured = {cell: read_json(path) for cell in known if (path := cells / f"{cell.name}.json").is_file()}
+    asked = {(cell.pruning, cell.method.name) for cell in measured if cell.asks_tasks}
+    measured = {cell: numbers for cell, numbers in measured.items() if (cell.pruning, cell.method.name) in asked}
     found: Found = {}
     for cell, numbers in measured.items():
         found.setdefault((cell.pruning, cell.method.name), []).append(numbers)
@@ -178,8 +181,8 @@ def _row(title: str, cells: list[dict]) -> list[str]:
         str(len(cells)),
         _share_text(cells),
         interval([_of_responses(cell) for cell in cells]),
-        f"{_geometric([cell['restored']['perplexity'] for cell in cells]):.2f}",
-        f"{100 * mean(cell['restored']['accuracy'] for cell in cells):.1f}",
+        f"{_geometric([_perplexity(cell['restored']) for cell in cells]):.2f}",
+        f"{100 * cells[0]['restored']['accuracy']:.1f}",
         f"{100 * against['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
         *(f"{cells[0].get(name) or 0:,}" for name in ("params_trained", "params_added")),
         zeros,
@@ -201,14 +204,19 @@ def _of_responses(cell: dict) -> float:
 
 
 def _variant_row(variant: str, cells: list[dict]) -> list[str]:
-    own = [cell["variants"][variant] for cell in cells]
+    own = [cell["variants"][variant] for cell in cells if variant in cell.get("variants", {})]
     share = "-"
     if all("log_likelihood" in each for each in own):
-        share = _share_text([cell | {"restored": each} for cell, each in zip(cells, own, strict=True)])
+        share = _share_text([cells[number] | {"restored": each} for number, each in enumerate(own)])
     perplexity = _geometric([each["perplexity"] for each in own])
-    accuracy = 100 * mean(each["accuracy"] for each in own)
-    return [f"... {variant}", str(len(cells)), share, "-", f"{perplexity:.2f}", f"{accuracy:.1f}", "-", "-", "-",
+    accuracy = 100 * own[0]["accuracy"]
+    return [f"... {variant}", str(len(own)), share, "-", f"{perplexity:.2f}", f"{accuracy:.1f}", "-", "-", "-",
             f"sparsity {100 * own[0]['sparsity']:.0f} %", "-", "-"]  # fmt: skip
+
+
+def _perplexity(scored: dict) -> float:
+    """Of the held-out texts, from the log-likelihood of each."""
+    return math.exp(-sum(scored["log_likelihood"]) / sum(scored["tokens"]))
 
 
 def _geometric(values: list[float]) -> float:

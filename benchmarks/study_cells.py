@@ -153,6 +153,12 @@ class StudyCell:
         return f"{self.subject.model}-{self.seed}-{self.pruning}-{self.method.name}"
 
     @property
+    def asks_tasks(self) -> bool:
+        """Whether the stage `evaluate` runs. Of the model from packages it does for the first seed alone: there it
+        takes as long as the recovery, and so few items tell nothing of seeds. The texts are scored for all."""
+        return self.subject.budget is None or self.seed == SEEDS[0]
+
+    @property
     def rates_from(self) -> str | None:
         """The cell whose choice of the learning rate this one takes over, where the model is the same for all seeds:
         the first seed's, and for all that train biases alone that of a bias everywhere."""

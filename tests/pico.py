@@ -5,11 +5,13 @@ Shapes are chosen so that the classic slips cannot pass: L != H, grouped KV head
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from restorelcc.models.architectures import out_projections, prunable_linears
 
@@ -222,3 +224,10 @@ def word_tokenizer(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = WhitespaceSplit()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def write_smollm2_config(folder: Path) -> None:
+    """config.json with the shape of SmolLM2-135M, whose embeddings are tied: 134,515,008 parameters."""
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    shape |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}
+    LlamaConfig(**shape, dtype="float32").save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def test_metrics_have_the_documented_keys(project: Project) -> None:
 
 def test_the_study_of_a_real_model_reads_what_the_stages_wrote(project: Project, tmp_path: Path) -> None:
     layout, study = Layout(project.folder), StudyCell(Subject("tiny", "tiny", budget="quick"), "wanda-0.5", PAPER, 0)
-    found = measured_cell(layout, study, Cost(1.0, 2.0, None))
+    later = dataclasses.replace(study, seed=1)  # its stage `evaluate` does not run
+    found, texts_alone = (measured_cell(layout, each, Cost(1.0, 2.0, None)) for each in (study, later))
     kept = sorted(project.folder.glob("measured-*.json"))
     assert len(kept) == 2, "of dense and pruned, which are the same for every method"
     for path in kept:
@@ -89,9 +91,14 @@ def test_the_study_of_a_real_model_reads_what_the_stages_wrote(project: Project,
     assert found["versus"] == read_document(layout.details(cells["restored"]))["pooled"]
     assert found["recovered_accuracy"] == read_document(layout.metrics(cells["restored"]))["recovered"]
     assert (found["zeros_kept"], found["cpu_seconds"], found["sparsity"]) == (True, 2.0, 0.5)
-    write_json(tmp_path / "cells" / f"{study.name}.json", found)
-    write_smollm2(tmp_path, [study], "quick", "the command")
-    assert "| heads, 25 % (the paper) | 1 | " in (tmp_path / "smollm2.md").read_text()
+    scored = ("log_likelihood", "tokens", "response_loss")
+    for name in cells:
+        assert texts_alone[name] == {key: found[name][key] for key in scored}
+    assert not {"versus", "rivals", "variants"} & set(texts_alone)
+    for each, numbers in ((study, found), (later, texts_alone)):
+        write_json(tmp_path / "cells" / f"{each.name}.json", numbers)
+    write_smollm2(tmp_path, [study, later], "quick", "the command")
+    assert "| heads, 25 % (the paper) | 2 | " in (tmp_path / "smollm2.md").read_text()
 
 
 def test_the_compensation_is_what_the_architecture_says(project: Project) -> None:

@@ -108,6 +108,22 @@ def _real_cell(study: StudyCell, won_back: tuple[float, ...]) -> dict:
     return found | {"rivals": {"int8": {"perplexity": {"value": 7.5}, "mean": 0.49}}}
 
 
+def _of_texts_alone(found: dict) -> dict:
+    """A cell of a later seed: the tasks are not asked."""
+    of_tasks = (
+        "params_trained",
+        "params_added",
+        "variants",
+        "versus",
+        "versus_by_task",
+        "recovered_accuracy",
+        "rivals",
+    )
+    kept = {name: value for name, value in found.items() if name not in of_tasks}
+    scored = ("log_likelihood", "tokens", "response_loss")
+    return kept | {name: {key: found[name][key] for key in scored} for name in ("dense", "pruned", "restored")}
+
+
 def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(tmp_path: Path) -> None:
     cells = list(smollm2_cells("quick"))
     assert len({cell.name for cell in cells}) == len(cells)
@@ -133,7 +149,9 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
             made_up |= {"zeros_kept": None, "variants": {"merged": merged | {"sparsity": 0.0}, "back": merged | texts}}
         write_json(tmp_path / "cells" / f"{study.name}.json", made_up)
     again = next(cell for cell in cells if cell.name == "smollm2-135m-pip-1-wanda-0.5-all-sites")
-    write_json(tmp_path / "cells" / f"{again.name}.json", _real_cell(again, (0.8, 0.8, 0.8)))
+    write_json(tmp_path / "cells" / f"{again.name}.json", _of_texts_alone(_real_cell(again, (0.8, 0.8, 0.8))))
+    alone = next(cell for cell in cells if cell.name == "smollm2-135m-pip-1-wanda-0.5-masked")
+    write_json(tmp_path / "cells" / f"{alone.name}.json", _of_texts_alone(_real_cell(alone, (0.8, 0.8, 0.8))))
     write_smollm2(tmp_path, cells, "quick", "the command")
     page = (tmp_path / "smollm2.md").read_text()
     rows = [[each.strip() for each in line.strip("| ").split("|")] for line in page.splitlines() if line[:1] == "|"]
@@ -151,7 +169,10 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     points = "+5.0 [+1.0, +9.0]"
     assert own[paper] == ["1", "30.0 [20.0, 40.0]", "75.0", "14.88", "45.0", points, "1,234", "8", "yes", "12", "3.2"]
     assert own["all heads and a bias on every other linear"][:2] == ["2", interval([0.6, 0.8])]
+    of_both = math.exp((3.0 - 0.6 + 3.0 - 0.8) / 2)
+    assert own["all heads and a bias on every other linear"][3:5] == [f"{of_both:.2f}", "45.0"]
     assert own["all heads and a bias on every other linear"][-2] == "13"
+    assert "surviving weights" not in own, "a later seed is shown beside the first alone"
     assert own["LoRA r=1 on the out-projections, unmerged"][8] == "beside them"
     assert own["... merged"][:5] == ["1", "-", "-", "20.00", "42.0"] and own["... merged"][8] == "sparsity 0 %"
     assert own["... back"][:2] == ["1", "10.0 [0.0, 20.0]"]

@@ -28,6 +28,7 @@ from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.recover import RecoverConfig
 from tests.dag import ROOT
+from tests.pico import write_smollm2_config
 
 SHIPPED = ROOT / "params.yaml"
 PAPER_MODELS = {"llama-7b", "llama-13b", "llama-30b", "llama-2-7b", "llama-2-13b", "llama-3-8b", "vicuna-7b"} | {
@@ -243,9 +244,7 @@ def test_a_plan_of_the_embedded_model_needs_no_data(tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_tied_embeddings_once_and_says_what_each_budget_takes(tmp_path: Path) -> None:
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
-    shape |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}
-    LlamaConfig(**shape, dtype="float32").save_pretrained(tmp_path)
+    write_smollm2_config(tmp_path)
     source = ["--set", f"models.smollm2-135m-pip.source={tmp_path}", "--pruning", "wanda-0.5"]
     plan = _planned("--model", "smollm2-135m-pip", *source)
     assert plan["parameters"] == 134_515_008
@@ -276,9 +275,7 @@ def test_a_plan_tells_of_a_processor_that_is_faster_in_bfloat16(
 
 
 def test_a_plan_knows_what_rivals_and_a_models_own_words_cost(tmp_path: Path) -> None:
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
-    shape |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}
-    LlamaConfig(**shape, dtype="float32").save_pretrained(tmp_path)
+    write_smollm2_config(tmp_path)
     entry = f"models.smollm2-135m-pip.source={tmp_path}"
 
     def work(*changes: str) -> dict[str, float]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
 
 from benchmarks.plan_memory import PROJECTS, PRUNING, measured_peak, peaks, random_project
 from restorelcc.__main__ import main
@@ -15,6 +14,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.cli.plan import known_of, planned
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
+from tests.pico import write_smollm2_config
 
 
 def test_the_planned_peak_of_a_small_model_is_within_30_percent(
@@ -70,9 +70,7 @@ QUICK = {
 
 
 def test_the_plan_of_a_real_model_is_within_30_percent_of_what_was_measured(tmp_path: Path) -> None:
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
-    shape |= {"num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}
-    LlamaConfig(**shape, dtype="float32").save_pretrained(tmp_path)
+    write_smollm2_config(tmp_path)
     name = "smollm2-135m-pip"
     params, layout = load_params(ROOT / "params.yaml", (f"models.{name}.source={tmp_path}",)), Layout(tmp_path)
     known = replace(known_of(params, name, layout, "cpu"), threads=2, flops_per_second=184e9)
