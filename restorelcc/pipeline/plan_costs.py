@@ -268,11 +268,12 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
 def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str, rivals: int = 0) -> Cost:
     """Perplexity in three ways, and lm-eval's requests, in batches of as many tokens as the budget holds or as there
     are; the logits of perplexity stand there as they are, in float32 and as log probabilities. rivals: roundings of the
-    model that are measured too, without continuations."""
+    model that are measured too, without perplexity of blocks and continuations."""
     batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
     logits = batch * shapes.vocabulary * (size + 2 * _FLOAT32)
-    tokens = (1 + rivals) * (work.item_tokens + 3 * work.heldout_tokens) + work.generated
-    predicted = (1 + rivals) * (work.predicted + 3 * work.heldout_tokens) + work.generated
+    heldout = (3 + 2 * rivals) * work.heldout_tokens
+    tokens = (1 + rivals) * work.item_tokens + heldout + work.generated
+    predicted = (1 + rivals) * work.predicted + heldout + work.generated
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,
         disk=work.items * 256,

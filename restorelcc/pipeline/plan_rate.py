@@ -38,9 +38,11 @@ def bfloat16_speedup(float32_rate: float) -> float:
     """How many times as fast a CPU multiplies matrices in bfloat16 as in float32: many with matrix units (AMX), a
     hundredth with some that have none, where products of the usual size would take seconds."""
     cpu = torch.device("cpu")
-    small = matmul_rate(cpu, torch.bfloat16, seconds=0.02, size=128)
-    if small < float32_rate / 4:
-        return small / float32_rate
+    in_bfloat16, in_float32 = (
+        matmul_rate(cpu, dtype, seconds=0.02, size=128) for dtype in (torch.bfloat16, torch.float32)
+    )
+    if in_bfloat16 < in_float32 / 4:
+        return in_bfloat16 / in_float32
     return matmul_rate(cpu, torch.bfloat16) / float32_rate
 
 

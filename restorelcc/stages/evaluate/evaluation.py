@@ -112,7 +112,7 @@ class Evaluation:
 
     def measure(self, before: cost.Biases | None = None) -> None:
         """Quality, continuations and latency. before: biases of the model before it was restored."""
-        self.measure_quality()
+        self.measure_quality(of_blocks=True)
         seconds, started = self.details["seconds"], time.perf_counter()
         self._check_generation()
         seconds["generation"], started = time.perf_counter() - started, time.perf_counter()
@@ -126,8 +126,11 @@ class Evaluation:
         """Free the model; everything is measured."""
         del self.network
 
-    def measure_quality(self) -> None:
-        """Tasks, perplexity and sparsity: what does not depend on the machine's speed, nor on another model."""
+    def measure_quality(self, *, of_blocks: bool = False) -> None:
+        """Tasks, perplexity and sparsity: what does not depend on the machine's speed, nor on another model.
+
+        of_blocks: perplexity of blocks too, of which the rounded and merged models have no line anywhere.
+        """
         config, seconds = self.config, self.details["seconds"]
         started = time.perf_counter()
         how: dict[str, Any] = {"batch_size": config.batch_size, "limit": config.limit, "seed": config.seed}
@@ -145,17 +148,18 @@ class Evaluation:
         self.fingerprint = how_measured(results, self.averaged, self.tokenizer, self.texts, **limits)
         self.metrics["measured"] = self.fingerprint.digest
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
-        self._measure_perplexity()
+        self._measure_perplexity(of_blocks)
         seconds["perplexity"] = time.perf_counter() - started
         self.metrics["sparsity"] = cost.sparsity_of(self.network)
 
-    def _measure_perplexity(self) -> None:
+    def _measure_perplexity(self, of_blocks: bool) -> None:
         model, tokenizer, texts = self.network, self.tokenizer, self.texts
         corpus = {"corpus": "heldout"}
         tokens = context_length(model.config.get_text_config(), self.config.perplexity_tokens)
         window = min(tokens, longest(model))
         self.metrics["perplexity"] = corpus | document_perplexity(model, tokenizer, texts, tokens)
-        self.metrics["token_perplexity"] = corpus | block_perplexity(model, tokenizer, texts, window)
+        if of_blocks:
+            self.metrics["token_perplexity"] = corpus | block_perplexity(model, tokenizer, texts, window)
         words = word_perplexity(model, tokenizer, texts, window)
         self.metrics["bits_per_byte"] = words.pop("bits_per_byte")
         self.metrics["word_perplexity"] = corpus | words
