@@ -88,6 +88,8 @@ def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
         shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         (root / "params.yaml").write_text(yaml.safe_dump(subject.params(shipped, root), sort_keys=False))
     layout, dense, pruned = Layout(root), Cell(subject.model), Cell(subject.model, pruning)
+    if (shipped := _aside(layout.heads(pruned))).is_file():  # left by a cell with another ranking, broken off or not
+        shipped.replace(layout.heads(pruned))
     steps = [
         ("corpus", dense, layout.corpus(dense)),
         ("dense", dense, layout.dense(dense)),
@@ -102,6 +104,11 @@ def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
     for stage, cell, made in steps:
         if not made.exists():
             run_stage(root, stage, cell)
+
+
+def _aside(heads: Path) -> Path:
+    """Where the shipped ranking lies while a cell has another in its place."""
+    return heads.with_suffix(".shipped")
 
 
 def chosen_rates(training: object) -> list[float]:
@@ -123,7 +130,9 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     shutil.rmtree(Layout(root).work, ignore_errors=True)
     pruned = Cell(subject.model, study.pruning)
     cell = method.cell(pruned)
-    if method.ranking is not None:  # other heads: ranked anew, for this cell and the next ones alike
+    if method.ranking is not None:  # the next cell puts the shipped ranking back
+        heads = Layout(root).heads(pruned)
+        heads.replace(_aside(heads))
         run_stage(root, "probe", pruned, (f"probe.score={method.ranking}",))
     overrides = (*subject.overrides, *method.overrides, f"{method.stage}.seed={study.seed}")
     if rates:
@@ -131,8 +140,6 @@ def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     cost = run_stage(root, method.stage, cell, overrides)
     if study.asks_tasks:
         run_stage(root, f"evaluate_{'restored' if method.stage == 'compensate' else 'recovered'}", cell)
-    if method.ranking is not None:
-        run_stage(root, "probe", pruned)
     return measured_cell(Layout(root), study, cost)
 
 

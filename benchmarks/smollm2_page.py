@@ -43,7 +43,7 @@ _CLAIMED_SHARE, _OPEN = 0.8, (-math.inf, math.inf)
 
 
 def write_smollm2(results: Path, planned: Iterable[StudyCell], budget: str, command: str) -> None:
-    """Write the page, with the cells that are not measured by name."""
+    """Write the budget's page, with the cells that are not measured by name."""
     known, cells = list(planned), results / "cells"
     methods = {cell.method.name: cell.method for cell in known}
     measured = {cell: read_json(path) for cell in known if (path := cells / f"{cell.name}.json").is_file()}
@@ -61,12 +61,14 @@ def write_smollm2(results: Path, planned: Iterable[StudyCell], budget: str, comm
         own = {name: of_method for (of, name), of_method in found.items() if of == pruning}
         missing = [cell for cell in known if cell.pruning == pruning and cell not in measured]
         lines += [f"## {pruning}", "", *_section(own, methods), *_not_measured(missing)]
-    (results / "smollm2.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    page = "smollm2.md" if budget == "quick" else f"smollm2-{budget}.md"
+    (results / page).write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def _claims(found: Found, methods: dict[str, Method]) -> list[str]:
     rows = []
-    heads = {name: cells for (pruning, name), cells in found.items() if pruning == "wanda-0.5" and "paper" in name}
+    papers = ("paper-0.1", "paper-0.25", "paper-1.0")
+    heads = {name: cells for name in papers if (cells := found.get(("wanda-0.5", name)))}
     if heads:
         name, cells = max(heads.items(), key=lambda item: _share(item[1])[0])
         accuracy, said = _of_accuracy(cells[0])

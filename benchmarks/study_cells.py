@@ -54,6 +54,11 @@ class Subject:
         """Of all seven tasks, where the budget `quick` would ask three of them; None: as the budget says."""
         return 100 if self.budget == "quick" else None
 
+    @property
+    def measured_as(self) -> str:
+        """The model, and its budget where that is not `quick`: what was measured with one is no result of another."""
+        return self.model if self.budget in (None, "quick") else f"{self.model}-{self.budget}"
+
     def params(self, shipped: dict, root: Path) -> dict:
         """params.yaml of the subject's folder."""
         shipped["grid"]["model"] = [self.model]
@@ -150,7 +155,7 @@ class StudyCell:
 
     @property
     def name(self) -> str:
-        return f"{self.subject.model}-{self.seed}-{self.pruning}-{self.method.name}"
+        return f"{self.subject.measured_as}-{self.seed}-{self.pruning}-{self.method.name}"
 
     @property
     def asks_tasks(self) -> bool:
@@ -303,8 +308,8 @@ SMOLLM2_OWN_WORDS: tuple[Method, ...] = tuple(
 def smollm2_cells(budget: str) -> Iterator[StudyCell]:
     """A real model from packages, most telling first: the five main methods with three seeds, all others with one."""
     rates = ("compensate.learning_rates=[0.001, 0.003, 0.01]", "recover.learning_rates=[0.001, 0.003, 0.01]")
-    subject = Subject("smollm2", "smollm2-135m-pip", overrides=rates, budget=budget)
-    own_words = dataclasses.replace(subject, name="smollm2-self", own_words=True)
+    subject = Subject(f"smollm2-{budget}", "smollm2-135m-pip", overrides=rates, budget=budget)
+    own_words = dataclasses.replace(subject, name=f"smollm2-self-{budget}", own_words=True)
     main, further = SMOLLM2_MAIN, SMOLLM2_FURTHER
     prunings = ("wanda-0.5", "sparsegpt-2of4", "slimgpt-0.2", "refined-0.5")
     for pruning in prunings:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from prefect import flow
@@ -38,7 +38,7 @@ LATE_STATE = "Skipped: late"
 def sweep(
     models: list[str] | None = None,
     prunings: list[str] | None = None,
-    head_ratios: list[float] | None = None,
+    head_ratios: list[float | Literal["auto"]] | None = None,
     recoveries: list[str] | None = None,
     name: str = "sweep",
     revision: str = "HEAD",
@@ -51,7 +51,7 @@ def sweep(
     Args:
         models: keys of `models` in params.yaml; left out, any axis is that of params.yaml.
         prunings: for example wanda-0.5, sparsegpt-2of4.
-        head_ratios: shares of the heads, for example 0.1, 0.25.
+        head_ratios: shares of the heads, for example 0.1, 0.25, or auto.
         recoveries: methods to compare with.
         name: of the experiment; a later sweep of the same name replaces it.
         revision: what to run: a branch, tag or commit.
@@ -61,8 +61,18 @@ def sweep(
     """
     if late := _late_by(skip_when_late_minutes):
         return Cancelled(name=LATE_STATE, message=f"it was due {late} ago; the next run is as scheduled")
-    grid = {"model": models, "pruning": prunings, "head_ratio": head_ratios, "recovery": recoveries}
+    grid = grid_of(models, prunings, head_ratios, recoveries)
     return in_words(run_sweep, ROOT, grid, name, revision, local_slots(parallel, gpus))
+
+
+def grid_of(
+    models: list[str] | None,
+    prunings: list[str] | None,
+    head_ratios: list[float | Literal["auto"]] | None,
+    recoveries: list[str] | None,
+) -> dict[str, Any]:
+    """The axes by their names in params.yaml; None for one that is left as it is there."""
+    return {"model": models, "pruning": prunings, "head_ratio": head_ratios, "recovery": recoveries}
 
 
 def run_sweep(root: Path, grid: dict[str, Any], name: str, revision: str, slots: dict[str, int]) -> State:
@@ -134,7 +144,7 @@ def keep(root: Path, clone: Path, name: str) -> None:
 def main(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="a key of `models`; repeatable")] = None,
     pruning: Annotated[list[str] | None, typer.Option("--pruning", "-p", help="e.g. wanda-0.6; repeatable")] = None,
-    head_ratio: Annotated[list[float] | None, typer.Option("--head-ratio", "-r", help="repeatable")] = None,
+    head_ratio: Annotated[list[str] | None, typer.Option("--head-ratio", "-r", help="or auto; repeatable")] = None,
     recovery: Annotated[list[str] | None, typer.Option("--recovery", "--baseline", "-b", help="repeatable")] = None,
     name: Annotated[str, typer.Option(help="name of the DVC experiment")] = "sweep",
     revision: Annotated[str, typer.Option(help="branch, tag or commit to run")] = "HEAD",
@@ -143,10 +153,10 @@ def main(
     dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,
 ) -> None:
     """Run a grid in a clone and save it as an experiment; axes left out are those of params.yaml."""
-    axes: dict[str, Any] = {"models": model, "prunings": pruning, "head_ratios": head_ratio, "recoveries": recovery}
+    ratios = [_ratio(text) for text in head_ratio or ()]
+    axes: dict[str, Any] = {"models": model, "prunings": pruning, "head_ratios": ratios, "recoveries": recovery}
     given = {axis: values or None for axis, values in axes.items()}
-    grid = {axis.removesuffix("s"): values for axis, values in given.items()}
-    check_sweep(ROOT, grid, name, revision)
+    check_sweep(ROOT, grid_of(**given), name, revision)
     raise SystemExit(
         run_here(
             sweep.with_options(task_runner=runner_for(dask)),
@@ -157,6 +167,15 @@ def main(
             gpus=gpus,
         )
     )
+
+
+def _ratio(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(f"--head-ratio is {text!r}: give a number above 0 and up to 1, or auto") from None
 
 
 if __name__ == "__main__":

@@ -14,19 +14,24 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import pruning_parts
+from benchmarks.recovery_study import prepare_subject, run_cell
 from benchmarks.results import interval
 from benchmarks.smollm2_page import write_smollm2
 from benchmarks.study_cells import (
+    ABLATIONS,
     OPENING_WORDS,
     STORY_TOKENS,
     StudyCell,
+    Subject,
     all_cells,
     all_subjects,
     smollm2_cells,
     write_story_pairs,
 )
 from benchmarks.study_pages import recovered, write_pages
+from restorelcc.base.cell import Cell
 from restorelcc.base.documents import write_json
+from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
@@ -180,6 +185,49 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
     assert "all-sites (seeds 2)" in page
     assert "all-sites (seeds 0, 1, 2), paper-0.25 (seeds 0, 1, 2)" in page.partition("## slimgpt-0.2")[2]
+
+
+def test_what_one_budget_measured_is_no_result_of_another(tmp_path: Path) -> None:
+    quick, day = (list(smollm2_cells(budget)) for budget in ("quick", "day"))
+    assert not {cell.name for cell in quick} & {cell.name for cell in day}
+    assert not {cell.subject.name for cell in quick} & {cell.subject.name for cell in day}
+    write_json(tmp_path / "cells" / f"{quick[0].name}.json", _real_cell(quick[0], (0.2, 0.4)))
+    for cells, budget in ((quick, "quick"), (day, "day")):
+        write_smollm2(tmp_path, cells, budget, "the command")
+    assert "| all heads and a bias on every other linear | 1 | " in (tmp_path / "smollm2.md").read_text()
+    assert quick[0].method.title not in (tmp_path / "smollm2-day.md").read_text()
+
+
+def test_a_model_trained_on_its_own_words_is_not_what_the_paper_claims_of(tmp_path: Path) -> None:
+    cells = [cell for cell in smollm2_cells("quick") if (cell.pruning, cell.seed) == ("wanda-0.5", 0)]
+    for name, won_back in {"paper-0.25": (0.2, 0.4), "paper-0.25-self": (0.8, 0.9)}.items():
+        (study,) = (cell for cell in cells if cell.method.name == name)
+        write_json(tmp_path / "cells" / f"{study.name}.json", _real_cell(study, won_back))
+    write_smollm2(tmp_path, cells, "quick", "the command")
+    (line,) = (line for line in (tmp_path / "smollm2.md").read_text().splitlines() if "about 80 %" in line)
+    assert "30.0 % [20.0, 40.0]" in line
+
+
+def test_a_cell_that_is_broken_off_leaves_the_shipped_ranking_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject("tiny", "tiny", pretrain_seed=0)
+    layout, pruned = Layout(tmp_path / subject.name), Cell("tiny", "wanda-0.5")
+    (other,) = (method for method in ABLATIONS if method.name == "mse")
+
+    def run_stage(_root: Path, stage: str, cell: Cell, overrides: tuple[str, ...] = ()) -> None:
+        if stage == "compensate":
+            raise KeyboardInterrupt
+        if stage == "probe":
+            layout.heads(cell).write_text(f"ranked with {overrides}")
+
+    monkeypatch.setattr("benchmarks.recovery_study.run_stage", run_stage)
+    layout.heads(pruned).parent.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(tmp_path, StudyCell(subject, "wanda-0.5", other, 0), [])
+    assert layout.heads(pruned).read_text() == "ranked with ('probe.score=mse',)"
+    prepare_subject(tmp_path / subject.name, subject, "wanda-0.5")
+    assert layout.heads(pruned).read_text() == "ranked with ()"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import serve
 from flows.serve import nightly
 from flows.sweep import check_sweep
+from flows.sweep import main as sweep_main
 from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.workspace import mend
+from tests.dag import ROOT
 from tests.flows.light import FEW, LightProject
 from tests.flows.servers import wait_for
 from tests.flows.test_machines import deployed
@@ -28,6 +31,7 @@ from tests.flows.test_restore import alive, kill_all, left_behind
 PYTHON = sys.executable
 PREFECT = str(Path(PYTHON).parent / "prefect")
 SWEEP = (PYTHON, "-m", "flows.sweep")
+SHIPPED = ROOT / "params.yaml"
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -55,6 +59,27 @@ def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any
         check_sweep(project.folder, grid, given.get("name", "sweep"), given.get("revision", "HEAD"))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_axis_of_a_sweep_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+    monkeypatch.setattr("flows.sweep.check_sweep", lambda _root, grid, *_: asked.append(("checked", grid)))
+    monkeypatch.setattr("flows.sweep.run_here", lambda _flow, **given: asked.append(("run", given)) or 0)
+    with pytest.raises(SystemExit) as ended:
+        sweep_main(model=["tiny"], pruning=["wanda-0.5"], head_ratio=["0.1", "auto"], recovery=["bias", "lora"])
+    assert ended.value.code == 0
+    (_, grid), (_, given) = asked
+    assert grid == {
+        "model": ["tiny"],
+        "pruning": ["wanda-0.5"],
+        "head_ratio": [0.1, "auto"],
+        "recovery": ["bias", "lora"],
+    }
+    assert [given[axis] for axis in ("models", "prunings", "head_ratios", "recoveries")] == list(grid.values())
+    read = load_params(SHIPPED, tuple(f"grid.{axis}={values}" for axis, values in grid.items())).grid
+    assert {axis: list(getattr(read, axis)) for axis in grid} == grid
+    with pytest.raises(BadInput, match="--head-ratio is 'a tenth'"):
+        sweep_main(head_ratio=["a tenth"])
 
 
 def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path: Path) -> None:
