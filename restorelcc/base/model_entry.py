@@ -175,7 +175,8 @@ class TaskChoice(Section):
         return self
 
 
-def _device(name: str) -> str:
+def check_device(name: str) -> str:
+    """The name of a device. Raises ValueError, saying which there are."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError("write auto, cpu, cuda or cuda:<number>")
     return name
@@ -204,7 +205,7 @@ class ModelEntry(Section):
     preset: Literal["paper", "package"] | None = None  # shared settings, see base/model_entry.py
     budget: Literal["quick", "day", "full"] | None = None  # how much is done; goes over the preset, and below own keys
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on the CPU
-    device: Annotated[str, AfterValidator(_device)] = "auto"  # auto, cpu, cuda, cuda:1
+    device: Annotated[str, AfterValidator(check_device)] = "auto"  # auto, cpu, cuda, cuda:1
     # Spread the model over all GPUs, main memory and disk (accelerate's device_map); None: it is on `device` whole.
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     max_memory: dict[str, str] = {}  # per device at most, with device_map: {"0": 70GiB, cpu: 100GiB}; the rest on disk

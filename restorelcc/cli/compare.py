@@ -118,7 +118,7 @@ def _read(path: Path) -> Result:
     from restorelcc.base.fingerprint import read_fingerprint
 
     metrics, rows = read_metrics(path), _samples(path)
-    cell = cell_of(metrics)
+    cell = cell_of(metrics, path)
     return Result(path, cell, metrics, read_fingerprint(path.with_suffix(".parquet"), cell, metrics["measured"]), rows)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.model_entry import check_device
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 
 if TYPE_CHECKING:
@@ -62,8 +65,9 @@ def plan(
 @dataclass(frozen=True)
 class Known:
     """What is the same for all plans of a model: itself without weights, the bytes of one stored weight, its device and
-    dtype, the threads it runs on, and the floating point operations per second of a product of large matrices; and
-    how many times as many they are in bfloat16, on a CPU where the model runs in float32."""
+    dtype, the threads it runs on, and the floating point operations per second of a product of large matrices; how many
+    times as many they are in bfloat16, on a CPU where the model runs in float32; and where the model is on a GPU, how
+    many the CPU has, on which some stages run all the same."""
 
     network: PreTrainedModel
     stored: int
@@ -72,6 +76,7 @@ class Known:
     threads: int
     flops_per_second: float
     bfloat16_speedup: float | None = None
+    flops_per_second_of_cpu: float | None = None
 
 
 def known_of(params: Params, alias: str, layout: Layout, device_name: str | None = None) -> Known:
@@ -82,19 +87,25 @@ def known_of(params: Params, alias: str, layout: Layout, device_name: str | None
     from restorelcc.pipeline.plan_rate import bfloat16_speedup, matmul_rate
 
     entry = params.models[alias]
+    if device_name is not None:
+        try:
+            check_device(device_name)
+        except ValueError as error:
+            raise BadInput(f"--device {device_name[:80]!r}: {error}") from error
     device = pick_device(device_name or entry.device) if device_name != "cuda" else _cuda()
     dtype = pick_dtype(entry.dtype, device)
     network, stored = config_model(params, alias, layout, dtype)
-    with on_threads(entry.threads) as threads:
+    with on_threads(min(entry.threads, os.cpu_count() or 1)) as threads:  # more of them are no faster
         rate = matmul_rate(device, dtype)
         exact = device.type == "cpu" and dtype == torch.float32
         speedup = bfloat16_speedup(rate) if exact else None
-    return Known(network, stored, device, dtype, threads, rate, speedup)
+        of_cpu = None if device.type == "cpu" else matmul_rate(torch.device("cpu"), torch.float32)
+    return Known(network, stored, device, dtype, threads, rate, speedup, of_cpu)
 
 
 def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> dict[str, Any]:
-    """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, runs, memory, disk, seconds}]} in
-    bytes and seconds."""
+    """{model, shapes, device, how a restored model is kept, stages: [{stage, pruning, recovery, runs, memory, disk,
+    seconds}]} in bytes and seconds."""
     from restorelcc.models.architectures import check_scores, check_whole_parts
     from restorelcc.pipeline.plan_costs import LIBRARIES, MIB, START, needs_model, shapes_of
     from restorelcc.pipeline.plan_rate import reached
@@ -110,18 +121,21 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
         if parsed.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(network.config, str(cell.pruning))
     shapes, work = shapes_of(network), workload(params, alias, layout)
-    rate = reached(device.type, known.threads) * known.flops_per_second
+    of_model = reached(device.type, known.threads) * known.flops_per_second
+    of_cpu = reached("cpu", known.threads) * (known.flops_per_second_of_cpu or known.flops_per_second)
     without_model = {"probe": not needs_model(params.section(alias, "probe")), "corpus": not work.written}
     off_gpu = ("dense", "extract", *(name for name, without in without_model.items() if without))
     stages: list[dict[str, Any]] = []
-    for stage, pruning, runs, cost in _costs(params, cells, known, shapes, work):
+    for stage, pruning, recovery, runs, cost in _costs(params, cells, known, shapes, work):
         libraries = LIBRARIES[stage.split("_")[0]]
-        seconds = runs * (cost.seconds / rate + START[stage.split("_")[0]])
         # With a GPU the model is on it, and the host only holds the libraries, including those of the GPU.
         on_gpu = device.type == "cuda" and stage not in off_gpu
+        rate = of_cpu if device.type == "cuda" and not on_gpu else of_model
+        seconds = runs * (cost.seconds / rate + START[stage.split("_")[0]])
         of_host = libraries + cost.host + (2048 * MIB if on_gpu else cost.memory)
         memory = {"memory": of_host, "gpu_memory": cost.memory * on_gpu}
-        stages.append({"stage": stage, "pruning": pruning, "runs": runs, **memory, "disk": runs * cost.disk})
+        names = {"stage": stage, "pruning": pruning, "recovery": recovery, "runs": runs}
+        stages.append(names | memory | {"disk": runs * cost.disk})
         stages[-1]["seconds"] = round(seconds, 1)
     return {
         "model": alias,
@@ -132,7 +146,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
         "layers": shapes.layers,
         "heads": shapes.heads,
         "restored": carried_by(network.config),
-        "flops_per_second": rate,
+        "flops_per_second": of_model,
         "bfloat16_speedup": known.bfloat16_speedup,
         "stages": stages,
     }
@@ -186,10 +200,11 @@ def _costs(
     known: Known,
     shapes: Shapes,
     work: Workload,
-) -> list[tuple[str, str | None, int, Cost]]:
-    """(stage, pruning, runs, cost of one run) in the order of the chain."""
+) -> list[tuple[str, str | None, str | None, int, Cost]]:
+    """(stage, pruning, recovery, runs, cost of one run) in the order of the chain, without stages that do not run."""
     from restorelcc.base.packages import is_gguf
     from restorelcc.pipeline import plan_costs as costs
+    from restorelcc.pipeline.plan_recoveries import evaluated_cost, recovery_cost
 
     network, dtype, stored = known.network, known.dtype, known.stored
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
@@ -199,11 +214,16 @@ def _costs(
     dense = costs.dense_cost(shapes, stored, pretrain, converted=converted)
     evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
     with_rivals = costs.evaluate_cost(shapes, work, size, known.device.type, work.rivals)
-    found: list[tuple[str, str | None, int, Cost]] = [
-        ("corpus", None, 1, costs.corpus_cost(shapes, work, size, known.device)),
-        ("dense", None, 1, dense),
-        ("capture_dense", None, 1, costs.capture_cost(shapes, work, size, responses=True)),
-        ("evaluate_dense", None, 1, with_rivals),
+    recover = params.section(cells[0].model, "recover")
+    settings = {"runs": len(recover.learning_rates), "epochs": recover.epochs, "train_batch": recover.batch_size}
+    recovering = replace(work, longest=min(work.longest, recover.max_tokens), **settings)
+    sizes: dict[str, Any] = {"size": size, "stored": stored, "device": known.device}
+    sizes["calibration"] = params.section(cells[0].model, "corpus").calibration
+    found: list[tuple[str, str | None, str | None, int, Cost]] = [
+        ("corpus", None, None, 1, costs.corpus_cost(shapes, work, size, known.device)),
+        ("dense", None, None, 1, dense),
+        ("capture_dense", None, None, 1, costs.capture_cost(shapes, work, size, responses=True)),
+        ("evaluate_dense", None, None, 1, with_rivals),
     ]
     for cell in cells:
         pruning = parse_pruning(str(cell.pruning))
@@ -222,5 +242,12 @@ def _costs(
         ]
         if timed := len(params.grid.speed):
             per_pruning.append(("speed", timed, costs.speed_cost(shapes, params.section(cell.model, "speed"), stored)))
-        found += [(stage, cell.pruning, runs, cost) for stage, runs, cost in per_pruning]
+        found += [(stage, cell.pruning, None, runs, cost) for stage, runs, cost in per_pruning if runs]
+        for name in params.grid.recovery:
+            recovered = recovery_cost(name, network, shapes, recovering, recover, **sizes)
+            measured = evaluated_cost(name, shapes, work, size, known.device.type)
+            found += [
+                ("recover", cell.pruning, name, 1, recovered),
+                ("evaluate_recovered", cell.pruning, name, 1, measured),
+            ]
     return found

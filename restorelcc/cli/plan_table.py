@@ -21,7 +21,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     for row in plan["stages"]:
         memory = [size_text(row["memory"]), *([size_text(row["gpu_memory"])] if gpu else [])]
         table.add_row(
-            row["stage"],
+            " ".join(filter(None, (row["stage"], row["recovery"]))),
             row["pruning"] or "",
             str(row["runs"]),
             *memory,

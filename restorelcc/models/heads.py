@@ -66,9 +66,14 @@ class HeadLayout:
         return split.flatten(-2)
 
 
+def rounded_count(ratio: float, layout: HeadLayout) -> int:
+    """P = ratio * L * H, rounded half up; it may be 0."""
+    return math.floor(ratio * layout.total + 0.5)
+
+
 def chosen_count(ratio: float, layout: HeadLayout) -> int:
-    """P = ratio * L * H, rounded half up. Raises BadInput when no head would be chosen."""
-    count = math.floor(ratio * layout.total + 0.5)
+    """P, as `rounded_count`. Raises BadInput when no head would be chosen."""
+    count = rounded_count(ratio, layout)
     if count < 1:
         raise BadInput(
             f"grid.head_ratio {ratio:g} of {layout.total} heads rounds to none: "

@@ -101,10 +101,16 @@ def _project(request: Request) -> dict[str, Any]:
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
-    entry["tasks"] = [str(path.resolve()) if (path := Path(task)).is_dir() else task for task in request.tasks]
+    entry["tasks"] = [_task(task) for task in request.tasks]
     grid: dict[str, Any] = {"model": [MODEL], "pruning": [pruning], "head_ratio": []} | {"recovery": [], "speed": []}
     _name_method(request, grid, sections)
     return {"grid": grid, "models": {MODEL: entry}, **sections}
+
+
+def _task(given: str) -> str:
+    """A name of lm-eval as it is; a folder or file of tasks in full, since the work folder is another."""
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.is_dir() or path.suffix in (".yaml", ".yml") else given
 
 
 def _name_method(request: Request, grid: dict[str, Any], sections: dict[str, Any]) -> None:

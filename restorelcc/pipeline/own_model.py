@@ -17,6 +17,7 @@ from restorelcc.base.packages import is_package
 from restorelcc.pipeline.named_sources import problems
 from restorelcc.pipeline.oneshot import data_source, model_source
 from restorelcc.pipeline.params import Params, checked
+from restorelcc.pipeline.params_file import read_value
 from restorelcc.pipeline.scaffold import template
 
 _GRID = "  model: [tiny] "
@@ -37,11 +38,24 @@ def own_entry(source: str, data: dict[str, str | None]) -> dict[str, Any]:
 
 def own_params(alias: str, entry: dict[str, Any]) -> str:
     """params.yaml of a new project whose grid is this model; the rest is that of every new project."""
-    check_alias(alias)
+    _check_name(alias)
     text = yaml.safe_dump({alias: entry}, sort_keys=False, allow_unicode=True, width=10_000)
     text = text.replace("tasks: []\n", "tasks: [] # names of lm-eval, or folders of task files, e.g. [arc_easy]\n")
     before, after = template("params").split(_BEFORE)
     return f"{before}{textwrap.indent(text, '  ')}{_BEFORE}{after}".replace(_GRID, f"  model: [{alias}] ")
+
+
+def _check_name(alias: str) -> None:
+    """Raises BadInput for a name that can be no key of the new params.yaml."""
+    check_alias(alias)
+    if alias in parse_yaml(template("params"), "the template")["models"]:
+        raise BadInput(f"--name {alias!r}: every new project has a model of that name, choose another")
+    try:
+        as_text = read_value("--name", alias) == alias
+    except BadInput:  # the versions of YAML read it differently
+        as_text = False
+    if not as_text:
+        raise BadInput(f"--name {alias!r}: params.yaml would not read it as text, give for example model-{alias}")
 
 
 def parsed(text: str) -> Params:

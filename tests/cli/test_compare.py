@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from restorelcc.base.documents import read_json, write_document
+from restorelcc.base.cell import Cell
+from restorelcc.base.documents import cell_of, read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.tables import MEASURED, SAMPLES, read_metadata, read_table, write_table
@@ -46,6 +47,14 @@ def test_a_planted_difference_is_printed_and_a_null_one_is_called_that(tmp_path:
     same = comparison([worse], [worse], samples=200, seed=0)
     assert sentence(same).startswith("No difference beyond chance: B - A is 0.0 points")
     assert same["pooled"]["p"] == 1.0
+
+
+def test_a_refusal_names_the_stage_as_the_grid_writes_its_head_ratio(tmp_path: Path) -> None:
+    of_ratio = dict.fromkeys(("heads-1.0", "copy"), metrics(Cell("a", "wanda-0.5", "1.0"), 0.5))
+    for name, content in of_ratio.items():
+        assert cell_of(content, tmp_path / f"{name}.json").evaluation == "evaluate_restored@a-wanda-0.5-1.0"
+    assert cell_of(of_ratio["copy"], tmp_path / "heads-1.json").head_ratio == "1"
+    assert cell_of(of_ratio["copy"], tmp_path / "heads-0.25.json").head_ratio == "1.0", "the file is of another ratio"
 
 
 def test_json_holds_both_sides_and_every_task(tmp_path: Path) -> None:

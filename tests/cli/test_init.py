@@ -104,5 +104,9 @@ def test_what_could_not_run_is_refused_as_restore_does_and_nothing_is_written(gi
     data = ["--model", given / "dense", "--instructions", tmp_path / "nothing.jsonl"]
     assert refused("init", tmp_path / "mine", *data).startswith("--instructions '")
     assert "'Mine'" in refused("init", tmp_path / "mine", "--model", "org/name", "--name", "Mine")
+    for name in ("1e5", "123", "on", "null", "0x1f"):
+        said = refused("init", tmp_path / "mine", "--model", "org/name", "--name", name)
+        assert said == f"--name {name!r}: params.yaml would not read it as text, give for example model-{name}"
+    assert "every new project has" in refused("init", tmp_path / "mine", "--model", "org/name", "--name", "tiny")
     assert "add --model" in refused("init", tmp_path / "mine", "--heldout", empty)
     assert not (tmp_path / "mine").exists()

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.plan_memory import PROJECTS, PRUNING, measured_peak, peaks, random_project
 from restorelcc.__main__ import main
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.cli.plan import known_of, planned
 from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
@@ -83,6 +86,65 @@ def test_the_plan_of_a_real_model_is_within_30_percent_of_what_was_measured(tmp_
     }
     assert not {stage: each for stage, each in ratios.items() if not all(1 / 1.3 <= one <= 1.3 for one in each)}
     assert sum(row["seconds"] for row in stages) == pytest.approx(1304, rel=0.15)
+
+
+# Of the same, on one thread (docs/results/cells): CPU seconds of recovering alone, and the peak in MB.
+RECOVERED = {
+    "bias": (329, 2326, "recover.learning_rates=[0.003]"),
+    "ffn": (324, 2207, "recover.learning_rates=[0.003]"),
+    "random": (351, 2268, "recover.learning_rates=[0.003]"),
+    "lora": (657, 2069, "recover={rank: 1, lora_sites: [o], learning_rates: [0.001, 0.003]}"),
+    "masked": (1082, 6859, "recover.learning_rates=[0.0001, 0.0003]"),
+}
+
+
+@pytest.mark.parametrize("recovery", RECOVERED)
+def test_the_plan_of_another_recovery_is_within_30_percent_of_what_was_measured(recovery: str, tmp_path: Path) -> None:
+    write_smollm2_config(tmp_path)
+    seconds, megabytes, how = RECOVERED[recovery]
+    name = "smollm2-135m-pip"
+    settings = (f"models.{name}.source={tmp_path}", f"grid.recovery=[{recovery}]", "grid.head_ratio=[]", how)
+    params, layout = load_params(ROOT / "params.yaml", settings), Layout(tmp_path)
+    known = replace(known_of(params, name, layout, "cpu"), threads=1, flops_per_second=92e9)
+    stages = planned(params, [params.cell(name, "wanda-0.5", None)], layout, known)["stages"]
+    assert all(row["runs"] for row in stages) and "compensate" not in {row["stage"] for row in stages}
+    (row,) = (row for row in stages if row["stage"] == "recover")
+    assert row["recovery"] == recovery
+    assert row["seconds"] == pytest.approx(seconds, rel=0.3)
+    assert row["memory"] == pytest.approx(megabytes * 1e6, rel=0.3)
+
+
+def test_every_recovery_is_planned_with_its_evaluation(tmp_path: Path) -> None:
+    write_smollm2_config(tmp_path)
+    name = "smollm2-135m-pip"
+    settings = (f"models.{name}.source={tmp_path}", f"grid.recovery={[*RECOVERIES]}")
+    params, layout = load_params(ROOT / "params.yaml", settings), Layout(tmp_path)
+    stages = planned(params, [params.cell(name, "wanda-0.5", None)], layout, known_of(params, name, layout))["stages"]
+    for stage in ("recover", "evaluate_recovered"):
+        rows = {row["recovery"]: row for row in stages if row["stage"] == stage}
+        assert list(rows) == [*RECOVERIES]
+        assert all(row["seconds"] > 5 and row["memory"] > 2**29 for row in rows.values())
+    once = next(row["seconds"] for row in stages if row["stage"] == "evaluate_pruned")
+    assert rows["lora"]["seconds"] > 2 * once > rows["masked"]["seconds"], "an adapter is measured merged, too"
+
+
+def test_stages_that_no_gpu_helps_take_their_time_on_the_cpu(tmp_path: Path) -> None:
+    params, layout = load_params(ROOT / "params.yaml"), Layout(tmp_path)
+    cells = [params.cell("tiny", "wanda-0.5", None)]
+    known = replace(known_of(params, "tiny", layout, "cuda"), threads=1, flops_per_second_of_cpu=92e9)
+    on_cpu = replace(known, device=torch.device("cpu"), flops_per_second=92e9, flops_per_second_of_cpu=None)
+    found = [{row["stage"]: row for row in planned(params, cells, layout, each)["stages"]} for each in (known, on_cpu)]
+    for stage in ("dense", "extract"):
+        assert found[0][stage]["seconds"] == found[1][stage]["seconds"]
+        assert found[0][stage]["gpu_memory"] == 0
+    assert found[0]["compensate"]["seconds"] < found[1]["compensate"]["seconds"]
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "cuda:x", ""])
+def test_a_plan_for_no_device_is_refused(device: str) -> None:
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(BadInput, match=r"--device '.*': write auto, cpu, cuda or cuda:<number>"):
+        known_of(params, "tiny", Layout(ROOT), device)
 
 
 @pytest.mark.slow

@@ -292,3 +292,23 @@ def test_the_model_may_write_its_data_itself(tmp_path: Path) -> None:
     assert data == {"instructions": f"self:{file}", "calibration": "self", "heldout": str(file)}
     with pytest.raises(BadInput, match="--heldout 'self' is not usable"):
         oneshot._project(replace(request, heldout="self"))
+
+
+def test_task_files_are_found_from_the_folder_that_the_command_ran_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc.pipeline import oneshot
+
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "mine.yaml").write_text("task: mine\n")
+    (tmp_path / "asked.jsonl").write_text('{"question": "one?"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    request = oneshot.Request(
+        dense="org/model", pruned=None, pruning="wanda-0.5", head_ratio=None,
+        instructions="asked.jsonl", calibration=None, work=tmp_path / "work",
+        tasks=("t/mine.yaml", "t", "~/t", "rte", "lost.yaml"),
+    )  # fmt: skip
+    whole = tmp_path.resolve() / "t"
+    found = oneshot._project(request)["models"]["model"]["tasks"]
+    assert found == [str(whole / "mine.yaml"), str(whole), str(whole), "rte", str(whole.with_name("lost.yaml"))]

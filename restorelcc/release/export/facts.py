@@ -79,7 +79,7 @@ def _of_folder(folder: Path) -> tuple[str | None, str | None]:
         return _of_folder(Path(source)) if Path(source).is_dir() else (source, _hub_licence(source))
     card = _front_matter(folder / "README.md")
     base = card.get("base_model")
-    return base if isinstance(base, str) else None, card.get("license") or None
+    return base if isinstance(base, str) else None, _in_words(card.get("license"))
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -104,4 +104,10 @@ def _hub_licence(model: str) -> str | None:
         card = HfApi().model_info(model).card_data
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
         return None
-    return card.get("license") if card is not None else None
+    return _in_words(card.get("license")) if card is not None else None
+
+
+def _in_words(licence: Any) -> str | None:
+    """A licence of a card, which may be a list of several."""
+    several = licence if isinstance(licence, list) else [licence]
+    return ", ".join(str(each) for each in several if each) or None

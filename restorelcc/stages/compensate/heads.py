@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.tables import HEADS, read_table
-from restorelcc.models.heads import HeadLayout, chosen_count
+from restorelcc.models.architectures import head_layout
+from restorelcc.models.heads import HeadLayout, chosen_count, rounded_count
 from restorelcc.training.attached import attached
 from restorelcc.training.compensation import Best, Pairs
 from restorelcc.training.losses import pair_losses
@@ -37,13 +38,11 @@ def smallest_good_ratio(
     Also returns what every ratio gave.
     """
     found: dict[float, tuple[Best, Tensor]] = {}
+    layout = head_layout(model)
     for ratio in ratios:
-        try:
-            best = trained(ratio)
-        except BadInput:
-            if ratio == max(ratios):
-                raise
+        if ratio != max(ratios) and not rounded_count(ratio, layout):
             continue
+        best = trained(ratio)
         with attached(model, best.compensation):
             found[ratio] = best, pair_losses(model, pairs.valid, pairs.pad)
     # A ratio that gave nothing is within the error of many a gain: it is taken where all of them gave nothing.

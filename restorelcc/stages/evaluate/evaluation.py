@@ -31,12 +31,12 @@ from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
 from restorelcc.stages.evaluate.details import added_by_pruning
 from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.stages.evaluate.local_data import datasets_under
-from restorelcc.stages.evaluate.measured import how_measured
+from restorelcc.stages.evaluate.measured import how_without_tasks, with_tasks
 from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
 from restorelcc.stages.evaluate.reference import Reference, dense_reference, read_reference, write_reference
 from restorelcc.stages.evaluate.rivals import packed_bytes
 from restorelcc.stages.evaluate.tasks import load_tasks, selected_tasks
-from restorelcc.stages.evaluate.versus import Outcome, averaged_tasks, versus
+from restorelcc.stages.evaluate.versus import Outcome, averaged_tasks, check_alike, versus
 
 _PACKAGES = ("restorelcc", "torch", "transformers", "lm_eval", "datasets")
 
@@ -80,7 +80,18 @@ class Evaluation:
         self.rows: list[dict[str, Any]] = []
         self.averaged: dict[str, bool] = {}  # whether a task counts into the mean
         self.reference: Reference | None = None
-        self.fingerprint: Fingerprint
+        limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
+        asked = max(LONGEST, config.perplexity_tokens)
+        limits["context"] = context_length(self.network.config.get_text_config(), asked)
+        self.fingerprint: Fingerprint = how_without_tasks(
+            self.tokenizer, self.texts, dtype=self.network.dtype, **limits
+        )
+
+    def expect_like(self, others: list[Cell]) -> None:
+        """Before anything is computed. Raises BadInput, naming what differs, for others that were measured in another
+        way; how the tasks were asked is known afterwards alone (`compare_with`)."""
+        if self._tasks:
+            check_alike(self.cell, self.fingerprint, others, self.layout)
 
     def restore(self, compensation: Path) -> cost.Biases | None:
         """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other,
@@ -141,11 +152,7 @@ class Evaluation:
         self.metrics["tasks"] = tasks
         counted = [task["value"] for task in tasks.values() if task["averaged"]]
         self.metrics["mean"] = sum(counted) / len(counted) if counted else None
-        limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
-        limits["dtype"] = self.network.dtype
-        asked = max(LONGEST, config.perplexity_tokens)
-        limits["context"] = context_length(self.network.config.get_text_config(), asked)
-        self.fingerprint = how_measured(results, self.averaged, self.tokenizer, self.texts, **limits)
+        self.fingerprint = with_tasks(self.fingerprint, results, self.averaged)
         self.metrics["measured"] = self.fingerprint.digest
         seconds["tasks"], started = time.perf_counter() - started, time.perf_counter()
         self._measure_perplexity(of_blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,9 +16,7 @@ from restorelcc.stages.evaluate.scoring import Scoring
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
 
 
-def how_measured(
-    results: dict[str, Any],
-    averaged: dict[str, bool],
+def how_without_tasks(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     *,
@@ -26,7 +25,7 @@ def how_measured(
     perplexity_tokens: int,
     context: int,
 ) -> Fingerprint:
-    """Of results of `run_harness` and of perplexity on the held-out texts."""
+    """What is known before anything is computed: all but the tasks."""
     return Fingerprint(
         lm_eval=version("lm_eval"),
         dtype=str(dtype).removeprefix("torch."),
@@ -35,8 +34,13 @@ def how_measured(
         perplexity_tokens=perplexity_tokens,
         context=context,
         tokenizer=tokenizer_digest(tokenizer, texts),
-        tasks={task: _of_task(results, task, averaged[task]) for task in sorted(results["samples"])},
+        tasks={},
     )
+
+
+def with_tasks(before: Fingerprint, results: dict[str, Any], averaged: dict[str, bool]) -> Fingerprint:
+    """The same with the tasks, of results of `run_harness`."""
+    return replace(before, tasks={task: _of_task(results, task, averaged[task]) for task in sorted(results["samples"])})
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> str:

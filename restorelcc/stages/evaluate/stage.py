@@ -64,9 +64,11 @@ def _rival(rounding: Rounding, cell: Cell, config: EvaluateConfig, model: ModelE
 def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
     """Write metrics/<model>/<pruning>/pruned.json, .parquet and .details.json; tests where dense was asked."""
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
+    others = [Cell(cell.model)] if layout.samples(Cell(cell.model)).is_file() else []
+    evaluation.expect_like(others)
     evaluation.measure()
-    if layout.samples(Cell(cell.model)).is_file():
-        evaluation.compare_with([Cell(cell.model)])
+    if others:
+        evaluation.compare_with(others)
     evaluation.details |= pruning_details(layout.pruned(cell))
     evaluation.write()
 
@@ -74,8 +76,10 @@ def run_pruned(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: La
 def run_restored(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> None:
     """Write metrics/<model>/<pruning>/heads-<ratio>.json and so on, of the pruned model with its compensation."""
     evaluation = Evaluation(cell, config, model, layout, layout.pruned(cell))
+    others = [Cell(cell.model), Cell(cell.model, cell.pruning)]
+    evaluation.expect_like(others)
     evaluation.measure(evaluation.restore(layout.compensation(cell)))
-    evaluation.compare_with([Cell(cell.model), Cell(cell.model, cell.pruning)])
+    evaluation.compare_with(others)
     evaluation.details |= head_details(cell, layout)
     evaluation.write()
 
@@ -106,6 +110,7 @@ def run_recovered(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout:
         return {name: evaluation.metrics[name] for name in kept if name in evaluation.metrics}
 
     evaluation, before = loaded()
+    evaluation.expect_like(others)
     evaluation.measure(before)
     evaluation.compare_with(others)
     evaluation.metrics["params_trained"] = document["params_trained"]

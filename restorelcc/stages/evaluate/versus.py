@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from restorelcc.base.cell import Cell, evaluated_again
@@ -56,7 +56,7 @@ def versus(
     """
     if not outcome.rows:
         return {}, {}  # nothing is compared here; the report looks at how all its cells were measured
-    _check(outcome, others, layout)
+    check_alike(outcome.cell, outcome.fingerprint, others, layout)
     theirs = [read_table(layout.samples(cell), SAMPLES) for cell in others]
     for cell, rows in zip(others, theirs, strict=True):
         check_same_items(str(outcome.cell), outcome.rows, f"{cell} ({cell.kind})", rows)
@@ -81,12 +81,16 @@ def versus(
     return metrics, {"pooled": pooled, "versus": details}
 
 
-def _check(outcome: Outcome, others: list[Cell], layout: Layout) -> None:
-    found = {cell: read_fingerprint(layout.samples(cell), cell) for cell in others}
-    differing = [cell for cell in others if difference(found[cell], outcome.fingerprint)]
-    for cell in differing:
-        name, again = f"{cell} ({cell.kind})", evaluated_again(*differing)
-        check_comparable(name, found[cell], f"{outcome.cell} ({outcome.cell.kind})", outcome.fingerprint, again)
+def check_alike(cell: Cell, fingerprint: Fingerprint, others: list[Cell], layout: Layout) -> None:
+    """Raises BadInput, naming what differs and the evaluations that are old, for others that were measured in another
+    way. Of a fingerprint without tasks, as it is before the run, everything else is compared."""
+    found = {other: read_fingerprint(layout.samples(other), other) for other in others}
+    if not fingerprint.tasks:
+        found = {other: replace(theirs, tasks={}) for other, theirs in found.items()}
+    differing = [other for other in others if difference(found[other], fingerprint)]
+    for other in differing:
+        name, again = f"{other} ({other.kind})", evaluated_again(*differing)
+        check_comparable(name, found[other], f"{cell} ({cell.kind})", fingerprint, again)
 
 
 def _other_metrics(outcome: Outcome, theirs: Rows, samples: int, seed: int) -> dict[str, Any]:

@@ -101,8 +101,9 @@ def commands(results: Results) -> list[str]:
     lines = [" ".join(("restorelcc run", *(f"--model {model}" for model in models))), "restorelcc table"]
     for group in results.groups[:1]:
         for row in group.of_kind("restored")[:1]:
-            cell = f"--model {group.model} --pruning {group.pruning} --head-ratio {row['head_ratio']:g}"
+            ratio = row["cell"].rpartition(" ")[2]  # as the grid writes it, which may be `auto`
+            cell = f"--model {group.model} --pruning {group.pruning} --head-ratio {ratio}"
             base = f"data/metrics/{group.model}/{group.pruning}"
             lines += [f"restorelcc evaluate_restored {cell}"]
-            lines += [f"restorelcc compare {base}/pruned.json {base}/heads-{row['head_ratio']:g}.json"]
+            lines += [f"restorelcc compare {base}/pruned.json {base}/heads-{ratio}.json"]
     return lines

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.cell import AUTO, Cell
+from restorelcc.base.cell import Cell
 from restorelcc.base.documents import cell_of, parse_json, read_document, read_json, read_metrics
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike, read_fingerprint
@@ -85,8 +85,8 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     for cell in cells:
         if layout.metrics(cell).is_file():
             metrics = read_metrics(layout.metrics(cell))
-            if not _are_same(cell_of(metrics), cell):
-                raise BadInput(f"{layout.metrics(cell)} is of {cell_of(metrics)}, not of {cell}: run `dvc repro`")
+            if (found := cell_of(metrics, layout.metrics(cell))) != cell:
+                raise BadInput(f"{layout.metrics(cell)} is of {found}, not of {cell}: run `dvc repro`")
             _check_items(cell, metrics, layout)
             measured[cell] = metrics["measured"]
             rows[cell] = result_row(cell, metrics, _read(layout.details(cell)))
@@ -145,7 +145,7 @@ def changed_since(layout: Layout) -> list[str]:
         if path.name.endswith(".details.json") or not {"schema", "tasks", "measured"} <= content.keys():
             continue
         metrics = read_metrics(path)
-        cell = cell_of(metrics)
+        cell = cell_of(metrics, path)
         row = _as_written(result_row(cell, metrics, _read(layout.details(cell))))
         own = shown.get(str(cell))
         if own is not None and any(own.get(key) != value for key, value in row.items() if key != "p_holm"):
@@ -155,12 +155,6 @@ def changed_since(layout: Layout) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     return read_document(path) if path.is_file() else {}
-
-
-def _are_same(found: Cell, cell: Cell) -> bool:
-    """Whether metrics are of a cell; 1 and 1.0 are one head ratio."""
-    ratios = [None if each in (None, AUTO) else float(each) for each in (found.head_ratio, cell.head_ratio)]
-    return replace(found, head_ratio=cell.head_ratio) == cell and found.kind == cell.kind and ratios[0] == ratios[1]
 
 
 def _as_written(row: Row) -> Row:

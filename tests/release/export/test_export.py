@@ -149,6 +149,10 @@ def test_licence_and_base_model_come_from_the_pruned_folders_own_card(pair: Pair
     assert file_facts(folder) == CardFacts()
     _export(Pair(folder, pair.compensation), tmp_path / "out")
     assert (tmp_path / "out" / "LICENSE").read_text() == "the text"
+    (folder / "README.md").write_text("---\nlicense: [mit, apache-2.0]\n---\n# Hello\n")
+    assert file_facts(folder).licence == "mit, apache-2.0"
+    (folder / "README.md").write_text("---\nlicense: []\n---\n# Hello\n")
+    assert file_facts(folder).licence is None
 
 
 def test_what_is_in_the_way_is_kept_unless_it_may_be_overwritten(pair: Pair, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
@@ -17,13 +18,14 @@ from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.compensate import CompensateConfig, DistillConfig
-from restorelcc.stages.compensate.heads import one_standard_error_rule
+from restorelcc.stages.compensate.heads import one_standard_error_rule, smallest_good_ratio
 from restorelcc.stages.compensate.stage import run
 from restorelcc.stages.compensate.start import initial_compensation, lessons, needs_dense
 from restorelcc.stages.evaluate.stage import run_restored
 from restorelcc.stages.report.results import result_row
 from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears, site_paths
 from restorelcc.training.closed_form import ridge_offsets
+from restorelcc.training.compensation import Best
 from restorelcc.training.config import SITES
 from restorelcc.training.distillation import dense_targets, distilled_loss, divergence
 from restorelcc.training.losses import response_batch, response_loss
@@ -205,6 +207,16 @@ def test_the_smallest_ratio_within_one_standard_error_is_taken() -> None:
     assert one_standard_error_rule({0.05: far, 0.1: close, 0.25: best, 0.5: best + 0.01}) == 0.1
     assert one_standard_error_rule({0.05: far, 0.1: far, 0.25: best}) == 0.25
     assert one_standard_error_rule({0.05: best, 0.1: best}) == 0.05
+
+
+def test_a_ratio_that_cannot_be_trained_is_no_ratio_that_rounds_to_no_head(layout: Layout) -> None:
+    def trained(ratio: float) -> Best:
+        raise BadInput(f"the state of ratio {ratio:g} is damaged")
+
+    model = load_model(layout.pruned(CELL), torch.float32, CPU)
+    pairs = read_pairs(layout.corpus(CELL), layout.pruned(CELL), CONFIG)
+    with pytest.raises(BadInput, match=r"the state of ratio 0\.25 is damaged"):
+        smallest_good_ratio(model, pairs, (0.001, 0.25, 0.5), trained)
 
 
 def test_an_automatic_ratio_is_one_of_those_allowed_and_its_heads_are_kept(layout: Layout) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,34 @@ def test_a_task_that_was_edited_in_between_is_told_by_name_and_nothing_is_writte
         path.write_text(task)
     assert str(caught.value).endswith("--single-item evaluate_dense@m evaluate_pruned@m-wanda-0.5`")
     assert layout.metrics(RESTORED).read_bytes() == before
+
+
+@pytest.mark.parametrize("run", [run_pruned, run_restored])
+@pytest.mark.parametrize(
+    ("config", "entry", "said"),
+    [
+        ({"limit": 5}, {}, r"evaluate.limit \(None against 5\)"),
+        ({}, {"dtype": "bfloat16"}, r"the dtype that the model computed in \(float32 against bfloat16\)"),
+    ],
+)
+def test_what_is_known_beforehand_is_refused_before_anything_is_computed(
+    run: Callable[..., None],
+    config: dict[str, Any],
+    entry: dict[str, Any],
+    said: str,
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def computes(*_: object, **__: object) -> None:
+        raise AssertionError("hours would be lost")
+
+    for name in ("run_harness", "document_perplexity", "block_perplexity", "word_perplexity"):
+        monkeypatch.setattr(f"restorelcc.stages.evaluate.evaluation.{name}", computes)
+    cell = PRUNED if run is run_pruned else RESTORED
+    before = layout.metrics(cell).read_bytes()
+    with pytest.raises(BadInput, match=said):
+        run(cell, CONFIG.model_copy(update=config), ENTRY.model_copy(update=entry), layout)
+    assert layout.metrics(cell).read_bytes() == before
 
 
 def test_other_held_out_texts_are_told_from_another_tokenizer(layout: Layout) -> None:

@@ -115,6 +115,23 @@ def test_the_commands_that_do_it_again_stand_each_on_a_line_of_its_own(made: Lay
     assert texts["report.md"].partition("```sh\n")[2].partition("\n```")[0].splitlines() == expected
 
 
+@pytest.mark.parametrize("label", ["1.0", "1", "auto"])
+def test_a_head_ratio_is_written_as_in_the_names_of_files(label: str, layout: Layout) -> None:
+    cell = Cell("a", "wanda-0.5", label)
+    auto = {"head_ratio": 0.25, "head_ratio_auto": True} if label == "auto" else {}
+    write_document(layout.metrics(cell), metrics(replace(cell, head_ratio="1"), 0.85) | auto)
+    write_document(layout.details(cell), details(replace(cell, head_ratio="1"), 0.85))
+    grid = [*CELLS[:2], cell]
+    run(grid, ReportConfig(), layout)
+    again = _texts(layout)["report.md"].partition("```sh\n")[2].partition("\n```")[0].splitlines()
+    assert again[2] == f"restorelcc evaluate_restored --model a --pruning wanda-0.5 --head-ratio {label}"
+    assert again[3].endswith(f" data/metrics/a/wanda-0.5/heads-{label}.json")
+    assert layout.metrics(cell).relative_to(layout.root).as_posix() == again[3].rpartition(" ")[2]
+    assert changed_since(layout) == []
+    write_document(layout.metrics(cell), read_json(layout.metrics(cell)) | {"mean": 0.123})
+    assert changed_since(layout) == [str(cell)]
+
+
 def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
     rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
     assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
