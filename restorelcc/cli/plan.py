@@ -13,7 +13,6 @@ import typer
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.model_entry import check_device
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def known_of(params: Params, alias: str, layout: Layout, device_name: str | None
     """Read from the model's config, and measured."""
     import torch
 
+    from restorelcc.base.model_entry import check_device
     from restorelcc.models.runtime import on_threads, pick_device, pick_dtype
     from restorelcc.pipeline.plan_rate import bfloat16_speedup, matmul_rate
 
