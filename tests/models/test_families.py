@@ -367,3 +367,11 @@ def test_the_first_stage_asks_for_the_family_before_it_reads_texts(tmp_path: Pat
     AutoConfig.for_model("mamba", vocab_size=64, hidden_size=24, num_hidden_layers=3).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="model family 'mamba' is not supported: known are llama"):
         source_config("models.mine", str(tmp_path), None, tmp_path)
+
+
+def test_a_check_of_a_family_is_not_passed_by_no_number() -> None:
+    one = torch.ones(2)
+    inspection._must("one is one", one, one)
+    for found in (one + 1, one * torch.nan):
+        with pytest.raises(BadInput, match="it does not hold that one is one"):
+            inspection._must("one is one", found, one)

@@ -113,6 +113,13 @@ def _change_bias(folder: Path) -> None:
     stored.overwrite(stored.read() * 1.01)
 
 
+def _spoil_bias(folder: Path) -> None:
+    stored = stored_tensors(folder)["model.layers.0.self_attn.o_proj.bias"]
+    value = stored.read()
+    value[0] = torch.nan
+    stored.overwrite(value)
+
+
 def _edit_config(folder: Path, **changes: object) -> None:
     write_json(folder / "config.json", read_json(folder / "config.json") | changes)
 
@@ -162,6 +169,7 @@ def _forget(folder: Path) -> None:
         (_flip_zero, rf"{WEIGHT} has another zero pattern than the pruned checkpoint, first at \["),
         (_change_weight, rf"{WEIGHT} differs from the pruned checkpoint, though its zeros are the same"),
         (_change_bias, "o_proj.bias is not what the compensation folds into it"),
+        (_spoil_bias, "o_proj.bias is not what the compensation folds into it"),
         (lambda f: _edit_config(f, attention_bias=False), "reports unexpected keys: model.layers.0"),
         (lambda f: _edit_config(f, rms_norm_eps=0.1), "logits differ from the pruned model with the compensation"),
     ],
