@@ -25,6 +25,7 @@ from restorelcc.stages.report.tables import (
     text_columns,
     unchanged,
     verdict,
+    worse_text,
 )
 
 
@@ -49,7 +50,7 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     lines = [f"## {for_markdown(f'{group.model}, {group.pruning}')}", "", *markdown_table(summary(rows, decimals))]
     if rows[0]["tasks"]:
         lines += markdown_table([task_columns(row, decimals) for row in rows])
-    plainly = [*nothing_won(rows, decimals), *same_bytes(rows, decimals), not_averaged(rows)]
+    plainly = [*nothing_won(rows, decimals), *worse_text(rows), *same_bytes(rows, decimals), not_averaged(rows)]
     lines += _paragraphs(verdict(rows, decimals), *filter(None, plainly))
     lines += markdown_table(picks(rows, decimals))
     lines += _paragraphs(

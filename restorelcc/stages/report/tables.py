@@ -225,6 +225,20 @@ def nothing_won(rows: list[Row], decimals: int) -> list[str]:
     ]
 
 
+def worse_text(rows: list[Row]) -> list[str]:
+    """A plain sentence for every row that predicts the held-out texts worse than the pruned model: the validation
+    pairs, which choose among trainings, do not show that."""
+    before = next((row["perplexity"] for row in rows if row["kind"] == "pruned"), None)
+    if before is None:
+        return []
+    return [
+        f"{row['what']}: other text got worse: perplexity {number(row['perplexity'])} on the held-out texts, "
+        f"{number(before)} before. Train with lower rates, or on more varied pairs."
+        for row in rows
+        if row["kind"] in ("restored", "recovered") and (row["perplexity"] is None or row["perplexity"] > before)
+    ]
+
+
 def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
     if ci95 is None or None in ci95:
         return "(its interval is unbounded)"

@@ -10,7 +10,15 @@ from rich.console import Console
 
 from restorelcc.base.documents import read_document
 from restorelcc.base.escaping import say, show_in_parts, table_of_rows
-from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
+from restorelcc.stages.report.tables import (
+    not_averaged,
+    nothing_won,
+    summary,
+    task_columns,
+    unchanged,
+    verdict,
+    worse_text,
+)
 
 _FIRST_TO_GO = ("params +", "sparsity %", "perplexity", "95 % interval")  # columns, where a terminal is narrow
 
@@ -33,7 +41,8 @@ def print_results(folder: Path, console: Console | None = None, *, as_json: bool
         console.print()
         if shown[0]["tasks"]:
             show_in_parts(console, [task_columns(row, decimals) for row in shown])
-        plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *unchanged(shown), not_averaged(shown)]
+        plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *worse_text(shown), *unchanged(shown)]
+        plainly.append(not_averaged(shown))
         say(console, "\n".join([*filter(None, plainly), "", ""]))
     if results.get("missing"):
         say(console, f"Not evaluated: {', '.join(results['missing'])}\n")

@@ -132,6 +132,20 @@ def test_a_head_ratio_is_written_as_in_the_names_of_files(label: str, layout: La
     assert changed_since(layout) == [str(cell)]
 
 
+def test_text_that_got_worse_is_told_wherever_the_verdict_is(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cell, perplexity in zip(CELLS[1:], (3.5, 3.5, 4.75), strict=True):
+        told = read_json(layout.metrics(cell))
+        write_document(layout.metrics(cell), told | {"perplexity": told["perplexity"] | {"value": perplexity}})
+    run(CELLS, ReportConfig(), layout)
+    print_results(layout.report, Console(width=200))
+    texts = _texts(layout)
+    for text in (texts["report.md"], texts["report.html"], capsys.readouterr().out):
+        assert text.count("other text got worse") == 1
+        assert "heads 0.25: other text got worse: perplexity 4.75 on the held-out texts, 3.50 before" in text
+
+
 def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
     rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
     assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
