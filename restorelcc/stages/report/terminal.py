@@ -41,9 +41,9 @@ def print_results(folder: Path, console: Console | None = None, *, as_json: bool
         console.print()
         if shown[0]["tasks"]:
             show_in_parts(console, [task_columns(row, decimals) for row in shown])
-        plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *worse_text(shown), *unchanged(shown)]
-        plainly.append(not_averaged(shown))
-        say(console, "\n".join([*filter(None, plainly), "", ""]))
+        plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *worse_text(shown)]
+        plainly += [*unchanged(shown), *filter(None, [not_averaged(shown)])]
+        say(console, "\n".join([*plainly, "", ""]))
     if results.get("missing"):
         say(console, f"Not evaluated: {', '.join(results['missing'])}\n")
     say(console, f"Report: {folder / 'report.html'}")
