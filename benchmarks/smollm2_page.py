@@ -24,7 +24,8 @@ learning rate. Their responses are the dense model's own where a method trains o
 first seed alone; **points** are those of mean accuracy over them that it is ahead of the pruned model, with a paired
 interval. Seeds are those of the training: its start and the order of the pairs. CPU seconds and peak
 memory are those of the recovery alone, on one thread, at most of all seeds; choosing a learning rate is part of it
-where the method did so. `-` was not measured.
+where the method did so. Cells were run on several machines, and for the same work one took half as many CPU seconds
+again as another. `-` was not measured.
 
 All methods see the same pairs, once. The bias on every linear chooses among three rates on the validation pairs, and
 all that train biases alone take the rate that it chose; LoRA and the weights choose among two of their own. Any of
