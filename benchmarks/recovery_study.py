@@ -81,8 +81,9 @@ def peak_memory() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
-    """Everything up to the pruned model's metrics, as far as it is not there yet."""
+def prepare_subject(root: Path, subject: Subject, pruning: str, asks_tasks: bool = True) -> None:
+    """Everything up to the pruned model's metrics, as far as it is not there yet; without the metrics where the cell
+    is not asked for tasks."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / "params.yaml").is_file():
         shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -102,7 +103,7 @@ def prepare_subject(root: Path, subject: Subject, pruning: str) -> None:
         ("evaluate_pruned", pruned, layout.metrics(pruned)),
     ]
     for stage, cell, made in steps:
-        if not made.exists():
+        if not made.exists() and (asks_tasks or not stage.startswith("evaluate_")):
             run_stage(root, stage, cell)
 
 
@@ -125,7 +126,7 @@ def chosen_rates(training: object) -> list[float]:
 def run_cell(work: Path, study: StudyCell, rates: list[float]) -> dict:
     """Recover, evaluate, and count zeros; what the tables need to know. `rates`: those of an earlier cell, if any."""
     root, subject, method = work / study.subject.name, study.subject, study.method
-    prepare_subject(root, subject, study.pruning)
+    prepare_subject(root, subject, study.pruning, study.asks_tasks)
     # A run that was broken off starts anew: its seconds are those of the whole training.
     shutil.rmtree(Layout(root).work, ignore_errors=True)
     pruned = Cell(subject.model, study.pruning)

@@ -168,6 +168,7 @@ def test_paths_are_those_of_the_layout() -> None:
     layout = Layout(Path())
     model, pruned, restored = Cell(AXES["model"]), Cell(*list(AXES.values())[:2]), Cell(*list(AXES.values())[:3])
     recovered = Cell(*list(AXES.values())[:2], recovery=AXES["recovery"])
+    evaluated = ("samples", "text_scores", "details", "metrics")
     expected = {
         "inputs": [layout.inputs(model) / "settings"],
         "corpus": [layout.corpus(model), layout.sources(model)],
@@ -180,14 +181,15 @@ def test_paths_are_those_of_the_layout() -> None:
         "compensate": [layout.compensation(restored), layout.training(restored)],
         "evaluate_dense": [
             layout.samples(model),
+            layout.text_scores(model),
             layout.details(model),
             layout.reference(model),
             layout.metrics(model),
         ],
-        "evaluate_pruned": [layout.samples(pruned), layout.details(pruned), layout.metrics(pruned)],
-        "evaluate_restored": [layout.samples(restored), layout.details(restored), layout.metrics(restored)],
+        "evaluate_pruned": [getattr(layout, name)(pruned) for name in evaluated],
+        "evaluate_restored": [getattr(layout, name)(restored) for name in evaluated],
         "recover": [layout.recovered(recovered)],
-        "evaluate_recovered": [layout.samples(recovered), layout.details(recovered), layout.metrics(recovered)],
+        "evaluate_recovered": [getattr(layout, name)(recovered) for name in evaluated],
         "speed": [layout.speed(restored)],
         "report": [layout.report],
     }

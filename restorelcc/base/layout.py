@@ -83,6 +83,10 @@ class Layout:
         """Per-item results (Parquet), next to the metrics."""
         return self.metrics(cell).with_suffix(".parquet")
 
+    def text_scores(self, cell: Cell) -> Path:
+        """Log-likelihood of every held-out text (Parquet), next to the metrics."""
+        return self.metrics(cell).with_suffix(".texts.parquet")
+
     def details(self, cell: Cell) -> Path:
         """Timings, texts and tables (JSON), next to the metrics, for the report."""
         return self.metrics(cell).with_suffix(".details.json")

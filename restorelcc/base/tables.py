@@ -150,6 +150,16 @@ SAMPLES = pa.schema(
 )
 
 
+TEXT_SCORES = pa.schema(
+    [
+        ("text_id", pa.int64()),  # its place among the held-out texts; one without a second token is left out
+        ("digest", pa.string()),  # of the text: the same for every model, or they cannot be compared
+        ("tokens", pa.int64()),  # that were scored: all but the first
+        ("log_likelihood", pa.float64()),  # of these, in nats, each given what is before it in its text
+    ]
+)
+
+
 CHAT_TEMPLATE = "chat_template"  # in sources.json: whose chat template is in the texts
 TOKENIZER = "tokenizer"  # in sources.json: what counted the tokens of rows, and how many were allowed
 OWN_WORDS = "own_words"  # in sources.json, of a role that the dense model wrote itself: how much, and which model

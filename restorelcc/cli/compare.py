@@ -23,13 +23,14 @@ _SAME = ("perplexity", "bits_per_byte", "sparsity", "params_added")
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation: its metrics, how it was measured, and its items."""
+    """One evaluation: its metrics, how it was measured, its items, and the scores of its held-out texts."""
 
     path: Path
     cell: Cell
     metrics: dict[str, Any]
     fingerprint: Fingerprint
     rows: list[dict[str, Any]]
+    texts: list[dict[str, Any]] | None  # None: it was made by a version that kept no scores of texts
 
 
 def add(app: typer.Typer) -> None:
@@ -85,6 +86,10 @@ def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int
             found["tasks"][name] |= {"metric": task["metric"], "averaged": True}
         else:
             found["tasks"][name] = _other_metric(name, sides, samples, seed) | {"averaged": False}
+    texts = [[each.texts for each in side if each.texts is not None] for side in sides]
+    found["heldout"] = None
+    if [len(side) for side in texts] == [len(side) for side in sides]:
+        found["heldout"] = statistics.compare_texts(texts[0], texts[1], samples=samples, seed=seed)
     return {"a": shown[0], "b": shown[1], **found, "method": "paired bootstrap, McNemar mid-p", "samples": samples}
 
 
@@ -116,10 +121,16 @@ def _other_metric(name: str, sides: list[list[Result]], samples: int, seed: int)
 def _read(path: Path) -> Result:
     from restorelcc.base.documents import cell_of, read_metrics
     from restorelcc.base.fingerprint import read_fingerprint
+    from restorelcc.base.tables import TEXT_SCORES, read_table
 
     metrics, rows = read_metrics(path), _samples(path)
-    cell = cell_of(metrics, path)
-    return Result(path, cell, metrics, read_fingerprint(path.with_suffix(".parquet"), cell, metrics["measured"]), rows)
+    cell, scored = cell_of(metrics, path), path.with_suffix(".texts.parquet")
+    how = read_fingerprint(path.with_suffix(".parquet"), cell, metrics["measured"])
+    texts = None
+    if scored.is_file():
+        read_fingerprint(scored, cell, metrics["measured"])  # refuses those of another run
+        texts = read_table(scored, TEXT_SCORES)
+    return Result(path, cell, metrics, how, rows, texts)
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
@@ -174,6 +185,21 @@ def print_comparison(found: dict[str, Any]) -> None:
     table.show(console, ("A only", "B only", "p"))
     console.print()
     say(console, sentence(found))
+    if (texts := found["heldout"]) is not None and texts["difference"] is not None:
+        say(console, texts_sentence(texts))
+
+
+def texts_sentence(texts: dict[str, Any]) -> str:
+    """What the interval of the loss on the held-out texts says."""
+    count = "1 text" if texts["n"] == 1 else f"{texts['n']:,} texts"
+    told = f"loss {texts['first']:.4f} -> {texts['second']:.4f} nats a token"
+    if texts["ci95"] is None:
+        return f"Held-out texts: {told} on {count}, which has no interval."
+    low, high = texts["ci95"]
+    told += f", B - A = {texts['difference']:.4f} [{low:.4f}, {high:.4f}] on {count}"
+    if low > 0 or high < 0:
+        return f"B predicts the held-out texts {'worse' if low > 0 else 'better'} than A, beyond chance: {told}."
+    return f"No difference beyond chance on the held-out texts: {told}."
 
 
 def sentence(found: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from restorelcc.stages.speed import SpeedConfig
 from restorelcc.training.lower_blocks import bytes_kept
 
 MIB = 2**20
-_FLOAT32 = 4
+FLOAT32 = 4
 # Resident memory of Python with a stage's libraries, before it reads anything (torch 2.13 on Linux, CPU build).
 LIBRARIES = {
     "corpus": 490 * MIB,
@@ -161,7 +161,7 @@ def corpus_cost(shapes: Shapes, work: Workload, size: int, device: torch.device)
     new = work.written * work.written_tokens
     rows = max(1, batch // length)
     return Cost(
-        memory=shapes.parameters * size + cache + rows * shapes.vocabulary * (size + 2 * _FLOAT32),
+        memory=shapes.parameters * size + cache + rows * shapes.vocabulary * (size + 2 * FLOAT32),
         disk=disk + new * 6,
         seconds=shapes.forward_flops(work.written * length, length, new) / WRITING,
     )
@@ -175,11 +175,11 @@ def dense_cost(shapes: Shapes, stored: int, pretrain: PretrainConfig | None, *, 
         return Cost(memory=shapes.parameters * 6, disk=shapes.parameters * stored, seconds=shapes.vocabulary * 24e6)
     if pretrain is None:
         return Cost(memory=0, disk=shapes.parameters * stored, seconds=0.0)
-    memory = _PRETRAINING + 5 * shapes.parameters * _FLOAT32
+    memory = _PRETRAINING + 5 * shapes.parameters * FLOAT32
     tokens = pretrain.batch_size * DOCUMENT_TOKENS
     step = SMALL_STEP * 3 * shapes.forward_flops(tokens, DOCUMENT_TOKENS, tokens)
     steps = (pretrain.max_steps + pretrain.decay_steps) / 2  # it ends when its target is met, halfway as a rule
-    return Cost(memory=memory, disk=shapes.parameters * _FLOAT32, seconds=steps * step)
+    return Cost(memory=memory, disk=shapes.parameters * FLOAT32, seconds=steps * step)
 
 
 def prune_cost(
@@ -210,9 +210,9 @@ def prune_cost(
 def capture_cost(shapes: Shapes, work: Workload, size: int, *, responses: bool) -> Cost:
     """One forward over question and response(s); what is read goes to disk batch by batch."""
     length = work.tokens * (1.6 if responses else 0.5)  # tuples are found among the longer pairs
-    values = work.samples * shapes.joined * (3 if responses else 1) * _FLOAT32
+    values = work.samples * shapes.joined * (3 if responses else 1) * FLOAT32
     batch = max(work.token_budget, work.tokens)
-    read = max(1, batch // work.tokens) * shapes.layers * shapes.joined * 3 * _FLOAT32
+    read = max(1, batch // work.tokens) * shapes.layers * shapes.joined * 3 * FLOAT32
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + read + 2 * values,
         disk=values * shapes.layers,
@@ -222,8 +222,8 @@ def capture_cost(shapes: Shapes, work: Workload, size: int, *, responses: bool) 
 
 def extract_cost(shapes: Shapes, work: Workload) -> Cost:
     """A layer's samples twice, their difference, and the factors of all its heads."""
-    layer = work.samples * shapes.joined * _FLOAT32
-    directions = shapes.layers * shapes.heads * shapes.head_dim**2 * _FLOAT32
+    layer = work.samples * shapes.joined * FLOAT32
+    directions = shapes.layers * shapes.heads * shapes.head_dim**2 * FLOAT32
     flops = shapes.layers * shapes.heads * 6 * work.samples * shapes.head_dim**2
     return Cost(memory=5 * layer + 2 * directions, disk=directions, seconds=flops)
 
@@ -231,7 +231,7 @@ def extract_cost(shapes: Shapes, work: Workload) -> Cost:
 def probe_cost(shapes: Shapes, work: Workload, config: ProbeConfig, size: int, device: torch.device) -> Cost:
     """The samples of a group of layers in four roles, put together twice, read in every step; for the scores that need
     the pruned model its weights, and what a backward pass keeps of a batch with the logits of its answers."""
-    layer = work.samples * shapes.joined * _FLOAT32
+    layer = work.samples * shapes.joined * FLOAT32
     at_once = len(layer_groups(shapes.layers, shapes.joined)[0])
     memory, flops = 10 * at_once * layer, shapes.layers * config.steps * 4 * 2 * work.samples * shapes.joined * 2.0
     samples, length = min(work.samples, config.margin_samples), 1.5 * work.tokens
@@ -256,12 +256,12 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
     batch that runs at once, whose logits are there with their probabilities and gradients. Half of a pair is response.
     What the blocks below the lowest trained one make of all pairs may be kept, if that is not the first one."""
     tokens = min(work.longest * work.train_batch, max(work.longest, positions_at_once(device, shapes.vocabulary)))
-    logits = tokens // 2 * shapes.vocabulary * (2 * _FLOAT32 + size)
+    logits = tokens // 2 * shapes.vocabulary * (2 * FLOAT32 + size)
     passes = work.runs * (2 * work.epochs * work.train + (work.epochs + 1) * work.valid) + work.valid
     return Cost(
         memory=shapes.parameters * size + shapes.layers * shapes.kept(tokens, size) + logits,
         host=bytes_kept(device.type, shapes.width, size, [work.tokens] * (work.train + work.valid)),
-        disk=shapes.layers * shapes.heads * shapes.head_dim * _FLOAT32 * 3,
+        disk=shapes.layers * shapes.heads * shapes.head_dim * FLOAT32 * 3,
         seconds=STEP * shapes.forward_flops(passes * work.tokens, work.tokens, passes * work.tokens / 2),
     )
 
@@ -271,7 +271,7 @@ def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str, rivals
     are; the logits of perplexity stand there as they are, in float32 and as log probabilities. rivals: roundings of the
     model that are measured too, without perplexity of blocks and continuations."""
     batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
-    logits = batch * shapes.vocabulary * (size + 2 * _FLOAT32)
+    logits = batch * shapes.vocabulary * (size + 2 * FLOAT32)
     heldout = (3 + 2 * rivals) * work.heldout_tokens
     tokens = (1 + rivals) * work.item_tokens + heldout + work.generated
     predicted = (1 + rivals) * work.predicted + heldout + work.generated

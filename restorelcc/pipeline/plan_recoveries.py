@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.models.runtime import positions_at_once
-from restorelcc.pipeline.plan_costs import Cost, Shapes, Workload, compensate_cost, evaluate_cost
+from restorelcc.pipeline.plan_costs import FLOAT32, Cost, Shapes, Workload, compensate_cost, evaluate_cost
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.training.attached import site_linears
 from restorelcc.training.config import SITES
 
-_FLOAT32, _FLOAT64 = 4, 8
+_FLOAT64 = 8
 # Numbers in float32 for every weight that is trained under its mask: the change, its gradient and two moments, copies
 # of the first, the best and the last, what the mask leaves of it, the weight with it and its gradient, and one more for
 # what is made on the way. Measured on SmolLM2: 6.9 GB, of which a compensation of all heads takes 2.1.
@@ -55,22 +55,32 @@ def recovery_cost(
     def with_weights(more: int) -> Cost:
         return replace(biases, memory=biases.memory + more, seconds=_WITH_WEIGHTS * biases.seconds)
 
-    parts: dict[str, Cost] = {
-        "lofit": replace(biases, seconds=2 * biases.seconds),
-        "lora": replace(biases, memory=biases.memory + _LOW_RANK * low_rank * _FLOAT32),
-        "masked-lora": with_weights((_LOW_RANK * low_rank + _CHANGED * weights) * _FLOAT32),
-        "masked": with_weights(_TRAINED * weights * _FLOAT32 + weights),
-        "reconstruct": _reconstruct_cost(shapes, work, weights, size),
-        "meanshift": _calibrated_cost(shapes, calibration, config, size, device),
-    }
-    parts["dora"] = parts["lora"]
-    parts["distilled"] = replace(parts["masked"], seconds=parts["masked"].seconds + _targets_seconds(shapes, work))
-    parts["eora"] = _eora_cost(parts["meanshift"], adapted, calibration * config.calibration_tokens, shapes, size)
+    def part(name: str) -> Cost:
+        """Of a method that does one thing."""
+        match name:
+            case "lofit":
+                return replace(biases, seconds=2 * biases.seconds)
+            case "lora" | "dora":
+                return replace(biases, memory=biases.memory + _LOW_RANK * low_rank * FLOAT32)
+            case "masked-lora":
+                return with_weights((_LOW_RANK * low_rank + _CHANGED * weights) * FLOAT32)
+            case "masked":
+                return with_weights(_TRAINED * weights * FLOAT32 + weights)
+            case "distilled":
+                return replace(part("masked"), seconds=part("masked").seconds + _targets_seconds(shapes, work))
+            case "reconstruct":
+                return _reconstruct_cost(shapes, work, weights, size)
+            case "meanshift":
+                return _calibrated_cost(shapes, calibration, config, size, device)
+            case "eora":
+                tokens = calibration * config.calibration_tokens
+                return _eora_cost(part("meanshift"), adapted, tokens, shapes, size)
+        return biases
+
     first, _, then = name.partition("-")
-    known = {"compensated": biases, "distilled": parts["distilled"]}
-    steps = [parts[first], known[then]] if then in known else [parts.get(name, biases)]
+    steps = [part(first), part(then)] if then in ("compensated", "distilled") else [part(name)]
     ships = RECOVERIES[name].ships
-    disk = {"checkpoint": shapes.parameters * stored, "adapter": low_rank * _FLOAT32, "biases": biases.disk}[ships]
+    disk = {"checkpoint": shapes.parameters * stored, "adapter": low_rank * FLOAT32, "biases": biases.disk}[ships]
     return Cost(
         memory=max(step.memory for step in steps),
         host=max(step.host for step in steps),
@@ -89,8 +99,8 @@ def _reconstruct_cost(shapes: Shapes, work: Workload, weights: int, size: int) -
     pairs: what enters both, and what the dense one gives. Both models are walked twice, as every block runs again once
     it is changed."""
     tokens = work.train * work.tokens
-    of_block = _TRAINED * _FLOAT32 * weights // shapes.layers + 2 * shapes.block_parameters * size
-    hidden = 3 * tokens * shapes.width * _FLOAT32
+    of_block = _TRAINED * FLOAT32 * weights // shapes.layers + 2 * shapes.block_parameters * size
+    hidden = 3 * tokens * shapes.width * FLOAT32
     trained = work.runs * work.epochs * 3 * _WITH_WEIGHTS
     kept = shapes.kept(min(work.longest, work.tokens) * work.train_batch, size)
     return Cost(

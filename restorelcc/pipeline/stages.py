@@ -55,7 +55,7 @@ class Stage:
 
 PER_MODEL, PER_PRUNING = ("model",), ("model", "pruning")
 PER_RATIO, PER_RECOVERY = ("model", "pruning", "head_ratio"), ("model", "pruning", "recovery")
-_EVALUATED = ("samples", "details", "metrics")
+_EVALUATED = ("samples", "text_scores", "details", "metrics")
 # `inputs` and `report`, which are of the whole params.yaml, are verbs of their own.
 STAGES: dict[str, Stage] = {
     "corpus": Stage(
@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
         "evaluate",
         "run_dense",
         PER_MODEL,
-        ("samples", "details", "reference", "metrics"),
+        ("samples", "text_scores", "details", "reference", "metrics"),
         "Accuracy and perplexity of the dense model.",
         loads_model=True,
     ),

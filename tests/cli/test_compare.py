@@ -11,9 +11,9 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import cell_of, read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import Fingerprint
-from restorelcc.base.tables import MEASURED, SAMPLES, read_metadata, read_table, write_table
+from restorelcc.base.tables import MEASURED, SAMPLES, TEXT_SCORES, read_metadata, read_table, write_table
 from restorelcc.cli.app import app
-from restorelcc.cli.compare import comparison, sentence
+from restorelcc.cli.compare import comparison, sentence, texts_sentence
 from tests.fingerprints import SWAPS, swapped
 from tests.stages.report.cells import CELLS, FINGERPRINT, metrics
 
@@ -152,3 +152,42 @@ def test_a_perplexity_beyond_all_bounds_and_no_mean_are_printed(tmp_path: Path) 
     printed = CliRunner().invoke(app, ["compare", str(path), str(path)])
     assert printed.exit_code == 0, printed.exception
     assert "mean - %, perplexity -" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("ci95", "count", "said"),
+    [
+        ([0.01, 0.3], 9, "B predicts the held-out texts worse than A, beyond chance: loss 1.0000 -> 1.2000 nats"),
+        (
+            [-0.01, 0.3],
+            9,
+            "No difference beyond chance on the held-out texts: loss 1.0000 -> 1.2000 nats a token, B - A",
+        ),
+        (None, 1, "Held-out texts: loss 1.0000 -> 1.2000 nats a token on 1 text, which has no interval."),
+    ],
+)
+def test_the_sentence_on_texts_follows_their_interval(ci95: list[float] | None, count: int, said: str) -> None:
+    found = texts_sentence({"first": 1.0, "second": 1.2, "difference": 0.2, "ci95": ci95, "n": count})
+    assert found.startswith(said)
+
+
+def test_held_out_texts_have_a_sentence_of_their_own(tmp_path: Path) -> None:
+    paths = [_result(tmp_path, "a", [1, 0] * 20), _result(tmp_path, "b", [1, 0] * 20, number=3)]
+    for path, loss in zip(paths, (2.0, 1.5), strict=True):
+        rows = [
+            {"text_id": n, "digest": f"d{n}", "tokens": 4, "log_likelihood": -4 * (loss + 0.1 * n)} for n in range(10)
+        ]
+        how = {MEASURED: read_metadata(path.with_suffix(".parquet"))[MEASURED]}
+        write_table(path.with_suffix(".texts.parquet"), rows, TEXT_SCORES, how)
+    found = comparison([paths[0]], [paths[1]], samples=200, seed=0)["heldout"]
+    assert found["difference"] == pytest.approx(-0.5) and found["ci95"] == pytest.approx([-0.5, -0.5])
+    printed = CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
+    assert printed.endswith(
+        "\nB predicts the held-out texts better than A, beyond chance: loss 2.4500 -> 1.9500 nats a token, "
+        "B - A = -0.5000 [-0.5000, -0.5000] on 10 texts.\n"
+    )
+    write_table(paths[1].with_suffix(".texts.parquet"), rows, TEXT_SCORES, {MEASURED: FINGERPRINT.as_text()})
+    with pytest.raises(BadInput, match="another run"):
+        comparison([paths[0]], [paths[1]], samples=200, seed=0)
+    paths[1].with_suffix(".texts.parquet").unlink()
+    assert comparison([paths[0]], [paths[1]], samples=200, seed=0)["heldout"] is None

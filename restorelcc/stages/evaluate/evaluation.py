@@ -18,7 +18,7 @@ from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
-from restorelcc.base.tables import MEASURED, SAMPLES, read_texts, write_table
+from restorelcc.base.tables import MEASURED, SAMPLES, TEXT_SCORES, read_texts, write_table
 from restorelcc.compensation.adapter import with_adapter
 from restorelcc.compensation.file import check_ratio, read_compensation
 from restorelcc.compensation.fold import fold
@@ -32,7 +32,7 @@ from restorelcc.stages.evaluate.details import added_by_pruning
 from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
 from restorelcc.stages.evaluate.local_data import datasets_under
 from restorelcc.stages.evaluate.measured import how_without_tasks, with_tasks
-from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, word_perplexity
+from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, text_scores, word_perplexity
 from restorelcc.stages.evaluate.reference import Reference, dense_reference, read_reference, write_reference
 from restorelcc.stages.evaluate.rivals import packed_bytes
 from restorelcc.stages.evaluate.tasks import load_tasks, selected_tasks
@@ -78,6 +78,7 @@ class Evaluation:
         self.details: dict[str, Any] = {"schema": SCHEMA, "seconds": {"load": self.elapsed()}}
         self.details["digests"] = {"model": model_digest(checkpoint)}
         self.rows: list[dict[str, Any]] = []
+        self.scored_texts: list[dict[str, Any]] = []
         self.averaged: dict[str, bool] = {}  # whether a task counts into the mean
         self.reference: Reference | None = None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
@@ -90,8 +91,7 @@ class Evaluation:
     def expect_like(self, others: list[Cell]) -> None:
         """Before anything is computed. Raises BadInput, naming what differs, for others that were measured in another
         way; how the tasks were asked is known afterwards alone (`compare_with`)."""
-        if self._tasks:
-            check_alike(self.cell, self.fingerprint, others, self.layout)
+        check_alike(self.cell, self.fingerprint, others, self.layout)
 
     def restore(self, compensation: Path) -> cost.Biases | None:
         """Fold a compensation into the pruned model; returns the biases of before, to time the two against each other,
@@ -164,7 +164,8 @@ class Evaluation:
         corpus = {"corpus": "heldout"}
         tokens = context_length(model.config.get_text_config(), self.config.perplexity_tokens)
         window = min(tokens, longest(model))
-        self.metrics["perplexity"] = corpus | document_perplexity(model, tokenizer, texts, tokens)
+        self.scored_texts = text_scores(model, tokenizer, texts, tokens)
+        self.metrics["perplexity"] = corpus | document_perplexity(self.scored_texts)
         if of_blocks:
             self.metrics["token_perplexity"] = corpus | block_perplexity(model, tokenizer, texts, window)
         words = word_perplexity(model, tokenizer, texts, window)
@@ -222,7 +223,13 @@ class Evaluation:
 
         Raises BadInput, naming what differs, for others that were measured in another way.
         """
-        outcome = Outcome(cell=self.cell, rows=self.rows, tasks=self.metrics["tasks"], fingerprint=self.fingerprint)
+        outcome = Outcome(
+            cell=self.cell,
+            rows=self.rows,
+            texts=self.scored_texts,
+            tasks=self.metrics["tasks"],
+            fingerprint=self.fingerprint,
+        )
         draws, seed = self.config.bootstrap_samples, self.config.seed
         metrics, details = versus(outcome, others, self.layout, samples=draws, seed=seed)
         self.metrics |= metrics
@@ -233,7 +240,7 @@ class Evaluation:
         return time.perf_counter() - self.started
 
     def write(self) -> None:
-        """Publish metrics, details and samples; of the dense model also the reference.
+        """Publish metrics, details, samples and scores of texts; of the dense model also the reference.
 
         The metrics hold the main results only, so that `dvc metrics diff` fits a terminal. Details are the rest: tests,
         how continuations repeat, time, and versions.
@@ -249,12 +256,13 @@ class Evaluation:
         seconds = {"total": self.elapsed()} | self.details["seconds"]
         self.details["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         self.details["versions"] = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-        paths = [layout.metrics(cell), layout.details(cell), layout.samples(cell)]
+        paths = [layout.metrics(cell), layout.details(cell), layout.samples(cell), layout.text_scores(cell)]
         if cell == Cell(cell.model):
             paths.append(layout.reference(cell))
         with published(layout, *paths) as scratch:
             write_document(scratch[0], rounded(metrics))
             write_document(scratch[1], self.details)
             write_table(scratch[2], self.rows, SAMPLES, {MEASURED: self.fingerprint.as_text()})
-            if len(scratch) > 3 and self.reference is not None:
-                write_reference(scratch[3], self.reference, model_digest(self.checkpoint))
+            write_table(scratch[3], self.scored_texts, TEXT_SCORES, {MEASURED: self.fingerprint.as_text()})
+            if len(scratch) > 4 and self.reference is not None:
+                write_reference(scratch[4], self.reference, model_digest(self.checkpoint))

@@ -9,7 +9,9 @@ Letters: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -47,19 +49,34 @@ def _perplexity(total: float, count: int) -> float | None:
     return math.exp(total / count) if total / count < 700 else None
 
 
-def document_perplexity(
+def text_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int
-) -> Measure:
-    """exp(mean over tokens of -log P(token | earlier tokens of its text)); {"tokens": scored tokens, "value": ...}.
+) -> list[dict[str, Any]]:
+    """Rows of base/tables.py's TEXT_SCORES: log P(token | earlier tokens of its text), in nats, summed over each text.
 
     Every text is a sequence of its own, cut to max_tokens; its first token has nothing before it and is not scored.
     Raises BadInput when no text has two tokens.
     """
-    documents = encode_documents(tokenizer, texts, max_tokens)
-    if not documents:
+    encoded = encode_documents(tokenizer, texts, max_tokens, minimum=0)
+    kept = [number for number, ids in enumerate(encoded) if len(ids) > 1]
+    if not kept:
         raise BadInput("the held-out texts hold no sequence of two tokens: perplexity needs longer texts")
+    documents = [encoded[number] for number in kept]
     scored = [len(ids) - 1 for ids in documents]
-    total, tokens = sum(losses(model, documents, scored, "perplexity of documents")), sum(scored)
+    found = losses(model, documents, scored, "perplexity of documents")
+    return [
+        {"text_id": number, "digest": _digest(texts[number]), "tokens": tokens, "log_likelihood": -loss}
+        for number, tokens, loss in zip(kept, scored, found, strict=True)
+    ]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def document_perplexity(rows: list[dict[str, Any]]) -> Measure:
+    """exp(mean over tokens of -log P) of `text_scores`; {"tokens": scored tokens, "value": ...}."""
+    total, tokens = -sum(row["log_likelihood"] for row in rows), sum(row["tokens"] for row in rows)
     return {"tokens": tokens, "value": _perplexity(total, tokens)}
 
 

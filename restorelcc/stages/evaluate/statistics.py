@@ -210,6 +210,30 @@ def compare_ratios(first: list[Sums], second: list[Sums], way: str, *, samples: 
     return found | {"won": None, "lost": None, "p": None}
 
 
+def compare_texts(
+    first: list[list[dict[str, Any]]], second: list[list[dict[str, Any]]], *, samples: int, seed: int
+) -> dict[str, Any]:
+    """second - first of the loss on held-out texts, in nats per token (below zero is better), with its interval by
+    paired bootstrap over texts: {first, second, difference, ci95, n}. Rows: TEXT_SCORES; several of a side are seeds.
+
+    ci95 is None of a single text, whose tokens are not independent; all are None of a loss that is no finite number.
+    Raises BadInput unless all sides have the same texts with as many tokens.
+    """
+    sides = [*first, *second]
+    texts = [[(row["text_id"], row["digest"], row["tokens"]) for row in rows] for rows in sides]
+    if any(each != texts[0] for each in texts):
+        raise BadInput("the models were measured on different held-out texts: run `dvc repro`")
+    count = len(texts[0])
+    losses = [np.array([-row["log_likelihood"] for row in rows], dtype=float) for rows in sides]
+    if not all(np.isfinite(loss_N).all() for loss_N in losses):
+        return {"first": None, "second": None, "difference": None, "ci95": None, "n": count}
+    tokens_N = np.array([row["tokens"] for row in sides[0]], dtype=float)
+    pairs = [(loss_N, tokens_N) for loss_N in losses]
+    found = compare_ratios(pairs[: len(first)], pairs[len(first) :], MEAN, samples=samples, seed=seed)
+    kept = {name: found[name] for name in ("first", "second", "difference", "ci95", "n")}
+    return kept if count > 1 else kept | {"ci95": None}
+
+
 def _test(first: list[Scores], second: list[Scores]) -> dict[str, Any]:
     nothing = {"won": None, "lost": None, "p": None}
     if len(first) > 1 or len(second) > 1:

@@ -8,12 +8,13 @@ from typing import Any
 from restorelcc.base.cell import Cell, evaluated_again
 from restorelcc.base.fingerprint import Fingerprint, check_comparable, difference, read_fingerprint
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import SAMPLES, read_table
+from restorelcc.base.tables import SAMPLES, TEXT_SCORES, read_table
 from restorelcc.stages.evaluate.harness import accuracies
 from restorelcc.stages.evaluate.statistics import (
     check_same_items,
     compare,
     compare_ratios,
+    compare_texts,
     recovered_share,
     scores_by_task,
     sums_of,
@@ -25,10 +26,11 @@ _NAMES = ("dense", "pruned")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was measured of a model: its items, its tasks as the metrics have them, and how."""
+    """What was measured of a model: its items, its held-out texts, its tasks as the metrics have them, and how."""
 
     cell: Cell
     rows: Rows
+    texts: Rows
     tasks: dict[str, dict[str, Any]]
     fingerprint: Fingerprint
 
@@ -50,13 +52,20 @@ def averaged_tasks(results: dict[str, Any], cell: Cell, layout: Layout) -> dict[
 def versus(
     outcome: Outcome, others: list[Cell], layout: Layout, *, samples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metrics, details): the recovered share; tests against the dense (and pruned) cell, pooled and per task.
+    """(metrics, details): the recovered share; tests against the dense (and pruned) cell, pooled and per task, and
+    the difference of the loss on the held-out texts.
 
     Raises BadInput, naming what differs and the evaluations that are old, for others that were measured in another way.
     """
-    if not outcome.rows:
-        return {}, {}  # nothing is compared here; the report looks at how all its cells were measured
     check_alike(outcome.cell, outcome.fingerprint, others, layout)
+    heldout = {
+        name: compare_texts(
+            [read_table(layout.text_scores(cell), TEXT_SCORES)], [outcome.texts], samples=samples, seed=seed
+        )
+        for name, cell in zip(_NAMES, others, strict=False)
+    }
+    if not outcome.rows:
+        return {}, {"heldout": heldout}
     theirs = [read_table(layout.samples(cell), SAMPLES) for cell in others]
     for cell, rows in zip(others, theirs, strict=True):
         check_same_items(str(outcome.cell), outcome.rows, f"{cell} ({cell.kind})", rows)
@@ -78,7 +87,7 @@ def versus(
         )
     for name, rows in zip(_NAMES, theirs, strict=False):
         details[name] |= _other_metrics(outcome, rows, samples, seed)
-    return metrics, {"pooled": pooled, "versus": details}
+    return metrics, {"pooled": pooled, "versus": details, "heldout": heldout}
 
 
 def check_alike(cell: Cell, fingerprint: Fingerprint, others: list[Cell], layout: Layout) -> None:

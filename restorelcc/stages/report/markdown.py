@@ -7,7 +7,7 @@ from restorelcc.base.escaping import code_for_markdown, for_markdown, markdown_t
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.provenance import NOTES, artifacts, commands, data_rows, packages
 from restorelcc.stages.report.results import Group, Results, rivals_of
-from restorelcc.stages.report.sentences import how_pruned, same_bytes
+from restorelcc.stages.report.sentences import how_pruned, same_bytes, worse_text
 from restorelcc.stages.report.speeds import how_timed, speed_table
 from restorelcc.stages.report.tables import (
     Table,
@@ -25,7 +25,6 @@ from restorelcc.stages.report.tables import (
     text_columns,
     unchanged,
     verdict,
-    worse_text,
 )
 
 

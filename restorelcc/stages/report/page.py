@@ -115,7 +115,7 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         "verdict": tables.verdict(rows, decimals),
         "plainly": [
             *tables.nothing_won(rows, decimals),
-            *tables.worse_text(rows),
+            *sentences.worse_text(rows),
             *sentences.same_bytes(rows, decimals),
             *sentences.how_pruned(group),
             *filter(None, [tables.not_averaged(rows)]),

@@ -12,7 +12,7 @@ from restorelcc.base.documents import cell_of, parse_json, read_document, read_j
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike, read_fingerprint
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import SAMPLES, read_table
+from restorelcc.base.tables import SAMPLES, TEXT_SCORES, read_table
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:
@@ -129,11 +129,11 @@ def _speeds(cell: Cell, layout: Layout) -> list[dict[str, Any]]:
 
 
 def _check_items(cell: Cell, metrics: dict[str, Any], layout: Layout) -> None:
-    """Raises BadInput where the results per item beside the metrics are not what the stage wrote with them."""
-    path = layout.samples(cell)
-    if path.is_file():
-        read_fingerprint(path, cell, metrics["measured"])
-        read_table(path, SAMPLES)
+    """Raises BadInput where the results per item or text beside the metrics are not what the stage wrote with them."""
+    for path, schema in ((layout.samples(cell), SAMPLES), (layout.text_scores(cell), TEXT_SCORES)):
+        if path.is_file():
+            read_fingerprint(path, cell, metrics["measured"])
+            read_table(path, schema)
 
 
 def changed_since(layout: Layout) -> list[str]:

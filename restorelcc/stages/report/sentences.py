@@ -1,11 +1,11 @@
-"""Sentences about a group of rows: how its model was pruned, and what its bytes would buy otherwise."""
+"""Sentences about a group of rows: how its model was pruned, what its bytes would buy otherwise, and what got worse."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from restorelcc.stages.report.results import Group, Row, rivals_of
-from restorelcc.stages.report.tables import number, percent, size_text
+from restorelcc.stages.report.tables import against_pruned, bounds_text, number, percent, size_text
 
 
 def how_pruned(group: Group) -> list[str]:
@@ -63,3 +63,33 @@ def same_bytes(rows: list[Row], decimals: int) -> list[str]:
     pruned = ", ".join(told(row, row["details"]["packed_bytes"]) for row in packed)
     others = "; ".join(f"{rival['what']}: {told(rival, rival['file_bytes'])}" for rival in rivals)
     return [f"What the bytes buy: the pruned model without its zeros takes {pruned}. Rounded instead: {others}."]
+
+
+def worse_text(rows: list[Row]) -> list[str]:
+    """A plain sentence for every row that predicts the held-out texts worse than the pruned model, beyond doubt where
+    there is more than one text: the validation pairs, which choose among trainings, do not show that."""
+    before = next((row["perplexity"] for row in rows if row["kind"] == "pruned"), None)
+    if before is None:
+        return []
+    return [
+        f"{row['what']}: other text got worse: {_perplexity_in_words(row)} on the held-out texts, {number(before)} "
+        "before. Train with lower rates, or on more varied pairs."
+        for row in rows
+        if row["kind"] in ("restored", "recovered") and _is_worse(row, before)
+    ]
+
+
+def _is_worse(row: Row, before: float) -> bool:
+    if row["perplexity"] is None:
+        return True
+    ci95 = against_pruned(row).get("ci95")
+    return bool(row["perplexity"] > before if ci95 is None else ci95[0] > 0)
+
+
+def _perplexity_in_words(row: Row) -> str:
+    if row["perplexity"] is None:
+        return "perplexity beyond all bounds"
+    shown, against = f"perplexity {number(row['perplexity'])}", against_pruned(row)
+    if against.get("ci95") is None:
+        return shown
+    return f"{shown} (loss +{number(against['difference'], 3)} {bounds_text(against['ci95'])} nats a token)"

@@ -119,15 +119,27 @@ def tests_columns(row: Row, decimals: int) -> dict[str, str]:
 
 
 def perplexity_columns(row: Row) -> dict[str, str]:
-    """Perplexity in its three ways, and bits per byte."""
-    blocks, words = row["token_perplexity"] or {}, row["word_perplexity"] or {}
+    """Perplexity in its three ways, bits per byte, and the change of the documents' loss from the pruned model."""
+    blocks, words, against = row["token_perplexity"] or {}, row["word_perplexity"] or {}, against_pruned(row)
     return {
         "perplexity": row["what"],
         "of documents, per token": number(row["perplexity"]),
         f"of blocks of {blocks.get('sequence_length', '-')}, per token": number(blocks.get("value")),
         "rolling, per word": number(words.get("value")),
         "bits per byte": number(row["bits_per_byte"], 3),
+        "loss against pruned, nats a token": number(against.get("difference"), 4),
+        "95 % interval": bounds_text(against.get("ci95")),
     }
+
+
+def bounds_text(ci95: list[float] | None) -> str:
+    """An interval in nats a token; a dash without one."""
+    return "-" if ci95 is None else f"[{', '.join(number(bound, 4) for bound in ci95)}]"
+
+
+def against_pruned(row: Row) -> dict[str, Any]:
+    """Of the loss on the held-out texts; nothing of dense and pruned."""
+    return (row["details"].get("heldout") or {}).get("pruned") or {}
 
 
 def text_columns(row: Row) -> dict[str, str]:
@@ -222,20 +234,6 @@ def nothing_won(rows: list[Row], decimals: int) -> list[str]:
         f"{percent(row['recovered'], decimals)} % {_interval_in_words(row['ci95'], decimals)}."
         for row in rows
         if row["recovered"] is not None and not won_back(row) and not is_unchanged(row)
-    ]
-
-
-def worse_text(rows: list[Row]) -> list[str]:
-    """A plain sentence for every row that predicts the held-out texts worse than the pruned model: the validation
-    pairs, which choose among trainings, do not show that."""
-    before = next((row["perplexity"] for row in rows if row["kind"] == "pruned"), None)
-    if before is None:
-        return []
-    return [
-        f"{row['what']}: other text got worse: perplexity {number(row['perplexity'])} on the held-out texts, "
-        f"{number(before)} before. Train with lower rates, or on more varied pairs."
-        for row in rows
-        if row["kind"] in ("restored", "recovered") and (row["perplexity"] is None or row["perplexity"] > before)
     ]
 
 

@@ -10,15 +10,8 @@ from rich.console import Console
 
 from restorelcc.base.documents import read_document
 from restorelcc.base.escaping import say, show_in_parts, table_of_rows
-from restorelcc.stages.report.tables import (
-    not_averaged,
-    nothing_won,
-    summary,
-    task_columns,
-    unchanged,
-    verdict,
-    worse_text,
-)
+from restorelcc.stages.report.sentences import worse_text
+from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
 
 _FIRST_TO_GO = ("params +", "sparsity %", "perplexity", "95 % interval")  # columns, where a terminal is narrow
 
@@ -43,7 +36,7 @@ def print_results(folder: Path, console: Console | None = None, *, as_json: bool
             show_in_parts(console, [task_columns(row, decimals) for row in shown])
         plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *worse_text(shown)]
         plainly += [*unchanged(shown), *filter(None, [not_averaged(shown)])]
-        say(console, "\n".join([*plainly, "", ""]))
+        say(console, "\n".join([*plainly, ""]))
     if results.get("missing"):
         say(console, f"Not evaluated: {', '.join(results['missing'])}\n")
     say(console, f"Report: {folder / 'report.html'}")

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from restorelcc.base.errors import BadInput
-from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, losses, word_perplexity
+from restorelcc.stages.evaluate.perplexity import (
+    block_perplexity,
+    document_perplexity,
+    losses,
+    text_scores,
+    word_perplexity,
+)
 from tests import pico
 
 
@@ -19,16 +25,19 @@ def test_of_documents_equals_a_hand_computation() -> None:
     model, tokenizer = pico.pico(), pico.word_tokenizer()
     first, second = _log_p(model, [5, 6, 7]), _log_p(model, [8, 9])
     nll = -(first[0, 6] + first[1, 7] + second[0, 9]).item() / 3
-    found = document_perplexity(model, tokenizer, ["w5 w6 w7", "w8 w9", "w10"], 8)  # the last has no token with a past
+    rows = text_scores(model, tokenizer, ["w10", "w5 w6 w7", "w8 w9"], 8)  # the first has no token with a past
+    assert [(row["text_id"], row["tokens"]) for row in rows] == [(1, 2), (2, 1)]
+    assert rows[1]["log_likelihood"] == pytest.approx(second[0, 9].item(), rel=1e-5)
+    assert rows[0]["digest"] != rows[1]["digest"]
+    found = document_perplexity(rows)
     assert found["tokens"] == 3
     assert math.isclose(found["value"], math.exp(nll), rel_tol=1e-5)
 
 
 def test_of_documents_cuts_them() -> None:
     model, tokenizer = pico.pico(), pico.word_tokenizer()
-    assert document_perplexity(model, tokenizer, ["w5 w6 w7 w8"], 3) == document_perplexity(
-        model, tokenizer, ["w5 w6 w7"], 3
-    )
+    whole, cut = (text_scores(model, tokenizer, [text], 3)[0] for text in ("w5 w6 w7 w8", "w5 w6 w7"))
+    assert (whole["tokens"], whole["log_likelihood"]) == (2, cut["log_likelihood"])
 
 
 def test_of_blocks_equals_a_hand_computation() -> None:
@@ -72,7 +81,7 @@ def test_of_words_equals_lm_evals_rolling_log_likelihood() -> None:
 
 def test_of_nothing_is_refused() -> None:
     with pytest.raises(BadInput, match="longer texts"):
-        document_perplexity(pico.pico(), pico.word_tokenizer(), ["w5"], 8)
+        text_scores(pico.pico(), pico.word_tokenizer(), ["w5"], 8)
 
 
 def test_no_sequence_is_longer_than_the_window() -> None:

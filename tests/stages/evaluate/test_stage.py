@@ -1,5 +1,6 @@
 """The evaluate stages on a pico model in a folder: what is written, compared and refused."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.tables import HEADS, ITEMS, MEASURED, SAMPLES, read_table, write_table, write_texts
+from restorelcc.base.tables import HEADS, ITEMS, MEASURED, SAMPLES, TEXT_SCORES, read_table, write_table, write_texts
 from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.tensors import write_tensors
@@ -133,6 +134,23 @@ def test_all_models_answer_the_same_items_and_are_held_against_dense(layout: Lay
     assert told[1]["pruned"]["difference"] == pytest.approx(restored["mean"] - pruned["mean"])
 
 
+def test_held_out_texts_are_scored_one_by_one_and_compared(layout: Layout) -> None:
+    rows = {cell: read_table(layout.text_scores(cell), TEXT_SCORES) for cell in (DENSE, PRUNED, RESTORED)}
+    loss = {}
+    for cell, own in rows.items():
+        tokens = sum(row["tokens"] for row in own)
+        loss[cell] = -sum(row["log_likelihood"] for row in own) / tokens
+        shown = read_json(layout.metrics(cell))["perplexity"]
+        assert (shown["tokens"], shown["value"]) == (tokens, pytest.approx(math.exp(loss[cell]), rel=1e-6))
+    found = read_json(layout.details(RESTORED))["heldout"]
+    for name, cell in (("dense", DENSE), ("pruned", PRUNED)):
+        assert found[name]["difference"] == pytest.approx(loss[RESTORED] - loss[cell], rel=1e-6)
+        assert found[name]["ci95"][0] < found[name]["difference"] < found[name]["ci95"][1]
+        assert found[name]["n"] == len(rows[cell])
+    assert set(read_json(layout.details(PRUNED))["heldout"]) == {"dense"}
+    assert "heldout" not in read_json(layout.details(DENSE))
+
+
 def test_details_hold_what_the_report_draws(layout: Layout) -> None:
     assert len(read_json(layout.details(PRUNED))["layers"]) == pico.LAYERS
     details = read_json(layout.details(RESTORED))
@@ -171,10 +189,12 @@ def test_a_model_is_never_held_against_one_that_was_measured_differently(
     elsewhere, cell = Layout(tmp_path), (DENSE, PRUNED)[number]
     for each in (DENSE, PRUNED):
         elsewhere.samples(each).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(layout.samples(each), elsewhere.samples(each))
+        for path in (layout.samples, layout.text_scores):
+            shutil.copyfile(path(each), getattr(elsewhere, path.__name__)(each))
     ours = read_fingerprint(layout.samples(RESTORED), RESTORED)
     rows, tasks = read_table(layout.samples(RESTORED), SAMPLES), read_json(layout.metrics(RESTORED))["tasks"]
-    outcome = Outcome(cell=RESTORED, rows=rows, tasks=tasks, fingerprint=ours)
+    texts = read_table(layout.text_scores(RESTORED), TEXT_SCORES)
+    outcome = Outcome(cell=RESTORED, rows=rows, texts=texts, tasks=tasks, fingerprint=ours)
     assert versus(outcome, [DENSE, PRUNED], elsewhere, samples=100, seed=0)[0]["recovered"]
     other = {MEASURED: swapped(ours, part).as_text()}
     write_table(elsewhere.samples(cell), read_table(elsewhere.samples(cell), SAMPLES), SAMPLES, other)
@@ -238,7 +258,7 @@ def test_what_is_known_beforehand_is_refused_before_anything_is_computed(
     def computes(*_: object, **__: object) -> None:
         raise AssertionError("hours would be lost")
 
-    for name in ("run_harness", "document_perplexity", "block_perplexity", "word_perplexity"):
+    for name in ("run_harness", "text_scores", "block_perplexity", "word_perplexity"):
         monkeypatch.setattr(f"restorelcc.stages.evaluate.evaluation.{name}", computes)
     cell = PRUNED if run is run_pruned else RESTORED
     before = layout.metrics(cell).read_bytes()

@@ -8,6 +8,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.statistics import (
     check_same_items,
     compare,
+    compare_texts,
     mcnemar,
     mid_p,
     recovered_share,
@@ -177,3 +178,47 @@ def test_a_null_difference_is_found_in_five_of_a_hundred_repetitions() -> None:
 def test_a_planted_difference_is_found() -> None:
     by_interval, by_test = _simulated(100, 0.4, seed=2)
     assert min(by_interval, by_test) >= 0.95
+
+
+def _texts(log_likelihoods: list[float], tokens: list[int]) -> list[dict]:
+    return [
+        {"text_id": number, "digest": f"d{number}", "tokens": count, "log_likelihood": value}
+        for number, (value, count) in enumerate(zip(log_likelihoods, tokens, strict=True))
+    ]
+
+
+def test_the_loss_of_texts_is_a_token_each_and_drawn_by_text() -> None:
+    """The interval equals that of a bootstrap over texts, drawn one by one."""
+    tokens = [10, 20, 30, 40] * 5
+    generator = np.random.default_rng(0)
+    first, second = (-np.array(tokens) * generator.uniform(low, 5, 20) for low in (4, 3))
+    one, two = _texts(first.tolist(), tokens), _texts(second.tolist(), tokens)
+    found = compare_texts([one], [two], samples=20_000, seed=0)
+    assert found["first"] == pytest.approx(-first.sum() / 500)
+    assert found["difference"] == pytest.approx((first - second).sum() / 500)
+    drawn = generator.integers(0, 20, (20_000, 20))
+    shares = (first - second)[drawn].sum(axis=1) / np.array(tokens)[drawn].sum(axis=1)
+    assert found["ci95"] == pytest.approx(np.quantile(shares, [0.025, 0.975]).tolist(), abs=0.01)
+    same = compare_texts([one], [one], samples=200, seed=0)
+    assert (same["difference"], same["ci95"]) == (0.0, [0.0, 0.0])
+
+
+def test_seeds_of_texts_are_averaged() -> None:
+    low, high = _texts([-10.0, -20.0], [10, 10]), _texts([-30.0, -40.0], [10, 10])
+    found = compare_texts([low], [low, high], samples=200, seed=0)
+    assert (found["first"], found["second"], found["difference"]) == pytest.approx((1.5, 2.5, 1.0))
+
+
+def test_one_text_has_no_interval_and_a_loss_that_is_no_number_no_difference() -> None:
+    one, two = _texts([-10.0], [10]), _texts([-12.0], [10])
+    assert compare_texts([one], [two], samples=200, seed=0) == {
+        "first": 1.0, "second": 1.2, "difference": pytest.approx(0.2), "ci95": None, "n": 1
+    }  # fmt: skip
+    broken = _texts([float("nan"), -1.0], [10, 10])
+    found = compare_texts([_texts([-10.0, -1.0], [10, 10])], [broken], samples=200, seed=0)
+    assert (found["difference"], found["ci95"]) == (None, None)
+
+
+def test_other_texts_are_refused() -> None:
+    with pytest.raises(BadInput, match="different held-out texts"):
+        compare_texts([_texts([-1.0], [10])], [_texts([-1.0], [11])], samples=200, seed=0)

@@ -146,6 +146,20 @@ def test_text_that_got_worse_is_told_wherever_the_verdict_is(
         assert "heads 0.25: other text got worse: perplexity 4.75 on the held-out texts, 3.50 before" in text
 
 
+@pytest.mark.parametrize(("ci95", "told"), [([0.101, 0.402], True), ([-0.01, 0.402], False)])
+def test_text_got_worse_only_beyond_doubt(layout: Layout, ci95: list[float], told: bool) -> None:
+    cell = CELLS[-1]
+    measured, beside = read_json(layout.metrics(cell)), read_json(layout.details(cell))
+    write_document(layout.metrics(cell), measured | {"perplexity": measured["perplexity"] | {"value": 4.75}})
+    found = {"pruned": {"first": 1.0, "second": 1.25, "difference": 0.25, "ci95": ci95, "n": 9}}
+    write_document(layout.details(cell), beside | {"heldout": found})
+    run(CELLS, ReportConfig(), layout)
+    for text in (_texts(layout)["report.md"], _texts(layout)["report.html"]):
+        sentence = "heads 0.25: other text got worse: perplexity 4.75 (loss +0.250 [0.1010, 0.4020] nats a token) on"
+        assert (sentence in text) is told
+        assert f"[{ci95[0]:.4f}, 0.4020]" in text and "0.2500" in text, "of every row, in the table of perplexities"
+
+
 def test_dvc_plots_get_one_row_per_point(made: Layout) -> None:
     rows = list(csv.DictReader((made.report / "plots" / "recovered.csv").open()))
     assert [(row["head_ratio"], float(row["recovered"])) for row in rows] == [
