@@ -7,18 +7,21 @@ Letters: L layers, H heads, D head dim, N samples, R roles, X = H*D.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
+from restorelcc.base.section import Section
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation, write_compensation
 from restorelcc.compensation.fold import check_class_carries
@@ -31,13 +34,13 @@ from restorelcc.models.text import context_length, encode_contrasts, encode_pair
 from restorelcc.release.packed.model import load_packed as load_packed
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
 from restorelcc.stages.compensate import CompensateConfig
+from restorelcc.stages.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
 from restorelcc.stages.extract.decompose import decompose
 from restorelcc.stages.probe import ProbeConfig
-from restorelcc.stages.probe.contrastive import heldout_mask, probe_heads, rank_heads
+from restorelcc.stages.probe.stage import random_scores, ranks, scores_from_activations
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
 from restorelcc.stages.prune.prune import PrunedTensor, check_prunable, prune_model
-from restorelcc.training.attached import HeadCompensation, TrainableCompensation
 from restorelcc.training.compensation import Pairs, fit_compensation
 
 Texts = Sequence[str]
@@ -72,15 +75,51 @@ class Components:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Heads, best first, with the probe's held-out accuracy [L, H]."""
+    """Heads, best first, with what ranks them [L, H]: by default the probe's held-out accuracy."""
 
     heads: list[tuple[int, int]]
-    accuracy_LH: Tensor
+    score_LH: Tensor
 
     def best(self, ratio: float) -> list[tuple[int, int]]:
         """The (layer, head) of the best share of all heads."""
-        layers, heads = self.accuracy_LH.shape
+        layers, heads = self.score_LH.shape
         return self.heads[: chosen_count(ratio, HeadLayout(layers, heads, 1))]
+
+
+# Settings of a section that mean nothing here, and what to do instead.
+_MODEL_SCORES = "it runs the pruned model; the stage `probe` (`restorelcc run`) has it"
+_NOT_OF_PROBE = {
+    "scores": "score is the one that ranks",
+    "margin_samples": _MODEL_SCORES,
+    "max_tokens": _MODEL_SCORES,
+    "token_budget": _MODEL_SCORES,
+}
+_NOT_OF_COMPENSATE = {
+    "task": "give the pairs of that task alone",
+    "examples": "give as many pairs as you want",
+    "auto_ratios": "give the heads of one ratio: ranking.best(0.25)",
+}
+_NOT_OF_PRUNE = {"external": "load the checkpoint that another tool pruned"}
+S = TypeVar("S", bound=Section)
+
+
+def _settings(section: type[S], given: dict[str, Any], unused: Mapping[str, str]) -> S:
+    """The section with these settings. Raises BadInput for one that would be passed over."""
+    for name in given:
+        if name in unused:
+            raise BadInput(f"the setting {name!r} has no meaning here: {unused[name]}")
+    return section(**given)
+
+
+def _check_rows(name: str, rows: Rows, columns: tuple[str, ...]) -> None:
+    """Raises BadInput without rows, or for one that lacks a column."""
+    if not rows:
+        raise BadInput(f"{name} is empty: give rows with the columns {', '.join(columns)}")
+    for number, row in enumerate(rows):
+        if lacking := [column for column in columns if not isinstance(row.get(column), str)]:
+            raise BadInput(
+                f"row {number} of {name} has no text in the column {lacking[0]!r}: give {', '.join(columns)}"
+            )
 
 
 def prune(
@@ -88,10 +127,12 @@ def prune(
 ) -> list[PrunedTensor]:
     """Prune the model in place: `wanda-0.5`, `sparsegpt-2of4`, ... (docs/pruning.md), calibrated on texts.
 
-    settings: fields of the `prune` section of params.yaml. `refined` gives biases to the linears whose class can carry
-    one, and turns them on in model.config. Returns zeros and output error of every weight.
+    settings: fields of the `prune` section of params.yaml; texts are cut to the model's context. `refined` gives biases
+    to the linears whose class can carry one, and turns them on in model.config. Returns zeros and output error of every
+    weight.
     """
-    config, parsed = PruneConfig(**settings), parse_pruning(pruning)
+    config, parsed = _settings(PruneConfig, settings, _NOT_OF_PRUNE), parse_pruning(pruning)
+    config = config.model_copy(update={"sequence_length": context_length(model.config, config.sequence_length)})
     check_prunable(model, parsed, config)
     batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
     if parsed.pruner == "refined" and config.refined.bias:
@@ -113,6 +154,7 @@ def capture(
     responses: read the responses' last tokens too, which is done on the dense model; the pruned one is read at the
     question only.
     """
+    _check_rows("contrast", contrast, ("question", "positive", "negative"))
     tuples = encode_contrasts(tokenizer, contrast, context_length(model.config, max_tokens))
     samples = response_samples(tuples) if responses else question_samples(tuples)
     pad = tokenizer.pad_token_id or 0
@@ -136,24 +178,35 @@ def extract(dense: Activations, pruned: Activations) -> Components:
 
 
 def probe(dense: Activations, pruned: Activations, components: Components, **settings: Any) -> Ranking:
-    """Rank heads by the contrastive probe. RestoreLCC eq. 7. settings: fields of the `probe` section of params.yaml."""
-    config = ProbeConfig(**settings)
-    if dense.positive_LNX is None or dense.negative_LNX is None:
+    """Rank heads by the contrastive probe, RestoreLCC eq. 7, or by another score.
+
+    settings: fields of the `probe` section of params.yaml; score: one that activations alone give, which causal and
+    gradient are not.
+    """
+    config = _settings(ProbeConfig, settings, _NOT_OF_PROBE)
+    if config.score in ("causal", "gradient"):
+        raise BadInput(f"the score {config.score!r} cannot be computed here: {_MODEL_SCORES}")
+    roles = {QUESTION: dense.question_LNX, POSITIVE: dense.positive_LNX, NEGATIVE: dense.negative_LNX}
+    if config.score in ("paper", "relational") and any(role_LNX is None for role_LNX in roles.values()):
         raise BadInput("the dense activations lack the responses: capture(dense, ..., responses=True)")
     component_LHD = main_component(components.directions, components.loadings, config.components)
-    heldout_N = heldout_mask(pruned.question_LNX.shape[1], config.heldout_share, config.seed)
-    scores = [
-        probe_heads(question + component, positive, negative, heldout_N, steps=config.steps,
-                    learning_rate=config.learning_rate, solver=config.solver)
-        for question, component, positive, negative in zip(
-            pruned.heads(pruned.question_LNX), component_LHD, dense.heads(dense.positive_LNX),
-            dense.heads(dense.negative_LNX), strict=True,
-        )
-    ]  # fmt: skip
-    accuracy_LH = torch.stack([score.accuracy_H for score in scores])
-    rank_LH = rank_heads(accuracy_LH, torch.stack([score.log_loss_H for score in scores]))
-    order = rank_LH.flatten().argsort().tolist()
-    return Ranking([pruned.layout.pair(flat) for flat in order], accuracy_LH)
+    columns: dict[str, list[Tensor]] = {}
+    for layer in range(pruned.layout.layers):
+
+        def dense_of(role: str, layer: int = layer) -> Tensor:
+            role_LNX = roles[role]
+            assert role_LNX is not None
+            return dense.heads(role_LNX[layer])
+
+        question_NHD, loadings_HD = pruned.heads(pruned.question_LNX[layer]), components.loadings[layer]
+        found = scores_from_activations(config, component_LHD[layer], loadings_HD, dense_of, question_NHD)
+        for name, score_H in found.items():
+            columns.setdefault(name, []).append(score_H)
+    by_name = {name: torch.stack(parts) for name, parts in columns.items()}
+    if config.score == "random":
+        by_name["random"] = random_scores(pruned.layout, config.seed)
+    order = ranks(by_name, config.score).flatten().argsort().tolist()
+    return Ranking([pruned.layout.pair(flat) for flat in order], by_name[config.score])
 
 
 def compensate(
@@ -165,28 +218,50 @@ def compensate(
     *,
     valid_share: float = 0.1,
     path: Path | str | None = None,
+    dense: PreTrainedModel | None = None,
     **settings: Any,
 ) -> Compensation:
     """Train c = sum beta_i v_i + b for the heads on pairs (columns question, response); the model stays as it is.
 
     The last valid_share of the pairs chooses the learning rate, or no change: then the offsets are zero. With a path,
-    the compensation is also written there. settings: fields of the `compensate` section of params.yaml.
-    RestoreLCC eq. 8.
+    the compensation is also written there. settings: fields of the `compensate` section of params.yaml; `distill`,
+    `start="ridge"` and `start="meanshift"` with sites other than o ask the dense model. Pairs are cut to the model's
+    context. RestoreLCC eq. 8.
     """
-    config = CompensateConfig(**settings)
-    encoded = [encode_pair(tokenizer, row["question"], row["response"], config.max_tokens) for row in pairs]
+    config = _settings(CompensateConfig, settings, _NOT_OF_COMPENSATE)
+    _check_rows("pairs", pairs, ("question", "response"))
+    longest = context_length(model.config, config.max_tokens)
+    encoded = [encode_pair(tokenizer, row["question"], row["response"], longest) for row in pairs]
     held = max(1, round(valid_share * len(encoded)))
     if len(encoded) < 2 or held >= len(encoded):
         raise BadInput(f"{len(encoded)} pairs leave none to train on after {held} for validation: give more pairs")
-    directions_PDD = torch.stack([components.directions[layer, head] for layer, head in heads])
-    initial = HeadCompensation(directions_PDD, heads, initial_std=config.initial_std, seed=config.seed)
-    task = Pairs(encoded[:-held], encoded[-held:], tokenizer.pad_token_id or 0)
-    layout = head_layout(model)
-    best = fit_compensation(model, TrainableCompensation(initial.to(model.device)), task, config, title="compensate")
+    learned, shown = Lessons(), Pairs(encoded[:-held], encoded[-held:], tokenizer.pad_token_id or 0)
+    if needs_dense(config):
+        if dense is None:
+            raise BadInput("these settings learn from the dense model: compensate(..., dense=model)")
+        learned = lessons(dense, config, shown)
+    layout, parts = head_layout(model), {"directions": components.directions, "loadings": components.loadings}
+    with _frozen(model):
+        initial = initial_compensation(model, heads, parts, config, shown, learned)
+        task, guess = training_task(model, shown, config, learned), config.start != "normal"
+        best = fit_compensation(model, initial, shown, config, title="compensate", task=task, guess=guess)
     compensation = best.compensation.frozen(layout)
     if path is not None:
         write_compensation(Path(path), compensation, {}, best.compensation.trained(layout))
     return compensation
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, no parameter of the model takes a gradient."""
+    taking = [part for part in model.parameters() if part.requires_grad]
+    for part in taking:
+        part.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part in taking:
+            part.requires_grad_(True)
 
 
 def fold(model: PreTrainedModel, compensation: Compensation | Tensor | Path | str) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensors import write_tensors
 from restorelcc.stages.evaluate import EvaluateConfig, GenerationConfig
-from restorelcc.stages.evaluate.stage import run_dense
+from restorelcc.stages.evaluate.stage import run_dense, run_pruned
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 
@@ -44,7 +44,7 @@ def recovery_project(root: Path, pairs: int = 24, family: str = "llama", **chang
     save_checkpoint(layout.dense(CELL), model, tokenizer)
     prune_model(model, parse_pruning("wanda-0.5"), [pico.tokens()])
     save_checkpoint(layout.pruned(CELL), model, tokenizer)
-    write_document(layout.pruned(CELL) / "sparsity.json", {"parameters_added": 0})
+    write_document(layout.pruned(CELL) / "sparsity.json", {"layers": [], "parameters_added": 0})
     corpus = layout.corpus(CELL)
     write_texts(corpus / "calibration.parquet", [words(5 + number % 7, number) for number in range(20)])
     write_texts(corpus / "heldout.parquet", [words(8, 100 + number) for number in range(8)])
@@ -60,9 +60,10 @@ def recovery_project(root: Path, pairs: int = 24, family: str = "llama", **chang
 
 
 def evaluated_project(root: Path) -> Layout:
-    """The same, with the dense model's metrics and reference, which every evaluation needs."""
+    """The same, with the metrics of the dense and the pruned model, which every evaluation is held against."""
     layout = recovery_project(root)
     run_dense(Cell(CELL.model), EVALUATE, ENTRY, layout)
+    run_pruned(CELL, EVALUATE, ENTRY, layout)
     return layout
 
 

@@ -74,9 +74,60 @@ def test_what_cannot_be_is_refused() -> None:
     of_pruned = restorelcc.capture(model, tokenizer, _tuples(4), responses=False)
     with pytest.raises(BadInput, match="responses=True"):
         restorelcc.probe(of_pruned, of_pruned, restorelcc.extract(of_pruned, of_pruned))
+    with pytest.raises(BadInput, match="row 1 of contrast has no text in the column 'negative'"):
+        restorelcc.capture(model, tokenizer, [*_tuples(1), {"question": "w3", "positive": "w4"}], responses=True)
+    with pytest.raises(BadInput, match="contrast is empty"):
+        restorelcc.capture(model, tokenizer, [], responses=True)
     with pytest.raises(BadInput, match="give more pairs"):
         rows = [{"question": "w3 w4", "response": "w5"}]
         restorelcc.compensate(model, tokenizer, restorelcc.extract(of_pruned, of_pruned), [(0, 0)], rows)
+
+
+def test_settings_are_followed_or_refused() -> None:
+    tokenizer, dense = pico.word_tokenizer(), pico.pico("llama")
+    pruned = copy.deepcopy(dense).requires_grad_(True)
+    restorelcc.prune(pruned, "magnitude-0.5", tokenizer=tokenizer, texts=["w5 w6 w7 w8 w9"] * 4)
+    rows = _tuples()
+    activations = [restorelcc.capture(each, tokenizer, rows, responses=True) for each in (dense, pruned)]
+    components = restorelcc.extract(*activations)
+    by_mse = restorelcc.probe(*activations, components, score="mse")
+    lost_LHD = activations[0].heads(activations[0].question_LNX - activations[1].question_LNX)
+    expected_LH = lost_LHD.square().mean(dim=(1, 3))
+    torch.testing.assert_close(by_mse.score_LH.float(), expected_LH)
+    assert by_mse.heads[0] == divmod(int(expected_LH.argmax()), pico.HEADS)
+    training = {"epochs": 1, "learning_rates": (0.1,)}
+    pairs = [{"question": row["question"], "response": "w9 w9"} for row in rows]
+
+    def compensate(**settings: Any) -> restorelcc.compensation.compensation.Compensation:
+        heads = by_mse.best(0.25)
+        return restorelcc.compensate(pruned, tokenizer, components, heads, pairs, **training, **settings)
+
+    plain = compensate()
+    assert {site.linear for site in compensate(sites=("o", "down")).sites} == {"mlp.down_proj"}
+    for changes in ({"start": "meanshift"}, {"parts": ("bias",)}, {"distill": {"weight": 1.0}, "dense": dense}):
+        assert not torch.equal(compensate(**changes).offset_LHD, plain.offset_LHD), changes
+    with pytest.raises(BadInput, match=r"compensate\(..., dense=model\)"):
+        compensate(start="ridge")
+    for name, value in (("examples", 2), ("task", "t"), ("auto_ratios", (0.5,))):
+        with pytest.raises(BadInput, match=f"the setting '{name}' has no meaning here"):
+            compensate(**{name: value})
+    for settings in ({"score": "causal"}, {"margin_samples": 3}, {"scores": ("mse",)}):
+        with pytest.raises(BadInput, match=r"no meaning here|cannot be computed here"):
+            restorelcc.probe(*activations, components, **settings)
+    assert all(part.requires_grad and part.grad is None for part in pruned.parameters())
+
+
+def test_sequences_end_where_the_models_context_does() -> None:
+    """A model with learned positions has none beyond it."""
+    tokenizer, model = pico.word_tokenizer(), pico.pico("opt", max_position_embeddings=8)
+    long = " ".join(f"w{3 + n}" for n in range(40))
+    restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts=[long] * 2)
+    rows = [{"question": long, "positive": "w5", "negative": "w6"} for _ in range(4)]
+    found = restorelcc.capture(model, tokenizer, rows, responses=True)
+    pairs = [{"question": long, "response": "w9 w9"}] * 4
+    restorelcc.compensate(
+        model, tokenizer, restorelcc.extract(found, found), [(0, 0)], pairs, epochs=1, learning_rates=(0.1,)
+    )
 
 
 def test_functions_are_plain_and_nothing_is_imported_before_it_is_used() -> None:

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: the same stages everywhere, every import a dependency, paths as in the layout."""
 
 import ast
+import hashlib
 import io
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import networkx
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
@@ -18,7 +20,7 @@ from restorelcc.base.model_entry import USED_BY, ModelEntry
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stages import STAGES
-from restorelcc.pipeline.stale import grid_outs, stale_metrics
+from restorelcc.pipeline.stale import grid_outs, remove_stale_metrics, stale_metrics
 from restorelcc.pipeline.versions import installed, read_groups, read_versions
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.stage import lay_out
@@ -143,6 +145,33 @@ def test_stale_metrics_are_what_no_cell_of_the_grid_writes(tmp_path: Path) -> No
     assert stale == {out for out in metrics if out.startswith("data/metrics/b/")} != set()
     stale = {str(path.relative_to(tmp_path)) for path in stale_metrics(Layout(tmp_path), wide | {"head_ratio": [1]})}
     assert stale == {out for out in metrics if "heads-0.1." in out or "heads-1.0." in out} != set()
+
+
+def test_only_what_dvc_can_bring_back_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = {
+        "e": {"cmd": "x", "matrix": {"model": "${grid.model}"}, "metrics": ["data/metrics/${item.model}/dense.json"]}
+    }
+    own = {"cmd": "x", "matrix": {"seed": [1, 2]}, "outs": ["data/metrics/own-${item.seed}.txt"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages | {"own": own}}))
+    Repo.init(str(tmp_path), no_scm=True).close()
+    names = ("a/dense.json", "b/dense.json", "b/by-hand.json", "notes.md", "own-1.txt")
+    for name in names:
+        path = tmp_path / "data/metrics" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    known = hashlib.md5(b"b/dense.json").hexdigest()
+    cached = tmp_path / ".dvc/cache/files/md5" / known[:2] / known[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_text("b/dense.json")
+    removed = remove_stale_metrics(Layout(tmp_path), {"model": ["a"]})
+    assert [str(path.relative_to(tmp_path)) for path in removed] == ["data/metrics/b/dense.json"]
+    left = {
+        path.relative_to(tmp_path / "data/metrics").as_posix()
+        for path in tmp_path.rglob("data/metrics/*")
+        if path.is_file()
+    }
+    assert {"notes.md", "own-1.txt"} <= left and (tmp_path / "data/metrics/b/by-hand.json").is_file()
+    assert "left as they are: data/metrics/b/by-hand.json, data/metrics/notes.md" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", DVC)

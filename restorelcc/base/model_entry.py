@@ -59,6 +59,20 @@ def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _below(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry's preset and budget stand for, which its own keys override."""
+    below: dict[str, Any] = {}
+    for key, known in (("preset", PRESETS), ("budget", BUDGETS)):
+        named = entry.get(key)
+        below = over(below, known.get(named, {}) if isinstance(named, str) else {})
+    return below
+
+
+def settings_below(entry: dict[str, Any]) -> dict[str, Any]:
+    """The settings among that, by section."""
+    return dict(_below(entry).get("settings", {}))
+
+
 MICROWORLD = "microworld"
 HUB_NAMES = ("c4", "wikitext", "alpaca")  # datasets of the hub that have a name here
 HUB_PREFIX = "hub:"
@@ -233,10 +247,7 @@ class ModelEntry(Section):
     def _over_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        below: dict[str, Any] = {}
-        for key, known in (("preset", PRESETS), ("budget", BUDGETS)):
-            named = given.get(key)
-            below = over(below, known.get(named, {}) if isinstance(named, str) else {})
+        below = _below(given)
         data, presets = given.get("data"), below.get("data", {})
         if isinstance(data, dict) and data.get("instructions") == SELF and "instructions" in presets:
             given = given | {"data": data | {"instructions": OWN_PREFIX + presets["instructions"]}}
@@ -294,3 +305,19 @@ class ModelEntry(Section):
         length = SEQUENCE_LENGTH.get(section)
         own = {length: self.sequence_length} if length and self.sequence_length else {}
         return own | self.settings.get(section, {})
+
+
+def value_at(values: Any, key: tuple[str, ...]) -> Any:
+    """What stands under a key of several parts; None where nothing does."""
+    for name in key:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def name_of_source(entry: ModelEntry, key: tuple[str, ...]) -> str | None:
+    """`budget quick`, `preset package`: what gave an entry this setting; None where it has a value of its own."""
+    for kind, named, known in (("budget", entry.budget, BUDGETS), ("preset", entry.preset, PRESETS)):
+        value = value_at(known.get(named or "", {}).get("settings"), key)
+        if value is not None:
+            return f"{kind} {named}" if value == value_at(entry.settings, key) else None
+    return None

@@ -223,7 +223,8 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: Resu
     checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
     check_versions(layout.root)
     with stage_running(layout, "report"):
-        remove_stale_metrics(layout, checked.grid.model_dump())
+        if not set_:  # a view of another grid, for once, leaves everything as it is
+            remove_stale_metrics(layout, checked.grid.model_dump())
         results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:
         say(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", "warning")

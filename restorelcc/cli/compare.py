@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIRST = Annotated[Path, typer.Argument(metavar="A.json", help="metrics that an evaluate stage wrote")]
 SECOND = Annotated[Path, typer.Argument(metavar="B.json", help="metrics of the model to compare with it")]
-_SAME = ("perplexity", "bits_per_byte", "sparsity", "params_added")
+_SAME = ("bits_per_byte", "sparsity", "params_added")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int
     from restorelcc.stages.evaluate import statistics
 
     sides = [[_read(path) for path in side] for side in (first, second)]
+    for side in sides:
+        _check_seeds(side)
     base, *others = [*sides[0], *sides[1]]
     for other in others:
         again = evaluated_again(base.cell, other.cell)
@@ -93,12 +95,31 @@ def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int
     return {"a": shown[0], "b": shown[1], **found, "method": "paired bootstrap, McNemar mid-p", "samples": samples}
 
 
+def _check_seeds(side: list[Result]) -> None:
+    """Raises BadInput for a file that is there twice, and for one of something else than training seeds differ in."""
+    paths = [each.path.resolve() for each in side]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise BadInput(f"{twice} is given twice as one side: a training seed counts once")
+    for each in side[1:]:
+        first, other = ((cell.pruning, cell.head_ratio, cell.recovery) for cell in (side[0].cell, each.cell))
+        if first != other:
+            raise BadInput(
+                f"{each.path} is of {each.cell} ({each.cell.kind}) and {side[0].path} of {side[0].cell} "
+                f"({side[0].cell.kind}): one side is one pruning and one way to recover, with several training seeds"
+            )
+
+
 def _side(side: list[Result]) -> dict[str, Any]:
-    metrics, means = side[0].metrics, [each.metrics["mean"] for each in side]
-    shown = {"file": str(side[0].path), "name": _name(metrics), "seeds": len(side)}
-    shown |= {"mean": None if None in means else sum(means) / len(means)}
-    shown |= {name: metrics.get(name) for name in _SAME}
-    return shown | {"perplexity": metrics["perplexity"]["value"]}
+    shown = {"file": str(side[0].path), "name": _name(side[0].metrics), "seeds": len(side)}
+    shown |= {name: _mean([each.metrics.get(name) for each in side]) for name in ("mean", *_SAME)}
+    return shown | {"perplexity": _mean([each.metrics["perplexity"]["value"] for each in side])}
+
+
+def _mean(values: list[Any]) -> Any:
+    """Of all seeds; None where one has no number. Equal numbers stay as they are."""
+    if None in values or len(set(values)) == 1:
+        return None if None in values else values[0]
+    return sum(values) / len(values)
 
 
 def _other_metric(name: str, sides: list[list[Result]], samples: int, seed: int) -> dict[str, Any]:

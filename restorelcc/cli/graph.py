@@ -39,7 +39,11 @@ def graph(
     from restorelcc.base.documents import read_yaml
     from restorelcc.pipeline.params import load_params
 
-    stages, runs = stage_graph(read_yaml(pipeline)["stages"]), run_counts(load_params(params))
+    content = read_yaml(pipeline)
+    found = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise BadInput(f"{pipeline} has no stages: restore it from git, or make a project with `restorelcc init`")
+    stages, runs = stage_graph(found), run_counts(load_params(params), found)
     stages.remove_nodes_from([name for name in list(stages) if not runs[name]])
     if as_json:
         told = [{"stage": name, "runs": runs[name], "after": sorted(stages.predecessors(name))} for name in stages]
@@ -79,14 +83,17 @@ def _touch(one: str, other: str) -> bool:
     return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
-def run_counts(params: Any) -> dict[str, int]:
-    """How often each stage runs for the grid."""
-    from restorelcc.pipeline.stages import STAGES
+def run_counts(params: Any, stages: dict[str, Any]) -> dict[str, int]:
+    """How often each stage of dvc.yaml runs for the grid, one of the user's own too."""
+    from restorelcc.pipeline.stale import axis_values
 
-    counts = {"inputs": len(params.grid.model), "report": 1}
-    for name, stage in STAGES.items():
-        counts[name] = math.prod(len(getattr(params.grid, values)) for values in stage.matrix.values())
-    return counts
+    grid = params.grid.model_dump()
+    return {
+        name: math.prod(len(axis_values(values, grid)) for values in stage.get("matrix", {}).values())
+        if isinstance(stage, dict)
+        else 1
+        for name, stage in stages.items()
+    }
 
 
 def mermaid_lines(stages: networkx.DiGraph, runs: dict[str, int]) -> list[str]:

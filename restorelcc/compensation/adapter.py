@@ -14,6 +14,7 @@ from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.manifest import check_folder
 from restorelcc.models.architectures import prunable_linears
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REMASKED = "merged, zeros put back"
 MERGED = ("merged", REMASKED)
 
@@ -37,8 +38,8 @@ def with_adapter(network: PreTrainedModel, adapter: Path, variant: str | None) -
 
 def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
     """The model with the adapter beside its weights. Raises BadInput without a safetensors file: no pickle is read."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise BadInput(f"{folder} holds no adapter_model.safetensors: run the stage that writes it (dvc repro)")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise BadInput(f"{folder} holds no {ADAPTER_WEIGHTS}: run the stage that writes it (dvc repro)")
     check_folder(folder)
     try:
         return PeftModel.from_pretrained(model, folder).eval()

@@ -176,7 +176,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def context_of(folder: Path, max_tokens: int) -> int:
     """How long a sequence the model may read: max_tokens, or its own context where that is shorter."""
-    return context_length(loaded_config(local_folder(folder, weights=False)).get_text_config(), max_tokens)
+    return context_length(loaded_config(local_folder(folder, weights=False)), max_tokens)
 
 
 def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

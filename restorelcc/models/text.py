@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.response_mask import SplitIds, split_pairs
@@ -140,9 +140,10 @@ def batches_of_equal_length(lengths: list[int], token_budget: int) -> Iterator[l
         yield from (positions[start : start + rows] for start in range(0, len(positions), rows))
 
 
-def context_length(config: object, max_tokens: int) -> int:
-    """How long a sequence may be: max_tokens, or the model's own context where that is shorter."""
-    return min(max_tokens, getattr(config, "max_position_embeddings", None) or max_tokens)
+def context_length(config: PreTrainedConfig, max_tokens: int) -> int:
+    """How long a sequence may be: max_tokens, or the model's own context where that is shorter. config: a model's, also
+    of one that sees images, whose context is that of its text."""
+    return min(max_tokens, getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens)
 
 
 def tokens_without_row(tokenizer: PreTrainedTokenizerBase, config: object) -> dict[str, int]:

@@ -14,6 +14,7 @@ import yaml
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.data_files import data_files, path_of
+from restorelcc.base.documents import read_text, read_yaml
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import OWN_PREFIX, SELF
@@ -79,6 +80,7 @@ def run_chain(request: Request) -> Restored:
         raise BadInput(
             f"the work folder {request.work} cannot be made ({error.strerror}): give another one by --work"
         ) from error
+    _check_work(request.work)
     layout = Layout(request.work.resolve())
     write_project(layout.root, yaml.safe_dump(content, sort_keys=False))
     init_scratch(layout.root)
@@ -86,6 +88,24 @@ def run_chain(request: Request) -> Restored:
     own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[target].axes})
     reproduce(layout, stage_name(target, own) if request.heldout is None else MEASURED, "restore")
     return Restored(cell, layout, params)
+
+
+def _check_work(folder: Path) -> None:
+    """Raises BadInput for a folder that an earlier `restore` has not made: its files would be replaced."""
+    found = sorted(path.name for path in folder.iterdir())
+    if not found:
+        return
+    try:
+        params = read_yaml(folder / "params.yaml")
+    except BadInput:
+        params = None
+    own = isinstance(params, dict) and list(params.get("models") or {}) == [MODEL]
+    config = folder / ".dvc" / "config"
+    if not own or (config.is_file() and "no_scm" not in read_text(config)):
+        raise BadInput(
+            f"--work {folder} holds {found[0]!r} and was not made by `restore`, which would replace what is there: "
+            "give an empty folder, or that of an earlier `restore`"
+        )
 
 
 def _project(request: Request) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from pydantic import Field, ValidationError
 
 from restorelcc.base.cell import AUTO, Cell, check_alias, check_name, ratio_label
 from restorelcc.base.errors import BadInput
-from restorelcc.base.model_entry import SEQUENCE_LENGTH, TASK_FORMS, ModelEntry, over
+from restorelcc.base.model_entry import (
+    SEQUENCE_LENGTH,
+    TASK_FORMS,
+    ModelEntry,
+    name_of_source,
+    over,
+    settings_below,
+    value_at,
+)
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
 from restorelcc.base.recoveries import check_recovery
 from restorelcc.base.section import Section, sentence, unknown
@@ -150,12 +158,20 @@ def _over_settings(entry: dict[str, Any], key: tuple[str, ...], value: Any) -> N
     """What is set for a section holds for a model too that has a value of its own for it."""
     *parents, last = ("settings", *key)
     inner: Any = entry
+    if value_at(settings_below(entry), key) is not None:
+        entry["settings"] = over(entry.get("settings") or {}, _nested(key, value))
     if len(key) == 2 and key[1] == SEQUENCE_LENGTH.get(key[0]) and entry.get("sequence_length"):
         entry["settings"] = over({key[0]: {last: value}}, entry.get("settings") or {})
     for parent in parents:
         inner = inner.get(parent) if isinstance(inner, dict) else None
     if isinstance(inner, dict) and last in inner:
         inner[last] = value
+
+
+def _nested(key: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for name in reversed(key):
+        value = {name: value}
+    return dict(value)
 
 
 def hidden_changes(params: Params) -> list[str]:
@@ -168,11 +184,14 @@ def hidden_changes(params: Params) -> list[str]:
             changes = params.models[alias].section_changes(name)
             own, default = params.section(alias, name).model_dump(mode="json"), type(section)().model_dump(mode="json")
             for key, given in _leaves(section.model_dump(mode="json"), changes):
-                if given not in (_at(default, key), _at(own, key)):
-                    sentences.append(
-                        f"{'.'.join((name, *key))} is {given} and does not count for {alias}, whose entry in `models` "
-                        f"has {_at(own, key)}: change it there"
-                    )
+                if given not in (value_at(default, key), value_at(own, key)):
+                    said = f"{'.'.join((name, *key))} is {given} and does not count for {alias}, whose"
+                    source = name_of_source(params.models[alias], (name, *key))
+                    where = f"entry in `models` has {value_at(own, key)}: change it there"
+                    if source is not None:
+                        path = ".".join(("models", alias, "settings", name, *key))
+                        where = f"{source} has {value_at(own, key)}: give {path} instead"
+                    sentences.append(f"{said} {where}")
     return sentences
 
 
@@ -184,12 +203,6 @@ def _leaves(values: Any, changes: dict[str, Any], above: tuple[str, ...] = ()) -
             yield from _leaves(value, change, (*above, name))
         else:
             yield (*above, name), value
-
-
-def _at(values: Any, key: tuple[str, ...]) -> Any:
-    for name in key:
-        values = values.get(name) if isinstance(values, dict) else None
-    return values
 
 
 def _check_external(params: Params, model: str, pruning: str) -> None:

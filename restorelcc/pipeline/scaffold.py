@@ -48,7 +48,7 @@ def pipeline() -> str:
 
 def write_project(folder: Path, params: str) -> None:
     """Write the files of a project and replace existing ones; files that are already right are not touched."""
-    files = {"dvc.yaml": pipeline(), "params.yaml": params}
+    files = {"params.yaml": params, "dvc.yaml": pipeline()}  # the first says whose folder it is
     files |= {name: template(name[1:]) for name in _IGNORED}
     for group, packages in GROUPS.items():
         files[f"{FOLDER}/{group}"] = "".join(f"{name}=={installed(name) or ABSENT}\n" for name in packages)

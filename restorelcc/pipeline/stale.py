@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -9,20 +10,38 @@ from typing import Any
 
 from restorelcc.base.documents import read_yaml
 from restorelcc.base.layout import Layout
+from restorelcc.base.progress import notice
 
 
 def remove_stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
-    """Delete from data/metrics all files that no stage of the grid writes, so that it has only the grid's cells.
-
-    DVC's cache keeps them: when a cell comes back into the grid, its metrics come back without being computed.
+    """Delete from data/metrics the files that no stage of the grid writes and DVC's cache has: when a cell comes back
+    into the grid, its metrics come back without being computed. What the cache has not stays, and that is told.
     """
-    stale = stale_metrics(layout, grid)
+    found = stale_metrics(layout, grid)
+    stale = _kept_by_dvc(found, layout.root) if found else []
+    if own := [str(path.relative_to(layout.root)) for path in found if path not in stale]:
+        more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+        notice("report", f"no result of the grid, and left as they are: {', '.join(own[:3])}{more}")
     for path in stale:
         path.unlink(missing_ok=True)
     for folder in sorted({path.parent for path in stale}, reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
     return stale
+
+
+def _kept_by_dvc(paths: list[Path], root: Path) -> list[Path]:
+    """Those whose content is in DVC's cache."""
+    if not (root / ".dvc").is_dir():
+        return []
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        return [
+            path
+            for path in paths
+            if repo.cache.local.exists(hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest())
+        ]
 
 
 def stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
@@ -45,11 +64,19 @@ def _lists(stage: dict[str, Any]) -> list[str]:
     return [values for values in stage.get("matrix", {}).values() if isinstance(values, str)]
 
 
+def axis_values(values: Any, grid: dict[str, Any]) -> list[Any]:
+    """Of an axis of a matrix: a list of its own, or one of the grid's; of anything else none are known here."""
+    if isinstance(values, list):
+        return values
+    name = str(values).removeprefix("${grid.").removesuffix("}")
+    return list(grid.get(name, []))
+
+
 def grid_outs(pipeline: dict[str, Any], grid: dict[str, Any]) -> set[str]:
     """Paths that the stages of dvc.yaml write for a grid: outs, metrics and plots of every cell."""
     outs = set()
     for stage in pipeline["stages"].values():
-        axes = {axis: grid[values[len("${grid.") : -1]] for axis, values in stage.get("matrix", {}).items()}
+        axes = {axis: axis_values(values, grid) for axis, values in stage.get("matrix", {}).items()}
         entries = [out for section in ("outs", "metrics", "plots") for out in stage.get(section, [])]
         paths = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
         for values in itertools.product(*axes.values()):

@@ -5,6 +5,9 @@ Letters: O output features (rows), I input features (columns).
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -18,7 +21,8 @@ _SELECTED_FROM = 64  # scores of a row; shorter ones are put in order sooner tha
 def pruned_count(inputs: int, sparsity: Sparsity) -> int:
     """Zeros that every row of `inputs` weights gets: floor(fraction * I), or floor(I / M) * (M - N) for N:M."""
     if sparsity.group is None or sparsity.keep is None:
-        return int(inputs * sparsity.fraction)
+        # Of the decimal as it is written: in binary, 0.29 * 1600 is 463.99...
+        return math.floor(inputs * Fraction(str(sparsity.fraction)))
     return inputs // sparsity.group * (sparsity.group - sparsity.keep)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.hooks import hooked
+from restorelcc.sparsity.patterns import rounded, without_chance_zeros
 
 
 class WeightChange(Protocol):
@@ -105,7 +106,8 @@ def attached_weights(model: nn.Module, linears: dict[str, nn.Linear], change: We
 
 @torch.no_grad()
 def apply_change(linears: dict[str, nn.Linear], change: WeightChange) -> None:
-    """Write W + change into the weights. Every zero stays zero when the change is zero there."""
+    """Write W + change into the weights: zeros stay zeros where the change is zero, and no other weight becomes one."""
     for name, change_OI in change.changes().items():
         weight = linears[name].weight
-        weight.copy_((weight.float() + change_OI.to(weight.device)).to(weight.dtype))
+        changed_OI = weight.float() + change_OI.to(weight.device)
+        weight.copy_(rounded(without_chance_zeros(changed_OI, weight), weight.dtype))

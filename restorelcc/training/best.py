@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from restorelcc.base.progress import notice
 from restorelcc.training.config import FitConfig
-from restorelcc.training.loop import Fitted, Stores, Task, fit, validated
+from restorelcc.training.loop import Diverged, Fitted, Stores, Task, fit, validated
 
 # What the parameters are before training. "unchanged": the model computes with them what it computes without them, as
 # with LoRA's B = 0. "random": it does so with zeros in their place. "guess": likewise, and they are a candidate too.
@@ -37,6 +37,7 @@ class Choice:
     runs: list[Fitted]
     unchanged_loss: float | None = None
     start_loss: float | None = None
+    diverged: list[float] = field(default_factory=list)  # rates whose runs ended in numbers that are not finite
 
     @property
     def unchanged(self) -> bool:
@@ -63,7 +64,7 @@ class Choice:
             "chosen": chosen,
             "candidates": candidates,
             "runs": [run.as_json() for run in self.runs],
-        }
+        } | ({"diverged": self.diverged} if self.diverged else {})
 
 
 def fit_best(
@@ -79,20 +80,29 @@ def fit_best(
     """Train `trained` from where it is with every rate; it ends as the best candidate, which may be no change at all.
 
     may_stay: whether no change is a candidate; otherwise the best run is taken, even if it is worse than no change.
+    A rate with which training diverges is no candidate, and that is told. Raises Diverged where it does with all.
     """
     named = {name: part for name, part in trained.named_parameters() if part.requires_grad}
     before = kept = _copies(named)
     best: Fitted | None = None
-    runs = []
+    runs: list[Fitted] = []
+    diverged: list[float] = []
     for rate in config.learning_rates:
         _restore(named, before)
         store = stores.of(f"rate-{rate:g}") if stores is not None else None
-        fitted = fit(trained, task, config, learning_rate=rate, title=f"{title} (lr {rate:g})", store=store)
+        try:
+            fitted = fit(trained, task, config, learning_rate=rate, title=f"{title} (lr {rate:g})", store=store)
+        except Diverged as problem:
+            if not runs and rate == config.learning_rates[-1]:
+                raise
+            notice(title, f"{problem}; this rate is no candidate")
+            diverged.append(rate)
+            continue
         if best is None or fitted.valid_loss < best.valid_loss:
             best, kept = fitted, _copies(named)  # only the best one's parameters are kept
         runs.append(fitted)
     assert best is not None
-    choice = Choice("training", best.valid_loss, best, runs)
+    choice = Choice("training", best.valid_loss, best, runs, diverged=diverged)
     if may_stay:
         choice = _against_no_change(trained, task, choice, start, title)
     if choice.unchanged and start != "unchanged":
@@ -119,7 +129,9 @@ def _against_no_change(trained: nn.Module, task: Task, choice: Choice, start: St
         kept = "nothing is changed" if least == "no change" else "the start is kept"
         told = f"loss {losses[least]:.4f}, {choice.valid_loss:.4f} at best after training"
         notice(title, f"{REASONS[least]} ({told}): {kept}")
-    return Choice(least, losses[least], choice.run, choice.runs, unchanged, losses.get("start"))
+    return Choice(
+        least, losses[least], choice.run, choice.runs, unchanged, losses.get("start"), diverged=choice.diverged
+    )
 
 
 def _copies(named: dict[str, nn.Parameter]) -> dict[str, Tensor]:

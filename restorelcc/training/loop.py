@@ -45,6 +45,10 @@ class Fitted:
         return {name: value for name, value in asdict(self).items() if name not in ("epoch_loss", "stopped")}
 
 
+class Diverged(StageFailed):
+    """A loss or gradient of a run is no longer a finite number."""
+
+
 class Store(Protocol):
     """Where a run's state is kept, so that an interrupted run continues there."""
 
@@ -83,8 +87,8 @@ def fit(
 ) -> Fitted:
     """Train the parameters of `trained` that require a gradient; with `store`, go on from the last saved state.
 
-    An interrupted and continued run gives the same bits as one that was not. Raises StageFailed, naming the step, when
-    the loss or its gradient is no longer a finite number, and when another of several processes is gone.
+    An interrupted and continued run gives the same bits as one that was not. Raises Diverged, naming the step, when the
+    loss or its gradient is no longer a finite number, and StageFailed when another of several processes is gone.
     """
     run = _Run(trained, task, config, learning_rate, title, store)
     with _together(run.accelerator, title):
@@ -204,7 +208,7 @@ class _Run:
         loss, norm = self._gathered(summed)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss's gradient is {norm}"
-            raise StageFailed(self._failure(what, self.state.steps + 1))
+            raise Diverged(self._failure(what, self.state.steps + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.state.learning_rate * (1 - self.state.steps / self.total)
         self.optimizer.step()
@@ -237,7 +241,7 @@ class _Run:
         state.epoch_loss = 0.0
         state.valid_losses.append(_validated(self.task, self.accelerator))
         if not math.isfinite(state.valid_losses[-1]):
-            raise StageFailed(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
+            raise Diverged(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
         patience = self.config.patience
         if patience is None or state.valid_losses[-1] <= min(state.valid_losses):
             self.best = {name: part.detach().clone() for name, part in self.named.items()}

@@ -75,6 +75,19 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     assert found["b"]["mean"] == pytest.approx(0.5)
 
 
+def test_one_side_is_one_model_with_several_seeds(tmp_path: Path) -> None:
+    base = _result(tmp_path, "a", [1, 0, 1, 0])
+    seeds = [_result(tmp_path, f"b{n}", [1, 0, 1, n], number=3) for n in (0, 1)]
+    changed = read_json(seeds[1])
+    write_document(seeds[1], changed | {"perplexity": changed["perplexity"] | {"value": 4.5}})
+    found = comparison([base], seeds, samples=200, seed=0)
+    assert found["b"]["perplexity"] == pytest.approx((3.5 + 4.5) / 2)
+    with pytest.raises(BadInput, match=r"one side is one pruning and one way to recover, with several training seeds"):
+        comparison([base], [seeds[0], base], samples=200, seed=0)
+    with pytest.raises(BadInput, match="is given twice as one side"):
+        comparison([base], [seeds[0], seeds[0]], samples=200, seed=0)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     first = _result(tmp_path, "a", [1, 0, 1, 0])
     with pytest.raises(BadInput, match="answered different items of task 't0'"):

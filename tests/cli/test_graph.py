@@ -26,7 +26,9 @@ def test_a_stage_waits_for_those_whose_outputs_it_reads() -> None:
 
 def test_runs_are_counted_by_the_grid() -> None:
     params = load_params(ROOT / "params.yaml", ("grid.pruning=[wanda-0.5,wanda-0.6]", "grid.head_ratio=[0.1,0.2,0.3]"))
-    counts = run_counts(params)
+    own = {"own": {"cmd": "x", "matrix": {"seed": [1, 2], "model": "${grid.model}"}}, "once": {"cmd": "x"}}
+    counts = run_counts(params, yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"] | own)
+    assert (counts["own"], counts["once"]) == (2, 1), "stages of the user's own"
     assert {name: counts[name] for name in ("dense", "prune", "compensate", "recover", "report")} == {
         "dense": 1,
         "prune": 2,
@@ -53,3 +55,11 @@ def test_the_table_fits_eighty_columns_and_the_picture_is_an_svg(tmp_path: Path)
         CliRunner().invoke(
             app, ["graph", "--params", PARAMS, "--svg", str(tmp_path / "no" / "g.svg")], catch_exceptions=False
         )
+
+
+@pytest.mark.parametrize("text", ["", "plots: []\n", "stages: 3\n"])
+def test_a_pipeline_without_stages_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "dvc.yaml").write_text(text)
+    with pytest.raises(BadInput, match=r"dvc\.yaml has no stages|dvc\.yaml"):
+        CliRunner().invoke(app, ["graph", "--params", str(tmp_path / "params.yaml")], catch_exceptions=False)

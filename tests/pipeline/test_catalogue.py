@@ -17,7 +17,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.cli.app import app
-from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.params import hidden_changes, load_params
 from restorelcc.pipeline.plan_costs import START
 from restorelcc.pipeline.plan_work import task_items
 from restorelcc.release.export.cell import cell_options
@@ -142,6 +142,37 @@ def test_what_the_command_line_sets_counts_for_models_with_a_value_of_their_own(
     assert lengths == [64, 512]
     params = load_params(SHIPPED, ("prune.samples=9", "models.tiny.settings.prune.samples=8"))
     assert params.section("tiny", "prune").samples == 8, "the last one counts"
+
+
+def test_what_the_command_line_sets_goes_before_a_budget_and_a_preset() -> None:
+    """`smollm2-135m-pip` has the budget `quick` and the preset `package`."""
+    name = "smollm2-135m-pip"
+    assert load_params(SHIPPED).section(name, "prune").samples == 16
+    params = load_params(
+        SHIPPED,
+        ("prune.samples=64", "compensate.epochs=5", "evaluate.generation.prompts=3", "evaluate.datasets=/data"),
+    )
+    assert params.section(name, "prune").samples == 64
+    assert params.section(name, "prune").sequence_length == 512, "the rest of the budget holds"
+    assert params.section(name, "compensate").epochs == 5
+    evaluate = params.section(name, "evaluate")
+    assert (evaluate.generation.prompts, evaluate.generation.new_tokens, evaluate.limit) == (3, 24, 200)
+    assert evaluate.datasets == "/data"
+
+
+def test_check_names_the_budget_that_hides_a_section(tmp_path: Path) -> None:
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["grid"]["model"], content["prune"]["samples"] = ["smollm2-135m-pip"], 99
+    params = load_params(_written(tmp_path, content))
+    assert hidden_changes(params) == [
+        "prune.samples is 99 and does not count for smollm2-135m-pip, whose budget quick has 16: give "
+        "models.smollm2-135m-pip.settings.prune.samples instead"
+    ]
+
+
+def _written(folder: Path, content: dict) -> Path:
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    return folder / "params.yaml"
 
 
 @pytest.mark.parametrize(

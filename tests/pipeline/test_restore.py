@@ -20,6 +20,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.pipeline.scaffold import new_project
 from restorelcc.release.verify.verify import subject, verify
 from tests import pico
 from tests.here import stages_run_here
@@ -277,6 +278,21 @@ def test_bad_input_is_one_sentence(given: Path, tmp_path: Path, changes: dict[st
     with pytest.raises(BadInput, match=message):
         CliRunner().invoke(app, ["restore", *arguments], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_work_folder_that_restore_has_not_made_is_left_alone(given: Path, tmp_path: Path) -> None:
+    """Its parameters, cache and remotes would be lost."""
+    project = tmp_path / "project"
+    new_project(project)
+    kept = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and ".git" not in path.parts}
+    options = ["--dense", given / "dense", "--pruned", given / "pruned", "--instructions", given / "pairs.jsonl"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "dvc.yaml").write_text("stages: {}")
+    for folder in (project, tmp_path / "other"):
+        with pytest.raises(BadInput, match=r"was not made by `restore`, which would replace what is there"):
+            arguments = [*options, "--out", tmp_path / "out", "--work", folder]
+            CliRunner().invoke(app, ["restore", *map(str, arguments)], catch_exceptions=False)
+    assert kept == {path: path.read_bytes() for path in kept}
 
 
 def test_the_model_may_write_its_data_itself(tmp_path: Path) -> None:

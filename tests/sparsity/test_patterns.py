@@ -5,7 +5,7 @@ import torch
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import Sparsity, parse_pruning
-from restorelcc.sparsity.patterns import lowest, removal_mask, rounded, without_chance_zeros
+from restorelcc.sparsity.patterns import lowest, pruned_count, removal_mask, rounded, without_chance_zeros
 from tests.zeros import holds_pattern
 
 
@@ -13,6 +13,12 @@ from tests.zeros import holds_pattern
 def test_a_fraction_removes_the_same_count_from_every_row(fraction: float) -> None:
     mask = removal_mask(torch.rand(7, 30), Sparsity(fraction))
     assert mask.sum(dim=1).tolist() == [int(30 * fraction)] * 7
+
+
+def test_a_fraction_is_the_decimal_that_it_is_written_as() -> None:
+    """In binary, 0.29 * 1600 is 463.99..."""
+    for name, inputs, zeros in (("0.29", 1600, 464), ("0.57", 1600, 912), ("0.58", 1600, 928), ("0.5", 7, 3)):
+        assert pruned_count(inputs, parse_pruning(f"wanda-{name}").sparsity) == zeros
 
 
 @pytest.mark.parametrize(("keep", "group"), [(2, 4), (1, 4), (4, 8)])

@@ -53,8 +53,10 @@ def _by_layer(table: list[dict[str, Any]], column: str, layers: int) -> list[lis
 
 
 def lost_energy(components: Path) -> list[list[float]]:
-    """Per layer, the share of its lost energy in each component: mean over heads of sigma_i^2 / sum_j sigma_j^2."""
+    """Per layer, the share of its lost energy in each component: mean over the heads that lost any of
+    sigma_i^2 / sum_j sigma_j^2."""
     values_LHD = read_tensors(components, ("singular_values",))[0]["singular_values"].double().square()
     total_LH1 = values_LHD.sum(-1, keepdim=True)
     shares_LHD = values_LHD / total_LH1.clamp_min(1e-300)
-    return [[float(share) for share in layer_D] for layer_D in shares_LHD.mean(dim=1)]
+    mean_LD = shares_LHD.sum(dim=1) / (total_LH1 > 0).sum(dim=1).clamp_min(1)
+    return [[float(share) for share in layer_D] for layer_D in mean_LD]

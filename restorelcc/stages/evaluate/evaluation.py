@@ -19,7 +19,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import MEASURED, SAMPLES, TEXT_SCORES, read_texts, write_table
-from restorelcc.compensation.adapter import with_adapter
+from restorelcc.compensation.adapter import ADAPTER_WEIGHTS, with_adapter
 from restorelcc.compensation.file import check_ratio, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
@@ -34,7 +34,7 @@ from restorelcc.stages.evaluate.local_data import datasets_under
 from restorelcc.stages.evaluate.measured import how_without_tasks, with_tasks
 from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, text_scores, word_perplexity
 from restorelcc.stages.evaluate.reference import Reference, dense_reference, read_reference, write_reference
-from restorelcc.stages.evaluate.rivals import packed_bytes
+from restorelcc.stages.evaluate.rivals import packed_bytes, stored_bytes
 from restorelcc.stages.evaluate.tasks import load_tasks, selected_tasks
 from restorelcc.stages.evaluate.versus import Outcome, averaged_tasks, check_alike, versus
 
@@ -83,7 +83,7 @@ class Evaluation:
         self.reference: Reference | None = None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
         asked = max(LONGEST, config.perplexity_tokens)
-        limits["context"] = context_length(self.network.config.get_text_config(), asked)
+        limits["context"] = context_length(self.network.config, asked)
         self.fingerprint: Fingerprint = how_without_tasks(
             self.tokenizer, self.texts, dtype=self.network.dtype, **limits
         )
@@ -112,14 +112,15 @@ class Evaluation:
         if self.cell.head_ratio == AUTO:
             self.metrics |= {"head_ratio": float(metadata["head_ratio"]), "head_ratio_auto": True}
         self.metrics["params_trained"] = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
-        self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
+        self.metrics["file_bytes"] += added * stored_bytes(self.network, self.metrics["file_bytes"])
         return before
 
     def adapt(self, adapter: Path, variant: str | None) -> None:
         """Put an adapter beside the weights, or merge it as the variant says."""
         self.network, added = with_adapter(self.network, adapter, variant)
         self.metrics["params_added"] += added
-        self.metrics["file_bytes"] += added * next(self.network.parameters()).element_size()
+        if variant is None:
+            self.metrics["file_bytes"] += (adapter / ADAPTER_WEIGHTS).stat().st_size
 
     def measure(self, before: cost.Biases | None = None) -> None:
         """Quality, continuations and latency. before: biases of the model before it was restored."""
@@ -162,7 +163,7 @@ class Evaluation:
     def _measure_perplexity(self, of_blocks: bool) -> None:
         model, tokenizer, texts = self.network, self.tokenizer, self.texts
         corpus = {"corpus": "heldout"}
-        tokens = context_length(model.config.get_text_config(), self.config.perplexity_tokens)
+        tokens = context_length(model.config, self.config.perplexity_tokens)
         window = min(tokens, longest(model))
         self.scored_texts = text_scores(model, tokenizer, texts, tokens)
         self.metrics["perplexity"] = corpus | document_perplexity(self.scored_texts)

@@ -51,6 +51,7 @@ def run_harness(
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # a second try draws the examples of the first
         arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
+        arguments["softmax_dtype"] = "float32"  # as shared_prefix.py has it: bfloat16 would tie choices
         if batch_size == "auto":
             lm = budgeted_lm(sharing(huggingface.HFLM, budget), budget, **arguments)
         else:
@@ -81,7 +82,7 @@ def asked_items(loaded: dict[str, Any], limit: int | None) -> dict[str, Any]:
 
 def longest(model: PreTrainedModel) -> int:
     """Tokens of the longest sequence: the model's context, at most 2,048."""
-    return context_length(model.config.get_text_config(), LONGEST)
+    return context_length(model.config, LONGEST)
 
 
 def task_metrics(

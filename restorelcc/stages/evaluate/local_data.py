@@ -35,8 +35,13 @@ def local_data(
             if folder is None:
                 # The user's files are read again each time: the library's cache knows them by name, size and time.
                 own = {"cache_dir": cache} if path in _READERS or Path(path).exists() else {}
-                if path in _READERS and root is not None and arguments.get("data_files") is not None:
-                    arguments["data_files"] = _rooted(arguments["data_files"], root, task or path)
+                if path in _READERS and root is not None:
+                    base, beside = root, arguments.get("data_dir")
+                    if isinstance(beside, str) and "://" not in beside:
+                        base = root / Path(beside).expanduser()
+                        arguments["data_dir"] = str(base)
+                    if arguments.get("data_files") is not None:
+                        arguments["data_files"] = _rooted(arguments["data_files"], base, task or path)
                 return original(path=path, name=name, **own | arguments)
             kind, files = split_files(folder, name)
             loaded = original(path=kind, data_files=files, cache_dir=cache)
@@ -59,8 +64,9 @@ def local_data(
 
 
 def _rooted(files: Any, root: Path, task: str) -> Any:
-    """data_files whose relative paths count from the project's folder, as everywhere; addresses stay as they are, and
-    a folder becomes the list of its files. Raises BadInput for a file that holds no data by its first bytes."""
+    """data_files whose relative paths count from `root`: the project's folder, or the task's data_dir. Addresses stay
+    as they are, and a folder becomes the list of its files. Raises BadInput for a file that holds no data by its first
+    bytes."""
     if isinstance(files, dict):
         return {split: _rooted(each, root, task) for split, each in files.items()}
     if isinstance(files, list | tuple):

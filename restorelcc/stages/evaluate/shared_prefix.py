@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from restorelcc.activations.packing import Tree, can_pack, lines_of, model_inputs, padded, trees_of
-from restorelcc.base.errors import first_line
+from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.progress import notice, progress
 from restorelcc.models.hooks import logits_at
 from restorelcc.models.runtime import positions_at_once
@@ -39,7 +39,14 @@ Result = tuple[float, bool]  # log P(continuation | context), and whether each o
 
 
 def scored(requests: Sequence[tuple[Any, list[int], list[int]]], longest: int) -> list[Scored]:
-    """What the model reads of lm-eval's requests: too long ones lose tokens on the left, as there."""
+    """What the model reads of lm-eval's requests: too long ones lose tokens on the left, as there. Raises BadInput for
+    a continuation that does not fit by itself, of which lm-eval asserts that there is none."""
+    for _, _, continuation in requests:
+        if len(continuation) > longest:
+            raise BadInput(
+                f"an item has an answer of {len(continuation)} tokens, and the model reads {longest} at most: leave "
+                "the task out, or those items"
+            )
     return [
         Scored((context + continuation)[-(longest + 1) :][:-1], continuation) for _, context, continuation in requests
     ]

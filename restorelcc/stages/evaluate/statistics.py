@@ -88,10 +88,10 @@ def recovered_share(
 ) -> dict[str, Any]:
     """(restored - pruned) / (dense - pruned) of mean task accuracy, with a paired bootstrap 95 % interval.
 
-    Several restored models (of several training seeds) are averaged, and drawn with replacement as the items are, so
-    that the interval covers both. A draw in which pruning lost nothing bounds the share on neither side; where such
-    draws reach into a tail, that end of the interval is None. When pruning lost nothing on the items themselves, mean
-    and interval are None and `reason` says so. Raises BadInput when the models were not measured on the same items.
+    Several restored models (of several training seeds) are averaged, and the interval covers items and seeds. A draw in
+    which pruning lost nothing bounds the share on neither side; where such draws reach into a tail, that end of the
+    interval is None. When pruning lost nothing on the items themselves, mean and interval are None and `reason` says
+    so. Raises BadInput when the models were not measured on the same items.
     """
     runs = restored if isinstance(restored, list) else [restored]
     generator = np.random.default_rng(seed)
@@ -112,12 +112,13 @@ def recovered_share(
 
 
 def _over_runs(means_RS: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Mean over R runs in every draw, the runs themselves drawn with replacement."""
+    """Mean over R runs in every draw, and how far it may be from that of all seeds: t (R - 1 degrees of freedom) times
+    the runs' standard deviation / sqrt(R). Drawing two or three runs with replacement would find far too little."""
     runs, samples = means_RS.shape
     if runs == 1:
         return means_RS[0]
-    weights_SR = generator.multinomial(runs, np.full(runs, 1 / runs), samples) / runs
-    return np.einsum("rs,sr->s", means_RS, weights_SR)
+    apart_S = means_RS.std(axis=0, ddof=1) / math.sqrt(runs)
+    return means_RS.mean(axis=0) + generator.standard_t(runs - 1, samples) * apart_S
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def compare(first: Scores, second: Scores, *, samples: int, seed: int) -> dict[s
 
 
 def compare_runs(first: list[Scores], second: list[Scores], *, samples: int, seed: int) -> dict[str, Any]:
-    """`compare` of two models of several training seeds each: seeds are averaged, and drawn as the items are.
+    """`compare` of two models of several training seeds each: seeds are averaged, and the interval covers them too.
 
     Items of several seeds are not independent of one another, so there McNemar's test is left out.
     """

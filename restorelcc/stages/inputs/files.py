@@ -52,22 +52,27 @@ def task_paths(key: str, tasks: Iterable[str], root: Path) -> list[Path]:
 def referred_files(paths: list[Path], root: Path) -> list[Path]:
     """What task files, or those in folders of tasks, refer to outside these folders, and what that refers to."""
     inside = {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
-    known, found = set(inside), []
+    known, found, read = set(inside), [], set()
     todo = [path for path in inside.values() if path.suffix in _TASK_FILES]
     while todo:
-        for path in _referred(todo.pop(), root):
-            if path.resolve() in known or not path.is_file():
+        task_file = todo.pop()
+        if task_file.resolve() in read:
+            continue
+        read.add(task_file.resolve())
+        for path, is_included in _referred(task_file, root):
+            if not path.is_file():
                 continue
-            known.add(path.resolve())
-            found.append(path)
-            if path.suffix in _TASK_FILES:
+            if path.resolve() not in known:
+                known.add(path.resolve())
+                found.append(path)
+            if is_included or path.suffix in _TASK_FILES:  # lm-eval's own templates have no suffix
                 todo.append(path)
     return sorted(found)
 
 
-def _referred(task_file: Path, root: Path) -> Iterator[Path]:
-    """Files that a task file includes (beside itself), calls as `!function` (beside itself, with what that may import
-    from beside it) or reads data from (counted from the project's folder).
+def _referred(task_file: Path, root: Path) -> Iterator[tuple[Path, bool]]:
+    """Files that a task file includes (beside itself; True), calls as `!function` (beside itself, with what that may
+    import from beside it) or reads data from (counted from the project's folder, or from `data_dir` where that is).
 
     What cannot be parsed refers to nothing; the evaluation says what is wrong. Raises BadInput for a file to include,
     or of data, that is not there.
@@ -79,17 +84,28 @@ def _referred(task_file: Path, root: Path) -> Iterator[Path]:
         return
     for module in _FUNCTION.findall(text):
         called = task_file.parent / f"{module.replace('.', '/')}.py"
-        yield called
+        yield called, False
         if called.is_file():
-            yield from (path for path in files_below(called.parent) if path.suffix == ".py")
-    for value in _values_of(content, "include"):
-        yield from (_there(task_file, task_file.parent / name) for name in _texts(value))
-    for key in ("data_files", "data_dir", "dataset_path"):
-        for value in _values_of(content, key):
-            for name in _texts(value):
-                found = list(_data_at(root, name.removeprefix("file://")))
-                is_path = key == "data_files" and "://" not in name.removeprefix("file://")
-                yield from (_there(task_file, path) for path in found) if is_path else found
+            yield from ((path, False) for path in files_below(called.parent) if path.suffix == ".py")
+    for where in _mappings_of(content):
+        yield from ((_there(task_file, task_file.parent / name), True) for name in _texts(where.get("include")))
+        for path in _data_of(where, root):
+            yield (_there(task_file, path) if path in _named_files(where, root) else path), False
+
+
+def _data_of(where: dict[str, Any], root: Path) -> Iterator[Path]:
+    yield from _named_files(where, root)
+    for key in ("data_dir", "dataset_path"):
+        for name in _texts(where.get(key)):
+            yield from _data_at(root, name.removeprefix("file://"))
+
+
+def _named_files(where: dict[str, Any], root: Path) -> list[Path]:
+    """What `data_files` names, which has to be there; addresses are not looked at."""
+    beside = where.get("data_dir")
+    base = absolute(root, beside) if isinstance(beside, str) and "://" not in beside else root
+    names = (name.removeprefix("file://") for name in _texts(where.get("data_files")))
+    return [path for name in names if "://" not in name for path in _data_at(base, name)]
 
 
 def _there(task_file: Path, path: Path) -> Path:
@@ -110,16 +126,12 @@ def _data_at(root: Path, name: str) -> Iterator[Path]:
         yield path
 
 
-def _values_of(content: Any, key: str) -> Iterator[Any]:
-    """Every value that stands under a key, at any depth."""
+def _mappings_of(content: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping, at any depth."""
     if isinstance(content, dict):
-        for name, value in content.items():
-            if name == key:
-                yield value
-            yield from _values_of(value, key)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _values_of(value, key)
+        yield content
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from _mappings_of(value)
 
 
 def _texts(value: Any) -> Iterator[str]:

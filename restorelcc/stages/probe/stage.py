@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -82,41 +83,65 @@ def _activation_scores(
     """[L, H] of every score that activations alone give, a few layers at once."""
     component_LHD = main_component(tensors["directions"], tensors["loadings"], config.components)
     dense, pruned = layout.dense_activations(cell), layout.pruned_activations(cell)
-    wanted = set(config.computed)
     columns: dict[str, list[Tensor]] = {}
     for layers in progress(layer_groups(heads.layers, heads.heads * heads.head_dim), "probe", "groups of layers"):
-        found: dict[str, Tensor] = {}
-        if "energy" in wanted:
-            found["energy"] = energy_scores(tensors["loadings"][layers].flatten(0, 1), config.components)
-        question_NHD = _read_layers(pruned, layers, QUESTION, heads)
-        if wanted & {"mse", "kl"}:
-            dense_NHD = _read_layers(dense, layers, QUESTION, heads)
-            found |= {"mse": mse_scores(dense_NHD, question_NHD), "kl": kl_scores(dense_NHD, question_NHD)}
-        if wanted & {"paper", "relational"}:
-            recovered_NHD = question_NHD + component_LHD[layers].flatten(0, 1)
-            positive_NHD, negative_NHD = (_read_layers(dense, layers, role, heads) for role in (POSITIVE, NEGATIVE))
-            heldout_N = heldout_mask(len(question_NHD), config.heldout_share, config.seed)
-            if "paper" in wanted:
-                scores = probe_heads(
-                    recovered_NHD,
-                    positive_NHD,
-                    negative_NHD,
-                    heldout_N,
-                    steps=config.steps,
-                    learning_rate=config.learning_rate,
-                    solver=config.solver,
-                )
-                found |= {"paper": scores.accuracy_H, _LOG_LOSS: scores.log_loss_H}
-            if "relational" in wanted:
-                found["relational"] = relational_scores(recovered_NHD, positive_NHD, negative_NHD, heldout_N)
+        found = scores_from_activations(
+            config,
+            component_LHD[layers].flatten(0, 1),
+            tensors["loadings"][layers].flatten(0, 1),
+            lambda role, layers=layers: _read_layers(dense, layers, role, heads),  # type: ignore[misc]
+            _read_layers(pruned, layers, QUESTION, heads),
+        )
         for name, score_H in found.items():
-            if name in wanted or name == _LOG_LOSS:
-                columns.setdefault(name, []).append(score_H)
+            columns.setdefault(name, []).append(score_H)
     by_name = {name: torch.cat(parts).view(heads.layers, heads.heads) for name, parts in columns.items()}
-    if "random" in wanted:
-        generator = torch.Generator().manual_seed(config.seed)
-        by_name["random"] = torch.rand(heads.layers, heads.heads, generator=generator)
+    if "random" in config.computed:
+        by_name["random"] = random_scores(heads, config.seed)
     return by_name
+
+
+def scores_from_activations(
+    config: ProbeConfig,
+    component_HD: Tensor,
+    loadings_HD: Tensor,
+    dense_of: Callable[[str], Tensor],
+    question_NHD: Tensor,
+) -> dict[str, Tensor]:
+    """[H] of every score that is asked for and needs activations alone, and of `paper` the log loss.
+
+    component_HD, loadings_HD: of the components (`extract`); dense_of: the dense model's activations [N, H, D] of a
+    role; question_NHD: the pruned model's.
+    """
+    wanted = set(config.computed)
+    found: dict[str, Tensor] = {}
+    if "energy" in wanted:
+        found["energy"] = energy_scores(loadings_HD, config.components)
+    if wanted & {"mse", "kl"}:
+        dense_NHD = dense_of(QUESTION)
+        found |= {"mse": mse_scores(dense_NHD, question_NHD), "kl": kl_scores(dense_NHD, question_NHD)}
+    if wanted & {"paper", "relational"}:
+        recovered_NHD = question_NHD + component_HD
+        positive_NHD, negative_NHD = dense_of(POSITIVE), dense_of(NEGATIVE)
+        heldout_N = heldout_mask(len(question_NHD), config.heldout_share, config.seed)
+        if "paper" in wanted:
+            scores = probe_heads(
+                recovered_NHD,
+                positive_NHD,
+                negative_NHD,
+                heldout_N,
+                steps=config.steps,
+                learning_rate=config.learning_rate,
+                solver=config.solver,
+            )
+            found |= {"paper": scores.accuracy_H, _LOG_LOSS: scores.log_loss_H}
+        if "relational" in wanted:
+            found["relational"] = relational_scores(recovered_NHD, positive_NHD, negative_NHD, heldout_N)
+    return {name: score_H for name, score_H in found.items() if name in wanted or name == _LOG_LOSS}
+
+
+def random_scores(heads: HeadLayout, seed: int) -> Tensor:
+    """[L, H], uniform in [0, 1)."""
+    return torch.rand(heads.layers, heads.heads, generator=torch.Generator().manual_seed(seed))
 
 
 def layer_groups(layers: int, width: int) -> list[list[int]]:
@@ -129,11 +154,15 @@ def _read_layers(folder: Path, layers: list[int], role: str, heads: HeadLayout) 
     return torch.cat([read_layer(folder, layer, role, heads) for layer in layers], dim=1)
 
 
+def ranks(columns: dict[str, Tensor], score: str) -> Tensor:
+    """[L, H]: 0 is the best by this score; of equal accuracies of the probe, the lower log loss is the better one."""
+    log_loss_LH = columns[_LOG_LOSS] if score == "paper" else torch.zeros_like(columns[score])
+    return rank_heads(columns[score], log_loss_LH)
+
+
 def head_rows(heads: HeadLayout, columns: dict[str, Tensor], score: str) -> list[dict]:
     """Rows of heads.parquet, in rank order. columns: [L, H] each; `score` names the one that ranks."""
-    score_LH = columns[score]
-    log_loss_LH = columns[_LOG_LOSS] if score == "paper" else torch.zeros_like(score_LH)
-    rank_LH = rank_heads(score_LH, log_loss_LH)
+    score_LH, rank_LH = columns[score], ranks(columns, score)
     rows = []
     for flat in rank_LH.flatten().argsort().tolist():
         layer, head = heads.pair(flat)

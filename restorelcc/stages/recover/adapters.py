@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
+from restorelcc.base.progress import notice
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linears_of
+from restorelcc.models.placement import whole
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
@@ -26,17 +29,39 @@ from restorelcc.training.loop import checkpointed_blocks
 
 
 def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int, *, dora: bool = False) -> PeftModel:
-    """The model with untrained adapters of this rank on the linears of the sites; alpha = rank, no dropout."""
-    family = family_of(model)
-    paths = site_paths(family, sites)
-    names = [path.rpartition(".")[2] for path in paths]
-    last = [path.rpartition(".")[2] for path in family.linears]
-    if family.partial or len(set(last)) < len(last):  # other linears may go by the last part as well
-        names = paths
+    """The model with untrained adapters of this rank on the linears of the sites; alpha = rank, no dropout.
+
+    DoRA divides by the norm of every row, so that linears with rows of zeros get none. Raises BadInput where no linear
+    is left.
+    """
+    linears = list(site_linears(model, sites).values())
+    wanted = [linear for linear in linears if not (dora and _has_zero_rows(linear))]
+    if not wanted:
+        raise BadInput("every linear has rows of zeros, by whose norm DoRA would divide: take lora in place of dora")
+    if len(wanted) < len(linears):
+        left_out = len(linears) - len(wanted)
+        notice("recover dora", f"{left_out} of {len(linears)} linears have rows of zeros and get no adapter")
+    names = _target_names(model, wanted, site_paths(family_of(model), sites))
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, use_dora=dora)
     config.base_model_name_or_path = None
     adapted: Any = get_peft_model(model, config)
     return adapted
+
+
+def _has_zero_rows(linear: nn.Linear) -> bool:
+    return bool((whole(linear.weight) == 0).all(dim=1).any())
+
+
+def _target_names(model: PreTrainedModel, wanted: list[nn.Linear], paths: list[str]) -> list[str]:
+    """What peft finds these linears by, and no other module: the last parts of their names, paths inside a block, or
+    where other modules go by these too (a vision tower, experts, linears that are left out) whole names."""
+    names = {module: name for name, module in model.named_modules()}
+    targets = {names[linear] for linear in wanted}
+    last = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    for found in (last, paths):
+        if {name for name in names.values() if any(f".{name}".endswith(f".{end}") for end in found)} == targets:
+            return found
+    return sorted(targets)
 
 
 def lora(inputs: Inputs) -> Recovered:
@@ -58,7 +83,8 @@ def _trained(inputs: Inputs, *, dora: bool) -> Recovered:
         title = f"recover {inputs.cell.recovery}"
         choice = fit_best(adapted, task, config, title=title, stores=inputs.states)
     training = choice.as_json() | pairs.as_json()
-    return Recovered(heads, adapter=adapted, training=training, unchanged=choice.unchanged)
+    trained = sum(part.numel() for part in adapted.parameters() if part.requires_grad)
+    return Recovered(heads, adapter=adapted, params_trained=trained, training=training, unchanged=choice.unchanged)
 
 
 def eigenspace_factors(lost_OI: Tensor, gram_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:

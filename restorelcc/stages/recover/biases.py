@@ -76,7 +76,8 @@ def meanshift(inputs: Inputs) -> Recovered:
         name: removed_bias(outputs_O[name], pruned[name].weight, pruned[name].bias, mean_I)
         for name, mean_I in means_I.items()
     }
-    return Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))
+    found = Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))
+    return dataclasses.replace(found, params_trained=0)
 
 
 def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recovered]:

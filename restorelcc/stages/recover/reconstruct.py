@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import all_blocks, family_of, head_layout, linears_of, numbered_blocks
 from restorelcc.models.checkpoints import local_folder
@@ -55,6 +56,11 @@ def reconstruct(inputs: Inputs) -> Recovered:
     config, batches = inputs.config, inputs.training_batches()
     if len(batches) < 2:
         batches = [part for batch in batches for part in batch.split(1)]
+    if len(batches) < 2:
+        raise BadInput(
+            "reconstruct needs at least 2 training pairs, one to train on and one to choose the learning rate by: "
+            "raise corpus.train or recover.examples"
+        )
     valid = list(range(0, len(batches), _VALID_SHARE)) if len(batches) >= _VALID_SHARE else [0]
     train = [number for number in range(len(batches)) if number not in valid]
     dense, pruned = opened(inputs, "dense"), opened(inputs, "pruned")

@@ -16,7 +16,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.tables import read_texts
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.checkpoints import load_entry, load_tokenizer
+from restorelcc.models.checkpoints import context_of, load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import pick_device
 from restorelcc.models.text import batches_of_equal_length, encode_documents
@@ -52,7 +52,8 @@ class Inputs:
     def calibration(self) -> list[Tensor]:
         """Token ids [B, T] of the calibration texts, unpadded."""
         texts = read_texts(self.layout.corpus(self.cell) / "calibration.parquet")
-        ids = encode_documents(self.tokenizer(), texts, self.config.calibration_tokens)
+        longest = context_of(self.layout.pruned(self.cell), self.config.calibration_tokens)
+        ids = encode_documents(self.tokenizer(), texts, longest)
         return self._batches(ids, max(1, 4 * self.config.calibration_tokens))
 
     def training_batches(self) -> list[Tensor]:

@@ -70,9 +70,8 @@ def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) ->
 def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents: dict[str, str]) -> dict:
     """Write the result; returns its kind and how many numbers were trained."""
     if result.adapter is not None:
-        trained = sum(part.numel() for part in result.adapter.parameters() if part.requires_grad)
         write_adapter(folder / ADAPTER, result.adapter)
-        return {"kind": "adapter", "params_trained": trained}
+        return {"kind": "adapter", "params_trained": result.params_trained}
     of = parents["pruned"]
     tokenizer = load_tokenizer(layout.pruned(cell))
     if result.checkpoint is not None:

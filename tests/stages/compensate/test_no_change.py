@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json, write_document
+from restorelcc.base.documents import read_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.cli.export import say_what_was_written
@@ -23,14 +23,14 @@ from restorelcc.release.shown import described
 from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
-from restorelcc.stages.evaluate.stage import run_pruned, run_recovered, run_restored
+from restorelcc.stages.evaluate.stage import run_recovered, run_restored
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.stage import run as run_method
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.stage import run as run_report
 from restorelcc.training.best import Start, fit_best
 from restorelcc.training.config import FitConfig
-from restorelcc.training.loop import Task
+from restorelcc.training.loop import Diverged, Task
 from restorelcc.training.state import TrainingState
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, words
@@ -50,8 +50,6 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     for name, word in (("train", "w9"), ("valid", f"w{opposite}")):
         rows = [{"task": "t", "question": words(4, number), "response": f"{word} {word}"} for number in range(24)]
         write_table(layout.corpus(CELL) / f"{name}.parquet", rows, EXAMPLES)
-    write_document(layout.pruned(CELL) / "sparsity.json", {"layers": []})
-    run_pruned(CELL, EVALUATE, ENTRY, layout)
     return layout
 
 
@@ -215,3 +213,30 @@ def test_interrupted_no_change_ends_the_same(layout: Layout, monkeypatch: pytest
         run(RESTORED, config, ENTRY, layout)
     run(RESTORED, config, ENTRY, layout)
     assert [path.read_bytes() for path in files] == expected
+
+
+def test_a_rate_with_which_training_diverges_is_no_candidate(capsys: pytest.CaptureFixture[str]) -> None:
+    """The good runs count; where every rate diverges, that is the answer."""
+
+    class Weight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+    weight = Weight()
+
+    def loss(rows: list[int]) -> torch.Tensor:
+        far = weight.w.abs().max() > 5  # a rate of 10 gets there in one step
+        return ((weight.w - 1).square().sum() * (float("nan") if far else 1.0)) * len(rows)
+
+    task = Task(loss, [1] * 8, lambda: float((weight.w.detach() - 1).square()))
+    config = FitConfig(learning_rates=(10.0, 0.05), epochs=2, batch_size=2)
+    choice = fit_best(weight, task, config, title="t")
+    assert (choice.learning_rate, choice.diverged) == (0.05, [10.0])
+    assert [run.learning_rate for run in choice.runs] == [0.05]
+    assert choice.as_json()["diverged"] == [10.0]
+    assert 0 < weight.w.item() < 1
+    assert "this rate is no candidate" in capsys.readouterr().err
+    nn.init.zeros_(weight.w)
+    with pytest.raises(Diverged, match="lower the learning_rates"):
+        fit_best(weight, task, config.model_copy(update={"learning_rates": (10.0, 9.0)}), title="t")

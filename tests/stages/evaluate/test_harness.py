@@ -103,6 +103,18 @@ def test_the_batch_size_changes_nothing_beyond_rounding(tmp_path: Path) -> None:
             assert row["digest"] == other["digest"]
 
 
+def test_bfloat16_models_have_their_softmax_in_float32_with_any_batch_size(tmp_path: Path) -> None:
+    """In bfloat16 it would round a log-likelihood of -10 to a sixteenth, and choices would tie."""
+    _write_task(tmp_path, 20)
+    model, tokenizer = pico.pico().to(torch.bfloat16), pico.word_tokenizer()
+    found = []
+    for size in (4, "auto"):
+        rows = item_rows(run_harness(model, tokenizer, _loaded(tmp_path), batch_size=size, limit=None, seed=0))
+        found.append(torch.tensor([value for row in rows for value in row["log_likelihoods"]]))
+    torch.testing.assert_close(found[0], found[1], atol=0.02, rtol=0)
+    assert bool((found[0] != found[0].bfloat16().float()).any())
+
+
 def test_the_digest_of_an_item_changes_with_its_content(tmp_path: Path) -> None:
     _write_task(tmp_path, 10)
     model, tokenizer = pico.pico(), pico.word_tokenizer()

@@ -267,6 +267,17 @@ def test_relative_data_files_count_from_the_projects_folder(tmp_path: Path, monk
     assert len(loaded["tasks"]["choice"].eval_docs) == ITEMS
 
 
+def test_relative_data_files_count_from_the_data_dir_where_that_is_given(tmp_path: Path) -> None:
+    kwargs = {"data_dir": "there", "data_files": {"test": "choice.jsonl"}}
+    write_task(tmp_path / "tasks", "choice", dataset_kwargs=kwargs)
+    (tmp_path / "there").mkdir()
+    lines = (tmp_path / "tasks" / "choice.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "there" / "choice.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "choice.jsonl").write_text("".join(lines[:1]))
+    loaded = load_tasks([str(tmp_path / "tasks")], None, str(tmp_path / "cache"), tmp_path)
+    assert len(loaded["tasks"]["choice"].eval_docs) == 2
+
+
 def test_a_folder_without_a_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     with pytest.raises(BadInput, match=r"holds no task: a task file is a \.yaml with at least task, dataset_path"):

@@ -10,6 +10,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from restorelcc.activations.packing import trees_of
+from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.shared_prefix import (
     log_probabilities,
     scored,
@@ -90,3 +91,9 @@ def test_sequences_without_a_common_start_stay_apart() -> None:
     ]
     (tree, members), *_ = trees_of([[1, 2, 3], [1, 2, 3]])
     assert (tree.trunk, tree.tails, members) == ([1, 2, 3], [[], []], [0, 1])
+
+
+def test_an_answer_longer_than_the_context_is_refused() -> None:
+    long = [*_requests(items=1), (None, list(range(3, 9)), list(range(3, 28)))]
+    with pytest.raises(BadInput, match="an answer of 25 tokens, and the model reads 24 at most"):
+        _stock(pico.pico(), long, sharing(HFLM, 100))

@@ -8,6 +8,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.statistics import (
     check_same_items,
     compare,
+    compare_runs,
     compare_texts,
     mcnemar,
     mid_p,
@@ -222,3 +223,26 @@ def test_one_text_has_no_interval_and_a_loss_that_is_no_number_no_difference() -
 def test_other_texts_are_refused() -> None:
     with pytest.raises(BadInput, match="different held-out texts"):
         compare_texts([_texts([-1.0], [10])], [_texts([-1.0], [11])], samples=200, seed=0)
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_equal_models_of_few_seeds_differ_beyond_chance_in_few_comparisons(runs: int) -> None:
+    """5 % are asked for; seeds spread by 0.05, many times what the items do."""
+    generator = np.random.default_rng(0)
+
+    def model(skill: float) -> dict[str, np.ndarray]:
+        return {"a": (generator.random(500) < skill).astype(float)}
+
+    found = 0
+    for _ in range(300):
+        first, second = ([model(skill) for skill in generator.normal(0.6, 0.05, runs)] for _ in range(2))
+        low, high = compare_runs(first, second, samples=400, seed=0)["pooled"]["ci95"]
+        found += low > 0 or high < 0
+    assert found <= 0.07 * 300
+
+
+def test_three_seeds_that_agree_tell_what_is_there() -> None:
+    base = [_model(0.0, seed, _model(0.6, 1)) for seed in (2, 3, 4)]
+    better = [_model(0.3, seed, _model(0.6, 1)) for seed in (2, 3, 4)]
+    found = compare_runs(base, better, samples=2000, seed=0)["pooled"]
+    assert found["ci95"][0] > 0.05

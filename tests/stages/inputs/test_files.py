@@ -31,6 +31,36 @@ def test_what_a_task_refers_to_is_found_across_files(tmp_path: Path) -> None:
     assert {path.name for path in files_below(tasks)} == {"one.yaml", "prompt.md"}
 
 
+def test_what_is_included_is_read_whatever_its_name(tmp_path: Path) -> None:
+    """lm-eval's own templates have no suffix; inside the folder of tasks or outside."""
+    tasks, other = tmp_path / "tasks", tmp_path / "other"
+    tasks.mkdir()
+    other.mkdir()
+    (tasks / "one.yaml").write_text("include: _default_template_yaml\n")
+    (tasks / "two.yaml").write_text("include: ../other/_base\n")
+    (tasks / "_default_template_yaml").write_text("dataset_kwargs: {data_files: {test: first.jsonl}}\n")
+    (other / "_base").write_text(
+        "dataset_kwargs: {data_files: {test: second.jsonl}}\ndoc_to_text: !function called.run\n"
+    )
+    (other / "called.py").write_text("")
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    found = {path.name for path in referred_files([tasks], tmp_path)}
+    assert found == {"_base", "called.py", "first.jsonl", "second.jsonl"}
+
+
+def test_data_files_count_from_the_data_dir(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "tasks" / "one.yaml").write_text("dataset_kwargs: {data_dir: d, data_files: {test: rows.jsonl}}\n")
+    for place in ("rows.jsonl", "d/rows.jsonl"):
+        (tmp_path / place).write_text("{}\n")
+    assert referred_files([tmp_path / "tasks"], tmp_path) == [tmp_path / "d" / "rows.jsonl"]
+    (tmp_path / "d" / "rows.jsonl").unlink()
+    with pytest.raises(BadInput, match=r"names .*/d/rows\.jsonl, which does not exist"):
+        referred_files([tmp_path / "tasks"], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [("include: gone.yaml\n", "gone.yaml"), ("dataset_kwargs: {data_files: {test: gone.jsonl}}\n", "gone.jsonl")],

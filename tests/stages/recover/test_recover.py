@@ -12,6 +12,7 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES
+from restorelcc.base.tables import write_texts
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
@@ -20,6 +21,7 @@ from restorelcc.models.heads import HeadLayout
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.biases import random_heads
+from restorelcc.stages.recover.result import Inputs
 from restorelcc.stages.recover.stage import METHODS, run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.closed_form import mean_inputs
@@ -67,7 +69,8 @@ def test_a_compensation_is_evaluated_as_one(layout: Layout) -> None:
     assert (metrics["recovery"], metrics["pruning"], metrics["head_ratio"]) == ("meanshift", "wanda-0.5", None)
     assert metrics["perplexity"]["value"] > 0
     assert metrics["sparsity"] == pytest.approx(0.5)
-    assert metrics["params_trained"] == metrics["params_added"] == 2 * pico.LAYERS * pico.WIDTH
+    assert metrics["params_added"] == 2 * pico.LAYERS * pico.WIDTH
+    assert metrics["params_trained"] == 0, "nothing is trained"
 
 
 def test_free_biases_reach_at_least_what_any_heads_reach(layout: Layout) -> None:
@@ -97,8 +100,6 @@ def test_the_mean_shift_gives_each_linear_its_dense_mean_output(layout: Layout) 
     dense, pruned = (load_model(f, torch.float32, CPU) for f in (layout.dense(CELL), layout.pruned(CELL)))
     assert len(compensation.sites) == 2 * pico.LAYERS
     # Whatever the inputs are: dense W x + 0 and pruned W x + b agree on their mean.
-    from restorelcc.stages.recover.result import Inputs
-
     batches = Inputs(_cell("meanshift"), CONFIG, ENTRY, layout, None).calibration()  # type: ignore[arg-type]
     linears = site_linears(dense, ("o", "down"))
     means = mean_inputs(dense, linears, batches, "test")
@@ -141,3 +142,15 @@ def test_zeros_stay_zeros_when_biases_of_a_method_are_folded(layout: Layout) -> 
     fold(model, compensation)
     assert all(torch.equal(linear.weight, before[name]) for _, name, linear in prunable_linears(model))
     assert head_layout(model).layers == pico.LAYERS
+
+
+def test_calibration_texts_end_where_the_models_context_does(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path, max_position_embeddings=64)
+    write_texts(layout.corpus(CELL) / "calibration.parquet", [" ".join(f"w{3 + n % 60}" for n in range(200))])
+    batches = Inputs(_cell("meanshift"), CONFIG, ENTRY, layout, None).calibration()  # type: ignore[arg-type]
+    assert [tuple(batch.shape) for batch in batches] == [(1, 64)]
+
+
+def test_one_pair_is_too_few_for_reconstruction(layout: Layout) -> None:
+    with pytest.raises(BadInput, match="at least 2 training pairs"):
+        run(_cell("reconstruct"), CONFIG.model_copy(update={"examples": 1}), ENTRY, layout)

@@ -25,7 +25,7 @@ from restorelcc.models.walk import first_output, walk_blocks
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.recover import RecoverConfig
-from restorelcc.stages.recover.adapters import eigenspace_factors, still_lost
+from restorelcc.stages.recover.adapters import eigenspace_factors, still_lost, with_adapters
 from restorelcc.stages.recover.lofit import strongest_heads
 from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
@@ -129,7 +129,37 @@ def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name:
     assert metrics["sparsity"] == remasked["sparsity"] == pytest.approx(0.5)
     assert merged["sparsity"] < 0.01, "merging fills the zeros"
     assert remasked["perplexity"]["value"] != merged["perplexity"]["value"]
-    assert metrics["params_added"] == document["params_trained"] > 0
+    assert metrics["params_added"] > 0
+    assert document["params_trained"] == (metrics["params_added"] if name == "dora" else 0)
+    sizes = [read_json(layout.metrics(each))["file_bytes"] for each in (CELL, cell)]
+    assert sizes[1] - sizes[0] == (layout.recovered(cell) / "adapter" / "adapter_model.safetensors").stat().st_size
+
+
+def test_adapters_are_on_the_language_models_linears_alone() -> None:
+    """The linears of Gemma 3's vision tower go by the same names."""
+    model = pico.pico("gemma3")
+    wanted = sum(2 * (linear.in_features + linear.out_features) for linear in site_linears(model, SITES).values())
+    adapted = with_adapters(model, SITES, 2)
+    assert sum(part.numel() for part in adapted.parameters() if part.requires_grad) == wanted
+    assert not [name for name, part in adapted.named_parameters() if part.requires_grad and "vision" in name]
+
+
+def test_dora_leaves_out_linears_with_rows_of_zeros(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their norm is what it divides by."""
+    model = pico.pico()
+    linears = site_linears(model, SITES)
+    with torch.no_grad():
+        next(iter(linears.values())).weight[3] = 0
+        expected = model(input_ids=pico.tokens()).logits
+    adapted = with_adapters(model, SITES, 2, dora=True)
+    assert f"1 of {len(linears)} linears have rows of zeros and get no adapter" in capsys.readouterr().err
+    other = pico.pico()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(input_ids=pico.tokens()).logits, expected)
+        for linear in site_linears(other, SITES).values():
+            linear.weight[0] = 0
+    with pytest.raises(BadInput, match="take lora in place of dora"):
+        with_adapters(other, SITES, 2, dora=True)
 
 
 def test_an_adapter_that_is_no_safetensors_file_is_refused(layout: Layout) -> None:
@@ -201,6 +231,19 @@ def test_attached_weights_equal_applied_ones_and_leave_no_trace() -> None:
     torch.testing.assert_close(model(input_ids=pico.tokens()).logits, ours)
     for name, weight in _weights(model).items():
         assert torch.equal(weight == 0, before[f"{name}.weight"] == 0)
+
+
+def test_no_trained_weight_rounds_to_a_zero() -> None:
+    """In float16 some of the smallest would, and join the mask."""
+    linear = torch.nn.Linear(512, 512, bias=False).half()
+    with torch.no_grad():
+        linear.weight.fill_(1e-3).view(-1)[::2] = 0
+        kept = linear.weight[0, 1].item()
+    change = MaskedChange({"0.a": linear})
+    change.deltas[0].data.view(-1)[1::2] = torch.linspace(-1e-7, 1e-7, 512 * 256) - kept
+    apply_change({"0.a": linear}, change)
+    assert not linear.weight.view(-1)[::2].any()
+    assert bool((linear.weight.view(-1)[1::2] != 0).all())
 
 
 def test_gradients_reach_survivors_alone() -> None:
