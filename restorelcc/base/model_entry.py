@@ -312,12 +312,3 @@ def value_at(values: Any, key: tuple[str, ...]) -> Any:
     for name in key:
         values = values.get(name) if isinstance(values, dict) else None
     return values
-
-
-def name_of_source(entry: ModelEntry, key: tuple[str, ...]) -> str | None:
-    """`budget quick`, `preset package`: what gave an entry this setting; None where it has a value of its own."""
-    for kind, named, known in (("budget", entry.budget, BUDGETS), ("preset", entry.preset, PRESETS)):
-        value = value_at(known.get(named or "", {}).get("settings"), key)
-        if value is not None:
-            return f"{kind} {named}" if value == value_at(entry.settings, key) else None
-    return None

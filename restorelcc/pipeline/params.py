@@ -12,10 +12,11 @@ from pydantic import Field, ValidationError
 from restorelcc.base.cell import AUTO, Cell, check_alias, check_name, ratio_label
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import (
+    BUDGETS,
+    PRESETS,
     SEQUENCE_LENGTH,
     TASK_FORMS,
     ModelEntry,
-    name_of_source,
     over,
     settings_below,
     value_at,
@@ -168,6 +169,15 @@ def _over_settings(entry: dict[str, Any], key: tuple[str, ...], value: Any) -> N
         inner[last] = value
 
 
+def _name_of_source(entry: ModelEntry, key: tuple[str, ...]) -> str | None:
+    """`budget quick`, `preset package`: what gave an entry this setting; None where it has a value of its own."""
+    for kind, named, known in (("budget", entry.budget, BUDGETS), ("preset", entry.preset, PRESETS)):
+        value = value_at(known.get(named or "", {}).get("settings"), key)
+        if value is not None:
+            return f"{kind} {named}" if value == value_at(entry.settings, key) else None
+    return None
+
+
 def _nested(key: tuple[str, ...], value: Any) -> dict[str, Any]:
     for name in reversed(key):
         value = {name: value}
@@ -186,7 +196,7 @@ def hidden_changes(params: Params) -> list[str]:
             for key, given in _leaves(section.model_dump(mode="json"), changes):
                 if given not in (value_at(default, key), value_at(own, key)):
                     said = f"{'.'.join((name, *key))} is {given} and does not count for {alias}, whose"
-                    source = name_of_source(params.models[alias], (name, *key))
+                    source = _name_of_source(params.models[alias], (name, *key))
                     where = f"entry in `models` has {value_at(own, key)}: change it there"
                     if source is not None:
                         path = ".".join(("models", alias, "settings", name, *key))
