@@ -73,8 +73,9 @@ COMPENSATIONS: dict[str, Recovery] = {
 }
 UNCHANGED = "unchanged"  # what became of the weights where a method could change them and nothing beat the pruned ones
 WHAT_TO_PICK = (
-    f"{HEADS}: the paper's, a few kilobytes; {EVERY_BIAS}: a bias on every other linear too, better on small models and "
-    "unsteady on SmolLM2; masked: every surviving weight is trained, recovers most; reconstruct: the same by text alone, without responses; others: "
+    f"{HEADS}: the paper's, a few kilobytes; {EVERY_BIAS}: a bias on every other linear too, better on small models, "
+    "unsteady on SmolLM2; masked: every surviving weight is trained, recovers most; reconstruct: the same by text "
+    "alone, without responses; others: "
     f"{', '.join(name for name in RECOVERIES if name not in ('masked', 'reconstruct'))} (docs/recovery-methods.md)"
 )
 
