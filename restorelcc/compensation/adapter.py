@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,21 @@ def with_adapter(network: PreTrainedModel, adapter: Path, variant: str | None) -
     return merged, 0
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Inside, peft asks a model for an attribute whose name is going to change, and nobody is told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
     """The model with the adapter beside its weights. Raises BadInput without a safetensors file: no pickle is read."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise BadInput(f"{folder} holds no {ADAPTER_WEIGHTS}: run the stage that writes it (dvc repro)")
     check_folder(folder)
     try:
-        return PeftModel.from_pretrained(model, folder).eval()
+        with quiet_peft():
+            return PeftModel.from_pretrained(model, folder).eval()
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise BadInput(f"no adapter can be loaded from {folder}: {first_line(error)}") from error

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import notice
+from restorelcc.compensation.adapter import quiet_peft
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linears_of
 from restorelcc.models.placement import whole
 from restorelcc.stages.recover.result import Inputs, Recovered
@@ -44,7 +45,8 @@ def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int
     names = _target_names(model, wanted, site_paths(family_of(model), sites))
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names, use_dora=dora)
     config.base_model_name_or_path = None
-    adapted: Any = get_peft_model(model, config)
+    with quiet_peft():
+        adapted: Any = get_peft_model(model, config)
     return adapted
 
 
