@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import yaml
-
-from restorelcc.base.documents import read_yaml
+from restorelcc.base.documents import read_yaml, yaml_text
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.pipeline.renamed import with_new_names
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -48,6 +47,6 @@ def share_cache(clone: Path, cache: Path) -> None:
 def write_grid(clone: Path, axes: dict[str, list[str] | list[float] | None]) -> None:
     """Put axes into the clone's params.yaml; an axis that is None stays as it is committed."""
     path = clone / "params.yaml"
-    content = read_yaml(path)
+    content = with_new_names(read_yaml(path))
     content["grid"] |= {axis: values for axis, values in axes.items() if values is not None}
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml_text(content), encoding="utf-8")

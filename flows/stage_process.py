@@ -29,6 +29,7 @@ _TRANSIENT = re.compile(
     r"|\b(?:429|502|503|504)\b (?:Client|Server|Too|Bad|Service|Gateway)|CUDA out of memory|CUDA error"
 )
 _GRACE_SECONDS = 10.0
+_HOW = re.compile(r"Running stage '|is cached - skipping run")  # DVC's words for what became of a stage
 # DVC's advice after every stage; it belongs to a person at a terminal.
 _ADVICE = re.compile(r"^(?:To track the changes|To enable auto staging|Use `dvc push`|\s+git add |\s+dvc config core)")
 
@@ -66,10 +67,17 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
     arguments = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", command.stage]
     pause = 0.5
     while True:
-        code, lines = run_tied(arguments, Path(command.root), say, _gpu(command))
+        told: list[str] = []  # what decides the outcome, however much is printed after it
+
+        def heard(line: str, told: list[str] = told) -> None:
+            if _HOW.search(line):
+                told.append(line)
+            say(line)
+
+        code, lines = run_tied(arguments, Path(command.root), heard, _gpu(command))
         text = "\n".join(lines)
         if code == 0:
-            return _outcome(text)
+            return _outcome("\n".join(told))
         root = Path(command.root)
         if mended := _mended(root):  # another run was killed meanwhile
             say("; ".join(mended))

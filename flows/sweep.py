@@ -138,7 +138,10 @@ def keep(root: Path, clone: Path, name: str) -> None:
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise StageFailed(f"dvc exp save failed in {clone}: {' '.join(done.stderr.split())}")
-    git(root, "fetch", "--quiet", str(clone), "+refs/exps/*:refs/exps/*")
+    # That one alone: the clone still has those that were removed from the project since.
+    commit = git(clone, "rev-parse", "HEAD")
+    ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+    git(root, "fetch", "--quiet", str(clone), f"+{ref}:{ref}")
 
 
 def main(
@@ -173,7 +176,7 @@ def _ratio(text: str) -> float | Literal["auto"]:
     if text == "auto":
         return "auto"
     try:
-        return float(text)
+        return int(text) if text.isdecimal() else float(text)  # 1 and 1.0 name different stages
     except ValueError:
         raise BadInput(f"--head-ratio is {text!r}: give a number above 0 and up to 1, or auto") from None
 

@@ -35,6 +35,7 @@ from restorelcc.stages.capture.stage import run_dense as capture_dense
 from restorelcc.stages.capture.stage import run_pruned as capture_pruned
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run as compensate
+from restorelcc.stages.corpus.local import read_file
 from restorelcc.stages.evaluate.stage import run_dense, run_pruned, run_recovered, run_restored
 from restorelcc.stages.prune.stage import run as prune
 from restorelcc.stages.recover import RecoverConfig
@@ -184,6 +185,25 @@ def test_check_notes_data_files_that_changed(layout: Layout) -> None:
     assert len(said) == 2
     assert "data.calibration" in said[0] and "texts.txt is gone" in said[0]
     assert "data.instructions" in said[1] and "pairs.jsonl changed since `corpus` ran: `dvc repro` runs" in said[1]
+
+
+def test_check_compares_every_file_of_a_folder_or_pattern(layout: Layout) -> None:
+    rows = layout.root / "rows"
+    rows.mkdir()
+    for name in ("a", "b"):
+        (rows / f"{name}.jsonl").write_text(json.dumps({"question": name, "response": name}) + "\n")
+    roles = {
+        role: read_file(path, str(path)).origin
+        for role, path in (("instructions", rows), ("heldout", rows / "*.jsonl"))
+    }
+    write_document(layout.corpus(CELL) / "sources.json", roles)
+    entry = ENTRY.model_copy(update={"source": str(layout.root / "dense")})
+    assert _said(layout, entry) == []
+    (rows / "b.jsonl").write_text("{}\n")
+    assert [f"{rows} changed" in _said(layout, entry)[0], "*.jsonl changed" in _said(layout, entry)[1]] == [True, True]
+    (rows / "b.jsonl").unlink()
+    (rows / "a.jsonl").unlink()
+    assert "is gone" in _said(layout, entry)[1]
 
 
 def test_check_of_a_changed_folder_is_a_note_and_no_failure(

@@ -74,6 +74,13 @@ def _remember(work: Path, key: str, entry: list[int | str]) -> None:
         Path(scratch).replace(work / REMEMBERED)  # not worth waiting for the disk
 
 
+def together(digests: list[str]) -> str:
+    """One digest of several files, in their order; that of one file is its own."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
+
+
 def files_digest(paths: list[Path], work: Path | None = None) -> str:
     """SHA-256 over names and digests of several files, in the order of their names; work: as `cached_file_digest`."""
     total = hashlib.sha256()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,10 @@ _YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeErr
 SEAL = "sha256"  # the key under which a file carries the digest of its content
 AGAIN = "delete it and run dvc repro, or fetch it again"
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+_DIGITS = r"[0-9][0-9_]*"
+_NUMBER = re.compile(
+    rf"[-+]?(?:{_DIGITS}\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|0[ox][0-9a-fA-F_]+"
+)  # of YAML 1.2
 _JSON_FAULTS = (ValueError, RecursionError)  # JSONDecodeError and UnicodeDecodeError are ValueErrors
 
 
@@ -108,6 +113,24 @@ def parse_yaml(text: str | bytes, what: str, loader: Any = StrictLoader) -> Any:
 def read_yaml(path: Path, loader: Any = StrictLoader) -> Any:
     """The document in a file. Raises BadInput for a file that is missing, is not UTF-8 or not YAML; as `parse_yaml`."""
     return parse_yaml(read_text(path), str(path), loader)
+
+
+def yaml_text(content: Any) -> str:
+    """YAML that means the same to readers of version 1.1 (PyYAML) and 1.2 (DVC, params.yaml): text such as `12e4567`,
+    which only one of them takes for a number, stands in quotes."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what is a number in version 1.2."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "'" if _NUMBER.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _why(error: Exception) -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,6 +55,8 @@ def published(layout: Layout, *destinations: Path) -> Iterator[tuple[Path, ...]]
         pairs = enumerate(zip(places, destinations, strict=True))
         paths = tuple(place / f"{number}-{destination.name}" for number, (place, destination) in pairs)
         yield paths
+        for path in paths:  # before anything steps aside: this is where a disk says that it is full
+            _sync_all(path)
         for path, destination in zip(paths, destinations, strict=True):
             _replace(path, destination, path.parent)
 
@@ -125,6 +128,26 @@ def scratch_folder(home: Path, prefix: str = "write-", left: str = "write-*") ->
         yield scratch
 
 
+class Scratch:
+    """A scratch folder as `scratch_folder` makes it, until `cleanup`, or until this object or its process ends."""
+
+    def __init__(self, home: Path, kind: str) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        held = ExitStack()
+        self.name = str(held.enter_context(scratch_folder(home, f"write-{kind}-")))
+        self._ended = weakref.finalize(self, held.close)
+
+    def cleanup(self) -> None:
+        """Delete it."""
+        self._ended()
+
+    def __enter__(self) -> str:
+        return self.name
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+
 def _delete_unlocked(home: Path, pattern: str) -> int:
     left = left_behind(home, pattern)
     for path in left:
@@ -161,22 +184,29 @@ def _replace(path: Path, destination: Path, scratch: Path) -> None:
     if destination.is_dir() and not destination.is_symlink():
         # A folder cannot be renamed over a folder that has files: the old one steps aside and goes with the scratch.
         destination.replace(scratch / f"old-{destination.name}")
-    put(path, destination)
+    path.replace(destination)
+    _sync(destination.parent)
 
 
 def put(path: Path, destination: Path) -> None:
     """Rename a file or a folder to its place on the same file system, when its content is on the disk: after a power
     cut either the old one is there or the new one, whole.
     """
-    if not path.is_symlink():
-        for at, _, names in os.walk(path):
-            for name in names:
-                _sync(Path(at) / name)
-            _sync(Path(at))
-        if path.is_file():
-            _sync(path)
+    _sync_all(path)
     path.replace(destination)
     _sync(destination.parent)
+
+
+def _sync_all(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    if path.is_symlink():
+        return
+    for at, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(at) / name)
+        _sync(Path(at))
+    if path.is_file():
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

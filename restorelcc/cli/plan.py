@@ -51,8 +51,8 @@ def plan(
         for budget in BUDGETS:
             other = load_params(params, (*(set_ or ()), f"models.{model}.budget={budget}"))
             stages = planned(other, cells, layout, known)["stages"]
-            most = max(row["memory"] for row in stages)
-            found["budgets"][budget] = {"seconds": sum(row["seconds"] for row in stages), "memory": most}
+            most = {name: max(row[name] for row in stages) for name in ("memory", "gpu_memory")}
+            found["budgets"][budget] = {"seconds": sum(row["seconds"] for row in stages), **most}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

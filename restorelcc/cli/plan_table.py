@@ -51,7 +51,9 @@ def print_plan(plan: dict[str, Any]) -> None:
         )
     if budgets := plan.get("budgets"):
         told = ", ".join(
-            f"{name} {time_text(each['seconds'])} and {size_text(each['memory'])}" for name, each in budgets.items()
+            f"{name} {time_text(each['seconds'])} and {size_text(each['memory'])}"
+            + (f" with {size_text(each['gpu_memory'])} on the GPU" if each["gpu_memory"] else "")
+            for name, each in budgets.items()
         )
         say(console, f"With budget: {told} at most at once (models.{plan['model']}.budget).")
     say(console, f"Restored models are kept as {plan['restored']}.")

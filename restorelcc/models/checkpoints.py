@@ -6,7 +6,6 @@ A model folder holds either a checkpoint or `model_ref.json`, which points to on
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from restorelcc.base.manifest import check_folder, write_manifest
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.packages import gguf_file
 from restorelcc.base.progress import process_count
+from restorelcc.base.publish import Scratch
 from restorelcc.base.stock_files import GENERATION, TOKENIZER_FILES, has_tokenizer
 from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.gguf import write_converted
@@ -94,7 +94,7 @@ def load_model(
     return model
 
 
-def _placement(spread: Spread | None) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
+def _placement(spread: Spread | None) -> tuple[dict[str, Any], Scratch | None]:
     if spread is None:
         return {}, None
     placement: dict[str, Any] = {"device_map": spread.device_map}
@@ -102,8 +102,7 @@ def _placement(spread: Spread | None) -> tuple[dict[str, Any], tempfile.Temporar
         placement["max_memory"] = spread.max_memory
     scratch = None
     if spread.offload is not None:
-        spread.offload.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix="offload-", dir=spread.offload)
+        scratch = Scratch(spread.offload, "offload")
         placement["offload_folder"] = scratch.name
     return placement, scratch
 

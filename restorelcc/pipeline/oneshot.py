@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from restorelcc.base.cell import Cell
 from restorelcc.base.data_files import data_files, path_of
-from restorelcc.base.documents import read_text, read_yaml
+from restorelcc.base.documents import read_text, read_yaml, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import OWN_PREFIX, SELF
@@ -82,7 +80,7 @@ def run_chain(request: Request) -> Restored:
         ) from error
     _check_work(request.work)
     layout = Layout(request.work.resolve())
-    write_project(layout.root, yaml.safe_dump(content, sort_keys=False))
+    write_project(layout.root, yaml_text(content))
     init_scratch(layout.root)
     lay_out_inputs(params, MODEL, layout)
     own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[target].axes})

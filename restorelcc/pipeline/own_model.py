@@ -6,10 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from restorelcc.base.cell import check_alias
-from restorelcc.base.documents import parse_yaml
+from restorelcc.base.documents import parse_yaml, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import PAPER, SEQUENCE_LENGTH
@@ -39,7 +37,7 @@ def own_entry(source: str, data: dict[str, str | None]) -> dict[str, Any]:
 def own_params(alias: str, entry: dict[str, Any]) -> str:
     """params.yaml of a new project whose grid is this model; the rest is that of every new project."""
     _check_name(alias)
-    text = yaml.safe_dump({alias: entry}, sort_keys=False, allow_unicode=True, width=10_000)
+    text = yaml_text({alias: entry})
     text = text.replace("tasks: []\n", "tasks: [] # names of lm-eval, or folders of task files, e.g. [arc_easy]\n")
     before, after = template("params").split(_BEFORE)
     return f"{before}{textwrap.indent(text, '  ')}{_BEFORE}{after}".replace(_GRID, f"  model: [{alias}] ")

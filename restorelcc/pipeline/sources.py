@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.digest import REFERENCE, cached_file_digest, changed_parts
+from restorelcc.base.data_files import data_files
+from restorelcc.base.digest import REFERENCE, cached_file_digest, changed_parts, together
 from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
@@ -66,11 +67,15 @@ def _files(alias: str, layout: Layout) -> list[Comparison]:
     for role, origin in _origins(alias, layout).items():
         if "sha256" not in origin:
             continue
+        key = f"models.{alias}.data.{role}"
         path = layout.root / Path(origin.get("path", origin["source"])).expanduser()
-        if path.is_file() and cached_file_digest(path, layout.work) == origin["sha256"]:
+        try:
+            digests = [cached_file_digest(file, layout.work) for file in data_files(key, path)]
+        except BadInput:
+            found.append(_note(f"{key}: {path} {'cannot be read as it is now' if path.exists() else 'is gone'}"))
             continue
-        what = "changed since `corpus` ran" if path.is_file() else "is gone"
-        found.append(_note(f"models.{alias}.data.{role}: {path} {what}"))
+        if (len(digests), together(digests)) != (origin.get("files", 1), origin["sha256"]):
+            found.append(_note(f"{key}: {path} changed since `corpus` ran"))
     return found
 
 

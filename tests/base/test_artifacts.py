@@ -1,22 +1,28 @@
 """Artifacts: byte-identical for equal content, whole or not at all, refused when they do not belong together."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from restorelcc.activations.store import layer_file, read_layer, read_layout
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
-from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.documents import read_json, write_json, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.publish import published
+from restorelcc.base.publish import Scratch, delete_left, published
 from restorelcc.base.tables import read_texts, write_texts
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensors import read_tensors, write_tensors
 from tests.activations import write_layer
+from tests.dag import ROOT
 
 METADATA = {name: name * 2 for name in ("model", "layers", "heads", "dense", "pruned", "text", "zeta", "alpha")}
 
@@ -119,3 +125,40 @@ def test_json_never_holds_nan_and_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(BadInput, match="not valid JSON"):
         read_json(tmp_path / "broken.json")
+
+
+def test_an_old_folder_stays_where_the_disk_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, folder = Layout(tmp_path), tmp_path / "data" / "m"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), published(layout, folder) as (path,):
+        path.mkdir()
+        (path / "new").write_text("new")
+    assert [each.name for each in folder.iterdir()] == ["old"]
+
+
+def test_a_scratch_folder_goes_with_its_object_and_after_a_kill(tmp_path: Path) -> None:
+    with Scratch(tmp_path / "work", "datasets") as folder:
+        (Path(folder) / "rows").write_text("x")
+        assert delete_left(tmp_path / "work") == 0, "a living process has it"
+    assert not any((tmp_path / "work").iterdir())
+    code = (
+        "import os, sys; from restorelcc.base.publish import *; s = Scratch(Path(sys.argv[1]), 'offload'); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "work")], cwd=ROOT, check=False)
+    assert [path.name[:14] for path in (tmp_path / "work").iterdir()] == ["write-offload-"]
+    assert delete_left(tmp_path / "work") == 1
+
+
+@pytest.mark.parametrize("text", ["12e4567", "0o17", "1_0", "-3", ".5", "1e5", "yes", "on", "~", "", "a: b", "no"])
+def test_yaml_that_is_written_is_text_to_readers_of_both_versions(text: str) -> None:
+    written = yaml_text({"revision": text, "count": 3, "rate": 1e-05})
+    for version in ("1.1", "1.2"):
+        reader = YAML(typ="safe", pure=True)
+        reader.version = version
+        assert reader.load(written) == {"revision": text, "count": 3, "rate": 1e-05}

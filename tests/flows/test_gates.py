@@ -14,7 +14,7 @@ import pytest
 
 from flows.dag import Stage, read_dag
 from flows.gates import CPU, GPU, gate, gate_folder, local_slots
-from flows.stage_process import Command, _gpu, _throttled
+from flows.stage_process import RAN, RESTORED, UNCHANGED, Command, _gpu, _throttled, run_stage
 from flows.tasks import command_of
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
@@ -210,3 +210,20 @@ def test_a_bar_is_one_line_every_ten_seconds(bar: str, monkeypatch: pytest.Monke
     said = list(_throttled(["before\n", *ticks, "after a | b\n"]))
     assert said[0] == "before" and said[-1] == "after a | b"
     assert 2 <= len(said) - 2 <= 3
+
+
+@pytest.mark.parametrize(
+    ("first", "outcome"),
+    [("Running stage 'prune@tiny':", RAN), ("Stage 'x' is cached - skipping run", RESTORED), ("nothing", UNCHANGED)],
+)
+def test_what_became_of_a_stage_is_known_however_much_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, outcome: str
+) -> None:
+    """DVC says it first, and a bar prints a line every ten seconds."""
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc" / "__init__.py").write_text("")
+    (tmp_path / "dvc" / "__main__.py").write_text(f"print({first!r})\nfor n in range(200):\n    print('line', n)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said: list[str] = []
+    assert run_stage(Command(str(tmp_path), "prune@tiny", CPU), said.append) == outcome
+    assert (said[0], len(said)) == (first, 201)

@@ -21,16 +21,15 @@ _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 def negatives(examples: Sequence[dict[str, Any]], count: int, encode: Encode | None) -> list[str]:
     """The negative response of the first `count` examples (columns response and, where there are any, choices).
 
-    Of a multiple-choice example the most similar wrong choice; of a yes/no answer the flipped label; of any other the
-    most similar other response of all examples. Never the response itself, or the same words in other case or spacing.
+    Of a multiple-choice example the most similar wrong choice, unless all are the right one in other case or spacing;
+    of a yes/no answer the flipped label; of any other the most similar other response of all examples. Never the
+    response itself, or the same words in other case or spacing.
     """
     found: list[str | None] = [None] * min(count, len(examples))
     free = []
     for number, example in enumerate(examples[:count]):
         response, choices = example["response"], example.get("choices") or []
         wrong = [choice for choice in choices if normal(choice) != normal(response)]
-        if choices and not wrong:
-            raise BadInput(f"the choices of question {example['question'][:60]!r} are all the same text")
         if wrong:
             found[number] = wrong[_closest(response, wrong, encode)] if len(wrong) > 1 else wrong[0]
         elif (flipped := flipped_label(response)) is not None:
@@ -74,7 +73,8 @@ def most_similar_other(
     matrix is never in memory: a few rows of it at a time are.
     """
     rows_of = np.arange(len(responses)) if of is None else np.asarray(of)
-    identity = np.unique([normal(response) for response in responses], return_inverse=True)[1]
+    numbers: dict[str, int] = {}
+    identity = np.array([numbers.setdefault(normal(response), len(numbers)) for response in responses])
     if identity.max(initial=0) == 0:
         raise BadInput("the training responses are all the same text: contrast tuples need at least two different ones")
     vectors = _vectors(responses, encode)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from pathlib import Path
 
 from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.publish import scratch_folder
 from restorelcc.models.hub import Repository, licence_of
 from restorelcc.stages.corpus.hub_rows import hub_data
 
@@ -30,7 +34,7 @@ def with_licences(origins: dict[str, dict[str, str]]) -> dict[str, dict[str, str
 def announce(origins: dict[str, dict[str, str]], layout: Layout) -> None:
     """Say the licence of every dataset that was not said before in this project."""
     said_file = layout.work / "licences.json"
-    said = read_json(said_file) if said_file.is_file() else {}
+    said = _said(said_file)
     for origin in origins.values():
         licence = origin.get("licence")
         if licence is None or said.get(origin["source"]) == licence:
@@ -39,4 +43,14 @@ def announce(origins: dict[str, dict[str, str]], layout: Layout) -> None:
         mark = f" ({', '.join(notes)})" if notes else ""
         print(f"data licence: {origin['source'].removeprefix('hub:')} is under {licence}{mark}", file=sys.stderr)
         said[origin["source"]] = licence
-        write_json(said_file, said)
+        with contextlib.suppress(OSError), scratch_folder(layout.work) as scratch:  # else it is said once more
+            write_json(scratch / said_file.name, said)
+            (scratch / said_file.name).replace(said_file)
+
+
+def _said(file: Path) -> dict[str, str]:
+    """What was said; of a file that was cut off, nothing."""
+    try:
+        return read_json(file) if file.is_file() else {}
+    except BadInput:
+        return {}

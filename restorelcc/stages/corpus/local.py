@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from restorelcc.base.data_bytes import lines, opened
 from restorelcc.base.data_files import data_files, kind_of
-from restorelcc.base.digest import file_digest
+from restorelcc.base.digest import file_digest, together
 from restorelcc.base.documents import unique_keys
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.stages.corpus.account import Part, Row, Rows
@@ -37,8 +36,7 @@ def read_file(path: Path, source: str, key: str = "models.<name>.data") -> Rows:
         unit, numbered = _rows_of(files[0])
         return Rows(str(files[0]), numbered, unit, {"source": source, "sha256": digests[0]})
     parts: list[Part] = []
-    together = hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
-    origin = {"source": source, "sha256": together, "files": len(files)}
+    origin = {"source": source, "sha256": together(digests), "files": len(files)}
     return Rows(str(path), _one_after_another(files, parts), origin=origin, parts=parts)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
-from restorelcc.base.publish import put
+from restorelcc.base.publish import Scratch, put
 from restorelcc.base.tables import write_table
 from restorelcc.models.checkpoints import load_entry, write_source
 from restorelcc.models.continuation import Continuation, Sampling, batches_of, continued
@@ -178,8 +177,7 @@ class Writer:
     def _network(self) -> PreTrainedModel:
         layout = Layout(self.root)
         prepare(seed=self.config.seed, threads=self.model.threads)
-        layout.work.mkdir(parents=True, exist_ok=True)
-        scratch = self.held.enter_context(tempfile.TemporaryDirectory(prefix="writer-", dir=layout.work))
+        scratch = self.held.enter_context(Scratch(layout.work, "writer"))
         folder = Path(scratch) / "dense"
         write_source(folder, self.key, self.model.source, self.model.revision, self.root)
         reference = folder / REFERENCE

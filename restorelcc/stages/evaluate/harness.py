@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import bars_named
+from restorelcc.base.publish import Scratch
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
 from restorelcc.stages.evaluate.confined import sandboxed
@@ -208,7 +208,6 @@ def _gold(target: Any, choices: int, prediction: int | None, score: float | None
         return prediction if score == 1 else (1 - prediction if choices == 2 else None)
 
 
-def scratch_cache(work: Path) -> tempfile.TemporaryDirectory[str]:
+def scratch_cache(work: Path) -> Scratch:
     """A place for the datasets library to convert local files in; gone after the run."""
-    work.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="datasets-", dir=work)
+    return Scratch(work, "datasets")

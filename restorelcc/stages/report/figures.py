@@ -64,7 +64,7 @@ def series_colour(palette: Palette, position: int) -> str:
 
 def page_svg(draw: Draw, name: str, title: str) -> str:
     """The figure as an SVG element for the page: colours are CSS variables, its size is that of its place."""
-    svg = _svg(draw(_STAND_INS), name)
+    svg = _svg(_drawn(draw, _STAND_INS), name)
     for number, colour in enumerate(_STAND_INS.series):
         svg = svg.replace(colour, f"var(--series-{number + 1})")
     for part in ("text", "muted", "line", "dense", "pruned"):
@@ -81,16 +81,22 @@ def page_svg(draw: Draw, name: str, title: str) -> str:
 
 def static_files(draw: Draw, name: str) -> dict[str, bytes]:
     """The figure as <name>.svg and <name>.png, in the colours of the light page."""
-    figure = draw(LIGHT)
+    figure = _drawn(draw, LIGHT)
     png = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return {f"{name}.svg": _svg(figure, name).encode(), f"{name}.png": png.getvalue()}
 
 
+def _drawn(draw: Draw, palette: Palette) -> matplotlib.figure.Figure:
+    """The figure with its texts as they are: a $ in a name begins no formula."""
+    with mpl.rc_context({"text.parse_math": False}):
+        return draw(palette)
+
+
 def _svg(figure: matplotlib.figure.Figure, name: str) -> str:
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
         FigureCanvasSVG(figure)
         figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
     return text.getvalue()
@@ -141,7 +147,8 @@ def recovered_figure(group: Group) -> Draw | None:
             level.set_color(series_colour(palette, number + 1))
         axis.set_xlabel("heads with a compensation, %")
         axis.set_ylabel("lost accuracy recovered, %")
-        top = max([100.0, *(100 * (row["ci95"] or [None, None])[1] for row in restored if _bounded(row))])
+        shares = [row["recovered"] for row in (*restored, *recovered)]
+        top = 100 * max(1.0, *shares, *(row["ci95"][1] for row in restored if _bounded(row)))
         axis.set_ylim(top=top * 1.06)
         axis.text(
             0.995, 100, "dense ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", **_small(palette)

@@ -14,7 +14,7 @@ Table = list[dict[str, str]]  # rows; every row has the same columns, title to t
 
 def percent(value: float | None, decimals: int) -> str:
     """0.5 to "50.0"; None to a dash."""
-    return "-" if value is None else f"{100 * value:.{decimals}f}"
+    return "-" if value is None else f"{100 * value:z.{decimals}f}"
 
 
 def interval_text(ci95: list[float | None] | None, decimals: int) -> str:
@@ -26,7 +26,7 @@ def interval_text(ci95: list[float | None] | None, decimals: int) -> str:
 
 def number(value: float | None, decimals: int = 2) -> str:
     """Thousands parted by commas; a dash for None."""
-    return "-" if value is None else f"{value:,.{decimals}f}"
+    return "-" if value is None else f"{value:z,.{decimals}f}"
 
 
 def p_text(p: float | None) -> str:
@@ -41,7 +41,7 @@ def size_text(size: float | None) -> str:
     if size is None:
         return "-"
     for unit in ("B", "kB", "MB"):
-        if size < 1000:
+        if round(size, 0 if unit == "B" else 1) < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"

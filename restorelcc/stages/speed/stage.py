@@ -6,7 +6,6 @@ Times are of the machine and of the moment: two runs do not give the same bytes.
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
-from restorelcc.base.publish import published
+from restorelcc.base.publish import Scratch, published
 from restorelcc.base.weights import weight_files
 from restorelcc.models.architectures import text_config
 from restorelcc.models.checkpoints import load_model, local_folder
@@ -116,6 +115,5 @@ def _machine(device: torch.device) -> str:
 
 @contextmanager
 def _scratch(layout: Layout) -> Iterator[Path]:
-    layout.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="speed-", dir=layout.work) as folder:
+    with Scratch(layout.work, "speed") as folder:
         yield Path(folder)

@@ -75,8 +75,9 @@ def test_of_choices_the_most_similar_wrong_one_is_taken() -> None:
         "choices": ["a dog", "the red hat", "the red dog", "The red  hat"],
     }
     assert negatives([row], 1, None) == ["the red dog"]
-    with pytest.raises(BadInput, match="all the same text"):
-        negatives([row | {"choices": ["the red hat", "the Red hat"]}], 1, None)
+    spelling = row | {"choices": ["the red hat", "the Red hat"]}
+    others = [{"response": "the red dog"}, {"response": "a cat"}]
+    assert negatives([spelling, *others], 1, None) == ["the red dog"], "of its choices none is another text"
 
 
 def test_an_encoder_decides_where_there_is_one(encoder: Path) -> None:
@@ -169,3 +170,13 @@ def test_many_responses_need_no_matrix_of_all_pairs() -> None:
     tracemalloc.stop()
     assert all(number != other for number, other in enumerate(nearest))
     assert peak < 5000 * 5000 * 8 / 2
+
+
+def test_one_long_response_costs_its_own_length_alone() -> None:
+    """Not as many characters for every response."""
+    responses = [f"word{number} word{number + 1}" for number in range(4000)] + ["long " * 2000]
+    tracemalloc.start()
+    most_similar_other(responses, None, range(1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6, "4,000 x 10,000 characters of four bytes are 160 MB"

@@ -20,9 +20,10 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
 from restorelcc.cli.app import app
 from restorelcc.stages.report import ReportConfig
+from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
 from restorelcc.stages.report.results import changed_since, holm, read_results
 from restorelcc.stages.report.stage import run
-from restorelcc.stages.report.tables import p_text, picks, size_text, verdict
+from restorelcc.stages.report.tables import number, p_text, percent, picks, size_text, verdict
 from restorelcc.stages.report.terminal import print_results
 from tests.fingerprints import SWAPS, swapped
 from tests.stages.report.cells import CELLS, FINGERPRINT, details, metrics, write_grid
@@ -440,6 +441,19 @@ def test_holm_by_hand() -> None:
 def test_numbers_as_text() -> None:
     assert [p_text(p) for p in (None, 0.0004, 0.0123)] == ["-", "< 0.001", "0.012"]
     assert [size_text(size) for size in (None, 999, 714_912, 13_476_000_000)] == ["-", "999 B", "714.9 kB", "13.48 GB"]
+    assert [size_text(size) for size in (999.6, 999_960, 999_940)] == ["1.0 kB", "1.0 MB", "999.9 kB"]
+    assert (percent(-0.0004, 1), percent(-0.0006, 1), number(-0.00001, 4)) == ("0.0", "-0.1", "0.0000")
+
+
+def test_a_share_above_one_is_inside_the_figure_and_names_are_no_formulas(layout: Layout) -> None:
+    """Also of another method, and of a ratio without bounds."""
+    results = read_results(CELLS, layout)
+    group = results.groups[0]
+    other = group.rows[-1] | {"kind": "recovered", "what": "a $5 or $9", "recovered": 1.3, "ci95": None}
+    drawn = recovered_figure(replace(group, rows=[*group.rows, other]))
+    assert drawn is not None
+    assert drawn(LIGHT).axes[0].get_ylim()[1] > 130
+    assert b"a $5 or $9" in static_files(drawn, "f")["f.svg"]
 
 
 def test_what_became_of_the_rows_of_a_models_data_is_a_table(layout: Layout) -> None:
