@@ -63,7 +63,9 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def write_gguf(path: Path, model: PreTrainedModel, pre: str = "gpt-2", *, kind: str = "gpt2", **more: Any) -> Path:
+def write_gguf(
+    path: Path, model: PreTrainedModel, pre: str = "gpt-2", *, kind: str = "gpt2", interleave: bool = True, **more: Any
+) -> Path:
     """What llama.cpp's converter writes: its names of tensors and fields, and its order of rows."""
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
@@ -98,9 +100,9 @@ def write_gguf(path: Path, model: PreTrainedModel, pre: str = "gpt-2", *, kind: 
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and tied:
             continue
-        if config.model_type == "llama" and "q_proj" in name:
+        if interleave and config.model_type == "llama" and "q_proj" in name:
             weight = _interleaved(weight, config.num_attention_heads)
-        if config.model_type == "llama" and "k_proj" in name:
+        if interleave and config.model_type == "llama" and "k_proj" in name:
             weight = _interleaved(weight, config.num_key_value_heads)
         writer.add_tensor(names.get_name(name, (".weight", ".bias")), weight.contiguous().numpy())
     writer.write_header_to_file()

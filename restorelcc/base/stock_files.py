@@ -26,6 +26,8 @@ _TOKENIZER_PATTERNS = (
     *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
     *("*.model", "*.tiktoken", "*.jinja"),
 )
+# Of a model that sees or hears: how its input is made from pictures and sound.
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
 COMPENSATION, ORIGINAL = "compensation.safetensors", "original.json"  # in it
 GENERATION = "generation_config.json"
@@ -61,6 +63,12 @@ def is_of_the_tokenizer(name: Path) -> bool:
     if name.parts[:-1] == ("additional_chat_templates",):
         return True
     return len(name.parts) == 1 and any(name.match(pattern) for pattern in _TOKENIZER_PATTERNS)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Paths, in the folder, of all that text becomes tokens by; no pickle, no program."""
+    names = sorted(path.relative_to(folder) for path in folder.glob("**/*") if path.is_file())
+    return [name for name in names if is_of_the_tokenizer(name) and name.suffix.lower() not in (*PICKLES, *CODE)]
 
 
 def has_tokenizer(folder: Path) -> bool:

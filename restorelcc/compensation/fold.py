@@ -34,11 +34,17 @@ def folded_bias(weight_MX: Tensor, offset_X: Tensor) -> Tensor:
 
 
 def with_addition(bias_O: Tensor | None, addition_O: Tensor, dtype: torch.dtype) -> Tensor:
-    """bias + addition, summed in float32 and cast last."""
+    """bias + addition, summed in float32 and cast last. Raises BadInput where the dtype does not hold it."""
     total_O = addition_O.float()
     if bias_O is not None:
         total_O = total_O + bias_O.float()
-    return total_O.to(dtype)
+    cast_O = total_O.to(dtype)
+    if total_O.isfinite().all() and not cast_O.isfinite().all():
+        raise BadInput(
+            f"a bias of {float(total_O.abs().max()):.3g} is more than {str(dtype).removeprefix('torch.')} holds: train "
+            "the compensation with lower learning rates, or give the checkpoint in bfloat16 or float32"
+        )
+    return cast_O
 
 
 @torch.no_grad()

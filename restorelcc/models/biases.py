@@ -16,6 +16,7 @@ from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.models.architectures import family_of, family_of_config, prunable_linears, text_config
+from restorelcc.models.config_check import QUANTIZATION_KEYS
 from restorelcc.models.shards import PlannedTensor, write_shards
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 
@@ -99,7 +100,7 @@ def config_document(own: dict[str, Any], before: PretrainedConfig, written: Pret
         # Where a model does more than text, a part of the config has the keys for text.
         own = own | (turned_on if then is before else {"text_config": own["text_config"] | turned_on})
     # How the source names its files, and that it was only pruned, which asks for a further package.
-    dropped = ("transformers_weights", "quantization_config", "compression_config")
+    dropped = ("transformers_weights", *QUANTIZATION_KEYS)
     return {key: value for key, value in own.items() if key not in dropped} | former_rope_keys(told)
 
 

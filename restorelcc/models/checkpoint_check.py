@@ -164,6 +164,9 @@ def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str
         if wanted is not None and tensor.code not in FLOATING:
             held = f"{tensor.file} holds {one_line(name)} as torch.{tensor.dtype}"
             raise BadInput(f"{held}: give the original, not quantized")
+    # Layers that predict further tokens (GLM-4.5, DeepSeek-V3) stand behind the others, and no class here has them.
+    further = getattr(text, "num_nextn_predict_layers", None) or 0
+    found -= set(range(text.num_hidden_layers, text.num_hidden_layers + further))
     if found and found != set(range(text.num_hidden_layers)):
         raise BadInput(
             f"{folder} holds {len(found)} layers, the last is number {max(found)}, counted from 0; its config.json "

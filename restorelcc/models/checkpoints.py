@@ -21,7 +21,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.packages import gguf_file
 from restorelcc.base.progress import process_count
 from restorelcc.base.publish import Scratch
-from restorelcc.base.stock_files import GENERATION, TOKENIZER_FILES, has_tokenizer
+from restorelcc.base.stock_files import GENERATION, PROCESSOR_FILES, has_tokenizer, tokenizer_files
 from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.gguf import write_converted
 from restorelcc.models.references import local_folder as local_folder
@@ -152,11 +152,20 @@ def lend_tokenizer(lender: Path, folder: Path) -> list[str]:
     own, source = local_folder(folder, weights=False), tokenizer_folder(lender)
     if has_tokenizer(own) or not has_tokenizer(source):
         return []
-    wanted = [*TOKENIZER_FILES, *([] if (own / GENERATION).is_file() else [GENERATION])]
-    names = [name for name in wanted if (source / name).is_file()]
+    names = tokenizer_files(source)
+    if not (own / GENERATION).is_file() and (source / GENERATION).is_file():
+        names.append(Path(GENERATION))
     for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, folder / name)
-    return names
+    return list(map(str, names))
+
+
+def copy_processors(source: Path, folder: Path) -> None:
+    """Copy what makes pictures and sound the input of a model that sees or hears."""
+    for name in PROCESSOR_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ from restorelcc.models.families import FAMILIES
 from restorelcc.models.family import Family
 
 AGAIN = "download or write the checkpoint again"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 _ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -147,7 +148,7 @@ def is_plain(compression: object) -> bool:
 
 
 def _check_compression(path: Path, config: Mapping[str, Any]) -> None:
-    for key in ("quantization_config", "compression_config"):
+    for key in QUANTIZATION_KEYS:
         found = config.get(key)
         if found and not is_plain(found):
             method = found.get("quant_method") if isinstance(found, dict) else found

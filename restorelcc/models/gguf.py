@@ -6,6 +6,7 @@ that is possible, and refused otherwise.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from copy import copy
@@ -33,6 +34,14 @@ from restorelcc.models.checkpoint_check import refused
 
 # What tests convert and compare: general.architecture of a GGUF file.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+# What a block of each has; transformers passes over any other tensor without a word.
+_TENSORS = {
+    "llama": frozenset(f"{name}.weight" for name in _BLOCK),
+    "qwen2": frozenset([f"{name}.weight" for name in _BLOCK] + [f"attn_{name}.bias" for name in "qkv"]),
+    "qwen3": frozenset(f"{name}.weight" for name in (*_BLOCK, "attn_q_norm", "attn_k_norm")),
+}
+_OUTSIDE = frozenset(("token_embd.weight", "output.weight", "output_norm.weight"))
 _SINGLE_PRECISION = ("rms_norm_eps", "rope_theta")  # which GGUF has as float32: 1e-5 comes as 9.9999997e-06
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -138,6 +147,12 @@ def _checked_fields(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} scales its rotary positions, which transformers drops: give the model as safetensors")
     if any(tensor.name.startswith("split.") for tensor in reader.tensors) or int(fields.get("split.count", 1)) > 1:
         raise BadInput(f"{path} is one of several parts of a model: join them with gguf-split --merge")
+    for tensor in reader.tensors:
+        if tensor.name not in _OUTSIDE and re.sub(r"^blk\.\d+\.", "", tensor.name) not in _TENSORS[name]:
+            raise BadInput(
+                f"{path} holds {one_line(tensor.name)!r:.60}, which transformers drops from a model of the "
+                f"architecture {name}: give the model as safetensors"
+            )
     return fields
 
 
@@ -160,7 +175,8 @@ def _config(path: Path, fields: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def _tokenizer(path: Path, fields: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer as llama.cpp has it: text parted in the same way, a beginning token where the file says so."""
+    """The tokenizer as llama.cpp has it: text parted in the same way, a beginning token where the file says so, or
+    says nothing and the tokenizer is Llama 3's."""
     kind = fields.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise BadInput(
@@ -168,7 +184,8 @@ def _tokenizer(path: Path, fields: Mapping[str, Any]) -> PreTrainedTokenizerBase
             "exactly: give the model as safetensors"
         )
     tokenizer = _byte_pairs(path, fields)
-    if fields.get("tokenizer.ggml.add_bos_token") and tokenizer.bos_token is not None:
+    begins = fields.get("tokenizer.ggml.add_bos_token", fields.get("tokenizer.ggml.pre") == "llama-bpe")
+    if begins and tokenizer.bos_token is not None:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokenizer.bos_token} $A",
             pair=f"{tokenizer.bos_token} $A {tokenizer.bos_token}:1 $B:1",

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from restorelcc.base.digest import file_digest
-from restorelcc.base.documents import Form, checked_form, parse_json, read_json, read_text, write_json
+from restorelcc.base.documents import Form, checked_form, parse_json, read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_name, inside
@@ -44,7 +44,8 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor], *, wh
         for name in weights.files
     }
     manifest = MANIFEST if whole and (source / MANIFEST).is_file() else None
-    texts = {name: read_text(source / name) for name in ("config.json", weights.index, manifest) if name is not None}
+    named = [name for name in ("config.json", weights.index, manifest) if name is not None]
+    texts = {name: (source / name).read_bytes().decode() for name in named}  # with its line ends
     write_json(own / _DOCUMENT, {"texts": texts, "files": files})
     if replaced:
         write_tensors(own / _BIASES, replaced, {})
@@ -87,7 +88,7 @@ def write_original(folder: Path, out: Path) -> None:
         if file_digest(out / name) != entry["sha256"]:
             raise StageFailed(f"{name} cannot be restored exactly: weights in {folder} have been changed since")
     for name, text in document["texts"].items():
-        inside(out, name, where).write_text(text, encoding="utf-8")
+        inside(out, name, where).write_bytes(text.encode())
 
 
 def _document(folder: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Parent:
 
     def described(self, out: Path) -> dict[str, str | None]:
         """As it stands in the record; the path counts from the exported folder."""
-        path = None if self.path is None else os.path.relpath(self.path.absolute(), out.absolute())
+        path = None if self.path is None else os.path.relpath(self.path.resolve(), out.resolve())
         return {"path": path, "digest": self.digest}
 
 

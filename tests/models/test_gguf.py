@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.packages import gguf_file
@@ -53,6 +54,20 @@ def test_text_is_parted_as_the_file_says(pre: str, parts: list[str], tmp_path: P
     folder = beside_weights(write_gguf(tmp_path / "m.gguf", tiny("llama"), pre), tmp_path)
     backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
     assert [part for part, _ in backend.pre_tokenizer.pre_tokenize_str("a 1234'S")] == parts
+
+
+def test_biases_that_the_library_would_drop_are_refused(tmp_path: Path) -> None:
+    config = copy(tiny("llama").config)
+    config.attention_bias = True
+    file = write_gguf(tmp_path / "m.gguf", AutoModelForCausalLM.from_config(config), interleave=False)
+    with pytest.raises(BadInput, match=r"holds 'blk\.0\.attn_\w+\.bias', which transformers drops"):
+        write_converted(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("pre", "first"), [("llama-bpe", True), ("gpt-2", False)])
+def test_a_beginning_token_is_llama_3s_where_the_file_says_nothing(pre: str, first: bool, tmp_path: Path) -> None:
+    write_converted(write_gguf(tmp_path / "m.gguf", tiny("llama"), pre), tmp_path / "out")
+    assert (load_tokenizer(tmp_path / "out")("a")["input_ids"][0] == 1) is first
 
 
 @pytest.mark.parametrize("first", [True, False])

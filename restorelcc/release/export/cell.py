@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, HEADS, MERGES, RECOVERIES, UNCHANGED, no_adapter
+from restorelcc.base.stock_files import GENERATION
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL
-from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.checkpoints import copy_processors, load_model, load_tokenizer, local_folder, save_checkpoint
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.facts import cell_ancestors, cell_facts
@@ -125,5 +127,11 @@ def _merged(pruned: Path, adapter: Path, variant: str) -> Iterator[Path]:
     model = load_model(folder, main_dtype(stored_tensors(folder)), torch.device("cpu"))
     merged, _ = with_adapter(model, adapter, variant)
     with tempfile.TemporaryDirectory(prefix="merged-", dir=adapter.parents[1]) as scratch:
-        save_checkpoint(Path(scratch) / "merged", merged, load_tokenizer(folder))
-        yield Path(scratch) / "merged"
+        written = Path(scratch) / "merged"
+        save_checkpoint(written, merged, load_tokenizer(pruned))
+        copy_processors(folder, written)
+        for place in (folder, pruned):  # the second may have what the dense model has lent
+            if (place / GENERATION).is_file():
+                shutil.copyfile(place / GENERATION, written / GENERATION)
+                break
+        yield written

@@ -12,8 +12,10 @@ from typing import Any
 
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import write_json
+from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
+from restorelcc.models.checkpoints import local_folder
 from restorelcc.models.shards import DEFAULT_SHARD_BYTES
 from restorelcc.release.export.card import CardFacts, model_card
 from restorelcc.release.export.folding import added_names, added_parameters, carrying_parameters, folded_names
@@ -59,7 +61,7 @@ def export_checkpoint(pruned: Path, compensation: Path | None, out: Path, option
     carry the compensation exactly.
     """
     check_output(out, overwrite=options.overwrite)
-    check_apart(out, pruned, *filter(None, [compensation]))
+    check_apart(out, pruned, local_folder(pruned, weights=False), *filter(None, [compensation]))
     values, metadata = (None, {}) if compensation is None else read_compensation(compensation)
     parents = parents_of(pruned, compensation, metadata, options.ancestors, options.recorded)
     if not options.kept:
@@ -67,6 +69,11 @@ def export_checkpoint(pruned: Path, compensation: Path | None, out: Path, option
     with published_folder(out, overwrite=options.overwrite) as folder, _scratch(folder) as scratch:
         source = open_source(pruned, scratch)
         route = plan_route(source.config, values or Compensation.nothing(source.layout), source.layout)
+        if options.verbatim and source.converted:
+            raise BadInput(
+                f"{pruned} has tensors under former names, which are written under those of today's class, so that "
+                "this could not be undone: use `restorelcc export`"
+            )
         if options.verbatim:
             copy_other_files(source.folder, folder)
         entries, made = _write(folder, scratch, source, route, options)

@@ -12,14 +12,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import notice, progress
-from restorelcc.base.stock_files import TOKENIZER_FILES, has_tokenizer
+from restorelcc.base.stock_files import GENERATION, PROCESSOR_FILES, has_tokenizer, tokenizer_files
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import config_document, former_rope_keys
-from restorelcc.models.checkpoints import load_model, load_tokenizer, tokenizer_folder
+from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, tokenizer_folder
 from restorelcc.models.shards import write_shards
-from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.release.export.folding import planned_tensors
-from restorelcc.release.export.source import Source
+from restorelcc.release.export.source import Source, main_dtype
 from restorelcc.release.provenance import tensor_entry
 from restorelcc.release.routes import Route
 from restorelcc.release.slicing import sliced
@@ -74,12 +74,16 @@ def write_companions(folder: Path, source: Source) -> list[str]:
 
     Raises BadInput when the source has no tokenizer.
     """
-    made, places = [], (source.folder, tokenizer_folder(source.given))  # the second may be the dense model's
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    given = local_folder(source.given, weights=False)
+    # The last may be the dense model's. A converted source has no more than the tokenizer.
+    made, places = [], (source.folder, given, tokenizer_folder(source.given))
+    names = {name for place in places for name in tokenizer_files(place)}
+    for name in sorted({*names, *map(Path, (*PROCESSOR_FILES, GENERATION))}):
         if found := next((place / name for place in places if (place / name).is_file()), None):
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(found, folder / name)
     for pattern in _LICENCES:
-        for path in sorted(source.folder.glob(pattern)):
+        for path in sorted(given.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     if not has_tokenizer(folder):
         raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files into its folder")
@@ -96,11 +100,11 @@ def _keep_tokens(folder: Path, source: Source) -> None:
     before = load_tokenizer(source.folder if has_tokenizer(source.folder) else source.given)
     if _same_tokens(before, load_tokenizer(folder)):
         return
-    own = (folder / "tokenizer_config.json").read_bytes()
-    config = read_json(folder / "tokenizer_config.json")
-    write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    path = folder / "tokenizer_config.json"
+    own = path.read_bytes() if path.is_file() else None
+    write_json(path, (read_json(path) if own else {}) | {"tokenizer_class": "PreTrainedTokenizerFast"})
     if not _same_tokens(before, load_tokenizer(folder)):
-        (folder / "tokenizer_config.json").write_bytes(own)
+        path.write_bytes(own) if own else path.unlink()
         notice(
             "export", f"loaded from the written folder the tokenizer splits text differently than from {source.given}"
         )
@@ -117,8 +121,11 @@ def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
 
     Raises BadInput when nothing can be cut out, or when the class cannot express the result.
     """
-    model = load_model(whole, _dtype_of(whole), torch.device("cpu"))
-    smaller = sliced(model)
+    stored = stored_tensors(whole)
+    smaller = sliced(load_model(whole, _widest(stored), torch.device("cpu")))
+    for name, part in smaller.named_parameters():  # norms may be wider than the rest
+        part.data = part.data.to(stored[name].dtype if name in stored else main_dtype(stored))
+    smaller.config.dtype = main_dtype(stored)
     smaller.save_pretrained(folder, max_shard_size=max_shard_bytes)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | former_rope_keys(config))
@@ -129,5 +136,7 @@ def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
     }
 
 
-def _dtype_of(folder: Path) -> torch.dtype:
-    return next(tensor.dtype for tensor in stored_tensors(folder).values() if tensor.dtype.is_floating_point)
+def _widest(stored: dict[str, StoredTensor]) -> torch.dtype:
+    """A dtype that holds every tensor as it is."""
+    dtypes = {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32

@@ -8,7 +8,15 @@ from typing import Any
 from restorelcc.base.digest import file_digest
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_links, inside
-from restorelcc.base.stock_files import CODE, foreign_files, has_tokenizer, remote_code
+from restorelcc.base.stock_files import (
+    CODE,
+    CONFIGS,
+    PROCESSOR_FILES,
+    foreign_files,
+    has_tokenizer,
+    is_of_the_tokenizer,
+    remote_code,
+)
 from restorelcc.models.checkpoints import load_tokenizer
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.release.provenance import RECORD, path_digest
@@ -60,6 +68,12 @@ def check_own_digests(folder: Path, record: dict[str, Any]) -> str:
             raise Violation(f"{path} is missing: it was written with the checkpoint")
         if file_digest(path) != digest:
             raise Violation(f"{path} has been changed since it was written (its digest differs)")
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        name = path.relative_to(folder)
+        if str(name) not in record["files"] and (
+            is_of_the_tokenizer(name) or str(name) in (*CONFIGS, *PROCESSOR_FILES)
+        ):
+            raise Violation(f"{path} was not written with the checkpoint, and changes what it does: delete it")
     return f"{len(record['files'])} files as they were written"
 
 

@@ -23,6 +23,7 @@ from restorelcc.base.errors import StageFailed
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.checkpoint_check import refused
+from restorelcc.models.config_check import QUANTIZATION_KEYS
 from restorelcc.models.tensors import read_tensors
 from restorelcc.release.original import original_config, original_tensors
 from restorelcc.release.verify.files import Violation
@@ -137,7 +138,7 @@ def hooked_logits(model: PreTrainedModel, compensation: Compensation, tokens: li
 
 def pruned_from_restored(folder: Path) -> PreTrainedModel:
     """The pruned model in float32, rebuilt from the restored checkpoint's weights and the biases it kept."""
-    content = original_config(folder)
+    content = {name: value for name, value in original_config(folder).items() if name not in QUANTIZATION_KEYS}
     with refused("config", folder):
         config = AutoConfig.for_model(**content)
     # Typed by hand: its annotation does not know the pair that is returned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from restorelcc.base.errors import BadInput, one_line
 from restorelcc.base.publish import scratch_folder
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
-from restorelcc.models.architectures import family_of_config, head_layout
+from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.models.checkpoints import load_model, local_folder
 from restorelcc.models.heads import HeadLayout
-from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export.source import open_source
 from restorelcc.release.original import can_be_taken_out
 from restorelcc.release.packed.folder import is_packed, unpack_into
 from restorelcc.release.packed.model import load_packed
@@ -44,7 +45,7 @@ from restorelcc.release.verify.logits import (
     pruned_from_restored,
 )
 from restorelcc.release.verify.tensors import Reference, check_against, check_recorded
-from restorelcc.sparsity.streaming import empty_model, read_config
+from restorelcc.sparsity.streaming import read_config
 
 _UNPACKED = ".unpacked-"  # in the name of a folder beside a packed checkpoint that is being verified
 
@@ -109,7 +110,8 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
         for name, recorded in record["parents"].items():
             yield "parents", check_parent(name, folder, recorded, given.get(name))
     if subject.against is not None and not subject.cut:
-        yield "against", check_against(stored, _reference(subject))
+        with tempfile.TemporaryDirectory() as scratch:  # of a checkpoint under former names, today's
+            yield "against", check_against(stored, _reference(subject, Path(scratch)))
     check_checkpoint(folder)  # before another process loads it
     tokens = probe_tokens(_config_of(folder))
     (loaded,) = load_fresh([(folder, tokens)], waiting)
@@ -143,13 +145,11 @@ def _config_of(folder: Path) -> PretrainedConfig:
         raise Violation(str(error)) from error
 
 
-def _reference(subject: Subject) -> Reference:
+def _reference(subject: Subject, scratch: Path) -> Reference:
     assert subject.against is not None
-    pruned = local_folder(subject.against)
-    network = empty_model(pruned, torch.float32)
-    layout = head_layout(network)
-    route = plan_route(network.config, subject.values(layout), layout)
-    return Reference(stored_tensors(pruned), family_of_config(network.config), layout, route)
+    source = open_source(subject.against, scratch)
+    route = plan_route(source.config, subject.values(source.layout), source.layout)
+    return Reference(source.stored, source.family, source.layout, route)
 
 
 def _pruned(subject: Subject) -> PreTrainedModel | None:

@@ -25,6 +25,7 @@ from restorelcc.base.tables import read_metadata, read_texts
 from restorelcc.models.biases import give_zero_biases, write_with_zero_biases
 from restorelcc.models.checkpoints import (
     context_of,
+    copy_processors,
     lend_tokenizer,
     load_model,
     load_tokenizer,
@@ -69,6 +70,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
     job = Job(cell, pruning, config, layout, device, dtype, tokenizer, batches)
     with published(layout, layout.pruned(cell)) as (folder,):
         results = _prune(job, folder) if pruning.external is None else _refer(job, folder)
+        if pruning.external is None:
+            copy_processors(local_folder(layout.dense(cell)), folder)
         report = sparsity_report(pruning, results)
         report["calibration"] = {
             "source": read_metadata(calibration).get("source"),

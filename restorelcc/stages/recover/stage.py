@@ -16,7 +16,7 @@ from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import published
 from restorelcc.base.recoveries import RECOVERIES, check_recovery
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_compensation
-from restorelcc.models.checkpoints import load_tokenizer, save_checkpoint
+from restorelcc.models.checkpoints import copy_processors, load_tokenizer, local_folder, save_checkpoint
 from restorelcc.models.runtime import computes_as, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover import RecoverConfig
@@ -81,6 +81,7 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
         save_checkpoint(folder / MODEL, result.model, tokenizer)
     whole = (folder / MODEL).is_dir()
     if whole:
+        copy_processors(local_folder(layout.pruned(cell)), folder / MODEL)
         of = model_digest(folder / MODEL)
     if result.compensation is not None:
         heads = result.heads
