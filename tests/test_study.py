@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks import pruning_parts
 from benchmarks.recovery_study import prepare_subject, run_cell
 from benchmarks.results import interval
-from benchmarks.smollm2_page import write_smollm2
+from benchmarks.smollm2_page import _ahead, write_smollm2
 from benchmarks.study_cells import (
     ABLATIONS,
     OPENING_WORDS,
@@ -185,6 +185,18 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
     assert "all-sites (seeds 2)" in page
     assert "all-sites (seeds 0, 1, 2), paper-0.25 (seeds 0, 1, 2)" in page.partition("## slimgpt-0.2")[2]
+
+
+def test_a_claim_is_held_against_the_spread_of_the_seeds() -> None:
+    """0.1 nats ahead with no spread over the texts, but 0.1 of it over three seeds: t(2) * 0.1 * sqrt(1/3 + 1)."""
+
+    def cell(loss: float) -> dict:
+        return {"restored": {"log_likelihood": [-10 * loss] * 3, "tokens": [10] * 3}}
+
+    assert _ahead([cell(2.0)], [cell(2.1)]) == pytest.approx((0.1, 0.1, 0.1))
+    gain, low, high = _ahead([cell(1.9), cell(2.0), cell(2.1)], [cell(2.1)])
+    half = 4.302653 * 0.1 * math.sqrt(1 / 3 + 1)
+    assert (gain, low, high) == pytest.approx((0.1, 0.1 - half, 0.1 + half), rel=1e-5)
 
 
 def test_what_one_budget_measured_is_no_result_of_another(tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ class Scratch:
     def __init__(self, home: Path, kind: str) -> None:
         home.mkdir(parents=True, exist_ok=True)
         held = ExitStack()
-        self.name = str(held.enter_context(scratch_folder(home, f"write-{kind}-")))
+        # Inside the folder that is locked: what is written there may lock its own.
+        self.name = str(held.enter_context(scratch_folder(home, f"write-{kind}-")) / kind)
+        Path(self.name).mkdir()
         self._ended = weakref.finalize(self, held.close)
 
     def cleanup(self) -> None:

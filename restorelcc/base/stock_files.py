@@ -66,8 +66,9 @@ def is_of_the_tokenizer(name: Path) -> bool:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Paths, in the folder, of all that text becomes tokens by; no pickle, no program."""
-    names = sorted(path.relative_to(folder) for path in folder.glob("**/*") if path.is_file())
+    """Paths, in the folder, of all that text becomes tokens by, the tokenizer first; no pickle, no program."""
+    names = [path.relative_to(folder) for path in folder.glob("**/*") if path.is_file()]
+    names.sort(key=lambda name: (str(name) not in TOKENIZER_CORES, name))
     return [name for name in names if is_of_the_tokenizer(name) and name.suffix.lower() not in (*PICKLES, *CODE)]
 
 

@@ -70,13 +70,13 @@ def comparison(first: list[Path], second: list[Path], *, samples: int, seed: int
     from restorelcc.stages.evaluate import statistics
 
     sides = [[_read(path) for path in side] for side in (first, second)]
-    for side in sides:
-        _check_seeds(side)
     base, *others = [*sides[0], *sides[1]]
     for other in others:
         again = evaluated_again(base.cell, other.cell)
         check_comparable(str(base.path), base.fingerprint, str(other.path), other.fingerprint, again)
         statistics.check_same_items(str(other.path), other.rows, str(base.path), base.rows)
+    for side in sides:
+        _check_seeds(side)
     shown = [_side(side) for side in sides]
     counted = [name for name, task in base.metrics["tasks"].items() if task["averaged"]]
     scores = [[statistics.scores_by_task(each.rows, counted) for each in side] for side in sides]

@@ -164,14 +164,19 @@ def _check_shapes(folder: Path, config: Any, family: Family, stored: Mapping[str
         if wanted is not None and tensor.code not in FLOATING:
             held = f"{tensor.file} holds {one_line(name)} as torch.{tensor.dtype}"
             raise BadInput(f"{held}: give the original, not quantized")
-    # Layers that predict further tokens (GLM-4.5, DeepSeek-V3) stand behind the others, and no class here has them.
-    further = getattr(text, "num_nextn_predict_layers", None) or 0
-    found -= set(range(text.num_hidden_layers, text.num_hidden_layers + further))
-    if found and found != set(range(text.num_hidden_layers)):
+    if found and found - _further_layers(text, found) != set(range(text.num_hidden_layers)):
         raise BadInput(
             f"{folder} holds {len(found)} layers, the last is number {max(found)}, counted from 0; its config.json "
             f"says {text.num_hidden_layers} (num_hidden_layers): {AGAIN}"
         )
+
+
+def _further_layers(text: Any, found: set[int]) -> set[int]:
+    """Those that predict further tokens (GLM-4.5, DeepSeek-V3): they stand behind the others, and no class has them."""
+    if max(found) < text.num_hidden_layers:
+        return set()
+    further = getattr(text, "num_nextn_predict_layers", None) or 0
+    return set(range(text.num_hidden_layers, text.num_hidden_layers + further))
 
 
 def _expected(config: Any, family: Family) -> dict[str, tuple[int, int]]:

@@ -89,8 +89,7 @@ def static_files(draw: Draw, name: str) -> dict[str, bytes]:
 
 
 def _drawn(draw: Draw, palette: Palette) -> matplotlib.figure.Figure:
-    """The figure with its texts as they are: a $ in a name begins no formula."""
-    with mpl.rc_context({"text.parse_math": False}):
+    with mpl.rc_context({"text.parse_math": False}):  # a $ in a name begins no formula
         return draw(palette)
 
 
@@ -150,10 +149,9 @@ def recovered_figure(group: Group) -> Draw | None:
         shares = [row["recovered"] for row in (*restored, *recovered)]
         top = 100 * max(1.0, *shares, *(row["ci95"][1] for row in restored if _bounded(row)))
         axis.set_ylim(top=top * 1.06)
-        axis.text(
-            0.995, 100, "dense ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", **_small(palette)
-        )
-        axis.text(0.995, 0, "pruned ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", **_small(palette))
+        at = axis.get_yaxis_transform()
+        for share, name in ((100, "dense "), (0, "pruned ")):
+            axis.text(0.995, share, name, transform=at, ha="right", va="bottom", **_small(palette))
         if recovered:
             _legend(axis, palette, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         return figure
