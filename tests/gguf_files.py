@@ -64,9 +64,17 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def write_gguf(
-    path: Path, model: PreTrainedModel, pre: str = "gpt-2", *, kind: str = "gpt2", interleave: bool = True, **more: Any
+    path: Path,
+    model: PreTrainedModel,
+    pre: str | None = "gpt-2",
+    *,
+    kind: str = "gpt2",
+    interleave: bool = True,
+    turned: int | None = None,
+    **more: Any,
 ) -> Path:
-    """What llama.cpp's converter writes: its names of tensors and fields, and its order of rows."""
+    """What llama.cpp's converter writes: its names of tensors and fields, and its order of rows. turned: how many
+    numbers of a head have rotary positions, if not all."""
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_name("tiny")
@@ -82,9 +90,10 @@ def write_gguf(
     if config.model_type != "qwen2":
         writer.add_key_length(config.head_dim)
     if config.model_type == "llama":
-        writer.add_rope_dimension_count(config.head_dim)
+        writer.add_rope_dimension_count(turned or config.head_dim)
     writer.add_tokenizer_model(kind)
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENIZER["tokens"])
     writer.add_token_types([3 if token in _SPECIAL else 1 for token in TOKENIZER["tokens"]])
     writer.add_token_merges(TOKENIZER["merges"])

@@ -26,6 +26,7 @@ _TOKENIZER_PATTERNS = (
     *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
     *("*.model", "*.tiktoken", "*.jinja"),
 )
+TEMPLATES = "additional_chat_templates"  # subfolder with chat templates beside the first
 # Of a model that sees or hears: how its input is made from pictures and sound.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
@@ -60,14 +61,15 @@ def _names_code(content: Any) -> bool:
 def is_of_the_tokenizer(name: Path) -> bool:
     """Whether a file of a checkpoint, by its path in it, is one that text becomes tokens by: the tokenizer, what
     belongs to it, a chat template."""
-    if name.parts[:-1] == ("additional_chat_templates",):
+    if name.parts[:-1] == (TEMPLATES,):
         return True
     return len(name.parts) == 1 and any(name.match(pattern) for pattern in _TOKENIZER_PATTERNS)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Paths, in the folder, of all that text becomes tokens by, the tokenizer first; no pickle, no program."""
-    names = [path.relative_to(folder) for path in folder.glob("**/*") if path.is_file()]
+    there = (*folder.glob("*"), *(folder / TEMPLATES).glob("*"))
+    names = [path.relative_to(folder) for path in there if path.is_file()]
     names.sort(key=lambda name: (str(name) not in TOKENIZER_CORES, name))
     return [name for name in names if is_of_the_tokenizer(name) and name.suffix.lower() not in (*PICKLES, *CODE)]
 

@@ -19,11 +19,11 @@ from restorelcc.base.escaping import PlainTable, say
 from restorelcc.base.layout import Layout
 from restorelcc.models.response_mask import split_pairs
 from restorelcc.pipeline.params import Params
-from restorelcc.stages.corpus.contrast import normal
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
 from restorelcc.stages.corpus.roles import Roles
 from restorelcc.stages.corpus.sources import Found, check_first_rows
+from restorelcc.stages.corpus.values import normal
 from restorelcc.stages.inputs.files import files_below
 from restorelcc.stages.inputs.stage import Entries, lay_out
 from restorelcc.stages.prune.calibration import calibration_batches

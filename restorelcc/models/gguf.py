@@ -51,7 +51,6 @@ _WORDS = (
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 _PARTED = {
-    "default": _GPT2,
     "gpt-2": _GPT2,
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2]),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_WORDS % "{1,3}"), "isolated"), _BYTES]),
@@ -161,6 +160,13 @@ def _config(path: Path, fields: Mapping[str, Any]) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     if head_dim := fields.get(f"{fields['general.architecture']}.attention.key_length"):
         config.head_dim = int(head_dim)
+    whole = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turned = fields.get(f"{fields['general.architecture']}.rope.dimension_count", whole)
+    if int(turned) != whole:
+        raise BadInput(
+            f"{path} has rotary positions in {turned} of the {whole} numbers of a head, which transformers drops: give "
+            "the model as safetensors"
+        )
     for name in _SINGLE_PRECISION:
         if isinstance(value := getattr(config, name, None), float):
             setattr(config, name, float(str(np.float32(value))))
@@ -198,9 +204,9 @@ def _byte_pairs(path: Path, fields: Mapping[str, Any]) -> PreTrainedTokenizerFas
     """A byte-pair tokenizer from its tokens, their types and the merges."""
     pre = str(fields.get("tokenizer.ggml.pre", "default"))
     if pre not in _PARTED:
+        how = "does not say how it parts texts" if pre == "default" else f"parts texts as {one_line(pre)!r:.60}"
         raise BadInput(
-            f"{path} parts texts as {one_line(pre)!r:.60} (tokenizer.ggml.pre), which is not known here "
-            f"({', '.join(_PARTED)} are): give the model as safetensors"
+            f"{path} {how} (tokenizer.ggml.pre; known are {', '.join(_PARTED)}): give the model as safetensors"
         )
     with refused("tokenizer", path):
         tokens: list[str] = fields["tokenizer.ggml.tokens"]

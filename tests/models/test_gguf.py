@@ -83,11 +83,14 @@ def test_a_beginning_token_comes_where_the_file_says_so(first: bool, tmp_path: P
     ("pre", "more", "said"),
     [
         ("gpt-2", {"llama.rope.scaling.type": "linear"}, "scales its rotary positions"),
+        ("gpt-2", {"turned": 8}, "rotary positions in 8 of the 16 numbers of a head"),
         ("deepseek-coder", {}, "parts texts as 'deepseek-coder'"),
+        ("default", {}, "does not say how it parts texts"),
+        (None, {}, "does not say how it parts texts"),
         ("default", {"kind": "llama"}, "a tokenizer of the kind 'llama'"),
     ],
 )
-def test_what_the_library_would_pass_over_is_refused(pre: str, more: dict, said: str, tmp_path: Path) -> None:
+def test_what_the_library_would_pass_over_is_refused(pre: str | None, more: dict, said: str, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", tiny("llama"), pre, **more)
     with pytest.raises(BadInput, match=said):
         write_converted(file, tmp_path / "out")

@@ -13,11 +13,19 @@ from restorelcc.models.response_mask import RENDERED
 from restorelcc.stages.corpus.formats import Example, Message
 
 
+class Refused(BadInput):
+    """A conversation that the chat template does not take. `reason`: as rows that are not used are counted."""
+
+    def __init__(self, key: str, example: Example, error: TemplateError) -> None:
+        super().__init__(f"{key}: the chat template refuses {example.question[:60]!r}: {error}")
+        self.reason = f"refused by the chat template: {' '.join(str(error).split())[:80]}"
+
+
 def rendered(tokenizer: PreTrainedTokenizerBase, found: Iterable[Example], key: str) -> list[Example]:
     """Examples whose question is the conversation up to where the assistant begins, and whose response is what the
     template writes for the answer, its end mark included.
 
-    Raises BadInput when the tokenizer has no chat template or the template refuses a conversation.
+    Raises BadInput when the tokenizer has no chat template, and Refused when the template refuses a conversation.
     """
     if not tokenizer.chat_template:
         raise BadInput(
@@ -28,11 +36,11 @@ def rendered(tokenizer: PreTrainedTokenizerBase, found: Iterable[Example], key: 
 
 
 def asked(tokenizer: PreTrainedTokenizerBase, example: Example, key: str) -> str:
-    """The conversation up to where the assistant begins. Raises BadInput when the template refuses it."""
+    """The conversation up to where the assistant begins. Raises Refused when the template refuses it."""
     try:
         return str(tokenizer.apply_chat_template(_before(example), tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
-        raise BadInput(f"{key}: the chat template refuses {example.question[:60]!r}: {error}") from error
+        raise Refused(key, example, error) from error
 
 
 def _before(example: Example) -> list[Message]:
@@ -45,7 +53,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example, key: str) ->
         response = _answer(tokenizer, before, question, example.response)
         wrong = tuple(_answer(tokenizer, before, question, other) for other in example.wrong)
     except TemplateError as error:
-        raise BadInput(f"{key}: the chat template refuses {example.question[:60]!r}: {error}") from error
+        raise Refused(key, example, error) from error
     return replace(example, question=RENDERED + question, response=response, wrong=wrong)
 
 

@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.stages.corpus.encoder import Encode
+from restorelcc.stages.corpus.values import normal
 
 _SIMILARITIES_AT_ONCE = 1 << 21  # numbers of the similarity matrix in memory
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
@@ -56,11 +57,6 @@ def flipped_label(response: str) -> str | None:
     elif word[:1].isupper():
         opposite = opposite.capitalize()
     return opposite + stop
-
-
-def normal(text: str) -> str:
-    """The text in lower case with single spaces: what makes two responses the same."""
-    return " ".join(text.lower().split())
 
 
 def most_similar_other(

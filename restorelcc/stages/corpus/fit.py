@@ -17,9 +17,9 @@ from restorelcc.base.errors import BadInput
 from restorelcc.models.response_mask import SplitIds, split_pairs
 from restorelcc.models.text import encode_contrasts
 from restorelcc.stages.corpus.account import NO_TOKEN, TOO_LONG, Account
-from restorelcc.stages.corpus.chat import rendered
-from restorelcc.stages.corpus.contrast import normal
+from restorelcc.stages.corpus.chat import Refused, rendered
 from restorelcc.stages.corpus.formats import Example
+from restorelcc.stages.corpus.values import normal
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,18 @@ class Fitting:
         return rendered(self.tokenizer, [example], self.key)[0]
 
     def examples(self, found: list[Example], account: Account) -> list[Example]:
-        """Those whose question keeps a token beside its response, with responses shortened where that is the way."""
-        texts = [self.written(example) for example in found]
+        """Those that the chat template takes, where they go through it, and whose question keeps a token beside its
+        response, with responses shortened where that is the way."""
+        taken, texts = [], []
+        for example in found:
+            try:
+                texts.append(self.written(example))
+                taken.append(example)
+            except Refused as refused:
+                account.skip(refused.reason, example.row)
         splits = split_pairs(self.tokenizer, [text.question for text in texts], [text.response for text in texts])
         kept = []
-        for example, split in zip(found, splits, strict=True):
+        for example, split in zip(taken, splits, strict=True):
             if not split.lead < split.start < len(split.ids):
                 account.skip(NO_TOKEN, example.row)
             elif len(split.ids) - self.max_tokens < split.start - split.lead:

@@ -15,7 +15,7 @@ from restorelcc.models.response_mask import RENDERED
 from restorelcc.stages.corpus.account import Account, Row, Rows
 from restorelcc.stages.corpus.gold import right_choice
 from restorelcc.stages.corpus.reader import Reader, Skipped
-from restorelcc.stages.corpus.values import is_missing, whole_characters
+from restorelcc.stages.corpus.values import is_missing, normal, whole_characters
 
 Message = dict[str, str]
 # Columns that tell a format, the most particular first.
@@ -48,7 +48,10 @@ class Example:
 
 
 def examples(rows: Rows, data: DataFiles, account: Account) -> Iterator[Example]:
-    """The usable examples of rows, in order; one of every question. Raises BadInput for rows of no known format."""
+    """The usable examples of rows, in order; one of every question, whatever its case and spaces.
+
+    Raises BadInput for rows of no known format.
+    """
     return _each_once(rows, data, account, data.format, lambda reader, kind: _ADAPTERS[kind](reader))
 
 
@@ -67,10 +70,10 @@ def _each_once(
         except Skipped as skipped:
             account.skip(str(skipped), reader.number)
             continue
-        if found.question in seen:
+        if normal(found.question) in seen:
             account.skip("duplicate question", reader.number)
         else:
-            seen.add(found.question)
+            seen.add(normal(found.question))
             yield found
 
 
@@ -204,6 +207,8 @@ def _messages(row: Reader) -> list[Message]:
 
 def _message(row: Reader, message: Row) -> Message:
     """A message by the names that chat templates know. A conversation with a speaker that they do not is not used."""
+    if message.get("tool_calls") or message.get("function_call"):  # a call is no text that could be trained on
+        raise Skipped("tool call")
     # In a Parquet file every message has all keys, and null under those that are not its own.
     role, content = (
         next((message[name] for name in names if message.get(name) is not None), None)

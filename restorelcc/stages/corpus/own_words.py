@@ -34,7 +34,7 @@ from restorelcc.models.response_mask import RENDERED, join_pair, split_pairs
 from restorelcc.models.runtime import prepare
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import NO_TOKEN, Account
-from restorelcc.stages.corpus.chat import asked
+from restorelcc.stages.corpus.chat import Refused, asked
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
 
@@ -119,14 +119,18 @@ class Writer:
             )
         else:
             said = found
-        asked_for = [
-            RENDERED + asked(tokenizer, one, self.key) if one.messages else one.question.rstrip() for one in said
-        ]
+        taken, asked_for = [], []
+        for one in said:
+            try:
+                asked_for.append(RENDERED + asked(tokenizer, one, self.key) if one.messages else one.question.rstrip())
+                taken.append(one)
+            except Refused as refused:
+                account.skip(refused.reason, one.row)
         prompts = self._prompts(asked_for)
-        for example, ids in zip(said, prompts, strict=True):
+        for example, ids in zip(taken, prompts, strict=True):
             if not ids:
                 account.skip(NO_TOKEN, example.row)
-        told = [each for each in zip(said, asked_for, prompts, strict=True) if each[2]]
+        told = [each for each in zip(taken, asked_for, prompts, strict=True) if each[2]]
         answers = self._continuations(role, [ids for *_, ids in told])
         for (example, prompt, _), answer in zip(told, answers, strict=True):
             text = str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()

@@ -53,6 +53,11 @@ def whole_characters(text: str, place: str) -> str:
     return text
 
 
+def normal(text: str) -> str:
+    """The text in lower case with single spaces: what makes two questions or two responses the same."""
+    return " ".join(text.lower().split())
+
+
 def is_missing(value: Any) -> bool:
     """Whether a value is null or NaN."""
     return value is None or (isinstance(value, float | np.floating | Decimal) and math.isnan(value))

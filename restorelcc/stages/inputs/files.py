@@ -89,15 +89,10 @@ def _referred(task_file: Path, root: Path) -> Iterator[tuple[Path, bool]]:
             yield from ((path, False) for path in files_below(called.parent) if path.suffix == ".py")
     for where in _mappings_of(content):
         yield from ((_there(task_file, task_file.parent / name), True) for name in _texts(where.get("include")))
-        for path in _data_of(where, root):
-            yield (_there(task_file, path) if path in _named_files(where, root) else path), False
-
-
-def _data_of(where: dict[str, Any], root: Path) -> Iterator[Path]:
-    yield from _named_files(where, root)
-    for key in ("data_dir", "dataset_path"):
-        for name in _texts(where.get(key)):
-            yield from _data_at(root, name.removeprefix("file://"))
+        yield from ((_there(task_file, path), False) for path in _named_files(where, root))
+        for key in ("data_dir", "dataset_path"):
+            for name in _texts(where.get(key)):
+                yield from ((path, False) for path in _data_at(root, name.removeprefix("file://")))
 
 
 def _named_files(where: dict[str, Any], root: Path) -> list[Path]:

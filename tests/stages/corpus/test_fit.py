@@ -65,6 +65,19 @@ def test_a_response_without_a_token_is_left_out(too_long: TooLong) -> None:
     assert found == [] and account.skipped == {"no token of its own": 1}
 
 
+STRICT = "{{ raise_exception('no system message') if messages[0].role == 'system' }}" + CHATML
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_left_out_and_counted() -> None:
+    tokenizer, account = byte_level(bos=False), Account()
+    tokenizer.chat_template = STRICT
+    said = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"})
+    found = [Example("chat", "Hi", "Yo", said[start:], row=5 - start) for start in (0, 1)]
+    assert Fitting(tokenizer, 96, "shorten").examples(found, account) == found[1:]
+    assert account.skipped == {"refused by the chat template: no system message": 1}
+    assert account.first == {"refused by the chat template: no system message": 5}
+
+
 @pytest.mark.parametrize("too_long", BOTH)
 def test_so_are_the_wrong_responses_of_tuples(too_long: TooLong) -> None:
     account, good = Account(), Example("t", _words(8), _words(5), wrong=(_words(6),), row=1)

@@ -84,6 +84,18 @@ def test_pairs_are_the_questions_with_the_models_own_responses(tmp_path: Path, c
         assert ends[body] is (body != text) or not chat
 
 
+def test_a_question_that_the_chat_template_refuses_is_left_out_and_counted(tmp_path: Path) -> None:
+    entry, layout = _entry(tmp_path, chat=True, instructions="self:questions.jsonl"), Layout(tmp_path)
+    tokenizer = byte_level(bos=True)
+    tokenizer.chat_template = "{{ raise_exception('no seven') if '7 ' in messages[0].content }}" + CHATML
+    tokenizer.save_pretrained(tmp_path / "dense")
+    run(CELL, CONFIG.model_copy(update={"train": 40}), entry, layout)
+    skipped = read_document(layout.sources(CELL))["instructions"]["rows"]["skipped"]
+    assert skipped["refused by the chat template: no seven"] == {"count": 4, "first": 8}
+    asked = [row["row"] for row in read_table(layout.corpus(CELL) / "words.parquet", own_words.WORDS)]
+    assert sorted(asked) == [row for row in range(1, 41) if row % 10 != 8]
+
+
 def test_the_same_seed_writes_the_same_tables_and_another_seed_others(tmp_path: Path) -> None:
     entry = _entry(tmp_path, chat=True, calibration="self")
     found = []

@@ -206,6 +206,12 @@ def test_other_rows_that_cannot_be_used_are_counted_by_reason() -> None:
     assert _account(rows) == (1, {"null gold": (1, 1), "empty gold": (2, 2)})
     rows = [{"instruction": None, "input": "n", "output": "o"}, {"instruction": " ", "input": "n", "output": "o"}]
     assert _account(rows) == (0, {"null instruction": (1, 1), "empty instruction": (1, 2)})
+    rows = [{"question": "Who  is it?", "response": "me"}, {"question": "who is\nit?", "response": "you"}]
+    assert _account(rows) == (1, {"duplicate question": (1, 2)})
+    call, asked = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, {"role": "user", "content": "q"}
+    answer = {"role": "assistant", "content": "a"}
+    rows = [{"messages": said} for said in ([asked, call, answer], [asked, call | {"content": ""}], [asked, answer])]
+    assert _account(rows) == (1, {"tool call": (2, 1)})
     rows = [{"question": "\x02", "response": "r"}, {"question": "q", "response": "r"}]
     assert _account(rows) == (1, {"empty question": (1, 1)})
     with pytest.raises(BadInput, match="row 2 of f: column 'response' is a list"):
