@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
+from restorelcc.base.cell import ratio_label
 from restorelcc.base.documents import read_yaml, yaml_text
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.pipeline.renamed import with_new_names
@@ -48,5 +50,16 @@ def write_grid(clone: Path, axes: dict[str, list[str] | list[float] | None]) -> 
     """Put axes into the clone's params.yaml; an axis that is None stays as it is committed."""
     path = clone / "params.yaml"
     content = with_new_names(read_yaml(path))
-    content["grid"] |= {axis: values for axis, values in axes.items() if values is not None}
+    content["grid"] |= given_axes(content, axes)
     path.write_text(yaml_text(content), encoding="utf-8")
+
+
+def given_axes(committed: Any, axes: dict[str, Any]) -> dict[str, Any]:
+    """The axes that are given, and of `speed` in the committed params.yaml the head ratios that are among them."""
+    given = {axis: values for axis, values in axes.items() if values is not None}
+    own = committed.get("grid") if isinstance(committed, dict) else None
+    timed = own.get("speed") if isinstance(own, dict) else None
+    if "head_ratio" not in given or not isinstance(timed, list):
+        return given
+    left = set(map(ratio_label, given["head_ratio"]))
+    return given | {"speed": [ratio for ratio in timed if ratio_label(ratio) in left]}

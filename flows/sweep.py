@@ -23,10 +23,11 @@ from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import ROOT
-from flows.clones import committed_revision, fresh_clone, git, share_cache, write_grid
+from flows.clones import committed_revision, fresh_clone, git, given_axes, share_cache, write_grid
 from flows.gates import local_slots
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
+from restorelcc.base.documents import read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.running import held_lock
@@ -106,12 +107,12 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
         if values == [] and axis != "recovery":
             raise BadInput(f"the sweep's axis {axis} is empty: give at least one value, or leave it out")
     commit = committed_revision(root, revision)
-    overrides = tuple(f"grid.{axis}={values}" for axis, values in grid.items() if values is not None)
     with tempfile.TemporaryDirectory() as folder:
         params = Path(folder) / "params.yaml"
         params.write_text(git(root, "show", f"{commit}:params.yaml"), encoding="utf-8")
         try:
-            load_params(params, overrides)
+            given = given_axes(read_yaml(params), grid)
+            load_params(params, tuple(f"grid.{axis}={values}" for axis, values in given.items()))
         except BadInput as error:
             raise BadInput(f"{error} (a sweep runs a committed revision: {revision} is {commit[:9]})") from error
     return commit

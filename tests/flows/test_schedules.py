@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import urllib.request
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import serve
+from flows.clones import write_grid
 from flows.serve import nightly
 from flows.sweep import check_sweep
 from flows.sweep import main as sweep_main
@@ -59,6 +61,21 @@ def test_a_bad_sweep_is_one_sentence(project: LightProject, given: dict[str, Any
         check_sweep(project.folder, grid, given.get("name", "sweep"), given.get("revision", "HEAD"))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_times_those_of_its_head_ratios_that_are_timed(tmp_path: Path) -> None:
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["grid"] |= {"head_ratio": [0.1, 0.25], "speed": [0.1, 0.25]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@x")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "one")):
+        subprocess.run([*git, *command], check=True)
+    for given, timed in (([0.25, 0.5], [0.25]), ([0.5], []), (None, [0.1, 0.25])):
+        grid = {"pruning": ["wanda-0.6"], "head_ratio": given}
+        check_sweep(tmp_path, grid, "sweep", "HEAD")
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+        write_grid(tmp_path, grid)
+        assert load_params(tmp_path / "params.yaml").grid.speed == tuple(timed)
 
 
 def test_every_axis_of_a_sweep_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
