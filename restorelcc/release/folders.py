@@ -46,7 +46,7 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises BadInput as check_output does.
     """
     check_output(out, overwrite=overwrite)
-    out = out.absolute()
+    out = out.resolve() if out.is_symlink() else out.absolute()  # what a link leads to is replaced, not the link
     with ExitStack() as held:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)

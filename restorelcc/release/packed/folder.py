@@ -2,7 +2,7 @@
 
 packed.json has, for every weight file of the stock checkpoint, its digest and its header; `packed-N.safetensors` beside
 it has the numbers: a weight that was packed as NAME.mask, NAME.offsets and NAME.values (matrix.py), all others as they
-are. Every other file is the same in both folders.
+are. Every other file is the same in both folders, but for a stage's list of its files, which would not be true.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import read_document, write_document
 from restorelcc.base.errors import BadInput
-from restorelcc.base.manifest import check_folder
+from restorelcc.base.manifest import MANIFEST, check_folder
 from restorelcc.base.names import check_links, inside
 from restorelcc.base.progress import progress
 from restorelcc.base.stock_files import CODE, PICKLES
@@ -90,7 +90,7 @@ def _copy_others(source: Path, folder: Path, without: tuple[str, ...]) -> None:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         strange = path.suffix.lower() in (*PICKLES, *CODE) or (path.parent == source and path.suffix == ".safetensors")
-        if path.is_file() and str(name) not in without and not strange:
+        if path.is_file() and str(name) not in (*without, MANIFEST) and not strange:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)
 

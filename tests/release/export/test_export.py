@@ -174,6 +174,18 @@ def test_what_is_in_the_way_is_kept_unless_it_may_be_overwritten(pair: Pair, tmp
     assert (pair.pruned / "config.json").is_file()
 
 
+def test_where_a_link_leads_is_written_and_the_link_stays(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "out"
+    for there in ("there", "not yet there"):
+        out.symlink_to(tmp_path / "disk" / there)
+        _export(pair, out)
+        _export(pair, out, overwrite=True)
+        assert out.is_symlink() and (tmp_path / "disk" / there / "config.json").is_file()
+        assert [path.name for path in (tmp_path / "disk").iterdir() if path.name.startswith(".")] == []
+        out.unlink()
+
+
 def test_an_export_that_fails_leaves_the_old_one_and_no_scratch(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _export(pair, out)

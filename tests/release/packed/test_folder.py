@@ -19,6 +19,7 @@ from restorelcc.__main__ import main
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import read_document, write_document
 from restorelcc.base.errors import BadInput
+from restorelcc.base.manifest import check_folder, write_manifest
 from restorelcc.models.checkpoints import load_model, local_folder, save_checkpoint
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
@@ -95,6 +96,15 @@ def test_a_packed_export_unpacks_to_the_export(restored: Path, packed: Path, tmp
     assert len(digests) == 2
     assert digests == {name: file_digest(restored / name) for name in digests}
     assert {path.name for path in packed.glob("*.safetensors")} == {f"packed-{n:05d}.safetensors" for n in (1, 2)}
+
+
+def test_the_list_of_a_stages_files_stays_behind(restored: Path, tmp_path: Path) -> None:
+    shutil.copytree(restored, tmp_path / "stage")
+    write_manifest(tmp_path / "stage")
+    pack_folder(tmp_path / "stage", tmp_path / "packed")
+    check_folder(tmp_path / "packed")
+    unpack_folder(tmp_path / "packed", tmp_path / "again")
+    assert _files(tmp_path / "again") == _files(restored)
 
 
 @pytest.mark.parametrize(
