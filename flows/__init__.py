@@ -3,10 +3,20 @@
 import os
 from pathlib import Path
 
-# The project: the repository that this folder is part of, or, where the package is installed, the folder one is in.
-_REPOSITORY = Path(__file__).parents[1]
-_HERE = _REPOSITORY if (_REPOSITORY / "dvc.yaml").is_file() else Path.cwd()
-ROOT = Path(os.environ.get("RESTORELCC_ROOT", _HERE)).resolve()
+
+def _project() -> Path:
+    """The project: the folder one is in, or the nearest above it that is one; else the repository that this folder is
+    part of; and where there is none, the folder one is in."""
+    here, repository = Path.cwd(), Path(__file__).parents[1]
+    projects = [path for path in (here, *here.parents, repository) if _is_project(path)]
+    return projects[0] if projects else here
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file()
+
+
+ROOT = Path(os.environ.get("RESTORELCC_ROOT") or _project()).resolve()
 
 # Before Prefect is imported: nothing is sent anywhere, and unless somebody set Prefect up, its files stay in .work.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 from restorelcc.base.cell import ratio_label
 from restorelcc.base.documents import read_yaml, yaml_text
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.publish import put, scratch_folder
 from restorelcc.pipeline.renamed import with_new_names
+
+# Set in git's hooks: a command would be of that repository, whatever folder it runs in.
+_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 
 
 def git(root: Path, *arguments: str) -> str:
     """Output of a git command. Raises StageFailed with git's own words."""
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    done = subprocess.run(["git", *arguments], cwd=root, env=here, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageFailed(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())}")
     return done.stdout.strip()
@@ -31,19 +37,42 @@ def committed_revision(root: Path, revision: str = "HEAD") -> str:
 
 
 def fresh_clone(source: str, folder: Path, revision: str) -> Path:
-    """A clone of `source` in `folder` at `revision`, made or brought up to date; its artifacts stay."""
-    if not (folder / ".git").is_dir():
+    """A clone of `source` in `folder` at `revision`, made or brought up to date; its artifacts stay.
+
+    What a killed clone has left is made anew: git would take such a folder for one of the repository around it, and
+    check out the revision there.
+    """
+    if not _is_repository(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        git(folder.parent, "clone", "--quiet", "--no-checkout", source, str(folder))
+        with scratch_folder(folder.parent, f".{folder.name}.unfinished-", ".*.unfinished-*") as scratch:
+            git(scratch, "clone", "--quiet", "--no-checkout", source, str(scratch / "clone"))
+            if folder.exists():
+                folder.replace(scratch / "replaced")
+            put(scratch / "clone", folder)
     git(folder, "fetch", "--quiet", "--force", source, revision)
     git(folder, "checkout", "--quiet", "--force", "--detach", revision)
     return folder
 
 
+def _is_repository(folder: Path) -> bool:
+    try:
+        return Path(git(folder, "rev-parse", "--absolute-git-dir")).resolve() == (folder / ".git").resolve()
+    except (StageFailed, OSError):
+        return False
+
+
+def place_in_repository(root: Path) -> tuple[Path, Path]:
+    """The top of the git repository that a project is in, and the project's folder as seen from there."""
+    top = Path(git(root, "rev-parse", "--show-toplevel")).resolve()
+    return top, root.resolve().relative_to(top)
+
+
 def share_cache(clone: Path, cache: Path) -> None:
     """Make a clone use another's DVC cache and run-cache: each restores what the other has computed."""
-    config = clone / ".dvc" / "config.local"
-    config.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+    from dvc.repo import Repo
+
+    with Repo(str(clone)) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = str(cache)
 
 
 def write_grid(clone: Path, axes: dict[str, list[str] | list[float] | None]) -> None:

@@ -18,10 +18,10 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
-from prefect.states import Cancelling, Failed
+from prefect.states import Cancelling, Crashed, Failed
 
 from flows import ROOT
-from flows.clones import committed_revision, git
+from flows.clones import committed_revision, git, place_in_repository
 from flows.dag import Dag
 from flows.gates import local_slots
 from flows.model_job import published_lock, subset
@@ -36,7 +36,8 @@ from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
 DEPLOYMENT = "model-job/machines"
 METRICS = "data/metrics"  # all that the head needs of the models
 _POLL_SECONDS = 2.0
-_CODE = ["dvc.yaml", "params.yaml", "restorelcc", "versions", ".dvc/config"]
+_CANCELS, _CANCEL_SECONDS = 3, 60.0  # how often a worker is asked to end a job that takes too long, and how long it has
+_CODE = ["dvc.yaml", "params.yaml", "restorelcc", "flows", "versions", ".dvc/config", ".dvcignore"]
 
 
 @flow(name="machines", validate_parameters=True)
@@ -67,8 +68,13 @@ def run_machines(
 ) -> State:
     """The body of the flow. Raises BadInput and StageFailed."""
     check_without_credentials("repository", job["repository"])
-    dag, name = plan(root), check_machines(root, remote)
+    dag, name = plan(root), check_machines(root, remote, commit=commit)
     _check_deployment(deployment)
+    top, within = place_in_repository(root)
+    if job["repository"] == str(root):
+        job["repository"] = str(top)
+    if within != Path():
+        job["folder"] = str(within)
     slots = local_slots(job["parallel"])
     shared, per_model, rest = waves(dag)
     if shared:
@@ -110,14 +116,23 @@ def waves(dag: Dag) -> tuple[set[str], dict[str, set[str]], set[str]]:
     return shared, per_model, {stage.name for stage in dag.stages} - owned - shared
 
 
-def check_machines(root: Path, remote: str | None) -> str:
-    """The remote's name, after all checks: workers run committed revisions, so everything must be committed."""
+def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> str:
+    """The remote's name, after all checks: workers run committed revisions, so everything must be committed; and git
+    must know who commits, where dvc.lock is to be committed at the end."""
     from dvc.repo import Repo
 
     load_params(root / "params.yaml")
     committed_revision(root)
     if changed := git(root, "status", "--porcelain", "--", *_CODE):
         raise BadInput(f"{changed.split()[-1]} is not committed, but workers run committed revisions: commit it first")
+    if commit:
+        try:
+            git(root, "var", "GIT_COMMITTER_IDENT")
+        except StageFailed as error:
+            raise BadInput(
+                f"dvc.lock could not be committed at the end ({error}): set user.name and user.email, or "
+                "give --no-commit"
+            ) from error
     with Repo(str(root), _wait_for_lock=True) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
@@ -146,10 +161,12 @@ def origin(root: Path) -> str:
 
 def _run_jobs(deployment: str, jobs: list[dict[str, Any]], hours: float) -> dict[str, FlowRun]:
     """Start all jobs and wait for them; when this flow is cancelled or fails, so are they. Model to ended run."""
-    started = {job["model"]: _start_job(deployment, job) for job in jobs}
-    get_run_logger().info("%d jobs started: %s", len(started), ", ".join(started) or "nothing has changed")
+    started: dict[str, UUID] = {}
     deadline = time.monotonic() + hours * 3600
     try:
+        for job in jobs:
+            started[job["model"]] = _start_job(deployment, job)
+        get_run_logger().info("%d jobs started: %s", len(started), ", ".join(started) or "nothing has changed")
         return {model: _wait(run, deadline, hours) for model, run in started.items()}
     except BaseException:
         for run in started.values():
@@ -164,12 +181,19 @@ def _start_job(deployment: str, job: dict[str, Any]) -> UUID:
 
 
 def _wait(job: UUID, deadline: float, hours: float) -> FlowRun:
-    """The job's run once it has ended; one that takes too long is cancelled."""
+    """The job's run once it has ended; one that takes too long is cancelled, and taken for crashed where its worker
+    does not end it."""
+    told = 0
     with get_client(sync_client=True) as client:
         while not (run := client.read_flow_run(job)).state or not run.state.is_final():
-            if time.monotonic() > deadline:
-                _cancel(job, f"took more than {hours:g} hours")
-                deadline += 60
+            if time.monotonic() > deadline + told * _CANCEL_SECONDS:
+                why = f"took more than {hours:g} hours"
+                if told < _CANCELS:
+                    _cancel(job, why)
+                else:
+                    gone = Crashed(message=f"{why}, and its worker does not answer")
+                    client.set_flow_run_state(job, gone, force=True)
+                told += 1
             time.sleep(_POLL_SECONDS)
     return run
 
@@ -226,7 +250,7 @@ def main(
 
     if not PREFECT_API_URL.value():
         raise BadInput("PREFECT_API_URL is not set: jobs reach workers through a server (docs/distributed.md)")
-    check_machines(ROOT, remote)
+    check_machines(ROOT, remote, commit=commit)
     raise SystemExit(
         run_here(
             machines, repository=repository, remote=remote, deployment=deployment, parallel=parallel, commit=commit

@@ -34,7 +34,9 @@ from restorelcc.pipeline.versions import check_versions
 
 
 @flow(name="model-job", flow_run_name="{model}", validate_parameters=True)
-def model_job(repository: str, revision: str, model: str, remote: str, parallel: int | None = None) -> State:
+def model_job(
+    repository: str, revision: str, model: str, remote: str, parallel: int | None = None, folder: str = "."
+) -> State:
     """Run one model's stages in this worker's clone, and push the results.
 
     Args:
@@ -43,15 +45,16 @@ def model_job(repository: str, revision: str, model: str, remote: str, parallel:
         model: key of `models` in params.yaml.
         remote: name of the DVC remote.
         parallel: stages that run on the CPU at once; by default one per core.
+        folder: the project's, in the repository.
     """
-    return in_words(run_job, repository, revision, model, remote, local_slots(parallel))
+    return in_words(run_job, repository, revision, model, remote, local_slots(parallel), folder)
 
 
-def run_job(repository: str, revision: str, model: str, remote: str, slots: dict[str, int]) -> State:
+def run_job(repository: str, revision: str, model: str, remote: str, slots: dict[str, int], folder: str = ".") -> State:
     """The body of the flow. Raises BadInput and StageFailed."""
-    clone = clones_folder(repository) / model
-    with held_lock(clone.with_name(f"{model}.lock")):
-        fresh_clone(repository, clone, revision)
+    home = clones_folder(repository) / model
+    with held_lock(home.with_name(f"{model}.lock")):
+        clone = fresh_clone(repository, home, revision) / folder
         check_versions(clone)
         params = load_params(clone / "params.yaml")
         lay_out_inputs(params, model, Layout(clone))

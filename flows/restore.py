@@ -125,6 +125,8 @@ def _first_line(message: str) -> str:
 def run_here(body: Any, **parameters: Any) -> int:
     """Run a flow in this process, with a server of its own unless one is configured; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if not Path.cwd().is_relative_to(ROOT):
+        print(f"restorelcc: runs the project in {ROOT}", file=sys.stderr)
     with prefect_api():
         state = body(return_state=True, **parameters)
         APILogHandler().flush()  # before a server of our own ends

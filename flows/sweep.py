@@ -23,7 +23,7 @@ from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import ROOT
-from flows.clones import committed_revision, fresh_clone, git, given_axes, share_cache, write_grid
+from flows.clones import committed_revision, fresh_clone, git, given_axes, place_in_repository, share_cache, write_grid
 from flows.gates import local_slots
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
@@ -109,7 +109,7 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
     commit = committed_revision(root, revision)
     with tempfile.TemporaryDirectory() as folder:
         params = Path(folder) / "params.yaml"
-        params.write_text(git(root, "show", f"{commit}:params.yaml"), encoding="utf-8")
+        params.write_text(git(root, "show", f"{commit}:./params.yaml"), encoding="utf-8")
         try:
             given = given_axes(read_yaml(params), grid)
             load_params(params, tuple(f"grid.{axis}={values}" for axis, values in given.items()))
@@ -120,7 +120,8 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
 
 def prepare(root: Path, grid: dict[str, Any], name: str, commit: str) -> Path:
     """The sweep's clone, with its grid in params.yaml."""
-    clone = fresh_clone(str(root), root / ".work" / "sweeps" / name, commit)
+    top, within = place_in_repository(root)
+    clone = fresh_clone(str(top), root / ".work" / "sweeps" / name, commit) / within
     share_cache(clone, _cache_of(root))
     write_grid(clone, grid)
     return clone
@@ -142,7 +143,7 @@ def keep(root: Path, clone: Path, name: str) -> None:
     # That one alone: the clone still has those that were removed from the project since.
     commit = git(clone, "rev-parse", "HEAD")
     ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
-    git(root, "fetch", "--quiet", str(clone), f"+{ref}:{ref}")
+    git(root, "fetch", "--quiet", str(place_in_repository(clone)[0]), f"+{ref}:{ref}")
 
 
 def main(

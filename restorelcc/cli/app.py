@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,7 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     from restorelcc.base.documents import write_json
     from restorelcc.base.progress import is_first_process, notice
     from restorelcc.base.publish import published
+    from restorelcc.pipeline.as_recorded import as_recorded
     from restorelcc.pipeline.inputs import lay_out_inputs
     from restorelcc.pipeline.outcome import duration, last_time, outcome, place
     from restorelcc.pipeline.params import load_params
@@ -111,7 +113,9 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     before = last_time(layout, name, cell)
     if before:
         notice(place(params, name, cell), f"started, {before}")
-    with stage_running(layout, name, cell):
+    recorded = started_by_dvc() and is_first_process()
+    given = (params_file, tuple(overrides or ()), layout, name, cell)
+    with stage_running(layout, name, cell), as_recorded(*given) if recorded else nullcontext():
         if started_by_dvc() and stage.folder == "evaluate":  # a task file may name others than when `inputs` ran
             lay_out_inputs(params, cell.model, layout)
         run = stage.imported()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,10 +62,11 @@ def init(
     text, found = (None, None) if model is None else _own_model(name, model, data)
     from restorelcc.pipeline.scaffold import new_project
 
-    try:
-        new_project(folder, text)
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
+    with _nothing_left_behind(folder):
+        try:
+            new_project(folder, text)
+        except OSError as error:
+            raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "model": found}, indent=2, ensure_ascii=False))
         return
@@ -81,6 +85,25 @@ def init(
     width = max(map(len, commands))
     for command, what in commands.items():
         typer.echo(f"    {command:<{width}}    # {what}")
+
+
+@contextmanager
+def _nothing_left_behind(folder: Path) -> Iterator[None]:
+    """A project that could not be made leaves the folder as it was, so that another attempt begins anew."""
+    made = next((path for path in (*reversed(folder.absolute().parents), folder.absolute()) if not path.exists()), None)
+    before = set() if made else set(folder.iterdir())
+    kept = {path: path.read_bytes() for path in before if path.name in (".gitignore", ".dvcignore") and path.is_file()}
+    try:
+        yield
+    except BaseException:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            for path in set(folder.iterdir()) - before:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for path, content in kept.items():
+                path.write_bytes(content)
+        raise
 
 
 def _own_model(alias: str, source: str, data: dict[str, str | None]) -> tuple[str, dict[str, Any]]:

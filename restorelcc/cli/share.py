@@ -39,7 +39,7 @@ def share(
 
 def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Everything that dvc.lock and the run-cache refer to; what the remote has already is not sent again."""
-    from restorelcc.pipeline.remotes import altered_objects, check_remote, dvc, remote_name
+    from restorelcc.pipeline.remotes import altered_objects, check_remote, dvc, full_remote, remote_name
     from restorelcc.pipeline.run_cache import opened
     from restorelcc.pipeline.workspace import mend
 
@@ -47,13 +47,15 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
         say(sentence)
     with opened(root) as repo:
         name = remote_name(repo.config, remote)
-        check_remote(repo, name)
+        check_remote(repo, name, writes=True)
         if altered := altered_objects(Path(repo.cache.local.path)):
             raise StageFailed(
                 f"{altered[0]} was altered on this disk, and a push would spread it ({len(altered)} such files): run "
                 "`restorelcc doctor --cache --fix`, then `dvc repro`, then push again"
             )
     if dvc(root, "push", "--run-cache", "--remote", name, remote=name):
+        if full := full_remote(root, name):
+            raise StageFailed(f"the push did not complete: {full}")
         raise StageFailed("the push did not complete: run it again, what has arrived is not sent again")
     say("pushed; commit and push dvc.lock too, so that others see the same results")
 

@@ -6,6 +6,8 @@ again, with all that come after it: DVC decides, as in every project.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HE
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import Params, checked
 from restorelcc.pipeline.reproduce import reproduce
-from restorelcc.pipeline.running import stage_name
+from restorelcc.pipeline.running import held_lock, stage_name
 from restorelcc.pipeline.scaffold import init_scratch, write_project
 from restorelcc.pipeline.stages import STAGES
 
@@ -65,20 +67,29 @@ class Restored:
     params: Params
 
 
+@contextmanager
+def work_folder(work: Path) -> Iterator[None]:
+    """The work folder, made where it is not there, for one `restore` at a time: another one waits, for it would put its
+    own settings there. Raises BadInput for a folder that cannot be made, or that is somebody else's."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the work folder {work} cannot be made ({error.strerror}): give another one by --work"
+        ) from error
+    _check_work(work)
+    with held_lock(Layout(work.resolve()).work / "locks" / "restore"):
+        yield
+
+
 def run_chain(request: Request) -> Restored:
-    """Run what is not done yet. Raises BadInput, and StageEnded or StageFailed when a stage does not succeed."""
+    """Run what is not done yet, in a work folder that is held. Raises BadInput, and StageEnded or StageFailed when a
+    stage does not succeed."""
     content = _project(request)
     params = checked(content, request.overrides)
     other = request.method not in COMPENSATIONS
     of = (None, request.method) if other else (str(params.grid.head_ratio[0]), None)
     cell, target = params.cell(MODEL, params.grid.pruning[0], *of), _RECOVER if other else TARGET
-    try:
-        request.work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"the work folder {request.work} cannot be made ({error.strerror}): give another one by --work"
-        ) from error
-    _check_work(request.work)
     layout = Layout(request.work.resolve())
     write_project(layout.root, yaml_text(content))
     init_scratch(layout.root)
@@ -90,7 +101,7 @@ def run_chain(request: Request) -> Restored:
 
 def _check_work(folder: Path) -> None:
     """Raises BadInput for a folder that an earlier `restore` has not made: its files would be replaced."""
-    found = sorted(path.name for path in folder.iterdir())
+    found = sorted({path.name for path in folder.iterdir()} - {Layout(folder).work.name})  # where the lock lies
     if not found:
         return
     try:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_without_credentials
+from restorelcc.base.publish import why_not_writable
 
 _HOW = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) in the environment",
@@ -33,6 +35,7 @@ _DENIED = re.compile(
 )
 # Seconds to connect and to wait for a block; `dvc remote modify` sets others.
 _TIMEOUTS = {"s3": {"connect_timeout": "10", "read_timeout": "15"}, "ssh": {"timeout": "15"}, "local": {}}
+_LEAST_ROOM = 2**20  # bytes; a disk with less counts as full
 _BUSY_SECONDS = 0.02  # of computing, in half the patience; a command that waits takes none
 _PROBE = b"written by restorelcc share, to see that it can be\n"
 _SECRETS = ("access_key_id", "secret_access_key", "session_token", "password", "passphrase")
@@ -167,7 +170,7 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
         # As `dvc remote add --force` leaves it: an earlier remote of this name is gone, but for .dvc/config.local.
         own = repo.config.load_one("local")["remote"].get(name, {})
         repo.config["remote"] |= Config.validate({"remote": {name: {"url": place} | settings | own}})["remote"]
-        check_remote(repo, name)
+        check_remote(repo, name, new=True)
         _within(patience(), name, url, scheme, lambda: _probe(repo.cloud.get_remote_odb(name)))
     command = ("remote", "add", "--quiet", "--force", "--default", name, url)
     if dvc(root, *command):
@@ -218,10 +221,13 @@ def remote_name(config: dict[str, Any], asked: str | None) -> str:
     return str(name)
 
 
-def check_remote(repo: Any, name: str, seconds: float | None = None) -> None:
+def check_remote(
+    repo: Any, name: str, seconds: float | None = None, *, new: bool = False, writes: bool = False
+) -> None:
     """List the remote once, so that what is wrong is one sentence before anything is sent. Raises BadInput.
 
-    `seconds` that it may take; `patience()` by default.
+    seconds: that it may take; `patience()` by default. new: a folder may be missing, and is made; else it is taken for
+    a disk that is not mounted. writes: a folder has to be one that can be written.
     """
     settings = repo.config["remote"][name]
     url = str(settings.get("url", ""))
@@ -234,12 +240,23 @@ def check_remote(repo: Any, name: str, seconds: float | None = None) -> None:
     def look() -> None:
         odb = repo.cloud.get_remote_odb(name)
         if scheme == "local":
-            _check_folder(Path(odb.path))
+            _check_folder(Path(odb.path).parents[1], new=new, writes=writes)  # without files/md5
         else:
             _connect(str(settings.get("endpointurl", "")))
             _list(odb)
 
     _within(patience() if seconds is None else seconds, name, url, scheme, look)
+
+
+def full_remote(root: Path, name: str) -> str | None:
+    """A sentence where the remote is a folder on a disk that is full."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        path = Path(repo.cloud.get_remote_odb(name).path)
+    if not path.is_dir() or shutil.disk_usage(path).free >= _LEAST_ROOM:
+        return None
+    return f"the disk of {path} is full: make room, delete the unfinished files there (.*.tmp), and push again"
 
 
 def _within(seconds: float, name: str, url: str, scheme: str, call: Callable[[], None]) -> None:
@@ -270,14 +287,18 @@ def _within(seconds: float, name: str, url: str, scheme: str, call: Callable[[],
         error = raised[0]
         said = " ".join(str(error).split()) or type(error).__name__
         denied = _DENIED.search(f"{type(error).__name__} {said}")
-        what = _HOW[scheme] if denied else "check the address and that the server runs"
+        what = _HOW[scheme] if denied or scheme == "local" else "check the address and that the server runs"
         raise BadInput(f"remote {name!r} ({url}) cannot be used ({said.rstrip('.')}): {what}") from error
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(path: Path, *, new: bool, writes: bool) -> None:
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
         raise NotADirectoryError(f"{existing} is not a folder")
+    if existing != path and not new:
+        raise FileNotFoundError(f"{path} is not there; is its disk mounted? `restorelcc share {path}` makes it")
+    if writes and (reason := why_not_writable(path)):
+        raise PermissionError(f"{path} cannot be written: {reason}")
 
 
 def _connect(endpoint: str) -> None:

@@ -6,6 +6,7 @@ installed, so they depend on files of versions/code that hold the digests of the
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -116,11 +117,20 @@ def init_scratch(folder: Path) -> None:
 def _git_root(folder: Path) -> Path | None:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True, check=False
+            ["git", "rev-parse", "--show-toplevel"],
+            cwd=folder,
+            env=os.environ | {"LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError:
         raise BadInput("git is not installed: install it, because a project keeps its versions in git") from None
-    return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
+    if done.returncode == 0:
+        return Path(done.stdout.strip()).resolve()
+    if "not a git repository" in done.stderr:
+        return None
+    raise BadInput(f"{folder} lies in a git repository that git does not use: {' '.join(done.stderr.split())}")
 
 
 def _init_dvc(folder: Path, cache: dict[str, Any] | None = None, **how: bool) -> None:

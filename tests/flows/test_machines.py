@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import State
 
 from flows import machines
 from flows.dag import Dag, Stage
 from flows.machines import waves
 from flows.model_job import subset
+from restorelcc.base.errors import BadInput
 from tests.flows.light import LightProject
 
 PYTHON = sys.executable
@@ -53,6 +59,56 @@ def test_jobs_are_cancelled_with_the_flow_that_started_them(monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         machines._run_jobs("model-job/machines", [{"model": "a"}, {"model": "b"}], 1.0)
     assert cancelled == ["run of a", "run of b"]
+
+
+def test_jobs_that_were_started_end_when_another_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = []
+
+    def start(_: str, job: dict[str, str]) -> str:
+        if job["model"] == "b":
+            raise OSError("no server")
+        return f"run of {job['model']}"
+
+    monkeypatch.setattr(machines, "get_run_logger", lambda: logging.getLogger())
+    monkeypatch.setattr(machines, "_start_job", start)
+    monkeypatch.setattr(machines, "_cancel", lambda run, why: cancelled.append(run))
+    with pytest.raises(OSError, match="no server"):
+        machines._run_jobs("model-job/machines", [{"model": "a"}, {"model": "b"}], 1.0)
+    assert cancelled == ["run of a"]
+
+
+def test_a_job_whose_worker_does_not_end_it_counts_as_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, told = uuid4(), []
+
+    @contextmanager
+    def client(**_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(read_flow_run=lambda _: run, set_flow_run_state=put)
+
+    def put(_: object, state: State, force: bool = False) -> None:
+        told.append((state.type.value, force))
+        if force:
+            run.state = state
+
+    run = SimpleNamespace(state=None)
+    monkeypatch.setattr(machines, "get_client", client)
+    monkeypatch.setattr(machines, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(machines, "_CANCEL_SECONDS", 0)
+    ended = machines._wait(job, time.monotonic() - 1, 48)
+    assert told == [("CANCELLING", False)] * 3 + [("CRASHED", True)]
+    assert machines._said(ended) == "Crashed took more than 48 hours, and its worker does not answer"
+
+
+def test_who_commits_is_asked_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = LightProject(tmp_path / "project", stages=STAGES, code=())
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    project.sh("git", "config", "user.useConfigOnly", "true")
+    with pytest.raises(BadInput, match=r"set user\.name and user\.email, or give --no-commit"):
+        machines.check_machines(project.folder, None, commit=True)
+    (project.folder / ".dvcignore").write_text("x")
+    with pytest.raises(BadInput, match=r"\.dvcignore is not committed"):
+        machines.check_machines(project.folder, None)
 
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.25]}

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.cli.app import app
 from tests.flows.light import FEW, LightProject
 from tests.flows.servers import Cutter, free_port
@@ -243,6 +243,38 @@ def test_a_remote_without_credentials_or_server_is_one_sentence(tmp_path: Path, 
     done = project.restorelcc("push", **keys)
     assert (done.code, "check the address and that the server runs" in done.text) == (2, True), done.text
     assert len(done.text.strip().splitlines()) == 1
+
+
+def test_a_folder_that_is_not_there_or_takes_nothing_is_one_sentence(
+    bare: LightProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push would make a folder that nobody else sees, in place of the disk that is not mounted."""
+    project, remote = bare.copy(tmp_path / "copy"), tmp_path / "disk" / "remote"
+    with chdir(project.folder):
+        app(["share", str(remote)], standalone_mode=False)
+        (tmp_path / "disk").rename(tmp_path / "away")
+        for verb in ("push", "pull"):
+            with pytest.raises(BadInput, match="remote is not there; is its disk mounted"):
+                app([verb], standalone_mode=False)
+        assert not remote.exists()
+        (tmp_path / "away").rename(tmp_path / "disk")
+        monkeypatch.setattr("restorelcc.pipeline.remotes.why_not_writable", lambda path: f"{path} is read-only")
+        with pytest.raises(BadInput, match=r"remote is read-only\)\W+check the folder's owner and permissions"):
+            app(["push"], standalone_mode=False)
+
+
+def test_a_push_that_a_full_disk_ends_says_so(
+    bare: LightProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = bare.copy(tmp_path / "copy")
+    with chdir(project.folder):
+        app(["share", str(tmp_path / "remote")], standalone_mode=False)
+        monkeypatch.setattr("restorelcc.pipeline.remotes.dvc", lambda *_, **__: 1)
+        with pytest.raises(StageFailed, match="did not complete: run it again"):
+            app(["push"], standalone_mode=False)
+        monkeypatch.setattr("restorelcc.pipeline.remotes._LEAST_ROOM", 2**62)
+        with pytest.raises(StageFailed, match=r"did not complete: the disk of .*remote/files/md5 is full"):
+            app(["push"], standalone_mode=False)
 
 
 def test_a_remote_takes_the_place_of_one_of_another_kind(bare: LightProject, tmp_path: Path) -> None:

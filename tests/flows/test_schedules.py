@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -13,16 +14,18 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import serve
 from flows.clones import write_grid
 from flows.serve import nightly
-from flows.sweep import check_sweep
+from flows.sweep import check_sweep, prepare
 from flows.sweep import main as sweep_main
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.scaffold import new_project
 from restorelcc.pipeline.workspace import mend
 from tests.dag import ROOT
 from tests.flows.light import FEW, LightProject
@@ -67,15 +70,61 @@ def test_a_sweep_times_those_of_its_head_ratios_that_are_timed(tmp_path: Path) -
     content = yaml.safe_load(SHIPPED.read_text())
     content["grid"] |= {"head_ratio": [0.1, 0.25], "speed": [0.1, 0.25]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    git = ("git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@x")
-    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "one")):
-        subprocess.run([*git, *command], check=True)
+    _committed(tmp_path)
     for given, timed in (([0.25, 0.5], [0.25]), ([0.5], []), (None, [0.1, 0.25])):
         grid = {"pruning": ["wanda-0.6"], "head_ratio": given}
         check_sweep(tmp_path, grid, "sweep", "HEAD")
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
         write_grid(tmp_path, grid)
         assert load_params(tmp_path / "params.yaml").grid.speed == tuple(timed)
+
+
+def _committed(folder: Path) -> None:
+    git = ("git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@x")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "one")):
+        subprocess.run([*git, *command], check=True)
+
+
+@pytest.mark.parametrize("within", [".", "models/a, b #1"])
+def test_a_killed_clone_is_made_anew_and_the_users_folder_left_alone(tmp_path: Path, within: str) -> None:
+    """git takes a half-made clone for a folder of the repository around it."""
+    top = tmp_path / "team"
+    root = top / within
+    root.mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", str(top)], check=True)
+    new_project(root)
+    _committed(top)
+    with (root / "params.yaml").open("a") as file:
+        file.write("# not committed yet\n")
+    left = root / ".work" / "sweeps" / "night"
+    (left / ".git").mkdir(parents=True)
+    grid = {"pruning": ["wanda-0.6"], "head_ratio": None}
+    clone = prepare(root, grid, "night", check_sweep(root, grid, "night", "HEAD"))
+    assert clone == left / within and load_params(clone / "params.yaml").grid.pruning == ("wanda-0.6",)
+    assert (root / "params.yaml").read_text().endswith("# not committed yet\n")
+    branch = subprocess.run(["git", "branch", "--show-current"], cwd=root, capture_output=True, check=True)
+    assert branch.stdout.strip() != b"", "its branch is checked out as before"
+    with Repo(str(clone)) as repo:
+        assert Path(repo.cache.local.path) == root / ".dvc" / "cache" / "files" / "md5"
+    (left / "kept").write_text("artifacts stay")
+    prepare(root, grid, "night", check_sweep(root, grid, "night", "HEAD"))
+    assert (left / "kept").is_file()
+
+
+def test_flows_run_the_project_that_one_is_in(tmp_path: Path) -> None:
+    new_project(tmp_path / "mine")
+    (tmp_path / "mine" / "deep").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "RESTORELCC_ROOT"}
+    for folder, expected in ((tmp_path / "mine", tmp_path / "mine"), (tmp_path / "mine" / "deep", tmp_path / "mine")):
+        told = subprocess.run(
+            [PYTHON, "-c", "import flows; print(flows.ROOT)"],
+            cwd=folder,
+            env=environment | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert told.stdout.strip() == str(expected)
 
 
 def test_every_axis_of_a_sweep_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

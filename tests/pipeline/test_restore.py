@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -293,6 +294,24 @@ def test_a_work_folder_that_restore_has_not_made_is_left_alone(given: Path, tmp_
             arguments = [*options, "--out", tmp_path / "out", "--work", folder]
             CliRunner().invoke(app, ["restore", *map(str, arguments)], catch_exceptions=False)
     assert kept == {path: path.read_bytes() for path in kept}
+
+
+def test_a_second_restore_in_one_work_folder_waits_before_it_writes_there(tmp_path: Path) -> None:
+    from restorelcc.pipeline.oneshot import work_folder
+
+    order: list[str] = []
+
+    def other() -> None:
+        with work_folder(tmp_path / "work"):
+            order.append("second")
+
+    with work_folder(tmp_path / "work"):
+        waiting = Thread(target=other)
+        waiting.start()
+        waiting.join(0.5)
+        order.append("first")
+    waiting.join(60)
+    assert order == ["first", "second"]
 
 
 def test_the_model_may_write_its_data_itself(tmp_path: Path) -> None:

@@ -139,6 +139,34 @@ def test_a_repository_that_is_there_is_used_and_its_ignore_files_added_to(tmp_pa
         assert [path.name for path in other.iterdir()] == [name]
 
 
+def test_a_repository_that_git_does_not_use_is_no_place_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as where the folder belongs to somebody else
+    with pytest.raises(BadInput, match=r"lies in a git repository that git does not use: .*dubious ownership"):
+        CliRunner().invoke(app, ["init", str(tmp_path / "own")], catch_exceptions=False)
+    assert not (tmp_path / "own").exists()
+
+
+def test_an_init_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / ".gitignore").write_text("mine\n")
+    (there / "thesis.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("restorelcc.pipeline.scaffold.schema_text", full)
+        for folder in (there, tmp_path / "new" / "one"):
+            with pytest.raises(BadInput, match="cannot be written: No space left on device"):
+                CliRunner().invoke(app, ["init", str(folder)], catch_exceptions=False)
+    assert not (tmp_path / "new").exists()
+    assert {path.name: path.read_text() for path in there.iterdir()} == {".gitignore": "mine\n", "thesis.txt": "mine"}
+    assert CliRunner().invoke(app, ["init", str(there)], catch_exceptions=False).exit_code == 0
+
+
 def test_a_work_folder_is_a_repository_of_its_own_wherever_it_lies(project: Path) -> None:
     from dvc.repo import Repo
     from dvc.scm import NoSCM

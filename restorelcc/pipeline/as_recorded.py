@@ -1,0 +1,82 @@
+"""A stage's result is of what DVC records with it. DVC notes parameters, files and code as they are when the stage has
+ended, while the stage has read them before: what was changed in between would be recorded as what the result is of."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.digest import file_digest
+from restorelcc.base.documents import json_text
+from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline.params import Params, load_params
+from restorelcc.pipeline.running import stage_name
+from restorelcc.pipeline.stages import STAGES
+
+# What a stage reads of the user's files, by their names below data/inputs/<model>; by the stage's folder.
+READ: dict[str, tuple[str, ...]] = {
+    "corpus": ("calibration", "instructions", "heldout", "encoder", "tokenizer"),
+    "dense": ("model",),
+    "prune": ("external/{pruning}",),
+    "evaluate": ("tasks-1", "tasks-2", "beside"),
+}
+_PACKAGE = Path(__file__).parents[1]
+_STEERING = ("cli", "pipeline", "release")  # folders of the package that no result depends on
+_SMALL = 2**20  # bytes; of a larger file its size and time say whether it was changed
+
+
+@contextmanager
+def as_recorded(
+    params_file: Path, overrides: tuple[str, ...], layout: Layout, stage: str, cell: Cell
+) -> Iterator[None]:
+    """Raises StageFailed at the end when what the stage uses has changed in the meantime."""
+    before = _used(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
+    yield
+    after = _used(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
+    loaded = {getattr(module, "__file__", None) for module in tuple(sys.modules.values())}
+    for name in (*before, *(set(after) - set(before))):
+        of_code = name.endswith(".py") and Path(name).is_relative_to(_PACKAGE)
+        if before.get(name) != after.get(name) and (not of_code or name in loaded):
+            own = stage_name(stage, cell)
+            raise StageFailed(
+                f"{name} was changed while {own} ran, and DVC would record the result as one of the change: run it "
+                f"again, or put back what it was and keep the result by `dvc commit --force {own}`"
+            )
+
+
+def _used(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, str]:
+    try:
+        return {str(params_file): json_text(settings(load_params(params_file, overrides), stage, cell))}
+    except BadInput:  # it is being edited
+        return {}
+
+
+def settings(params: Params, stage: str, cell: Cell) -> dict[str, Any]:
+    """What a stage is given of params.yaml, as JSON."""
+    folder = STAGES[stage].folder
+    section = params.section(cell.model, folder).model_dump(mode="json")
+    return {"section": section, "entry": params.models[cell.model].settings_for(folder)}
+
+
+def _files(layout: Layout, stage: str, cell: Cell) -> dict[str, str]:
+    names = READ.get(STAGES[stage].folder, ())
+    tops = [layout.inputs(Cell(cell.model)) / name.format(pruning=cell.pruning) for name in names]
+    found = {}
+    for top in tops:
+        below = (Path(path) for path in sorted(top.rglob("*"))) if top.is_dir() else [top]
+        for path in (path for path in below if path.is_file()):
+            state = path.stat()
+            small = state.st_size < _SMALL
+            found[str(path.resolve())] = file_digest(path) if small else f"{state.st_size} {state.st_mtime_ns}"
+    return found
+
+
+def _code() -> dict[str, str]:
+    paths = (path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _STEERING)
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

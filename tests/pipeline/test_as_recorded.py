@@ -1,0 +1,119 @@
+"""What was changed while a stage ran is not recorded as what its result is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restorelcc.base.cell import Cell
+from restorelcc.base.errors import StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.pipeline import as_recorded as module
+from restorelcc.pipeline.as_recorded import READ, as_recorded
+from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.stages import STAGES
+from tests.dag import ROOT
+
+CORPUS = ("corpus", Cell("mine"))
+PRUNE = ("prune", Cell("mine", "wanda-0.5"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = {"calibration": "texts.txt", "instructions": "pairs/*.jsonl", "heldout": "texts.txt"}
+    content["grid"] |= {"model": ["mine"]}
+    content["models"] = {"mine": {"source": "some/model", "data": data, "tasks": ["arc_easy"]}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "texts.txt").write_text("one\ntwo")
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "a.jsonl").write_text('{"question": "q", "response": "r"}')
+    lay_out_inputs(load_params(tmp_path / "params.yaml"), "mine", Layout(tmp_path))
+    return tmp_path
+
+
+def _set(folder: Path, section: str, **values: object) -> None:
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    content[section] |= values
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+def _run(folder: Path, stage: str, cell: Cell, change: Callable[[Path], object], *overrides: str) -> None:
+    with as_recorded(folder / "params.yaml", overrides, Layout(folder), stage, cell):
+        change(folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "named"),
+    [
+        (PRUNE, lambda folder: _set(folder, "prune", samples=3), "params.yaml"),
+        (PRUNE, lambda folder: (folder / "params.yaml").write_text("grid: ["), "params.yaml"),
+        (CORPUS, lambda folder: (folder / "texts.txt").write_text("one\ntwo\nthree"), "texts.txt"),
+        (CORPUS, lambda folder: (folder / "pairs" / "a.jsonl").write_text("{}"), "a.jsonl"),
+        (CORPUS, lambda folder: (folder / "texts.txt").unlink(), "texts.txt"),
+    ],
+)
+def test_a_change_ends_the_stage(
+    project: Path, stage: tuple[str, Cell], change: Callable[[Path], object], named: str
+) -> None:
+    with pytest.raises(
+        StageFailed, match=rf"{named} was changed while {stage[0]}@mine.*`dvc commit --force {stage[0]}"
+    ):
+        _run(project, *stage, change)
+
+
+def _touched(folder: Path) -> None:
+    for name in ("texts.txt", "params.yaml"):
+        (folder / name).write_bytes((folder / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        (PRUNE, lambda folder: _set(folder, "compensate", seed=3)),
+        (PRUNE, lambda folder: _set(folder, "grid", pruning=["wanda-0.5", "wanda-0.6"])),
+        (PRUNE, lambda folder: (folder / "texts.txt").write_text("one")),
+        (CORPUS, _touched),
+        (CORPUS, lambda folder: _set(folder, "prune", samples=3)),
+    ],
+)
+def test_what_the_stage_does_not_use_may_change(
+    project: Path, stage: tuple[str, Cell], change: Callable[[Path], object]
+) -> None:
+    _run(project, *stage, change)
+
+
+def test_what_is_set_for_the_run_stays_over_the_file(project: Path) -> None:
+    _run(project, *PRUNE, lambda folder: _set(folder, "prune", samples=3), "prune.samples=5")
+
+
+def test_code_that_the_stage_has_loaded_counts_and_other_code_does_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = module._code()
+    loaded, other = (
+        str(Path(module.__file__).parents[1] / "base" / "cell.py"),
+        str(Path(module.__file__).parents[1] / "base" / "new.py"),
+    )
+    assert loaded in digests and not any("/cli/" in path for path in digests)
+    for name, told in ((loaded, True), (other, False)):
+        found = iter([digests, digests | {name: "another"}])
+        monkeypatch.setattr(module, "_code", lambda found=found: next(found))
+        if told:
+            with pytest.raises(StageFailed, match=r"cell\.py was changed while prune@mine"):
+                _run(project, *PRUNE, lambda _: None)
+        else:
+            _run(project, *PRUNE, lambda _: None)
+
+
+def test_the_files_are_those_that_dvc_watches() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    prefix = "data/inputs/${item.model}/"
+    for name, stage in STAGES.items():
+        deps = [dep.removeprefix(prefix) for dep in stages[name]["deps"] if dep.startswith(prefix)]
+        watched = {dep.replace("${item.pruning}", "{pruning}") for dep in deps if not dep.startswith("settings/")}
+        assert watched == set(READ.get(stage.folder, ())), name
