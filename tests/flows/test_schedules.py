@@ -79,6 +79,16 @@ def test_a_sweep_times_those_of_its_head_ratios_that_are_timed(tmp_path: Path) -
         assert load_params(tmp_path / "params.yaml").grid.speed == tuple(timed)
 
 
+def test_an_axis_of_a_sweep_takes_the_place_of_one_under_its_former_name(tmp_path: Path) -> None:
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["grid"]["baseline"] = content["grid"].pop("recovery")
+    content["baseline"] = content.pop("recover")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    write_grid(tmp_path, {"recovery": ["lora"]})
+    assert "baseline" not in (tmp_path / "params.yaml").read_text()
+    assert load_params(tmp_path / "params.yaml").grid.recovery == ("lora",)
+
+
 def _committed(folder: Path) -> None:
     git = ("git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@x")
     for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "one")):
