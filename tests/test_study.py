@@ -190,13 +190,28 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
 def test_a_claim_is_held_against_the_spread_of_the_seeds() -> None:
     """0.1 nats ahead with no spread over the texts, but 0.1 of it over three seeds: t(2) * 0.1 * sqrt(1/3 + 1)."""
 
-    def cell(loss: float) -> dict:
-        return {"restored": {"log_likelihood": [-10 * loss] * 3, "tokens": [10] * 3}}
+    def cell(loss: float, pruned: float = 3.0) -> dict:
+        losses = {"restored": loss, "pruned": pruned}
+        return {name: {"log_likelihood": [-10 * each] * 3, "tokens": [10] * 3} for name, each in losses.items()}
 
     assert _ahead([cell(2.0)], [cell(2.1)]) == pytest.approx((0.1, 0.1, 0.1))
     gain, low, high = _ahead([cell(1.9), cell(2.0), cell(2.1)], [cell(2.1)])
     half = 4.302653 * 0.1 * math.sqrt(1 / 3 + 1)
     assert (gain, low, high) == pytest.approx((0.1, 0.1 - half, 0.1 + half), rel=1e-5)
+    assert _ahead([cell(2.0, 3.2)], [cell(2.1, 3.0)]) == pytest.approx((0.3, 0.3, 0.3)), (
+        "each from its own pruned model"
+    )
+
+
+def test_the_page_says_where_the_pruned_models_are_not_the_same(tmp_path: Path) -> None:
+    first, second, _ = (cell for cell in smollm2_cells("quick") if cell.name.endswith("-wanda-0.5-all-sites"))
+    for cell, moved in ((first, 1.0), (second, 1.01)):
+        found = _real_cell(cell, (0.2, 0.4))
+        found["pruned"]["log_likelihood"] = [moved * each for each in found["pruned"]["log_likelihood"]]
+        write_json(tmp_path / "cells" / f"{cell.name}.json", found)
+        write_smollm2(tmp_path, list(smollm2_cells("quick")), "quick", "the command")
+        page = (tmp_path / "smollm2.md").read_text()
+        assert ("its log-likelihood of the texts differs by up to 1 %." in page) is (cell is second)
 
 
 def test_what_one_budget_measured_is_no_result_of_another(tmp_path: Path) -> None:
