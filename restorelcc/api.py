@@ -15,13 +15,15 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.section import Section
+from restorelcc.base.publish import why_not_writable
+from restorelcc.base.section import Section, sentence
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation, write_compensation
 from restorelcc.compensation.fold import check_class_carries
@@ -29,8 +31,8 @@ from restorelcc.compensation.fold import fold as fold_in_place
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.biases import give_zero_biases
-from restorelcc.models.heads import HeadLayout, chosen_count, main_component
-from restorelcc.models.text import context_length, encode_contrasts, encode_pair
+from restorelcc.models.heads import HeadLayout, check_heads, chosen_count, main_component
+from restorelcc.models.text import check_rows, context_length, encode_contrasts, encode_pair
 from restorelcc.release.packed.model import load_packed as load_packed
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
 from restorelcc.stages.compensate import CompensateConfig
@@ -81,7 +83,7 @@ class Ranking:
     score_LH: Tensor
 
     def best(self, ratio: float) -> list[tuple[int, int]]:
-        """The (layer, head) of the best share of all heads."""
+        """The (layer, head) of the best share of all heads, 0 < ratio <= 1. Raises BadInput for another one."""
         layers, heads = self.score_LH.shape
         return self.heads[: chosen_count(ratio, HeadLayout(layers, heads, 1))]
 
@@ -108,18 +110,10 @@ def _settings(section: type[S], given: dict[str, Any], unused: Mapping[str, str]
     for name in given:
         if name in unused:
             raise BadInput(f"the setting {name!r} has no meaning here: {unused[name]}")
-    return section(**given)
-
-
-def _check_rows(name: str, rows: Rows, columns: tuple[str, ...]) -> None:
-    """Raises BadInput without rows, or for one that lacks a column."""
-    if not rows:
-        raise BadInput(f"{name} is empty: give rows with the columns {', '.join(columns)}")
-    for number, row in enumerate(rows):
-        if lacking := [column for column in columns if not isinstance(row.get(column), str)]:
-            raise BadInput(
-                f"row {number} of {name} has no text in the column {lacking[0]!r}: give {', '.join(columns)}"
-            )
+    try:
+        return section(**given)
+    except ValidationError as error:
+        raise BadInput(sentence(error, section).removeprefix("params.yaml: ")) from error
 
 
 def prune(
@@ -132,6 +126,8 @@ def prune(
     weight.
     """
     config, parsed = _settings(PruneConfig, settings, _NOT_OF_PRUNE), parse_pruning(pruning)
+    if isinstance(texts, str):
+        raise BadInput("texts is one text, where a list is wanted: give [text, ...]")
     config = config.model_copy(update={"sequence_length": context_length(model.config, config.sequence_length)})
     check_prunable(model, parsed, config)
     batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
@@ -154,7 +150,9 @@ def capture(
     responses: read the responses' last tokens too, which is done on the dense model; the pruned one is read at the
     question only.
     """
-    _check_rows("contrast", contrast, ("question", "positive", "negative"))
+    if token_budget < 1:
+        raise BadInput(f"token_budget is {token_budget}: give the tokens of a batch, 1 at least")
+    check_rows("contrast", contrast, ("question", "positive", "negative"))
     tuples = encode_contrasts(tokenizer, contrast, context_length(model.config, max_tokens))
     samples = response_samples(tuples) if responses else question_samples(tuples)
     pad = tokenizer.pad_token_id or 0
@@ -229,7 +227,13 @@ def compensate(
     context. RestoreLCC eq. 8.
     """
     config = _settings(CompensateConfig, settings, _NOT_OF_COMPENSATE)
-    _check_rows("pairs", pairs, ("question", "response"))
+    check_rows("pairs", pairs, ("question", "response"))
+    check_heads(heads, head_layout(model))
+    if not 0 < valid_share < 1:
+        raise BadInput(f"valid_share is {valid_share}: give a share of the pairs between 0 and 1, for example 0.1")
+    folder = Path(path or ".").absolute().parent
+    if path is not None and (reason := why_not_writable(folder) or (None if folder.is_dir() else "make its folder")):
+        raise BadInput(f"{path} cannot be written: {reason}")
     longest = context_length(model.config, config.max_tokens)
     encoded = [encode_pair(tokenizer, row["question"], row["response"], longest) for row in pairs]
     held = max(1, round(valid_share * len(encoded)))

@@ -83,6 +83,36 @@ def test_what_cannot_be_is_refused() -> None:
         restorelcc.compensate(model, tokenizer, restorelcc.extract(of_pruned, of_pruned), [(0, 0)], rows)
 
 
+def test_senseless_arguments_are_one_sentence(tmp_path: Path) -> None:
+    tokenizer, model, rows = pico.word_tokenizer(), pico.pico("llama"), _tuples(6)
+    seen = restorelcc.capture(model, tokenizer, rows, responses=True)
+    components = restorelcc.extract(seen, seen)
+    ranking = restorelcc.probe(seen, seen, components, score="random")
+    for ratio in (25, 1.5, 0, "0.25"):
+        with pytest.raises(BadInput, match="give a number above 0 and at most 1"):
+            ranking.best(ratio)
+    pairs = [{"question": row["question"], "response": row["positive"]} for row in rows]
+
+    def trained(heads: Any, **given: Any) -> None:
+        restorelcc.compensate(model, tokenizer, components, heads, pairs, **given)
+
+    some = [(0, 0)]
+    for call, said in (
+        (lambda: trained([]), "heads is empty"),
+        (lambda: trained([(9, 9)]), r"heads has \(9, 9\), and the model has layers 0 to 2 and heads 0 to 3"),
+        (lambda: trained([(0, -1)]), r"heads has \(0, -1\)"),
+        (lambda: trained(torch.tensor([[-1, 0]])), r"heads has \(-1, 0\)"),
+        (lambda: trained(some, valid_share=-1), "valid_share is -1"),
+        (lambda: trained(some, path=tmp_path / "no" / "c.safetensors"), "cannot be written: make its folder"),
+        (lambda: trained(some, learning_rates=0.1), "^learning_rates "),
+        (lambda: restorelcc.capture(model, tokenizer, rows, responses=False, token_budget=0), "token_budget is 0"),
+        (lambda: restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts="w5 w6"), "texts is one text"),
+        (lambda: restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts=["w5"], sample=3), "mean 'samples'"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            call()
+
+
 def test_settings_are_followed_or_refused() -> None:
     tokenizer, dense = pico.word_tokenizer(), pico.pico("llama")
     pruned = copy.deepcopy(dense).requires_grad_(True)

@@ -7,6 +7,7 @@ K kept components.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,9 @@ def rounded_count(ratio: float, layout: HeadLayout) -> int:
 
 
 def chosen_count(ratio: float, layout: HeadLayout) -> int:
-    """P, as `rounded_count`. Raises BadInput when no head would be chosen."""
+    """P, as `rounded_count`. Raises BadInput for what is no share, and when no head would be chosen."""
+    if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise BadInput(f"the share of the heads is {ratio!r}: give a number above 0 and at most 1, for example 0.25")
     count = rounded_count(ratio, layout)
     if count < 1:
         raise BadInput(
@@ -80,6 +83,18 @@ def chosen_count(ratio: float, layout: HeadLayout) -> int:
             f"give at least {math.ceil(500 / layout.total) / 1000:g}"
         )
     return count
+
+
+def check_heads(heads: Sequence[tuple[int, int]], layout: HeadLayout) -> None:
+    """Raises BadInput without any head, or for one that the model does not have. heads: (layer, head) pairs."""
+    if len(heads) == 0:
+        raise BadInput("heads is empty: give (layer, head) pairs, for example ranking.best(0.25)")
+    for layer, head in heads:
+        if not (0 <= layer < layout.layers and 0 <= head < layout.heads):
+            raise BadInput(
+                f"heads has {(int(layer), int(head))}, and the model has layers 0 to {layout.layers - 1} and heads 0 "
+                f"to {layout.heads - 1}: give (layer, head) pairs, for example ranking.best(0.25)"
+            )
 
 
 def main_component(directions_HDD: Tensor, loadings_HD: Tensor, count: int) -> Tensor:

@@ -140,6 +140,17 @@ def batches_of_equal_length(lengths: list[int], token_budget: int) -> Iterator[l
         yield from (positions[start : start + rows] for start in range(0, len(positions), rows))
 
 
+def check_rows(name: str, rows: Sequence[Mapping[str, str]], columns: tuple[str, ...]) -> None:
+    """Raises BadInput without rows, or for one that lacks a column."""
+    if not rows:
+        raise BadInput(f"{name} is empty: give rows with the columns {', '.join(columns)}")
+    for number, row in enumerate(rows):
+        if lacking := [column for column in columns if not isinstance(row.get(column), str)]:
+            raise BadInput(
+                f"row {number} of {name} has no text in the column {lacking[0]!r}: give {', '.join(columns)}"
+            )
+
+
 def context_length(config: PreTrainedConfig, max_tokens: int) -> int:
     """How long a sequence may be: max_tokens, or the model's own context where that is shorter. config: a model's, also
     of one that sees images, whose context is that of its text."""

@@ -14,6 +14,7 @@ from restorelcc.models.family import Family
 from restorelcc.models.references import local_folder
 from restorelcc.models.tensor_bytes import TensorBytes, tensor_bytes
 from restorelcc.release.engines.table import ENGINES, TRANSFORMERS, Engine, Verdict
+from restorelcc.release.inspect.inspection import biases_of
 
 _WORST: tuple[Verdict, ...] = ("refused", "dropped", "unknown", "read")
 
@@ -56,11 +57,7 @@ def biased_parts(family: Family, stored: dict[str, TensorBytes]) -> dict[str, bo
     """Which of q/k/v, out-projection and FFN have a bias that is not zero throughout."""
     paths = {"qkv": family.qkv, "out": (family.out_proj,), "ffn": family.ffn}
     return {
-        part: any(
-            bool(tensor.nonzero().any())
-            for name, tensor in stored.items()
-            if any(name.endswith(f".{path}.bias") for path in linears)
-        )
+        part: any(bool(tensor.nonzero().any()) for path in linears for tensor in biases_of(path, family, stored))
         for part, linears in paths.items()
     }
 

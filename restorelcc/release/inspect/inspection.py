@@ -7,6 +7,7 @@ Letters: O output features, I input features.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,10 +96,17 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
 def _biased(family: Family, stored: dict[str, TensorBytes]) -> dict[str, int]:
     """In how many layers each linear has a bias that is not zero throughout; linears without any are left out."""
     counts = {
-        path: sum(name.endswith(f".{path}.bias") and bool(tensor.nonzero().any()) for name, tensor in stored.items())
-        for path in family.linears
+        path: sum(bool(tensor.nonzero().any()) for tensor in biases_of(path, family, stored)) for path in family.linears
     }
     return {path: count for path, count in counts.items() if count}
+
+
+def biases_of(path: str, family: Family, stored: dict[str, TensorBytes]) -> list[TensorBytes]:
+    """The bias of a linear in every block that has one; what else the model is made of, such as a vision tower, may
+    have linears of the same name."""
+    places = (f"{family.stored}.", f"{family.stored.partition('.')[2]}.")  # the bare model's leave the prefix out
+    ours = re.compile(rf"({'|'.join(map(re.escape, places))})\d+\.{re.escape(path)}\.bias")
+    return [tensor for name, tensor in stored.items() if ours.fullmatch(name)]
 
 
 def _inspect_layer(

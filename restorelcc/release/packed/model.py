@@ -64,20 +64,28 @@ class PackedLinear(nn.Module):
         self.register_buffer("mask", torch.from_numpy(packed.mask.copy()), persistent=False)
         self.register_buffer("offsets", torch.from_numpy(packed.offsets.copy()), persistent=False)
 
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+        """Refuse what would be a checkpoint without its weights. Before a weight is held there is none to lose."""
+        if "values" in self._buffers:
+            raise BadInput("a packed model is not saved from memory: copy its folder, or run `restorelcc unpack` on it")
+        super()._save_to_state_dict(*arguments, **options)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def forward(self, x: Tensor) -> Tensor:
-        library = kernel()
-        trained = x.requires_grad and torch.is_grad_enabled()
-        if library is None or trained or not (x.is_cpu and self._buffers["values"].is_cpu):  # type: ignore[union-attr]
+        if x.shape[-1] != self.in_features:  # the kernel reads and writes memory by this number
+            raise ValueError(f"an input of {x.shape[-1]} features has no place in {self}")
+        library, held = kernel(), self._parameters["bias"]
+        trained = torch.is_grad_enabled() and (x.requires_grad or (held is not None and held.requires_grad))
+        other = x.dtype not in _KINDS or torch.is_autocast_enabled("cpu")
+        if library is None or trained or other or not (x.is_cpu and self._buffers["values"].is_cpu):  # type: ignore[union-attr]
             return F.linear(x, self.dense_weight(x.dtype), self.bias)
         tokens = x.numel() // self.in_features
         if tokens >= EXPANDED_FROM[self.stored]:
             return self._expanded(x, library)
         x = x.contiguous()
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype)
-        held = self._parameters["bias"]
         bias = None if held is None else held.detach().float()
         failed = library.linear(
             *self._packed(),

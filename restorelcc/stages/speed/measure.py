@@ -45,7 +45,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight_OI = linear.weight.float()
         scale_O = weight_OI.abs().amax(dim=1).clamp_min(1e-9) / 127
-        self.register_buffer("weight", (weight_OI / scale_O[:, None]).round().to(torch.int8))
+        self.register_buffer("weight", (weight_OI / scale_O[:, None]).round().to(torch.int8).contiguous())
         self.register_buffer("scale", scale_O.to(torch.bfloat16))
         self.register_parameter("bias", linear.bias)
 
@@ -57,8 +57,9 @@ class Int8Linear(nn.Module):
 
 def with_linears(model: PreTrainedModel, kind: type[nn.Module]) -> PreTrainedModel:
     """The model with every linear that pruning targets replaced by `kind(linear)`, in place."""
+    linears = [linear for *_, linear in prunable_linears(model)]  # first: it puts linears in place of Conv1D
     names = {module: name for name, module in model.named_modules()}
-    for _, _, linear in list(prunable_linears(model)):
+    for linear in linears:
         model.set_submodule(names[linear], kind(linear))
     return model
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
 from restorelcc.base.documents import write_document
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice
@@ -24,9 +25,11 @@ from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.base.publish import Scratch, published
 from restorelcc.base.weights import weight_files
 from restorelcc.models.architectures import text_config
+from restorelcc.models.checkpoint_check import loaded_config
 from restorelcc.models.checkpoints import load_model, local_folder
 from restorelcc.models.runtime import pick_device, prepare
 from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.models.text import context_length
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.source import main_dtype
 from restorelcc.release.packed.folder import pack_folder
@@ -40,6 +43,7 @@ def run(cell: Cell, config: SpeedConfig, model: ModelEntry, layout: Layout) -> N
     """Write metrics/<model>/<pruning>/heads-<ratio>.speed.json. Raises BadInput as `export` does."""
     prepare(seed=config.seed, threads=model.threads)
     device = pick_device(model.device)
+    config = _within_context(config, loaded_config(local_folder(layout.dense(cell))))
     with published(layout, layout.speed(cell)) as (path,), _scratch(layout) as scratch:
         versions = list(_versions(cell, layout, scratch, device))
         take_turns(versions, config, text_config(versions[0].model.config).vocab_size)
@@ -62,6 +66,14 @@ def run(cell: Cell, config: SpeedConfig, model: ModelEntry, layout: Layout) -> N
             },
         }
         write_document(path, document)
+
+
+def _within_context(config: SpeedConfig, model: PretrainedConfig) -> SpeedConfig:
+    """With a shorter prefill where the model takes in fewer tokens. Raises BadInput where too many are decoded."""
+    decoded = config.prompt + config.new_tokens
+    if decoded > (most := context_length(model, decoded)):
+        raise BadInput(f"speed.prompt + new_tokens is {decoded}, and the model takes in {most} tokens: give fewer")
+    return config.model_copy(update={"prefill": context_length(model, config.prefill)})
 
 
 def _versions(cell: Cell, layout: Layout, scratch: Path, device: torch.device) -> Iterator[Version]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -73,6 +75,17 @@ def test_biases_of_channels_are_told_apart(tmp_path: Path) -> None:
     assert "FFN: dropped" in _of(report, "SGLang")["bias"]
     assert biased_parts(FAMILIES["llama"], tensor_bytes(pair.pruned)) == {"qkv": False, "out": False, "ffn": False}
     assert _of(engine_report(pair.pruned), "vLLM")["bias"] == "there is none to read"
+
+
+def test_biases_beside_the_language_model_are_not_its_own() -> None:
+    """A vision tower has linears of the same names."""
+    family, one = FAMILIES["llama"], SimpleNamespace(nonzero=lambda: np.ones(4, bool))
+    for name, found in (
+        ("model.layers.0.self_attn.q_proj.bias", True),
+        ("layers.0.self_attn.q_proj.bias", True),
+        ("vision_tower.encoder.layers.0.self_attn.q_proj.bias", False),
+    ):
+        assert biased_parts(family, {name: one})["qkv"] is found
 
 
 def test_a_bias_that_transformers_would_drop_is_found_by_trying(tmp_path: Path) -> None:

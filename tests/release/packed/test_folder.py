@@ -126,6 +126,13 @@ def test_it_generates_what_the_stock_checkpoint_does(restored: Path, packed: Pat
     assert torch.equal(model.generate(tokens, **options), stock.generate(tokens, **options))
 
 
+def test_a_checkpoint_without_its_weights_is_not_written(packed: Path, tmp_path: Path) -> None:
+    model = restorelcc.load_packed(packed)
+    for save in (model.state_dict, lambda: model.save_pretrained(tmp_path / "saved")):
+        with pytest.raises(BadInput, match="not saved from memory: copy its folder, or run `restorelcc unpack`"):
+            save()
+
+
 def test_the_model_stays_packed_in_memory(tmp_path: Path) -> None:
     model = pruned_model("llama", torch.bfloat16, hidden_size=128, intermediate_size=256)
     save_checkpoint(tmp_path / "stock", model, pico.word_tokenizer())

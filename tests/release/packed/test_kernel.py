@@ -139,6 +139,19 @@ def test_gradients_pass_to_the_input() -> None:
     assert torch.allclose(x.grad, weight_OI.sum(dim=0).expand(2, -1), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 64), (2, 64), (1, 256), (3, 1, 129)])
+def test_an_input_of_another_width_is_refused_before_memory_is_touched(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"an input of {shape[-1]} features has no place in"):
+        packed_linear(weight_of(9, 130, torch.float32))(torch.randn(shape))
+
+
+def test_other_dtypes_and_autocast_are_those_of_a_linear() -> None:
+    weight_OI, x = weight_of(9, 130, torch.float32), torch.randn(2, 130)
+    assert torch.equal(packed_linear(weight_OI)(x.double()), F.linear(x.double(), weight_OI.double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed_linear(weight_OI)(x).dtype == torch.bfloat16
+
+
 def test_no_compiler_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

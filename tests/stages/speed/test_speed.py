@@ -35,10 +35,10 @@ from tests.stages.report.cells import write_grid
 SHORT = SpeedConfig(turns=3, prompt=2, new_tokens=1, prefill=8)
 
 
-def _project(root: Path, pruning: str) -> tuple[Layout, Cell]:
+def _project(root: Path, pruning: str, family: str = "llama", **config: int) -> tuple[Layout, Cell]:
     """A dense and a pruned pico model, with an offset for every head."""
     layout, cell = Layout(root), Cell("pico", pruning, "0.5")
-    model = pico.pico("llama", hidden_size=64, intermediate_size=96)
+    model = pico.pico(family, **(config or {"hidden_size": 64, "intermediate_size": 96}))
     save_checkpoint(layout.dense(cell), model, pico.word_tokenizer())
     prune_model(model, parse_pruning(pruning), [pico.tokens()])
     save_checkpoint(layout.pruned(cell), model, pico.word_tokenizer())
@@ -81,6 +81,21 @@ def test_a_model_without_heads_and_channels_is_timed_cut_as_well(tmp_path: Path)
     versions = read_document(layout.speed(cell))["versions"]
     assert versions["sliced"]["memory_bytes"] < versions["restored"]["memory_bytes"]
     assert list(versions)[:4] == ["dense", "pruned", "restored", "sliced"]
+
+
+def test_weights_of_conv1d_are_rounded_as_well(tmp_path: Path) -> None:
+    layout, cell = _project(tmp_path, "wanda-0.5", "gpt2", n_positions=64)
+    run(cell, SHORT, ENTRY, layout)
+    assert "dense in 8 bits" in read_document(layout.speed(cell))["versions"]
+
+
+def test_more_tokens_than_the_model_takes_in_are_cut_or_refused(tmp_path: Path) -> None:
+    layout, cell = _project(tmp_path, "wanda-0.5", "gpt2", n_positions=64)
+    with pytest.raises(BadInput, match=r"speed\.prompt \+ new_tokens is 65, and the model takes in 64 tokens"):
+        run(cell, SHORT.model_copy(update={"prompt": 64}), ENTRY, layout)
+    assert not layout.speed(cell).exists()
+    run(cell, SHORT.model_copy(update={"prefill": 1000}), ENTRY, layout)
+    assert read_document(layout.speed(cell))["settings"]["prefill"] == 64
 
 
 def test_a_compensation_of_another_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
