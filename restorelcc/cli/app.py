@@ -115,12 +115,13 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
         notice(place(params, name, cell), f"started, {before}")
     recorded = started_by_dvc() and is_first_process()
     given = (params_file, tuple(overrides or ()), layout, name, cell)
-    with stage_running(layout, name, cell), as_recorded(*given) if recorded else nullcontext():
+    with stage_running(layout, name, cell):
         if started_by_dvc() and stage.folder == "evaluate":  # a task file may name others than when `inputs` ran
             lay_out_inputs(params, cell.model, layout)
-        run = stage.imported()
-        entry = params.models[cell.model].part_for(stage.folder)
-        run(cell, params.section(cell.model, stage.folder), entry, layout)
+        with as_recorded(*given) if recorded else nullcontext():
+            run = stage.imported()
+            entry = params.models[cell.model].part_for(stage.folder)
+            run(cell, params.section(cell.model, stage.folder), entry, layout)
     if is_first_process():
         seconds = time.perf_counter() - started
         with published(layout, layout.log(name, cell)) as (path,):  # the report reads it: all of it, or none
