@@ -27,6 +27,7 @@ def test_a_sound_project_has_no_fault(sound: LightProject) -> None:
 
 def test_looking_takes_less_than_three_seconds_of_computing(sound: LightProject, tmp_path: Path) -> None:
     project = sound.copy(tmp_path / "copy")
+    (tmp_path / "remote").mkdir()
     project.sh("dvc", "remote", "add", "--default", "share", str(tmp_path / "remote"))
     project.sh("dvc", "remote", "modify", "share", "verify", "true")
     process = project.start(sys.executable, "-m", "restorelcc", "doctor")
@@ -43,6 +44,7 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     write_version(folder, "numpy", "0.1")
     (folder / ".work").mkdir(exist_ok=True)
     (folder / ".work/write-left").mkdir()
+    (tmp_path / "remote").mkdir()
     project.sh("dvc", "remote", "add", "--default", "share", str(tmp_path / "remote"))
     (folder / "dvc.lock").write_text("")
     (folder / ".dvc/tmp/rwlock").write_text("")
