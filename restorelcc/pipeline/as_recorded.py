@@ -3,7 +3,6 @@ ended, while the stage has read them before: what was changed in between would b
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.pipeline.params import Params, load_params
 from restorelcc.pipeline.running import stage_name
 from restorelcc.pipeline.stages import STAGES
+from restorelcc.stages.inputs.files import files_below
 
 # What a stage reads of the user's files, by their names below data/inputs/<model>; by the stage's folder.
 READ: dict[str, tuple[str, ...]] = {
@@ -28,7 +28,7 @@ READ: dict[str, tuple[str, ...]] = {
 }
 _PACKAGE = Path(__file__).parents[1]
 _STEERING = ("cli", "pipeline", "release")  # folders of the package that no result depends on
-_SMALL = 2**20  # bytes; of a larger file its size and time say whether it was changed
+_SMALL = 2**20  # bytes; of a larger file, and of code, size and time say whether it was changed
 
 
 @contextmanager
@@ -69,14 +69,18 @@ def _files(layout: Layout, stage: str, cell: Cell) -> dict[str, str]:
     tops = [layout.inputs(Cell(cell.model)) / name.format(pruning=cell.pruning) for name in names]
     found = {}
     for top in tops:
-        below = (Path(path) for path in sorted(top.rglob("*"))) if top.is_dir() else [top]
+        below = files_below(top) if top.is_dir() else [top]  # without the caches that Python writes beside a task
         for path in (path for path in below if path.is_file()):
-            state = path.stat()
-            small = state.st_size < _SMALL
-            found[str(path.resolve())] = file_digest(path) if small else f"{state.st_size} {state.st_mtime_ns}"
+            small = path.stat().st_size < _SMALL
+            found[str(path.resolve())] = file_digest(path) if small else _state(path)
     return found
 
 
 def _code() -> dict[str, str]:
     paths = (path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _STEERING)
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {str(path): _state(path) for path in paths}
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"

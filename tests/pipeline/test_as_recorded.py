@@ -87,6 +87,24 @@ def test_what_the_stage_does_not_use_may_change(
     _run(project, *stage, change)
 
 
+def test_what_python_writes_beside_a_task_is_no_change(project: Path) -> None:
+    (project / "tasks").mkdir()
+    (project / "tasks" / "mine.yaml").write_text("task: mine\ndataset_path: json\n")
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["models"]["mine"]["tasks"] = ["tasks"]
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    lay_out_inputs(load_params(project / "params.yaml"), "mine", Layout(project))
+    evaluate = ("evaluate_dense", Cell("mine"))
+
+    def compiled(folder: Path) -> None:
+        (folder / "tasks" / "__pycache__").mkdir()
+        (folder / "tasks" / "__pycache__" / "utils.cpython-311.pyc").write_bytes(b"code")
+
+    _run(project, *evaluate, compiled)
+    with pytest.raises(StageFailed, match=r"mine\.yaml was changed while evaluate_dense@mine"):
+        _run(project, *evaluate, lambda folder: (folder / "tasks" / "mine.yaml").write_text("task: other"))
+
+
 def test_what_is_set_for_the_run_stays_over_the_file(project: Path) -> None:
     _run(project, *PRUNE, lambda folder: _set(folder, "prune", samples=3), "prune.samples=5")
 
