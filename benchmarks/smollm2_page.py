@@ -124,15 +124,11 @@ def _share(cells: list[dict]) -> tuple[float, float, float]:
 def _gains(cells: list[dict]) -> list[float]:
     """How far each text's log-likelihood is above that of the pruned model which the method started from, the mean over
     the seeds. Pruning once more on another machine gives almost, but not quite, the same model."""
-    of_seeds = (
-        [restored - pruned for restored, pruned in zip(*_texts(cell, "restored", "pruned"), strict=True)]
-        for cell in cells
+    restored, pruned = (
+        [mean(of_text) for of_text in zip(*(cell[name]["log_likelihood"] for cell in cells), strict=True)]
+        for name in ("restored", "pruned")
     )
-    return [mean(gains) for gains in zip(*of_seeds, strict=True)]
-
-
-def _texts(cell: dict, *models: str) -> list[list[float]]:
-    return [cell[name]["log_likelihood"] for name in models]
+    return [above - base for above, base in zip(restored, pruned, strict=True)]
 
 
 def _ahead(one: list[dict], other: list[dict]) -> tuple[float, float, float]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from restorelcc.pipeline.params import Params
 
 _MADE = ("dvc.yaml", "params.yaml", "prefect.yaml", "versions")  # refused where they are somebody's already
+_OWN = (*_MADE, "params.schema.json", ".gitignore", ".dvcignore", ".dvc", ".git")  # all that it may write
 _NEXT = {
     "restorelcc check": "is params.yaml good?",
     "restorelcc versions": "after every upgrade: the code and packages that are installed now",
@@ -99,7 +100,7 @@ def _nothing_left_behind(folder: Path) -> Iterator[None]:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
         else:
-            for path in set(folder.iterdir()) - before:
+            for path in {folder / name for name in _OWN if (folder / name).exists()} - before:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             for path, content in kept.items():
                 path.write_bytes(content)

@@ -89,7 +89,7 @@ def restore(
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     chosen = _checked_method(method, merge, compensation_only=compensation_only)
     from restorelcc.models.checkpoints import local_folder
-    from restorelcc.pipeline.oneshot import Request, run_chain, work_folder
+    from restorelcc.pipeline.oneshot import Request, run_chain
     from restorelcc.pipeline.reproduce import StageEnded
     from restorelcc.release.folders import check_apart, check_output
 
@@ -119,23 +119,22 @@ def restore(
     from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 
     record, found = None, dict[str, Any]()
-    with work_folder(work):  # until all that is said and written of this run is read from there
-        try:
-            done = run_chain(request)
-        except StageEnded as ended:
-            raise typer.Exit(ended.code) from None
-        if as_json:
-            found = _found(done, measured=heldout is not None)
-        else:
-            _say_what_was_won(done, measured=heldout is not None)
-        parts = cell_parts(done.cell, done.layout, merge)
-        if parts.compensation is not None and compensation_only:
-            _write_compensation(parts.compensation, out, overwrite=overwrite)
-        else:
-            known = {"base_model": base_model, "licence": licence}
-            options = cell_options(done.cell, done.params.section, done.layout, **known, merge=merge)
-            options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
-            record = export_cell(parts, out, options, merge)
+    try:
+        with run_chain(request) as done:
+            if as_json:
+                found = _found(done, measured=heldout is not None)
+            else:
+                _say_what_was_won(done, measured=heldout is not None)
+            parts = cell_parts(done.cell, done.layout, merge)
+            if parts.compensation is not None and compensation_only:
+                _write_compensation(parts.compensation, out, overwrite=overwrite)
+            else:
+                known = {"base_model": base_model, "licence": licence}
+                options = cell_options(done.cell, done.params.section, done.layout, **known, merge=merge)
+                options = replace(options, max_shard_bytes=shard_bytes, cut=cut, overwrite=overwrite)
+                record = export_cell(parts, out, options, merge)
+    except StageEnded as ended:
+        raise typer.Exit(ended.code) from None
     if as_json:
         written = {"folder": str(out), "work": str(work), **found, "record": record}
         typer.echo(json.dumps(written, indent=2, ensure_ascii=False))

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import json_text
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
-from restorelcc.pipeline.params import Params, load_params
+from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.running import stage_name
 from restorelcc.pipeline.stages import STAGES
 from restorelcc.stages.inputs.files import files_below
@@ -36,9 +35,13 @@ def as_recorded(
     params_file: Path, overrides: tuple[str, ...], layout: Layout, stage: str, cell: Cell
 ) -> Iterator[None]:
     """Raises StageFailed at the end when what the stage uses has changed in the meantime."""
-    before = _used(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
+
+    def seen() -> dict[str, str]:
+        return _settings(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
+
+    before = seen()
     yield
-    after = _used(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
+    after = seen()
     loaded = {getattr(module, "__file__", None) for module in tuple(sys.modules.values())}
     for name in (*before, *(set(after) - set(before))):
         of_code = name.endswith(".py") and Path(name).is_relative_to(_PACKAGE)
@@ -50,18 +53,16 @@ def as_recorded(
             )
 
 
-def _used(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, str]:
-    try:
-        return {str(params_file): json_text(settings(load_params(params_file, overrides), stage, cell))}
-    except BadInput:  # it is being edited
-        return {}
-
-
-def settings(params: Params, stage: str, cell: Cell) -> dict[str, Any]:
-    """What a stage is given of params.yaml, as JSON."""
+def _settings(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, str]:
+    """What the stage is given of params.yaml."""
     folder = STAGES[stage].folder
-    section = params.section(cell.model, folder).model_dump(mode="json")
-    return {"section": section, "entry": params.models[cell.model].settings_for(folder)}
+    try:
+        params = load_params(params_file, overrides)
+        section = params.section(cell.model, folder).model_dump(mode="json")
+        entry = params.models[cell.model].settings_for(folder)
+    except (BadInput, KeyError):  # it is being edited, or the model was taken out
+        return {}
+    return {str(params_file): json_text({"section": section, "entry": entry})}
 
 
 def _files(layout: Layout, stage: str, cell: Cell) -> dict[str, str]:

@@ -68,7 +68,7 @@ class Restored:
 
 
 @contextmanager
-def work_folder(work: Path) -> Iterator[None]:
+def _held(work: Path) -> Iterator[None]:
     """The work folder, made where it is not there, for one `restore` at a time: another one waits, for it would put its
     own settings there. Raises BadInput for a folder that cannot be made, or that is somebody else's."""
     try:
@@ -82,21 +82,25 @@ def work_folder(work: Path) -> Iterator[None]:
         yield
 
 
-def run_chain(request: Request) -> Restored:
-    """Run what is not done yet, in a work folder that is held. Raises BadInput, and StageEnded or StageFailed when a
-    stage does not succeed."""
+@contextmanager
+def run_chain(request: Request) -> Iterator[Restored]:
+    """Run what is not done yet, and hold the work folder until all is read that is wanted of it.
+
+    Raises BadInput, before anything is made where it can, and StageEnded or StageFailed when a stage does not succeed.
+    """
     content = _project(request)
     params = checked(content, request.overrides)
     other = request.method not in COMPENSATIONS
     of = (None, request.method) if other else (str(params.grid.head_ratio[0]), None)
     cell, target = params.cell(MODEL, params.grid.pruning[0], *of), _RECOVER if other else TARGET
-    layout = Layout(request.work.resolve())
-    write_project(layout.root, yaml_text(content))
-    init_scratch(layout.root)
-    lay_out_inputs(params, MODEL, layout)
-    own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[target].axes})
-    reproduce(layout, stage_name(target, own) if request.heldout is None else MEASURED, "restore")
-    return Restored(cell, layout, params)
+    with _held(request.work):
+        layout = Layout(request.work.resolve())
+        write_project(layout.root, yaml_text(content))
+        init_scratch(layout.root)
+        lay_out_inputs(params, MODEL, layout)
+        own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[target].axes})
+        reproduce(layout, stage_name(target, own) if request.heldout is None else MEASURED, "restore")
+        yield Restored(cell, layout, params)
 
 
 def _check_work(folder: Path) -> None:

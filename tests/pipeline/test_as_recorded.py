@@ -42,6 +42,13 @@ def _set(folder: Path, section: str, **values: object) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
 
 
+def _renamed(folder: Path) -> None:
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    content["models"]["another"] = content["models"].pop("mine")
+    content["grid"]["model"] = ["another"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+
 def _run(folder: Path, stage: str, cell: Cell, change: Callable[[Path], object], *overrides: str) -> None:
     with as_recorded(folder / "params.yaml", overrides, Layout(folder), stage, cell):
         change(folder)
@@ -52,6 +59,7 @@ def _run(folder: Path, stage: str, cell: Cell, change: Callable[[Path], object],
     [
         (PRUNE, lambda folder: _set(folder, "prune", samples=3), "params.yaml"),
         (PRUNE, lambda folder: (folder / "params.yaml").write_text("grid: ["), "params.yaml"),
+        (PRUNE, lambda folder: _renamed(folder), "params.yaml"),
         (CORPUS, lambda folder: (folder / "texts.txt").write_text("one\ntwo\nthree"), "texts.txt"),
         (CORPUS, lambda folder: (folder / "pairs" / "a.jsonl").write_text("{}"), "a.jsonl"),
         (CORPUS, lambda folder: (folder / "texts.txt").unlink(), "texts.txt"),

@@ -202,7 +202,8 @@ def test_texts_that_are_not_given_are_questions_and_responses_of_every_format(
         dense=str(tmp_path / "dense"), pruned=str(given / "pruned"), pruning=None, head_ratio="0.25",
         instructions=str(file), calibration=None, work=tmp_path / "work", threads=1,
     )  # fmt: skip
-    corpus = oneshot.run_chain(request).layout.corpus(Cell("model"))
+    with oneshot.run_chain(request) as done:
+        corpus = done.layout.corpus(Cell("model"))
     expected = [f"{question}\n{answer}" for question, answer in pairs]
     assert read_texts(corpus / "heldout.parquet") == expected
     assert sorted(read_texts(corpus / "calibration.parquet")) == sorted(expected)
@@ -224,7 +225,8 @@ def test_files_code_and_packages_that_change_are_computed_again_and_nothing_else
 
     def stages() -> list[str]:
         ran.clear()
-        oneshot.run_chain(request)
+        with oneshot.run_chain(request):
+            pass
         return [command.split()[0] for command in ran]
 
     assert stages() == ["inputs", "corpus"]
@@ -278,7 +280,7 @@ def test_bad_input_is_one_sentence(given: Path, tmp_path: Path, changes: dict[st
     arguments = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     with pytest.raises(BadInput, match=message):
         CliRunner().invoke(app, ["restore", *arguments], catch_exceptions=False)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir()), "no work folder is made either"
 
 
 def test_a_work_folder_that_restore_has_not_made_is_left_alone(given: Path, tmp_path: Path) -> None:
@@ -297,15 +299,15 @@ def test_a_work_folder_that_restore_has_not_made_is_left_alone(given: Path, tmp_
 
 
 def test_a_second_restore_in_one_work_folder_waits_before_it_writes_there(tmp_path: Path) -> None:
-    from restorelcc.pipeline.oneshot import work_folder
+    from restorelcc.pipeline.oneshot import _held
 
     order: list[str] = []
 
     def other() -> None:
-        with work_folder(tmp_path / "work"):
+        with _held(tmp_path / "work"):
             order.append("second")
 
-    with work_folder(tmp_path / "work"):
+    with _held(tmp_path / "work"):
         waiting = Thread(target=other)
         waiting.start()
         waiting.join(0.5)
