@@ -7,8 +7,7 @@ Letters: L layers, H heads, D head dim, N samples, R roles, X = H*D.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +31,7 @@ from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.biases import give_zero_biases
 from restorelcc.models.heads import HeadLayout, check_heads, chosen_count, main_component
+from restorelcc.models.runtime import resting
 from restorelcc.models.text import check_rows, context_length, encode_contrasts, encode_pair
 from restorelcc.release.packed.model import load_packed as load_packed
 from restorelcc.stages.capture.capture import capture_heads, question_samples, response_samples, why_not_joint
@@ -133,7 +133,8 @@ def prune(
     batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)
     if parsed.pruner == "refined" and config.refined.bias:
         give_zero_biases(model)
-    return prune_model(model, parsed, batches, config)
+    with resting(model):
+        return prune_model(model, parsed, batches, config)
 
 
 def capture(
@@ -156,8 +157,9 @@ def capture(
     tuples = encode_contrasts(tokenizer, contrast, context_length(model.config, max_tokens))
     samples = response_samples(tuples) if responses else question_samples(tuples)
     pad = tokenizer.pad_token_id or 0
-    joint = why_not_joint(model, samples, pad) is None
-    z_LNRX = capture_heads(model, samples, token_budget=token_budget, pad=pad, joint=joint)
+    with resting(model):
+        joint = why_not_joint(model, samples, pad) is None
+        z_LNRX = capture_heads(model, samples, token_budget=token_budget, pad=pad, joint=joint)
     roles = [z_LNRX[:, :, role].contiguous() for role in range(z_LNRX.shape[2])]
     return Activations(head_layout(model), *roles)
 
@@ -243,9 +245,10 @@ def compensate(
     if needs_dense(config):
         if dense is None:
             raise BadInput("these settings learn from the dense model: compensate(..., dense=model)")
-        learned = lessons(dense, config, shown)
+        with resting(dense):
+            learned = lessons(dense, config, shown)
     layout, parts = head_layout(model), {"directions": components.directions, "loadings": components.loadings}
-    with _frozen(model):
+    with resting(model):
         initial = initial_compensation(model, heads, parts, config, shown, learned)
         task, guess = training_task(model, shown, config, learned), config.start != "normal"
         best = fit_compensation(model, initial, shown, config, title="compensate", task=task, guess=guess)
@@ -253,19 +256,6 @@ def compensate(
     if path is not None:
         write_compensation(Path(path), compensation, {}, best.compensation.trained(layout))
     return compensation
-
-
-@contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, no parameter of the model takes a gradient."""
-    taking = [part for part in model.parameters() if part.requires_grad]
-    for part in taking:
-        part.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for part in taking:
-            part.requires_grad_(True)
 
 
 def fold(model: PreTrainedModel, compensation: Compensation | Tensor | Path | str) -> PreTrainedModel:

@@ -67,6 +67,21 @@ def test_the_chain_on_models_in_memory(tmp_path: Path) -> None:
     torch.testing.assert_close(folded, hooked, atol=1e-5, rtol=0)
 
 
+def test_a_model_in_training_mode_gives_the_same_and_stays_in_it() -> None:
+    """A model as a training loop leaves it would drop out activations while they are measured."""
+    tokenizer, rows = pico.word_tokenizer(), _tuples(6)
+    at_rest = pico.pico("gpt2", attn_pdrop=0.5, embd_pdrop=0.5, resid_pdrop=0.5).eval()
+    training = copy.deepcopy(at_rest).requires_grad_(True).train()
+    training.transformer.h[1].eval()
+    for model in (at_rest, training):
+        restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts=["w5 w6 w7 w8 w9"] * 4)
+    found = [restorelcc.capture(model, tokenizer, rows, responses=False).question_LNX for model in (at_rest, training)]
+    assert torch.equal(*found)
+    assert training.training
+    assert not training.transformer.h[1].mlp.training
+    assert all(part.requires_grad for part in training.parameters())
+
+
 def test_what_cannot_be_is_refused() -> None:
     tokenizer, model = pico.word_tokenizer(), pico.pico("mistral")
     with pytest.raises(BadInput, match=r"silently drop.*restorelcc export.*restorelcc.attach\(model, file\)"):

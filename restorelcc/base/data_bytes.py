@@ -46,6 +46,7 @@ _OTHER = {
     b"\x80": "a pickle, which is never read: write the rows as JSONL",
 }
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<error")  # of a server that said no
+_CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")  # ESC begins a character in ISO-2022
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _UNPACKING = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
@@ -155,6 +156,8 @@ def decoded(path: Path, number: int, line: bytes) -> str:
 
 def _likely(path: Path, line: bytes, at: int) -> str:
     """The end of the sentence: what the byte is in the encoding of Windows for Western Europe, where it may be that."""
+    if _CONTROL.search(line):  # UTF-8 or not, no text has them
+        return ", and control characters beside it, as no text has): name a file of text, or fetch this one again"
     runs = re.findall(rb"[\x80-\xff]+", line)
     western = line.decode("cp1252", "replace")
     if "\ufffd" not in western and sum(len(run) == 1 for run in runs) * 2 >= len(runs):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from restorelcc.base.errors import BadInput
 
@@ -41,6 +42,23 @@ def on_threads(count: int) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def resting(model: nn.Module) -> Iterator[None]:
+    """Inside, the model drops nothing out and no parameter of it takes a gradient, whatever state it is in outside."""
+    training = [module for module in model.modules() if module.training]
+    taking = [part for part in model.parameters() if part.requires_grad]
+    model.eval()
+    for part in taking:
+        part.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for part in taking:
+            part.requires_grad_(True)
 
 
 def return_large_buffers(threshold: int = 2**20) -> None:

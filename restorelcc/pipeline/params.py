@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from restorelcc.base.cell import AUTO, Cell, check_alias, check_name, ratio_label
 from restorelcc.base.errors import BadInput
@@ -43,14 +43,24 @@ from restorelcc.stages.speed import SpeedConfig
 _NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE][-+]?[0-9]{1,3})?")
 
 
+def _ratio(value: Any) -> Any:
+    """Refuses in one sentence of its own what is none of the forms; pydantic would name the first of them alone."""
+    if value != AUTO and not isinstance(value, int | float):
+        raise ValueError(f"the share of heads belongs here, for example 0.25, or {AUTO}")
+    return value
+
+
+HeadRatio = Annotated[int | float | Literal["auto"], BeforeValidator(_ratio)]
+
+
 class Grid(Section):
     """The axes that dvc.yaml multiplies out."""
 
     model: tuple[str, ...] = Field(min_length=1)
     pruning: tuple[str, ...] = Field(min_length=1)
-    head_ratio: tuple[int | float | Literal["auto"], ...]
+    head_ratio: tuple[HeadRatio, ...]
     recovery: tuple[str, ...] = ()
-    speed: tuple[int | float | Literal["auto"], ...] = ()  # of head_ratio, those whose restored model is timed
+    speed: tuple[HeadRatio, ...] = ()  # of head_ratio, those whose restored model is timed
 
 
 class Params(Section):

@@ -35,6 +35,10 @@ _SECONDS = 120  # that a compiler may take
 _int, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
+class NotCompiled(RuntimeError):
+    """The compiler is there, and refuses the source or a flag."""
+
+
 class Kernel:
     """The functions of a compiled library."""
 
@@ -63,10 +67,31 @@ def kernel() -> Kernel | None:
     if os.environ.get("RESTORELCC_PACKED_KERNEL") == "0":
         return None
     try:
-        return compiled(best_level())
+        return best_compiled()
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        notice("packed", f"torch computes the packed layers, slowly, because there is no kernel: {first_line(error)}")
+        why = error.strerror and f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else None
+        why = why or first_line(error)
+        notice("packed", f"torch computes the packed layers, slowly, because there is no kernel: {why}")
         return None
+
+
+def best_compiled() -> Kernel:
+    """The library of the highest level that this processor has and the compiler knows; a lower one is told.
+
+    Raises as `compiled` does where it makes none of them.
+    """
+    best = LEVELS.index(best_level())
+    for level in reversed(LEVELS[: best + 1]):
+        try:
+            found = compiled(level)
+        except NotCompiled as error:
+            if level == LEVELS[0]:
+                raise
+            lower = LEVELS[LEVELS.index(level) - 1]
+            notice("packed", f"the kernel for {level} cannot be made, that for {lower} is slower: {first_line(error)}")
+        else:
+            return found
+    raise AssertionError("there is a lowest level")
 
 
 def best_level() -> str:
@@ -82,10 +107,12 @@ def best_level() -> str:
 
 
 def compiled(level: str) -> Kernel:
-    """The library of a level, compiled unless it was before. Raises RuntimeError without a compiler that can do it,
-    BadInput as `cache_folder`."""
+    """The library of a level, compiled unless it was before. Raises RuntimeError without a compiler, NotCompiled where
+    it refuses, BadInput as `cache_folder`."""
     compiler = _compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS)
+    if version.returncode != 0:
+        raise RuntimeError(f"`{shlex.join(compiler)} --version` fails: name a C compiler in $CC")
     flags = ["-O3", "-std=gnu11", "-shared", "-fPIC", *(_FLAG.get(need, f"-m{need}") for need in _NEEDS[level])]
     folder = cache_folder()
     for threads in (["-fopenmp"], []):  # Apple's clang has no OpenMP
@@ -95,11 +122,14 @@ def compiled(level: str) -> Kernel:
         if not why:
             _check_own(path)
             return Kernel(path, bool(threads))
-    raise RuntimeError(f"{' '.join(compiler)} does not compile it ({why})")
+    raise NotCompiled(f"{' '.join(compiler)} does not compile it ({why})")
 
 
 def _compiler() -> list[str]:
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise RuntimeError(f"$CC is {os.environ['CC']!r}, which is no command: correct it or unset it") from error
     found = shutil.which(named[0]) if named else next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if found is None:
         raise RuntimeError(f"there is no C compiler ({named[0] if named else 'cc, gcc or clang'})")

@@ -100,12 +100,15 @@ def check_logits(loaded: Loaded, hooked_BTV: Tensor) -> str:
     return _compared("the pruned model with the compensation hooked in", loaded, loaded.float32_BTV, hooked_BTV)
 
 
-def check_packed_logits(loaded: Loaded, packed_BTV: Tensor) -> str:
+def check_packed_logits(loaded: Loaded, packed: PreTrainedModel, tokens: list[list[int]]) -> str:
     """Logits of the packed checkpoint equal to those of the stock one, both in the dtype of the checkpoint.
 
+    Both of its products are compared: that of many tokens at once, and the kernel's of few, with which it decodes.
     Tolerance as `check_logits`, but twice the model's own rounding: both of them round.
     """
-    return _compared("the packed model", loaded, loaded.own_BTV, packed_BTV, roundings=2)
+    of_few = [own_logits(packed, [row]) for row in tokens]
+    packed_BTV, twice_BTV = torch.cat([own_logits(packed, tokens), *of_few]), loaded.own_BTV.repeat(2, 1, 1)
+    return _compared("the packed model", loaded, twice_BTV, packed_BTV, roundings=2)
 
 
 def _compared(what: str, loaded: Loaded, found_BTV: Tensor, expected_BTV: Tensor, roundings: int = 1) -> str:

@@ -40,7 +40,6 @@ from restorelcc.release.verify.logits import (
     check_packed_logits,
     hooked_logits,
     load_fresh,
-    own_logits,
     probe_tokens,
     pruned_from_restored,
 )
@@ -120,7 +119,7 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
         yield "logits", "not compared (--skip-logits)"
         return
     if subject.packed is not None:
-        yield "packed logits", check_packed_logits(loaded, own_logits(load_packed(subject.packed), tokens))
+        yield "packed logits", check_packed_logits(loaded, load_packed(subject.packed), tokens)
     model = _pruned(subject)
     if model is None:
         yield "logits", "not compared: heads were cut out and the pruned checkpoint is gone, give --against"

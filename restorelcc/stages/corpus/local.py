@@ -106,6 +106,8 @@ def _parsed(text: str, path: Path, where: str | None) -> Any:
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno} of {path}" if isinstance(error, json.JSONDecodeError) else f"data file {path}"
         why = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        if isinstance(error, json.JSONDecodeError):  # its own line counts from the start of what was parsed
+            why = f"{error.msg} at character {error.colno}"
         mend = "correct the line" if where else "correct it"
         if where is None and "Extra data" in str(error):
             mend = "write one list of rows, or one row a line (jq -c does it)"

@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ from restorelcc.models.checkpoints import load_model, local_folder, save_checkpo
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.packed.folder import pack_folder, unpack_folder
+from restorelcc.release.packed import model as model_module
+from restorelcc.release.packed.kernel import kernel
 from restorelcc.release.packed.model import PackedLinear, load_packed
+from restorelcc.release.verify.files import Violation
 from restorelcc.release.verify.verify import subject, verify
 from tests import pico
 from tests.dag import ROOT
@@ -277,6 +281,23 @@ def test_verify_proves_a_packed_export(packed: Path, stock_forks: None) -> None:
     assert {"tensors", "digests", "parents", "fresh process", "packed logits", "logits"} <= found.keys()
     assert found["parents"].startswith("compensation")
     assert not list(packed.parent.glob(".*unpacked*"))
+
+
+def test_verify_runs_the_product_of_few_tokens(
+    packed: Path, compiler: str, stock_forks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding has a product of its own: a fault in it alone is found."""
+    library = kernel()
+    assert library is not None
+
+    def wrong(*arguments: Any) -> int:
+        arguments = (*arguments[:2], arguments[1], *arguments[3:])  # the mask read as values
+        return library.linear(*arguments)
+
+    broken = SimpleNamespace(linear=wrong, expand=library.expand)
+    monkeypatch.setattr(model_module, "kernel", lambda: broken)
+    with pytest.raises(Violation, match="logits differ from the packed model"):
+        dict(verify(subject(packed, None, None)))
 
 
 def test_the_verbs(

@@ -179,6 +179,32 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert list((tmp_path / "cache/restorelcc/kernels").iterdir()) == []
 
 
+def test_a_compiler_that_lacks_a_level_makes_the_next_lower_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, compiler: str
+) -> None:
+    """A compiler of before AVX-512 VBMI2 still gives a kernel, and that is told."""
+    old = tmp_path / "cc"
+    old.write_text(
+        f'#!/bin/sh\ncase "$*" in *mavx512vbmi2*|*mavx2*) echo unknown flag >&2; exit 1;; esac\nexec {compiler} "$@"\n'
+    )
+    old.chmod(0o700)
+    monkeypatch.setenv("CC", str(old))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernel_module, "best_level", lambda: "AVX2")
+    assert kernel_module.best_compiled().level == "plain C"
+    assert "the kernel for AVX2 cannot be made, that for plain C is slower" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [("cc 'no end", "which is no command"), ("false", "`.*false --version` fails"), ("nowhere/cc", "no C compiler")],
+)
+def test_a_senseless_compiler_is_one_sentence(command: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", command)
+    with pytest.raises(RuntimeError, match=sentence):
+        compiled("plain C")
+
+
 def test_compiled_code_is_kept_for_one_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = cache_folder()
