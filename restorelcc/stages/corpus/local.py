@@ -85,7 +85,7 @@ def _is_json_lines(path: Path) -> bool:
 def _json_lines(path: Path) -> Numbered:
     for number, line in lines(path, "json"):
         if line.strip():
-            yield number, _object(_parsed(line, path, f"line {number} of {path}"), path, f"line {number}")
+            yield number, _object(_parsed(line.rstrip(), path, f"line {number} of {path}"), path, f"line {number}")
 
 
 def _json_list(path: Path) -> Numbered:
