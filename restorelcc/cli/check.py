@@ -55,6 +55,7 @@ def check(
     for alias in checked.grid.model:
         _check_files(checked, alias, layout)
     notes = [sentence for alias in checked.grid.model for sentence in _not_exported(alias, checked, layout)]
+    notes += [sentence for alias in checked.grid.model for sentence in _no_device(alias, checked)]
     check_writable(layout)
     for sentence in _of_a_kill(layout):
         raise BadInput(sentence)
@@ -70,6 +71,22 @@ def check(
             note(sentence)
     if stale:
         raise StageFailed("; ".join(stale))
+
+
+def _no_device(alias: str, params: Params) -> list[str]:
+    """A sentence for a GPU that a model names and this machine does not have. It is no error: results that are there
+    already, or come from a remote, need none."""
+    device = params.models[alias].device
+    if not device.startswith("cuda"):
+        return []
+    from restorelcc.models.runtime import pick_device  # imports torch, which others need not wait for
+
+    try:
+        pick_device(device)
+    except BadInput as error:
+        told = str(error).replace("<name>", alias)
+        return [f"{told}; until then only stages run whose results are there already"]
+    return []
 
 
 def _not_exported(alias: str, params: Params, layout: Layout) -> list[str]:

@@ -83,7 +83,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"models.<name>.device is {name!r}, but this machine shows no GPU: write auto or cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= (there := torch.cuda.device_count()):
+        raise BadInput(f"models.<name>.device is {name!r}, but this machine shows {there} GPUs, counted from 0")
+    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

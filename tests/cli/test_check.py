@@ -227,6 +227,24 @@ def test_without_a_model_check_is_what_it_was(
     assert any("does not count for tiny" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize(("device", "there", "sentence"), [("cuda", 0, "shows no GPU"), ("cuda:3", 2, "shows 2 GPUs")])
+def test_a_gpu_that_is_not_there_is_told_before_anything_runs(
+    device: str,
+    there: int,
+    sentence: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is no error: the results may be there already."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    assert _check(monkeypatch, "--set", f"models.tiny.device={device}") == 0
+    told = capsys.readouterr().err
+    assert f"models.tiny.device is '{device}', but this machine {sentence}" in told
+    assert "until then only stages run whose results are there already" in told
+
+
 @pytest.mark.parametrize("section", ["capture", "probe", "compensate", "recover"])
 def test_no_later_stage_may_allow_less_than_rows_are_fitted_to(
     section: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -72,7 +72,10 @@ BAD = [
     ("dense.architecture.kv_heads=3", r"heads \(16\) must be a multiple of kv_heads \(3\)"),
     ("corpus.microworld.people=3", r"corpus\.microworld"),
     ("grid.head_ratio=[true]", r"grid\.head_ratio is \[True\]: true and false are not numbers; write a number"),
-    ("grid.head_ratio=[ten]", r"grid\.head_ratio\.0 is .ten.: the share of heads belongs here, for example 0\.25, or auto"),
+    (
+        "grid.head_ratio=[ten]",
+        r"grid\.head_ratio\.0 is .ten.: the share of heads belongs here, for example 0\.25, or auto",
+    ),
     ("corpus.train=true", r"corpus\.train is True: true and false are not numbers"),
     ("evaluate.limit=true", r"evaluate\.limit is True: true and false are not numbers"),
     ("compensate.learning_rates=[false]", r"compensate\.learning_rates is \[False\]: true and false are not numbers"),

@@ -59,7 +59,11 @@ def test_a_field_of_a_csv_file_may_be_long_and_hold_lines(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"line 3 of .*a.jsonl cannot be read as JSON \(Expecting value at character 9\): "),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n\n{"text": \n',
+            r"line 3 of .*a.jsonl cannot be read as JSON \(Expecting value at character 9\): ",
+        ),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2 of .* as UTF-8 .byte 0xe9 at position 11, 'é' in "),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "is no list of rows: line 2 holds a list"),
         ("a.txt", b"\x89PNG\x1a\n", r"line 1 .*0x89 at position 1, and control characters.*: name a file of text"),
