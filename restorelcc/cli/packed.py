@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from restorelcc.base.messages import note
 from restorelcc.cli.export import OutOption, OverwriteOption
 
 
@@ -36,6 +37,8 @@ def pack(
         f"{out}: {sizes['packed']:,} bytes of weights instead of {sizes['stock']:,} "
         f"({sizes['packed'] / sizes['stock']:.1%}), {sizes['tensors']} tensors packed"
     )
+    if sizes["packed"] >= sizes["stock"]:
+        note(f"{out} is no smaller than {folder}: its zeros are too few, or its matrices too small, for packing to pay")
 
 
 def unpack(

@@ -98,7 +98,7 @@ def _copy_others(source: Path, folder: Path, without: tuple[str, ...]) -> None:
 def _pack_weights(source: Path, folder: Path) -> dict[str, Any]:
     family, weights = family_of_config(read_config(source)), weights_of(source)
     suffixes = tuple(f".{path}.weight" for path in family.linears)
-    files, before, after, count = [], 0, 0, 0
+    files, before, after, count, linears = [], 0, 0, 0, 0
     for number, name in enumerate(weights.files, start=1):
         stock, packed = source / name, folder / f"packed-{number:05d}.safetensors"
         header, begin = read_header(stock)
@@ -108,11 +108,17 @@ def _pack_weights(source: Path, folder: Path) -> dict[str, Any]:
             if name.startswith(f"{family.stored}.") and name.endswith(suffixes)
             if entry["dtype"] in STORED and len(entry["shape"]) == 2
         }
+        linears += len(wanted)
         count += _write_packed(stock, header, begin, wanted, packed, turned=family.transposed)
         text = read_raw(stock)[8:].decode()
         files.append({"name": name, "sha256": file_digest(stock), "header": text})
         files[-1] |= {"packed": packed.name, "packed_sha256": file_digest(packed)}
         before, after = before + stock.stat().st_size, after + packed.stat().st_size
+    if not linears:
+        raise BadInput(
+            f"{source} has no weight to pack: none named {family.stored}.<number>.{family.linears[0]}.weight or the like "
+            f"in {', '.join(sorted(STORED))}; save the whole model, as AutoModelForCausalLM has it, in one of these"
+        )
     index = None
     if weights.index is not None:
         index = {"name": weights.index, "text": (source / weights.index).read_bytes().decode()}

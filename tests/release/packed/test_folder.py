@@ -24,8 +24,8 @@ from restorelcc.base.manifest import check_folder, write_manifest
 from restorelcc.models.checkpoints import load_model, local_folder, save_checkpoint
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
-from restorelcc.release.packed.folder import pack_folder, unpack_folder
 from restorelcc.release.packed import model as model_module
+from restorelcc.release.packed.folder import pack_folder, unpack_folder
 from restorelcc.release.packed.kernel import kernel
 from restorelcc.release.packed.model import PackedLinear, load_packed
 from restorelcc.release.verify.files import Violation
@@ -100,6 +100,30 @@ def test_a_packed_export_unpacks_to_the_export(restored: Path, packed: Path, tmp
     assert len(digests) == 2
     assert digests == {name: file_digest(restored / name) for name in digests}
     assert {path.name for path in packed.glob("*.safetensors")} == {f"packed-{n:05d}.safetensors" for n in (1, 2)}
+
+
+def test_a_checkpoint_with_no_weight_to_pack_is_refused(tmp_path: Path) -> None:
+    """The body of a model alone, whose names have no prefix, would come out as it went in."""
+    save_checkpoint(tmp_path / "stock", pruned_model("llama"), pico.word_tokenizer())
+    path = tmp_path / "stock" / "model.safetensors"
+    save_file({name.removeprefix("model."): value for name, value in load_file(path).items()}, path)
+    with pytest.raises(
+        BadInput, match=r"no weight to pack: none named model\.layers\.<number>\.self_attn\.\w+\.weight"
+    ):
+        pack_folder(tmp_path / "stock", tmp_path / "packed")
+    assert [each.name for each in tmp_path.iterdir()] == ["stock"]
+
+
+def test_packing_that_does_not_pay_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "stock", pico.pico("llama"), pico.word_tokenizer())
+    command = ["restorelcc", "pack", str(tmp_path / "stock"), "--out", str(tmp_path / "packed")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert "is no smaller than" in capsys.readouterr().err
 
 
 def test_the_list_of_a_stages_files_stays_behind(restored: Path, tmp_path: Path) -> None:
