@@ -116,8 +116,8 @@ def _pack_weights(source: Path, folder: Path) -> dict[str, Any]:
         before, after = before + stock.stat().st_size, after + packed.stat().st_size
     if not linears:
         raise BadInput(
-            f"{source} has no weight to pack: none named {family.stored}.<number>.{family.linears[0]}.weight or the like "
-            f"in {', '.join(sorted(STORED))}; save the whole model, as AutoModelForCausalLM has it, in one of these"
+            f"{source} has no weight to pack: none named {family.stored}.<number>.{family.linears[0]}.weight or alike in "
+            f"{', '.join(sorted(STORED))}; save the whole model, as AutoModelForCausalLM has it, in one of these"
         )
     index = None
     if weights.index is not None:
