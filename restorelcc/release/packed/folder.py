@@ -116,7 +116,7 @@ def _pack_weights(source: Path, folder: Path) -> dict[str, Any]:
         before, after = before + stock.stat().st_size, after + packed.stat().st_size
     if not linears:
         raise BadInput(
-            f"{source} has no weight to pack: none named {family.stored}.<number>.{family.linears[0]}.weight or alike in "
+            f"{source} has no weight to pack: none named {family.stored}.<number>.{family.linears[0]}.weight in "
             f"{', '.join(sorted(STORED))}; save the whole model, as AutoModelForCausalLM has it, in one of these"
         )
     index = None
