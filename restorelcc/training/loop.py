@@ -26,6 +26,7 @@ from restorelcc.training.config import FitConfig
 
 _SAVE_AFTER = 60.0  # seconds of training that an interruption may cost, however few steps they are
 _SAVING = 0.05  # share of the time that may go into that
+_MANY = 2**20  # trained numbers from which one pass over memory a step, and not one for each of its operations, counts
 
 
 @dataclass
@@ -138,7 +139,9 @@ class _Run:
         self.task, self.config, self.title, self.store = task, config, title, store
         self.accelerator = _accelerator(trained)
         self.named = {name: part for name, part in trained.named_parameters() if part.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.named.values(), lr=rate, weight_decay=0.0)
+        numbers = sum(part.numel() for part in self.named.values())
+        one_pass = numbers >= _MANY and self.accelerator.device.type == "cpu"  # a GPU has its own way
+        self.optimizer = torch.optim.AdamW(self.named.values(), lr=rate, weight_decay=0.0, fused=one_pass or None)
         self.state = Fitted(rate)
         self.best = {name: part.detach().clone() for name, part in self.named.items()}
         self.per_epoch = math.ceil(len(task.tokens) / config.batch_size)

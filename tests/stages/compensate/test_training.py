@@ -84,6 +84,25 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(stop: int, tmp
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+def test_many_numbers_take_the_same_steps_in_one_pass_over_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As whole weights are trained: the same up to rounding, and resumed to the same bits."""
+    few, expected = _fit(None)
+    monkeypatch.setattr(loop, "_MANY", 1)
+    whole, found = _fit(None)
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+        assert a.abs().max() > 1e-2
+    assert whole.valid_losses == pytest.approx(few.valid_losses, rel=1e-5)
+    store = TrainingState(tmp_path / "state.safetensors")
+    with pytest.raises(Interrupted):
+        _fit(store, 5)
+    again, resumed = _fit(store)
+    assert again == whole
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), found.parameters(), strict=True))
+
+
 def test_a_run_goes_on_only_where_it_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computes_as("auto", "auto") == computes_as("float32", "cpu") == "float32 cpu"
     assert computes_as("bfloat16", "cpu") == "bfloat16 cpu"
