@@ -52,7 +52,9 @@ DOCUMENT_TOKENS = 17  # of the embedded world, on average
 SMALL_STEP = 4  # a step of its training beside its products of matrices, which are small: measured on one thread
 STEP = 1.25  # a training step beside the forwards of its tokens: padding, and a batch in parts of similar length
 ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
-WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
+# Share of that rate which a pass over one token of every text reaches: narrow products, the keys and values copied for
+# every token, the draw from the vocabulary, and the questions that are asked in place of unfinished responses.
+WRITING = 0.2
 # Seconds in which a stage's process imports, reads and writes.
 START = {"corpus": 4.5, "extract": 2.2, "probe": 4.5, "evaluate": 8.0}
 START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "recover", "speed"), 3.5)
