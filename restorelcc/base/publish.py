@@ -56,9 +56,9 @@ def published(layout: Layout, *destinations: Path) -> Iterator[tuple[Path, ...]]
         paths = tuple(place / f"{number}-{destination.name}" for number, (place, destination) in pairs)
         yield paths
         for path in paths:  # before anything steps aside: this is where a disk says that it is full
-            _sync_all(path)
+            sync_all(path)
         for path, destination in zip(paths, destinations, strict=True):
-            _replace(path, destination, path.parent)
+            take_place(path, destination, path.parent)
 
 
 def scratch_home(layout: Layout, destination: Path) -> Path:
@@ -181,12 +181,21 @@ def delete_left(home: Path) -> int:
         return _delete_unlocked(home, "write-*")
 
 
-def _replace(path: Path, destination: Path, scratch: Path) -> None:
+def take_place(path: Path, destination: Path, scratch: Path) -> None:
+    """Rename a file or folder to its place; a folder that is there steps aside into `scratch`, and goes with it.
+
+    Its content has to be on the disk already (`sync_all`). When this raises, or is interrupted, what was there is.
+    """
+    aside = scratch / f"old-{destination.name}"
     destination.parent.mkdir(parents=True, exist_ok=True)
-    if destination.is_dir() and not destination.is_symlink():
-        # A folder cannot be renamed over a folder that has files: the old one steps aside and goes with the scratch.
-        destination.replace(scratch / f"old-{destination.name}")
-    path.replace(destination)
+    try:
+        if destination.is_dir() and not destination.is_symlink():  # no folder is renamed over one that has files
+            destination.replace(aside)
+        path.replace(destination)
+    except BaseException:
+        if aside.exists() and not os.path.lexists(destination):
+            aside.replace(destination)
+        raise
     _sync(destination.parent)
 
 
@@ -194,12 +203,12 @@ def put(path: Path, destination: Path) -> None:
     """Rename a file or a folder to its place on the same file system, when its content is on the disk: after a power
     cut either the old one is there or the new one, whole.
     """
-    _sync_all(path)
+    sync_all(path)
     path.replace(destination)
     _sync(destination.parent)
 
 
-def _sync_all(path: Path) -> None:
+def sync_all(path: Path) -> None:
     """Wait until a file, or a folder with all that is in it, is on the disk."""
     if path.is_symlink():
         return

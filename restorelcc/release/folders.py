@@ -10,7 +10,7 @@ from pathlib import Path
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_links
-from restorelcc.base.publish import put, scratch_folder, why_not_writable
+from restorelcc.base.publish import scratch_folder, sync_all, take_place, why_not_writable
 from restorelcc.base.stock_files import CODE, PICKLES
 from restorelcc.base.weights import weights_of
 
@@ -57,9 +57,8 @@ def published_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise BadInput(f"{out} cannot be written: {error.strerror}") from error
         yield folder
         check_output(out, overwrite=overwrite)
-        if out.is_dir():
-            out.replace(scratch / "replaced")
-        put(folder, out)
+        sync_all(folder)  # before the old one steps aside: this is where a disk says that it is full
+        take_place(folder, out, scratch)
 
 
 def copy_other_files(source: Path, destination: Path, without: tuple[str, ...] = ()) -> None:

@@ -21,6 +21,7 @@ from restorelcc.base.publish import Scratch, delete_left, published
 from restorelcc.base.tables import read_texts, write_texts
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensors import read_tensors, write_tensors
+from restorelcc.release.folders import published_folder
 from tests.activations import write_layer
 from tests.dag import ROOT
 
@@ -38,6 +39,39 @@ def test_tensor_files_keep_their_content_and_sort_their_header(tmp_path: Path) -
     found, metadata = read_tensors(tmp_path / "one.safetensors", ("a",))
     assert torch.equal(found["a"], tensors["a"])
     assert metadata == METADATA
+
+
+@pytest.mark.parametrize("fails", ["sync", "rename"])
+def test_what_an_output_replaces_is_there_where_it_cannot_take_its_place(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk says so when the content is synced; an interrupt comes at any moment."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename = Path.replace
+
+    def full(path: Path) -> None:
+        assert (out / "old").is_file(), "the old one has stepped aside before the new one is on the disk"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target == out and (path / "new").is_file():
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    if fails == "sync":
+        monkeypatch.setattr("restorelcc.release.folders.sync_all", full)
+    else:
+        monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises((OSError, KeyboardInterrupt)), published_folder(out, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["old"]
+    monkeypatch.undo()
+    with published_folder(out, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["new"]
 
 
 def test_a_missing_or_damaged_tensor_file_is_refused(tmp_path: Path) -> None:

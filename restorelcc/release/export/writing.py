@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import notice, progress
-from restorelcc.base.stock_files import GENERATION, PROCESSOR_FILES, has_tokenizer, tokenizer_files
+from restorelcc.base.stock_files import CODE, GENERATION, PICKLES, PROCESSOR_FILES, has_tokenizer, tokenizer_files
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import config_document, former_rope_keys
 from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, tokenizer_folder
@@ -84,7 +84,10 @@ def write_companions(folder: Path, source: Source) -> list[str]:
             shutil.copyfile(found, folder / name)
     for pattern in _LICENCES:
         for path in sorted(given.glob(pattern)):
-            shutil.copyfile(path, folder / path.name)
+            for each in [path] if path.is_file() else sorted(path.rglob("*")):  # LICENSES/ is a folder of them
+                if each.is_file() and each.suffix.lower() not in (*PICKLES, *CODE):
+                    (folder / each.relative_to(given)).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(each, folder / each.relative_to(given))
     if not has_tokenizer(folder):
         raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files into its folder")
     _keep_tokens(folder, source)

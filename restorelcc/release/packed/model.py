@@ -58,7 +58,7 @@ class PackedLinear(nn.Module):
         self.stored = stored
         del self.weight
         bits = torch.int32 if stored == torch.float32 else torch.int16
-        values = torch.zeros(len(packed.values) + _SPARE // bits.itemsize, dtype=bits)
+        values = torch.zeros(len(packed.values) + _SPARE // bits.itemsize, dtype=bits, device="cpu")
         values.numpy()[: len(packed.values)] = packed.values.view(values.numpy().dtype)
         self.register_buffer("values", values, persistent=False)
         self.register_buffer("mask", torch.from_numpy(packed.mask.copy()), persistent=False)
@@ -85,7 +85,7 @@ class PackedLinear(nn.Module):
         if tokens >= EXPANDED_FROM[self.stored]:
             return self._expanded(x, library)
         x = x.contiguous()
-        y = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype)
+        y = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype, device="cpu")  # whatever the default is
         bias = None if held is None else held.detach().float()
         failed = library.linear(
             *self._packed(),
@@ -133,7 +133,7 @@ def _product_dtype(dtype: torch.dtype) -> torch.dtype:
 def _buffer(dtype: torch.dtype, numbers: int) -> Tensor:
     held: Tensor | None = getattr(_scratch, str(dtype), None)
     if held is None or held.numel() < numbers:
-        held = torch.empty(numbers, dtype=dtype)
+        held = torch.empty(numbers, dtype=dtype, device="cpu")
         setattr(_scratch, str(dtype), held)
     return held[:numbers]
 

@@ -29,7 +29,7 @@ from restorelcc.sparsity.streaming import StreamedWeights, can_stream, copy_chec
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached_weights import MaskedChange, apply_change, attached_weights
 from restorelcc.training.best import Choice, fit_best
-from restorelcc.training.loop import Task
+from restorelcc.training.loop import Task, loss_scale
 
 _VALID_SHARE = 10  # one batch in ten chooses the rate
 
@@ -128,4 +128,7 @@ def _block_task(step: BlockStep, wanted: list[Tensor], train: list[int], valid: 
         return sum(float(error(batch)) for batch in valid) / sum(wanted[b][..., 0].numel() for b in valid)
 
     tokens = [wanted[batch][..., 0].numel() for batch in train]
-    return Task(lambda rows: torch.stack([error(train[row]) for row in rows]).sum(), tokens, validate)
+    scale = loss_scale(step.block)
+    if scale != 1.0:  # in float16: a share of an output with a few huge numbers has gradients that round to zero
+        scale *= max(1.0, energy)
+    return Task(lambda rows: torch.stack([error(train[row]) for row in rows]).sum(), tokens, validate, scale)

@@ -90,9 +90,12 @@ def test_former_names_are_verified_against_their_source_and_applied_to_no_copy(t
         {name.removeprefix("transformer."): value for name, value in load_file(file).items()}, file, {"format": "pt"}
     )
     (pair.pruned / "LICENSE").write_text("mine")
+    (pair.pruned / "LICENSES").mkdir()
+    (pair.pruned / "LICENSES" / "MIT.txt").write_text("theirs")
     free = _free(tmp_path, "gpt2")
     export_checkpoint(pair.pruned, free, tmp_path / "out", ExportOptions())
     assert (tmp_path / "out" / "LICENSE").read_text() == "mine"
+    assert (tmp_path / "out" / "LICENSES" / "MIT.txt").read_text() == "theirs"
     assert "against" in _verified(tmp_path / "out", pair.pruned)
     with pytest.raises(BadInput, match=r"under former names.*use `restorelcc export`"):
         apply_compensation(pair.pruned, free, tmp_path / "applied", ExportOptions(verbatim=True))

@@ -152,6 +152,18 @@ def test_other_dtypes_and_autocast_are_those_of_a_linear() -> None:
         assert packed_linear(weight_OI)(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("tokens", [3, 50])
+def test_the_default_device_is_not_where_the_kernel_writes(tokens: int, compiler: str) -> None:
+    weight_OI = weight_of(33, 70, torch.bfloat16)
+    x = torch.randn(tokens, 70, dtype=torch.bfloat16)
+    expected = packed_linear(weight_OI)(x)
+    with torch.device("meta"):  # as after torch.set_default_device("cuda")
+        layer = packed_linear(weight_OI)
+        found = layer(x)
+    assert found.is_cpu
+    assert torch.equal(found, expected)
+
+
 def test_no_compiler_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

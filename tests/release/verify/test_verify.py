@@ -21,6 +21,7 @@ from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.provenance import RECORD
 from restorelcc.release.verify import logits as logits_module
 from restorelcc.release.verify.files import Violation
+from restorelcc.release.verify.tensors import _check_folded
 from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
@@ -83,6 +84,16 @@ def test_other_families_are_verified_in_bfloat16(family: str, tmp_path: Path) ->
     export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
     for against in (None, pair.pruned):
         assert "own rounding in bfloat16" in _run(tmp_path / "out", against)["logits"]
+
+
+def test_folded_biases_below_the_normal_numbers_of_float16_are_right(tmp_path: Path) -> None:
+    """There a number is rounded to a multiple of 6e-8, however small it is."""
+    wanted_O = torch.linspace(1e-7, 1e-3, 4096)
+    _check_folded("bias", wanted_O.half(), wanted_O)
+    wrong_O = wanted_O.half()
+    wrong_O[5] += 2e-7
+    with pytest.raises(Violation, match="bias is not what the compensation folds into it"):
+        _check_folded("bias", wrong_O, wanted_O)
 
 
 def _flip_zero(folder: Path) -> None:

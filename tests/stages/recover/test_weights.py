@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -16,7 +18,14 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.adapter import read_adapter
-from restorelcc.models.architectures import blocks_of, head_layout, out_projections, prunable_linears
+from restorelcc.models.architectures import (
+    blocks_of,
+    family_of,
+    head_layout,
+    linears_of,
+    out_projections,
+    prunable_linears,
+)
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.hooks import hooked
@@ -27,6 +36,7 @@ from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.adapters import eigenspace_factors, still_lost, with_adapters
 from restorelcc.stages.recover.lofit import strongest_heads
+from restorelcc.stages.recover.reconstruct import _block_task
 from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
@@ -313,6 +323,26 @@ def test_reconstruction_brings_every_block_closer_to_the_dense_one(layout: Layou
         assert block["valid_loss"] < block["runs"][0]["initial_loss"]
         best = next(run for run in block["runs"] if run["learning_rate"] == block["learning_rate"])
         assert best["train_losses"][-1] < 0.9 * best["train_losses"][0]
+
+
+def test_reconstruction_in_float16_learns_where_a_few_numbers_are_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is a share of the output's energy: without a scale its gradients would round to zero."""
+    dense = pico.pico("llama").half()
+    dense.model.embed_tokens.weight[:, 0] = 200.0  # as a few numbers of real models are
+    pruned = copy.deepcopy(dense)
+    for _, _, linear in prunable_linears(pruned):
+        linear.weight.masked_fill_(linear.weight.abs() < linear.weight.abs().median(), 0)
+    batches = [pico.tokens(2, 6, seed=seed) for seed in range(4)]
+    (dense_step, *_), (step, *_) = (list(islice(walk_blocks(each, batches), 1)) for each in (dense, pruned))
+    wanted = [output_BTM.float() for output_BTM in dense_step.outputs()]
+    task = _block_task(step, wanted, [1, 2, 3], [0])
+    linears = dict(linears_of(step.block, family_of(pruned)))
+    change = MaskedChange(linears)
+    with torch.enable_grad(), attached_weights(step.block, linears, change):
+        (task.summed_loss([0, 1, 2]) / sum(task.tokens) * task.loss_scale).backward()
+    grown = torch.cat([delta.grad[mask] for delta, mask in zip(change.deltas, change.masks, strict=True)])
+    assert bool(grown.isfinite().all())
+    assert float((grown != 0).float().mean()) > 0.95
 
 
 def test_streamed_reconstruction_equals_that_of_models_in_memory(
