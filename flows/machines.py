@@ -7,6 +7,7 @@ the text conflicts), and runs the stage that needs all models: the report. Pushe
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -31,7 +32,8 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_without_credentials, without_credentials
 from restorelcc.pipeline.lockfile import merge, read_lock
 from restorelcc.pipeline.params import load_params
-from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
+from restorelcc.pipeline.remotes import check_remote, remote_name
+from restorelcc.pipeline.watched import dvc
 
 DEPLOYMENT = "model-job/machines"
 METRICS = "data/metrics"  # all that the head needs of the models
@@ -55,7 +57,7 @@ def machines(
         repository: where workers clone from; by default this folder's git remote `origin`, or the folder itself.
         remote: the DVC remote to share; by default the default one.
         deployment: the job's deployment, as `prefect deploy` named it.
-        job_hours: a job that takes longer is cancelled.
+        job_hours: a job that runs longer is cancelled.
         parallel: stages on a worker's CPU at once; by default one per core.
         commit: commit dvc.lock at the end.
     """
@@ -123,7 +125,9 @@ def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> s
 
     load_params(root / "params.yaml")
     committed_revision(root)
-    if changed := git(root, "status", "--porcelain", "--", *_CODE):
+    new_code = git(root, "status", "--porcelain", "--", *_CODE)
+    edited = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")  # data, tasks
+    if changed := new_code or edited:
         raise BadInput(f"{changed.split()[-1]} is not committed, but workers run committed revisions: commit it first")
     if commit:
         try:
@@ -135,7 +139,7 @@ def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> s
             ) from error
     with Repo(str(root), _wait_for_lock=True) as repo:
         name = remote_name(repo.config, remote)
-        check_remote(repo, name)
+        check_remote(repo, name, writes=True)
     return name
 
 
@@ -162,12 +166,11 @@ def origin(root: Path) -> str:
 def _run_jobs(deployment: str, jobs: list[dict[str, Any]], hours: float) -> dict[str, FlowRun]:
     """Start all jobs and wait for them; when this flow is cancelled or fails, so are they. Model to ended run."""
     started: dict[str, UUID] = {}
-    deadline = time.monotonic() + hours * 3600
     try:
         for job in jobs:
             started[job["model"]] = _start_job(deployment, job)
         get_run_logger().info("%d jobs started: %s", len(started), ", ".join(started) or "nothing has changed")
-        return {model: _wait(run, deadline, hours) for model, run in started.items()}
+        return {model: _wait(run, hours) for model, run in started.items()}
     except BaseException:
         for run in started.values():
             _cancel(run, "the flow that started it was cancelled")
@@ -180,13 +183,14 @@ def _start_job(deployment: str, job: dict[str, Any]) -> UUID:
     return run.id
 
 
-def _wait(job: UUID, deadline: float, hours: float) -> FlowRun:
-    """The job's run once it has ended; one that takes too long is cancelled, and taken for crashed where its worker
-    does not end it."""
+def _wait(job: UUID, hours: float) -> FlowRun:
+    """The job's run once it has ended; one that runs too long is cancelled, and taken for crashed where its worker does
+    not end it. Time in the queue does not count."""
     told = 0
     with get_client(sync_client=True) as client:
         while not (run := client.read_flow_run(job)).state or not run.state.is_final():
-            if time.monotonic() > deadline + told * _CANCEL_SECONDS:
+            runs = (datetime.now(UTC) - run.start_time).total_seconds() if run.start_time else 0.0
+            if runs > hours * 3600 + told * _CANCEL_SECONDS:
                 why = f"took more than {hours:g} hours"
                 if told < _CANCELS:
                     _cancel(job, why)
@@ -242,6 +246,7 @@ def main(
     repository: Annotated[str | None, typer.Option(help="where workers clone from; default: git's origin")] = None,
     remote: Annotated[str | None, typer.Option(help="the DVC remote; default: the default one")] = None,
     deployment: Annotated[str, typer.Option(help="the job's deployment")] = DEPLOYMENT,
+    job_hours: Annotated[float, typer.Option(min=0.01, help="a job that runs longer is cancelled")] = 48,
     parallel: Annotated[int | None, typer.Option(min=1, help="stages on a worker's CPU at once")] = None,
     commit: Annotated[bool, typer.Option(help="commit dvc.lock at the end")] = True,
 ) -> None:
@@ -250,12 +255,10 @@ def main(
 
     if not PREFECT_API_URL.value():
         raise BadInput("PREFECT_API_URL is not set: jobs reach workers through a server (docs/distributed.md)")
+    check_without_credentials("--repository", repository or "")  # Prefect keeps the parameters of every run
     check_machines(ROOT, remote, commit=commit)
-    raise SystemExit(
-        run_here(
-            machines, repository=repository, remote=remote, deployment=deployment, parallel=parallel, commit=commit
-        )
-    )
+    given = {"repository": repository, "remote": remote, "deployment": deployment, "job_hours": job_hours}
+    raise SystemExit(run_here(machines, **given, parallel=parallel, commit=commit))
 
 
 if __name__ == "__main__":

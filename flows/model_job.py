@@ -27,10 +27,11 @@ from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.lockfile import read_lock
 from restorelcc.pipeline.params import load_params
-from restorelcc.pipeline.remotes import dvc
-from restorelcc.pipeline.run_cache import restore_from_cache
+from restorelcc.pipeline.remotes import check_remote, remote_name
+from restorelcc.pipeline.run_cache import opened
 from restorelcc.pipeline.running import held_lock
 from restorelcc.pipeline.versions import check_versions
+from restorelcc.pipeline.watched import dvc, restored
 
 
 @flow(name="model-job", flow_run_name="{model}", validate_parameters=True)
@@ -60,8 +61,10 @@ def run_job(repository: str, revision: str, model: str, remote: str, slots: dict
         lay_out_inputs(params, model, Layout(clone))
         stages = read_dag(clone, params).stages
         own = {stage.name for stage in stages if stage.model == model}
-        fetch_run_cache(clone, remote)
-        restore_from_cache(clone, remote, own.union(*(stage.needs for stage in stages if stage.name in own)))
+        with opened(clone) as repo:  # before hours of computing
+            check_remote(repo, remote_name(repo.config, remote), writes=True)
+        needed = own.union(*(stage.needs for stage in stages if stage.name in own))
+        restored(clone, remote, needed, fetch=True)
         state = run_stages(subset(read_dag(clone, params), own), clone, slots)
         if not state.is_completed():
             return state
@@ -76,14 +79,6 @@ def clones_folder(repository: str) -> Path:
     given = os.environ.get("RESTORELCC_CLONES")
     folder = Path(given) if given else Path.home() / ".cache" / "restorelcc" / "clones"
     return folder / hashlib.sha256(repository.encode()).hexdigest()[:12]
-
-
-def fetch_run_cache(clone: Path, remote: str) -> None:
-    """Fetch the records of what others have run, without the files: each stage fetches those that it needs."""
-    from dvc.repo import Repo, lock_repo
-
-    with Repo(str(clone), _wait_for_lock=True) as repo, lock_repo(repo):
-        repo.stage_cache.pull(remote)
 
 
 def subset(dag: Dag, names: set[str]) -> Dag:

@@ -39,8 +39,9 @@ def share(
 
 def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Everything that dvc.lock and the run-cache refer to; what the remote has already is not sent again."""
-    from restorelcc.pipeline.remotes import altered_objects, check_remote, dvc, full_remote, remote_name
-    from restorelcc.pipeline.run_cache import opened
+    from restorelcc.pipeline.remotes import altered_objects, check_remote, full_remote, remote_name
+    from restorelcc.pipeline.run_cache import lost_for_all, opened
+    from restorelcc.pipeline.watched import dvc
     from restorelcc.pipeline.workspace import mend
 
     for sentence in mend(root):
@@ -57,6 +58,11 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
         if full := full_remote(root, name):
             raise StageFailed(f"the push did not complete: {full}")
         raise StageFailed("the push did not complete: run it again, what has arrived is not sent again")
+    if lost := lost_for_all(root, name):  # of which DVC only warns
+        raise StageFailed(
+            f"{len(lost)} files of dvc.lock are neither here nor in the remote, the first is {lost[0]}: make them anew "
+            "by `dvc repro`, then push again; all others were pushed"
+        )
     say("pushed; commit and push dvc.lock too, so that others see the same results")
 
 
@@ -64,8 +70,9 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     """Fetch what dvc.lock names and the run-cache, then bring back every stage whose inputs somebody has run."""
     from restorelcc.pipeline.inputs import lay_out_what_is_here
     from restorelcc.pipeline.params import load_params
-    from restorelcc.pipeline.remotes import check_remote, dvc, remote_name
+    from restorelcc.pipeline.remotes import check_remote, remote_name
     from restorelcc.pipeline.run_cache import lost_files, opened, restore_from_cache
+    from restorelcc.pipeline.watched import dvc, restored
     from restorelcc.pipeline.workspace import mend
 
     for sentence in mend(root):
@@ -76,16 +83,18 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     if (root / "params.yaml").is_file():
         for absent in lay_out_what_is_here(load_params(root / "params.yaml"), Layout(root.resolve())):
             note(absent)
-    fetched = dvc(root, "fetch", "--run-cache", "--remote", name, remote=name) == 0
+    fetch = ("fetch", "--run-cache", "--remote", name)
+    fetched = dvc(root, *fetch, remote=name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
     answers = fetched or _answers(root, name)
-    lost = lost_files(root)
-    restored, missing = restore_from_cache(root, name, download=answers)
-    say(f"{restored} stages restored, {len(missing)} left to compute")
-    if answers and lost:
+    if answers and not fetched:  # one connection was cut, or there are files that the remote does not have
+        fetched = dvc(root, *fetch, remote=name) == 0
+    count, missing = restored(root, name) if answers else restore_from_cache(root, name, download=False)
+    say(f"{count} stages restored, {len(missing)} left to compute")
+    if answers and (lost := lost_files(root)):
         raise StageFailed(
-            f"{len(lost)} files of dvc.lock are missing or damaged in the remote, the first is {lost[0]}: have "
-            "somebody who has them push again, or compute them by `dvc repro`"
+            f"{len(lost)} files of dvc.lock are missing or damaged in the remote, or could not be written here (see "
+            f"above), the first is {lost[0]}: have somebody who has them push again, or compute them by `dvc repro`"
         )
     if not fetched:
         raise StageFailed("the pull did not complete, see above: run it again, what has arrived is not sent again")

@@ -8,13 +8,10 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
-import sys
+import stat
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,8 +32,8 @@ _DENIED = re.compile(
 )
 # Seconds to connect and to wait for a block; `dvc remote modify` sets others.
 _TIMEOUTS = {"s3": {"connect_timeout": "10", "read_timeout": "15"}, "ssh": {"timeout": "15"}, "local": {}}
+FOR_THE_GROUP = 0o002  # umask with which a group may write what is made in its folder
 _LEAST_ROOM = 2**20  # bytes; a disk with less counts as full
-_BUSY_SECONDS = 0.02  # of computing, in half the patience; a command that waits takes none
 _PROBE = b"written by restorelcc share, to see that it can be\n"
 _SECRETS = ("access_key_id", "secret_access_key", "session_token", "password", "passphrase")
 
@@ -69,87 +66,6 @@ def patience() -> float:
     return seconds
 
 
-def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
-    """Run a dvc command, its output shown as it comes; its exit code.
-
-    `remote`: the one that it talks to. It is asked now and then whether it still answers, and the command whether it
-    gets on. Raises BadInput when one of them does not, after the command was ended.
-    """
-    from dvc.repo import Repo
-
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    # The S3 library tries five times, and for a minute each.
-    environment = {"AWS_MAX_ATTEMPTS": "2"} | os.environ
-    process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, env=environment)
-    try:
-        still, before = 0, _traces(process.pid)
-        while remote is not None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=patience() / 2)
-                break
-            now = _traces(process.pid)
-            still = still + 1 if _is_idle(before, now) and _holds_lock(root, process.pid) else 0
-            before = now
-            if still >= 2:
-                raise BadInput(
-                    f"remote {remote!r} took the connection, and nothing was sent or received for {patience():g} s: "
-                    "check the network and the server, then run again, what has arrived is not sent again; "
-                    "RESTORELCC_REMOTE_SECONDS sets how long to wait"
-                )
-            with Repo(str(root.resolve())) as repo:
-                check_remote(repo, remote, patience() / 2)
-        return process.wait()
-    except BadInput:
-        # By SIGTERM, of which libraries say nothing; interrupted, those that wait for a server print a traceback.
-        end(process, first=signal.SIGTERM)
-        raise
-    finally:
-        end(process)
-
-
-def _traces(number: int) -> tuple[float, list[str]] | None:
-    """(seconds of computing, what moves when a process gets on) of a process; None where it has ended, or is no Linux.
-
-    Libraries of remotes wait for minutes, or for ever, for a server that keeps the connection and says nothing. What
-    moves else is the bytes read from files and written to them, and those that wait in the process's connections: a
-    large file goes out of memory, for minutes on a slow line.
-    """
-    import psutil
-
-    home = Path(f"/proc/{number}")
-    try:
-        times = psutil.Process(number).cpu_times()
-        moved = [line for line in (home / "io").read_text().splitlines() if line.startswith(("rchar", "wchar"))]
-        held = {str(each.readlink()) for each in (home / "fd").iterdir()}
-        for table in ("net/tcp", "net/tcp6"):
-            rows = (line.split() for line in (home / table).read_text().splitlines()[1:])
-            moved += [f"{row[9]} {row[4]}" for row in rows if f"socket:[{row[9]}]" in held]  # inode, bytes that wait
-    except (psutil.Error, OSError, IndexError):
-        return None
-    return times.user + times.system, moved
-
-
-def _is_idle(before: tuple[float, list[str]] | None, now: tuple[float, list[str]] | None) -> bool:
-    return before is not None and now is not None and now[0] - before[0] < _BUSY_SECONDS and now[1] == before[1]
-
-
-def _holds_lock(root: Path, number: int) -> bool:
-    """Whether a dvc command is at work; otherwise it waits for the one that is."""
-    try:
-        return (root / ".dvc" / "tmp" / "lock").read_text().strip() == str(number)
-    except (OSError, ValueError):
-        return False
-
-
-def end(process: subprocess.Popen[Any], first: signal.Signals = signal.SIGINT) -> None:
-    """End a process that still runs: as Ctrl-C does, or by another signal, and when that does not help, for good."""
-    for number in (first, signal.SIGKILL):
-        if process.poll() is None:
-            process.send_signal(number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=3)
-
-
 def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
     """Make `url` the default remote, verified on every download, in .dvc/config, once it was written to and read from.
 
@@ -157,6 +73,8 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
     """
     from dvc.config import Config
     from dvc.repo import Repo
+
+    from restorelcc.pipeline.watched import dvc
 
     scheme = check_url(url)
     check_without_credentials("--endpoint", endpoint or "")
@@ -166,13 +84,21 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
         _check_apart(root, Path(url).expanduser())
     settings = {"verify": "true"} | _TIMEOUTS[scheme] | ({"endpointurl": endpoint} if endpoint else {})
     place = str((root / Path(url).expanduser()).resolve()) if scheme == "local" else url
+    if scheme == "local" and Path(place).is_dir() and Path(place).stat().st_mode & stat.S_IWGRP:
+        settings["shared"] = "group"  # else the second person cannot write into folders that the first one made
     with Repo(str(root.resolve())) as repo:
         # As `dvc remote add --force` leaves it: an earlier remote of this name is gone, but for .dvc/config.local.
         own = repo.config.load_one("local")["remote"].get(name, {})
         repo.config["remote"] |= Config.validate({"remote": {name: {"url": place} | settings | own}})["remote"]
         check_remote(repo, name, new=True)
-        _within(patience(), name, url, scheme, lambda: _probe(repo.cloud.get_remote_odb(name)))
-    command = ("remote", "add", "--quiet", "--force", "--default", name, url)
+        before = os.umask(FOR_THE_GROUP) if "shared" in settings else None
+        try:
+            _within(patience(), name, url, scheme, lambda: _probe(repo.cloud.get_remote_odb(name)))
+        finally:
+            if before is not None:
+                os.umask(before)
+    # A folder by its whole path: clones of the project lie elsewhere.
+    command = ("remote", "add", "--quiet", "--force", "--default", name, place)
     if dvc(root, *command):
         raise StageFailed(f"dvc {' '.join(command)} failed, see above")
     with Repo(str(root.resolve())) as repo, repo.config.edit("repo") as config:
@@ -248,6 +174,14 @@ def check_remote(
     _within(patience() if seconds is None else seconds, name, url, scheme, look)
 
 
+def is_for_a_group(root: Path, name: str) -> bool:
+    """Whether what is put into the remote is to be written by the folder's group too, as `add_remote` found it."""
+    from dvc.repo import Repo
+
+    with Repo(str(root.resolve())) as repo:
+        return bool(repo.config["remote"][name].get("shared") == "group")
+
+
 def full_remote(root: Path, name: str) -> str | None:
     """A sentence where the remote is a folder on a disk that is full."""
     from dvc.repo import Repo
@@ -297,8 +231,10 @@ def _check_folder(path: Path, *, new: bool, writes: bool) -> None:
         raise NotADirectoryError(f"{existing} is not a folder")
     if existing != path and not new:
         raise FileNotFoundError(f"{path} is not there; is its disk mounted? `restorelcc share {path}` makes it")
-    if writes and (reason := why_not_writable(path)):
-        raise PermissionError(f"{path} cannot be written: {reason}")
+    inside = [*path.glob("files/md5"), *path.glob("files/md5/??"), *path.glob("runs"), *path.glob("runs/??")]
+    for folder in [path, *inside] if writes else []:
+        if reason := why_not_writable(folder):
+            raise PermissionError(reason)
 
 
 def _connect(endpoint: str) -> None:

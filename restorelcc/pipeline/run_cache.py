@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+from restorelcc.base.documents import write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.inputs import STAGE as INPUTS
 
@@ -17,6 +20,27 @@ def lost_files(root: Path) -> list[str]:
     with opened(root) as repo, lock_repo(repo):
         outs = [out for stage in repo.index.stages for out in stage.outs]
         return sorted(out.def_path for out in outs if out.use_cache and out.hash_info and out.changed_cache())
+
+
+def lost_for_all(root: Path, remote: str) -> list[str]:
+    """Outputs that dvc.lock names and that neither the local cache nor the remote has."""
+    from dvc.repo import lock_repo
+
+    with opened(root) as repo, lock_repo(repo):
+        outs = [out for stage in repo.index.stages for out in stage.outs]
+        lost = [out for out in outs if out.use_cache and out.hash_info and out.changed_cache()]
+        if not lost:  # then no remote is asked
+            return []
+        there = repo.cloud.get_remote_odb(remote)
+        return sorted(out.def_path for out in lost if not there.exists(out.hash_info.value))
+
+
+def fetch_records(root: Path, remote: str) -> None:
+    """Fetch the records of what others have run, without the files: each stage fetches those that it needs."""
+    from dvc.repo import lock_repo
+
+    with opened(root) as repo, lock_repo(repo):
+        repo.stage_cache.pull(remote)
 
 
 def restore_from_cache(
@@ -84,3 +108,25 @@ def opened(root: Path) -> Any:
         raise BadInput(f"{root.resolve()} is not a DVC project: run in the project's folder or give --root") from error
     except DvcException as error:
         raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error
+
+
+def main() -> None:
+    """What `watched.restored` asks for, in this process: the request as JSON, and where to write what came of it."""
+    asked = json.loads(sys.argv[1])
+    root, only = Path(asked["root"]), asked["only"]
+    if asked["fetch"]:
+        fetch_records(root, asked["remote"])
+    count, missing = restore_from_cache(root, asked["remote"], None if only is None else set(only))
+    write_json(Path(sys.argv[2]), {"restored": count, "missing": missing})
+
+
+if __name__ == "__main__":
+    from restorelcc.base.ending import tell
+    from restorelcc.base.processes import end_as_interrupted, end_with_parent
+
+    try:
+        end_as_interrupted()
+        end_with_parent()
+        main()
+    except (Exception, KeyboardInterrupt) as error:
+        raise SystemExit(tell(error)) from None

@@ -40,7 +40,9 @@ def call(path, arguments):
         socket.send_fds(connection, [b"x"], [0, 1, 2, folder, *given])
         for number in given:
             os.close(number)  # whoever reads at the other end must see when the fork closes it
-        connection.sendall(json.dumps([arguments, dict(os.environ), given]).encode() + b"\n")
+        mask = os.umask(0o077)
+        os.umask(mask)
+        connection.sendall(json.dumps([arguments, dict(os.environ), given, mask]).encode() + b"\n")
         answer = connection.makefile("rb").read()
     return int(answer) if answer else 1
 
@@ -81,7 +83,8 @@ def _reaped():
 def _answer(connection, run):
     """In the fork: become the caller's command."""
     _, received, _, _ = socket.recv_fds(connection, 1, 64)
-    arguments, environment, given = json.loads(connection.makefile("rb").readline())
+    arguments, environment, given, mask = json.loads(connection.makefile("rb").readline())
+    os.umask(mask)
     os.fchdir(received.pop(3))
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 256) for descriptor in received]
     connection = socket.socket(fileno=fcntl.fcntl(connection.detach(), fcntl.F_DUPFD_CLOEXEC, 256))

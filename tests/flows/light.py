@@ -28,6 +28,7 @@ from tests.flows.servers import FAST_LOCK, fork_of, forking_python, process
 
 # Stages enough where a test is about who runs them, when and how often.
 FEW = ("inputs", "corpus", "dense", "prune", "evaluate_dense", "evaluate_pruned", "report")
+FORKS = ("dvc", "prefect.engine", "restorelcc", "restorelcc.pipeline.run_cache", "uvicorn")  # modules that forks run
 STANDIN = Path(__file__).with_name("standin.py")
 
 
@@ -167,7 +168,7 @@ class LightProject:
         So are a flow that a worker starts, a flow's own server, and the stand-in's look at a user's files.
         """
         folder = Path(self.environment["RESTORELCC_BIN"]) / "forks"
-        python = forking_python(folder, self.socket(), "dvc", "prefect.engine", "restorelcc", "uvicorn")
+        python = forking_python(folder, self.socket(), *FORKS)
         return {"LIGHT_PYTHON": str(python)}
 
     def start_fork(self, *command: str, **environment: str) -> subprocess.Popen[str]:

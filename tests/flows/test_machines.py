@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 
 from flows import machines
 from flows.dag import Dag, Stage
@@ -89,13 +91,40 @@ def test_a_job_whose_worker_does_not_end_it_counts_as_crashed(monkeypatch: pytes
         if force:
             run.state = state
 
-    run = SimpleNamespace(state=None)
+    run = SimpleNamespace(state=None, start_time=datetime.now(UTC) - timedelta(hours=49))
     monkeypatch.setattr(machines, "get_client", client)
     monkeypatch.setattr(machines, "_POLL_SECONDS", 0)
     monkeypatch.setattr(machines, "_CANCEL_SECONDS", 0)
-    ended = machines._wait(job, time.monotonic() - 1, 48)
+    ended = machines._wait(job, 48)
     assert told == [("CANCELLING", False)] * 3 + [("CRASHED", True)]
     assert machines._said(ended) == "Crashed took more than 48 hours, and its worker does not answer"
+
+
+def test_time_in_the_queue_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker may have more jobs than fit into the hours of one."""
+    waits, begun = SimpleNamespace(state=None, start_time=None), datetime.now(UTC) - timedelta(minutes=29)
+    runs = SimpleNamespace(state=None, start_time=begun)
+    seen = iter([waits, waits, runs, SimpleNamespace(state=Completed(), start_time=begun)])
+
+    @contextmanager
+    def client(**_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(
+            read_flow_run=lambda _: next(seen), set_flow_run_state=lambda *_, **__: pytest.fail("it was ended")
+        )
+
+    monkeypatch.setattr(machines, "get_client", client)
+    monkeypatch.setattr(machines, "_POLL_SECONDS", 0)
+    assert machines._wait(uuid4(), 0.5).state.is_completed()
+    assert next(seen, None) is None
+
+
+def test_a_token_in_the_address_is_refused_before_prefect_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "run_here", lambda *_, **__: pytest.fail("a flow has begun"))
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}),
+        pytest.raises(BadInput, match="--repository holds a password or token"),
+    ):
+        machines.main("https://secret@host/x.git")
 
 
 def test_who_commits_is_asked_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +137,22 @@ def test_who_commits_is_asked_before_anything_runs(tmp_path: Path, monkeypatch: 
         machines.check_machines(project.folder, None, commit=True)
     (project.folder / ".dvcignore").write_text("x")
     with pytest.raises(BadInput, match=r"\.dvcignore is not committed"):
+        machines.check_machines(project.folder, None)
+
+
+def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
+    """A worker's clone has the committed rows."""
+    project = LightProject(tmp_path / "project", stages=STAGES, code=())
+    (project.folder / "rows.jsonl").write_text('{"text": "one"}\n')
+    project.commit("data")
+    (project.folder / "dvc.lock").write_text("schema: '2.0'\n")
+    project.commit("lock")
+    (project.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    (project.folder / "notes.txt").write_text("in no commit, and no code")
+    with pytest.raises(BadInput, match="no remote is configured"):
+        machines.check_machines(project.folder, None)
+    (project.folder / "rows.jsonl").write_text('{"text": "two"}\n')
+    with pytest.raises(BadInput, match=r"rows\.jsonl is not committed, but workers run committed revisions"):
         machines.check_machines(project.folder, None)
 
 
