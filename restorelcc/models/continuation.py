@@ -64,6 +64,22 @@ def batches_of(prompts: list[list[int]], sampling: Sampling, device: torch.devic
 
 
 @torch.no_grad()
+def generated(model: PreTrainedModel, tokens_BT: Tensor, mask_BT: Tensor, **how: Any) -> Tensor:
+    """`model.generate` by these settings and no others, [B, T]. What they leave open transformers would take from the
+    model's generation config, which may ban what was written before (repetition_penalty) or rare tokens (min_p)."""
+    own, model.generation_config = model.generation_config, transformers.GenerationConfig()
+    try:
+        generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # not the attribute of a module
+        return generate(
+            tokens_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            generation_config=transformers.GenerationConfig(**how),
+        )
+    finally:
+        model.generation_config = own
+
+
+@torch.no_grad()
 def continued(model: PreTrainedModel, prompts: list[list[int]], sampling: Sampling) -> list[Continuation]:
     """Continuations of prompts of any lengths, together; shorter ones are padded on the left, which nothing attends to.
 
@@ -74,14 +90,8 @@ def continued(model: PreTrainedModel, prompts: list[list[int]], sampling: Sampli
     tokens_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts])
     mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
     torch.manual_seed(sampling.seed + sum(prompts[0]))
-    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # not the attribute of a module
-    ids_BT = generate(
-        tokens_BT.to(model.device),
-        attention_mask=mask_BT.to(model.device),
-        generation_config=transformers.GenerationConfig(
-            eos_token_id=ends or None, pad_token_id=pad, use_cache=True, **sampling.arguments()
-        ),
-    )
+    how = {"eos_token_id": ends or None, "pad_token_id": pad, "use_cache": True} | sampling.arguments()
+    ids_BT = generated(model, tokens_BT, mask_BT, **how)
     # A row that has ended is filled up with the end token: only one that has not is as long as it may be.
     found = [until_end(row, ends) for row in ids_BT[:, longest:].tolist()]
     return [Continuation(ids, finished=len(ids) < sampling.new_tokens) for ids in found]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.errors import StageFailed, first_line
 
 T = TypeVar("T")
+LONGEST = 2048  # tokens of a window of running text, and of a request to a model that names no context
 _LOGITS = {"cpu": 2**26, "cuda": 2**31}  # entries of one batch of logits; on a CPU larger ones are no faster
 _TOKENS = {"cpu": 8192, "cuda": 65536}
 
@@ -54,6 +55,24 @@ def budgeted_lm(base: type, budget: int, **arguments: Any) -> Any:
             return max(1, budget // min(len(context) + len(continuation), self.max_length))
 
         def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
-            return max(1, budget // self.max_length)
+            return max(1, budget // min(self.max_length, LONGEST))
 
     return Budgeted(batch_size="auto", **arguments)
+
+
+def windowed(base: Any) -> Any:
+    """lm-eval's model class `base` whose rolling windows have 2,048 tokens at most: the logits of a whole context of
+    100,000 tokens would take all memory. Requests are as long as the model's context."""
+
+    class Windowed(base):
+        _max_length: int
+
+        def loglikelihood_rolling(self, *arguments: Any, **keywords: Any) -> list[float]:
+            whole = self.max_length
+            self._max_length = min(whole, LONGEST)
+            try:
+                return super().loglikelihood_rolling(*arguments, **keywords)
+            finally:
+                self._max_length = whole
+
+    return Windowed

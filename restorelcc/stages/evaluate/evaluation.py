@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, file_digest, model_digest
 from restorelcc.base.documents import SCHEMA, rounded, write_document
+from restorelcc.base.errors import StageFailed
 from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
@@ -29,7 +31,14 @@ from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
 from restorelcc.stages.evaluate.details import added_by_pruning
-from restorelcc.stages.evaluate.harness import LONGEST, item_rows, longest, run_harness, scratch_cache, task_metrics
+from restorelcc.stages.evaluate.harness import (
+    context_of,
+    item_rows,
+    longest,
+    run_harness,
+    scratch_cache,
+    task_metrics,
+)
 from restorelcc.stages.evaluate.local_data import datasets_under
 from restorelcc.stages.evaluate.measured import how_without_tasks, with_tasks
 from restorelcc.stages.evaluate.perplexity import block_perplexity, document_perplexity, text_scores, word_perplexity
@@ -82,8 +91,7 @@ class Evaluation:
         self.averaged: dict[str, bool] = {}  # whether a task counts into the mean
         self.reference: Reference | None = None
         limits: dict[str, Any] = {"limit": config.limit, "perplexity_tokens": config.perplexity_tokens}
-        asked = max(LONGEST, config.perplexity_tokens)
-        limits["context"] = context_length(self.network.config, asked)
+        limits["context"] = context_of(self.network)
         self.fingerprint: Fingerprint = how_without_tasks(
             self.tokenizer, self.texts, dtype=self.network.dtype, **limits
         )
@@ -125,6 +133,7 @@ class Evaluation:
     def measure(self, before: cost.Biases | None = None) -> None:
         """Quality, continuations and latency. before: biases of the model before it was restored."""
         self.measure_quality(of_blocks=True)
+        self._check_finite()
         seconds, started = self.details["seconds"], time.perf_counter()
         self._check_generation()
         seconds["generation"], started = time.perf_counter() - started, time.perf_counter()
@@ -133,6 +142,17 @@ class Evaluation:
         self.details["peak_memory_bytes"] = cost.peak_memory_bytes(self.network.device)
         if self.cell.pruning is not None:
             self.details["packed_bytes"] = packed_bytes(self.network, self.metrics["file_bytes"])
+
+    def _check_finite(self) -> None:
+        """Raises StageFailed for a model that predicts no numbers: nothing can be written with it either."""
+        lost = [row["text_id"] for row in self.scored_texts if not math.isfinite(row["log_likelihood"])]
+        if lost:
+            kind = str(self.network.dtype).removeprefix("torch.")
+            large = f", or its numbers too large for {kind}: try models.<name>.dtype: float32"
+            raise StageFailed(
+                f"{self.checkpoint} gives no finite number for {len(lost)} of {len(self.scored_texts)} held-out texts: "
+                f"its weights are damaged{': make it anew' if kind == 'float32' else large}"
+            )
 
     def let_go(self) -> None:
         """Free the model; everything is measured."""

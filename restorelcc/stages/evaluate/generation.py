@@ -7,18 +7,16 @@ Q prompt tokens, K tokens kept of the dense model's distribution.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
-from restorelcc.models.continuation import end_tokens, until_end
+from restorelcc.models.continuation import end_tokens, generated, until_end
 from restorelcc.models.text import batches_by_length, encode_documents, right_padded
 from restorelcc.stages.evaluate import GenerationConfig
 from restorelcc.stages.evaluate.batches import token_budget, within_memory
@@ -71,15 +69,10 @@ def continuations(
         "greedy": {"do_sample": False},
         "sampled": {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0},
     }
-    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # not the attribute of a module
     found: dict[str, list[list[int]]] = {}
     for way, arguments in ways.items():
         torch.manual_seed(seed)
-        ids_PT = generate(
-            prompts_PQ.to(model.device),
-            attention_mask=torch.ones_like(prompts_PQ, device=model.device),
-            generation_config=transformers.GenerationConfig(**shared | arguments),
-        )
+        ids_PT = generated(model, prompts_PQ, torch.ones_like(prompts_PQ), **shared | arguments)
         new = ids_PT[:, prompts_PQ.shape[1] :].tolist()
         found[way] = [until_end(ids, ends) for ids in new]
     return found

@@ -12,14 +12,12 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import bars_named
 from restorelcc.base.publish import Scratch
 from restorelcc.models.text import context_length
-from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget, within_memory
+from restorelcc.stages.evaluate.batches import LONGEST, budgeted_lm, token_budget, windowed, within_memory
 from restorelcc.stages.evaluate.confined import sandboxed
 from restorelcc.stages.evaluate.scoring import Scoring, number, standard_error
 from restorelcc.stages.evaluate.shared_prefix import sharing
 from restorelcc.stages.evaluate.statistics import MEAN
 from restorelcc.stages.evaluate.tasks import FEWSHOT_SEED
-
-LONGEST = 2048  # tokens of one request
 
 
 def run_harness(
@@ -37,6 +35,7 @@ def run_harness(
     """
     if not loaded:
         return {"samples": {}, "results": {}, "versions": {}, "scoring": {}}
+    check_room(loaded["tasks"], context_of(model))
     import random
 
     import lm_eval.api.model
@@ -50,12 +49,12 @@ def run_harness(
         np.random.seed(seed)
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # a second try draws the examples of the first
-        arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": longest(model)}
+        arguments: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "max_length": context_of(model)}
         arguments["softmax_dtype"] = "float32"  # as shared_prefix.py has it: bfloat16 would tie choices
         if batch_size == "auto":
-            lm = budgeted_lm(sharing(huggingface.HFLM, budget), budget, **arguments)
+            lm = budgeted_lm(windowed(sharing(huggingface.HFLM, budget)), budget, **arguments)
         else:
-            lm = huggingface.HFLM(batch_size=batch_size, **arguments)
+            lm = windowed(huggingface.HFLM)(batch_size=batch_size, **arguments)
         # No standard errors from lm-eval: it cannot bootstrap with few draws, and 100,000 take hours.
         bars = bars_named("evaluate", lm_eval.api.model, lm_eval.api.task, huggingface)
         with sandboxed(), bars:
@@ -80,9 +79,29 @@ def asked_items(loaded: dict[str, Any], limit: int | None) -> dict[str, Any]:
     return {"samples": {name: range(count) for name, count in asked.items()}}
 
 
+def context_of(model: PreTrainedModel) -> int:
+    """Tokens of the longest request, as in stock lm-eval: the model's context, or 2,048 where it names none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+
+
 def longest(model: PreTrainedModel) -> int:
-    """Tokens of the longest sequence: the model's context, at most 2,048."""
+    """Tokens of the longest window of text: the model's context, at most 2,048."""
     return context_length(model.config, LONGEST)
+
+
+def check_room(tasks: dict[str, Any], context: int) -> None:
+    """Raises BadInput for a task that has the model write more than it can read, before any other is asked."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    for name, task in tasks.items():
+        if task.config.output_type != "generate_until":
+            continue
+        new = normalize_gen_kwargs(dict(task.config.generation_kwargs or {}), 256)["max_gen_toks"]
+        if new >= context:
+            raise BadInput(
+                f"evaluation task {name!r} has answers of up to {new} tokens, and the model reads {context} at most "
+                "with the question: leave it out of models.<name>.tasks, or write a task with less max_gen_toks"
+            )
 
 
 def task_metrics(
@@ -170,12 +189,13 @@ def item_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             prediction = max(range(len(likelihoods)), key=likelihoods.__getitem__) if likelihoods else None
             score, weight = chosen.per_item(sample[chosen.metric]) or (None, None)
             right = score is not None and chosen.way == MEAN and score >= 0.5
+            told = prediction if chosen.metric == "acc" else None  # the score of another metric says nothing of it
             rows.append(
                 {
                     "task": task,
                     "item_id": sample["doc_id"],
                     "digest": _digest(sample),
-                    "gold": _gold(sample["target"], len(likelihoods), prediction, score),
+                    "gold": _gold(sample["target"], len(likelihoods), told, score),
                     "prediction": prediction,
                     "correct": right if chosen.way == MEAN else None,
                     "score": score,
@@ -199,13 +219,12 @@ def _digest(sample: dict[str, Any]) -> str:
 
 def _gold(target: Any, choices: int, prediction: int | None, score: float | None) -> int | None:
     """Number of the right choice. Tasks that put it into the text give none: a right prediction, or the only other
-    choice, tells it."""
-    try:
+    choice, tells it. prediction: None where the score is not that of the likeliest choice."""
+    if isinstance(target, int) or (isinstance(target, str) and target.isdecimal() and int(target) < choices):
         return int(target)
-    except (TypeError, ValueError):
-        if prediction is None or score is None:
-            return None
-        return prediction if score == 1 else (1 - prediction if choices == 2 else None)
+    if prediction is None or score is None:
+        return None
+    return prediction if score == 1 else (1 - prediction if choices == 2 else None)
 
 
 def scratch_cache(work: Path) -> Scratch:

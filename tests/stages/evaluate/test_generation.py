@@ -71,6 +71,15 @@ def test_continuations_are_greedy_and_reproducible() -> None:
         ids.append(token)
 
 
+def test_what_a_checkpoint_recommends_for_generation_is_not_what_is_measured() -> None:
+    """A penalty for repetition would hide that a model repeats itself."""
+    model = pico.pico()
+    written, advised = _written(model), model.generation_config
+    advised.repetition_penalty, advised.no_repeat_ngram_size, advised.min_p = 5.0, 1, 0.5
+    assert _written(model) == written
+    assert model.generation_config is advised
+
+
 def _stuck(margin: float):
     """A model that gives one token `margin` more than any other, always."""
     model = pico.pico()

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import ITEMS, write_table
 from restorelcc.stages.evaluate import tasks
-from restorelcc.stages.evaluate.batches import within_memory
-from restorelcc.stages.evaluate.harness import item_rows, run_harness, task_metrics
+from restorelcc.stages.evaluate.batches import windowed, within_memory
+from restorelcc.stages.evaluate.harness import _gold, check_room, item_rows, run_harness, task_metrics
 from restorelcc.stages.evaluate.local_data import local_copy, split_files
 from restorelcc.stages.evaluate.tasks import PRESETS, load_tasks, selected_tasks
 from tests import pico
@@ -88,6 +89,66 @@ def test_lm_eval_equals_a_direct_log_likelihood_computation(tmp_path: Path, batc
     assert (metrics["metric"], metrics["n"], metrics["version"]) == ("acc", 50, 1.0)
     assert metrics["value"] == pytest.approx(correct / 50)
     assert metrics["stderr"] == pytest.approx(math.sqrt(correct / 50 * (1 - correct / 50) / 49))
+
+
+@pytest.mark.parametrize("batch_size", [1, "auto"])
+def test_a_long_question_keeps_its_beginning_where_the_model_reads_it(tmp_path: Path, batch_size: int | str) -> None:
+    """As with many examples in front: stock lm-eval cuts at the model's context, and at nothing less."""
+    rows = _write_task(tmp_path, 1)
+    rows[0]["question"] = " ".join(f"w{3 + n * n % 59}" for n in range(2500))
+    write_table(tmp_path / "pico_task.parquet", rows, ITEMS)
+    model, tokenizer = pico.pico(max_position_embeddings=4096), pico.word_tokenizer()
+    found = item_rows(run_harness(model, tokenizer, _loaded(tmp_path), batch_size=batch_size, limit=None, seed=0))
+    question, expected = tokenizer(rows[0]["question"])["input_ids"], []
+    for choice in rows[0]["choices"]:
+        ids = torch.tensor([question + tokenizer(choice)["input_ids"]])
+        log_p = model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])
+        expected.append(float(log_p[len(question) - 1 :].sum()))
+    assert found[0]["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_windows_of_running_text_stay_short_and_requests_do_not() -> None:
+    class Model:
+        _max_length = 100_000
+
+        @property
+        def max_length(self) -> int:
+            return self._max_length
+
+        def loglikelihood_rolling(self) -> list[int]:
+            return [self.max_length]
+
+    model = windowed(Model)()
+    assert model.loglikelihood_rolling() == [2048]
+    assert model.max_length == 100_000
+
+
+def test_answers_longer_than_the_context_are_refused_before_any_item() -> None:
+    asked = {"max_gen_toks": 2048}
+    tasks = {
+        "choices": SimpleNamespace(config=SimpleNamespace(output_type="multiple_choice")),
+        "long": SimpleNamespace(config=SimpleNamespace(output_type="generate_until", generation_kwargs=asked)),
+    }
+    with pytest.raises(BadInput, match="task 'long' has answers of up to 2048 tokens, and the model reads 2048"):
+        check_room(tasks, 2048)
+    check_room(tasks, 2049)
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "prediction", "score", "gold"),
+    [
+        (2, 4, 0, 0.0, 2),
+        ("1", 4, 0, 0.0, 1),
+        ("20", 2, 0, 1.0, 0),
+        ("20", 2, 0, 0.0, 1),
+        ("a text", 4, None, 1.0, None),
+        ("18", 0, None, None, None),
+    ],
+)
+def test_the_right_choice_is_told_where_it_is_known(
+    target: object, choices: int, prediction: int | None, score: float | None, gold: int | None
+) -> None:
+    assert _gold(target, choices, prediction, score) == gold
 
 
 def test_the_batch_size_changes_nothing_beyond_rounding(tmp_path: Path) -> None:

@@ -330,6 +330,16 @@ def test_random_weights_trip_the_sanity_gate_and_nothing_is_written(layout: Layo
     assert layout.metrics(DENSE).stat().st_mtime_ns == before
 
 
+def test_a_model_that_gives_no_numbers_ends_in_one_sentence(layout: Layout, tmp_path: Path) -> None:
+    """As float16 does where activations overflow: text cannot be drawn from it either."""
+    shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
+    elsewhere, broken = Layout(tmp_path), pico.pico()
+    broken.model.norm.weight[0] = float("nan")
+    save_checkpoint(elsewhere.pruned(PRUNED), broken, pico.word_tokenizer())
+    with pytest.raises(StageFailed, match="no finite number for 10 of 10 held-out texts: its weights are damaged"):
+        run_pruned(PRUNED, CONFIG, ENTRY, elsewhere)
+
+
 def test_texts_longer_than_the_models_context_are_cut_to_it(layout: Layout) -> None:
     """OPT has an embedding for each of 64 positions, and none for a 65th."""
     other = Cell("short", "wanda-0.5")
