@@ -3,11 +3,14 @@
 import ast
 import hashlib
 import io
+import json
+import shutil
 import subprocess
 import sys
 import tokenize
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import networkx
 import pytest
@@ -17,7 +20,8 @@ from dvc.repo import Repo
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import USED_BY, ModelEntry
-from restorelcc.cli.app import app
+from restorelcc.cli.app import app, report
+from restorelcc.pipeline.one_run import VARIABLE
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stages import STAGES
 from restorelcc.pipeline.stale import grid_outs, remove_stale_metrics, stale_metrics
@@ -126,6 +130,22 @@ def test_versions_are_those_of_the_lock() -> None:
     lock = {package["name"]: package["version"] for package in locked if package["name"] != "restorelcc"}
     for package, recorded in read_versions(ROOT).items():
         assert recorded == lock[package.lower()] == installed(package)
+
+
+def test_a_run_of_another_grid_deletes_no_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run --model mine` and `report --set` leave those of the other models for `export` and the next full run."""
+    asked: list[object] = []
+    monkeypatch.setattr("restorelcc.pipeline.stale.remove_stale_metrics", lambda *given: asked.append(given))
+    monkeypatch.setattr("restorelcc.stages.report.stage.run", lambda *_: SimpleNamespace(missing=[]))
+    monkeypatch.setattr("restorelcc.pipeline.versions.check_versions", lambda *_: None)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "report")
+    monkeypatch.setenv("RESTORELCC_TABLE", "0")
+    for settings, times in ((("grid.model=[tiny]",), 0), ((), 1)):
+        monkeypatch.setenv(VARIABLE, json.dumps(settings))
+        report(tmp_path / "params.yaml")
+        assert len(asked) == times
 
 
 def test_stale_metrics_are_what_no_cell_of_the_grid_writes(tmp_path: Path) -> None:

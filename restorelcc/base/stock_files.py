@@ -21,10 +21,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# All names that tokenizer classes and the library itself read, those of older formats too.
+# All names that tokenizer classes and the library itself read, those of older formats too; .dvcignore has them as well.
 _TOKENIZER_PATTERNS = (
-    *("tokenizer*", "vocab*", "merges*", "chat_template*", "special_tokens_map*", "added_tokens*", "tekken*"),
-    *("*.model", "*.tiktoken", "*.jinja"),
+    *("tokenizer*.json", "vocab*.json", "merges*.json", "chat_template*.json", "special_tokens_map*.json"),
+    *("added_tokens*.json", "tekken*.json", "merges.txt", "vocab.txt", "tokenizer.model*", "*.model", "*.tiktoken"),
+    "*.jinja",
 )
 TEMPLATES = "additional_chat_templates"  # subfolder with chat templates beside the first
 # Of a model that sees or hears: how its input is made from pictures and sound.

@@ -219,6 +219,7 @@ def inputs(
 
 @app.command("report", help="The result table and the web page of the whole grid.")
 def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: ResultsOption = False) -> None:
+    from restorelcc.pipeline.one_run import settings_of_this_run
     from restorelcc.pipeline.params import load_params
     from restorelcc.pipeline.running import stage_running
     from restorelcc.pipeline.stale import remove_stale_metrics
@@ -228,7 +229,7 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: Resu
     checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
     check_versions(layout.root)
     with stage_running(layout, "report"):
-        if not set_:  # a view of another grid, for once, leaves everything as it is
+        if not set_ and not settings_of_this_run():  # a view of another grid, for once, leaves everything as it is
             remove_stale_metrics(layout, checked.grid.model_dump())
         results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest
@@ -34,12 +35,20 @@ _SMALL = 2**20  # bytes; of a larger file, and of code, size and time say whethe
 def as_recorded(
     params_file: Path, overrides: tuple[str, ...], layout: Layout, stage: str, cell: Cell
 ) -> Iterator[None]:
-    """Raises StageFailed at the end when what the stage uses has changed in the meantime."""
+    """Raises StageFailed at the end when what the stage uses has changed in the meantime; and at once when its model's
+    entry has, since the stage `inputs` laid it out: DVC would record that one."""
 
     def seen() -> dict[str, str]:
         return _settings(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
 
     before = seen()
+    laid_out, folder = layout.inputs(Cell(cell.model)) / "settings", STAGES[stage].folder
+    now = _given(params_file, overrides, stage, cell)
+    if now and (path := laid_out / f"{folder}.json").is_file() and path.read_text("utf-8") != json_text(now["entry"]):
+        raise StageFailed(
+            f"models.{cell.model} in {params_file} was changed since this run began, and DVC would record what "
+            f"{stage_name(stage, cell)} gives as the result of what it was before: run it again"
+        )
     yield
     after = seen()
     loaded = {getattr(module, "__file__", None) for module in tuple(sys.modules.values())}
@@ -53,16 +62,21 @@ def as_recorded(
             )
 
 
-def _settings(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, str]:
-    """What the stage is given of params.yaml."""
+def _given(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, Any]:
+    """What the stage is given of params.yaml: its section, and its part of the model's entry; nothing where the file is
+    being edited, or the model was taken out."""
     folder = STAGES[stage].folder
     try:
         params = load_params(params_file, overrides)
         section = params.section(cell.model, folder).model_dump(mode="json")
-        entry = params.models[cell.model].settings_for(folder)
-    except (BadInput, KeyError):  # it is being edited, or the model was taken out
+        return {"section": section, "entry": params.models[cell.model].settings_for(folder)}
+    except (BadInput, KeyError):
         return {}
-    return {str(params_file): json_text({"section": section, "entry": entry})}
+
+
+def _settings(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, str]:
+    given = _given(params_file, overrides, stage, cell)
+    return {str(params_file): json_text(given)} if given else {}
 
 
 def _files(layout: Layout, stage: str, cell: Cell) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,10 @@ def heal(root: Path) -> str | None:
     broken = root / ".work" / "dvc.lock.broken"
     broken.parent.mkdir(exist_ok=True)
     (root / FILE).replace(broken)
-    committed = subprocess.run(["git", "show", f"HEAD:./{FILE}"], cwd=root, capture_output=True, check=False)
-    if committed.returncode == 0 and _entries(committed.stdout) is not None:
+    show = ["git", "show", f"HEAD:./{FILE}"]
+    # The project of `restorelcc restore` has no git, and its machine may have none.
+    committed = subprocess.run(show, cwd=root, capture_output=True, check=False) if shutil.which("git") else None
+    if committed is not None and committed.returncode == 0 and _entries(committed.stdout) is not None:
         _write(root, committed.stdout)
         return f"{FILE} was broken; the committed one is restored, and later results come from the run-cache"
     return f"{FILE} was broken and has been removed; results come from the run-cache"

@@ -27,7 +27,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.processes import is_running
 from restorelcc.base.publish import SCRATCH, check_writable, published, scratch_home
 from restorelcc.cli.share import push
-from restorelcc.pipeline.lockfile import read_lock
+from restorelcc.pipeline.lockfile import heal, read_lock
 from restorelcc.pipeline.remotes import add_remote, altered_objects
 from restorelcc.pipeline.running import stage_running
 from restorelcc.pipeline.workspace import faults, mend, other_runs
@@ -384,6 +384,14 @@ def test_a_lock_file_cut_at_any_byte_is_whole_or_mended(victim: Victim, tmp_path
         mend(tmp_path)
         assert read_lock(tmp_path) is not None
         assert faults(tmp_path) == []
+
+
+def test_a_broken_lock_file_is_mended_where_there_is_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where `restorelcc restore` was killed, whose project has none."""
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  dense@")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert heal(tmp_path) == "dvc.lock was broken and has been removed; results come from the run-cache"
+    assert not (tmp_path / "dvc.lock").exists()
 
 
 def test_dvc_lock_held_by_another_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

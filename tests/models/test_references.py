@@ -25,6 +25,7 @@ from restorelcc.models.references import Pinned, pinned_source
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.provenance import path_digest
 from tests import pico
+from tests.dag import ROOT
 
 CPU = torch.device("cpu")
 
@@ -137,6 +138,25 @@ def test_every_file_that_a_tokenizer_of_the_families_reads_counts() -> None:
     assert all(is_of_the_tokenizer(Path(name)) for name in names)
     others = ("config.json", "generation_config.json", "model.safetensors", "README.md", "sub/tokenizer.json")
     assert not any(is_of_the_tokenizer(Path(name)) for name in others)
+
+
+@pytest.mark.parametrize("place", ["model", "tokenizer", "tokenizer/model", "external/theirs"])
+def test_dvc_sees_the_files_of_a_tokenizer_and_no_copies_of_them(place: str, tmp_path: Path) -> None:
+    """A file that counts and that DVC does not see would be a change that no `dvc repro` ends."""
+    from dvc.repo import Repo
+
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    folder = tmp_path / "data" / "inputs" / "m" / place
+    folder.mkdir(parents=True)
+    names = [*TOKENIZER_FILES, "tokenizer.model.v3", "qwen.tiktoken", "tekken.json"]
+    copies = ["tokenizer_config.json.bak", "tokenizer.json~", "vocab.old", "merges.txt.orig", "chat_template.txt"]
+    for name in names + copies:
+        (folder / name).write_text("x")
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        seen = [name for name in names + copies if not repo.dvcignore.is_ignored_file(str(folder / name))]
+    expected = [name for name in names if place != "tokenizer" or name != "tekken.json"]
+    assert seen == expected
+    assert [name for name in names + copies if is_of_the_tokenizer(Path(name))] == names
 
 
 # --- digests of large files

@@ -74,6 +74,23 @@ def test_a_change_ends_the_stage(
         _run(project, *stage, change)
 
 
+def test_an_entry_changed_between_two_stages_of_a_run_ends_the_second(project: Path) -> None:
+    """DVC watches the entry as `inputs` laid it out when the run began."""
+
+    def entry(**values: object) -> None:
+        content = yaml.safe_load((project / "params.yaml").read_text())
+        content["models"]["mine"] |= values
+        (project / "params.yaml").write_text(yaml.safe_dump(content))
+
+    compensate = ("compensate", Cell("mine", "wanda-0.5", "0.25"))
+    entry(settings={"compensate": {"epochs": 7}})
+    _run(project, *PRUNE, lambda _: None)
+    with pytest.raises(StageFailed, match=r"models\.mine in .* was changed since this run began.*compensate@mine"):
+        _run(project, *compensate, lambda _: pytest.fail("it has begun"))
+    lay_out_inputs(load_params(project / "params.yaml"), "mine", Layout(project))
+    _run(project, *compensate, lambda _: None)
+
+
 def _touched(folder: Path) -> None:
     for name in ("texts.txt", "params.yaml"):
         (folder / name).write_bytes((folder / name).read_bytes())

@@ -89,8 +89,8 @@ class Roles:
         return self.fitting.examples(batch, account) if self.fits else batch
 
     def valid(self, count: int) -> int:
-        """How many of `count` pairs validate: a fifth at most."""
-        return min(self.config.valid, count // 5)
+        """How many of `count` pairs validate: a fifth at most, and what is left when there is enough to train on."""
+        return min(self.config.valid, max(count // 5, count - self.config.train))
 
 
 def _questions(found: list[Example], account: Account) -> list[str]:

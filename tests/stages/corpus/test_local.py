@@ -15,6 +15,7 @@ from restorelcc.base.tables import CONTRAST, EXAMPLES, TEXTS, read_table, read_t
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.contrast import most_similar_other
 from restorelcc.stages.corpus.local import read_file
+from restorelcc.stages.corpus.roles import Roles
 from restorelcc.stages.corpus.sources import calibration_texts, pairs
 from restorelcc.stages.corpus.stage import run
 from tests.stages.corpus.sources import text_model
@@ -109,3 +110,15 @@ def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path: Path) -> Non
     with pytest.raises(BadInput, match="3 usable pairs: at least 5"):
         run(Cell("own"), CorpusConfig(), model, Layout(tmp_path))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "pairs", "expected"),
+    [(2000, 200, 2200, 200), (100, 200, 300, 200), (100, 200, 250, 150), (100, 50, 60, 12), (400, 60, 460, 60)],
+)
+def test_no_more_pairs_are_trained_on_than_asked_for(train: int, valid: int, pairs: int, expected: int) -> None:
+    """Where pairs are scarce, a fifth of them validates."""
+    config = CorpusConfig(train=train, valid=valid)
+    found = Roles(config, ModelEntry(source="a/b"), Path(), "models.m").valid(pairs)
+    assert found == expected
+    assert pairs - found <= train
