@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.inputs import STAGE as INPUTS
 
@@ -111,8 +110,8 @@ def opened(root: Path) -> Any:
 
 
 def main() -> None:
-    """What `watched.restored` asks for, in this process: the request as JSON, and where to write what came of it."""
-    asked = json.loads(sys.argv[1])
+    """What `watched.restored` asks for, in this process: a file with the request, and where what came of it goes."""
+    asked = read_json(Path(sys.argv[1]))
     root, only = Path(asked["root"]), asked["only"]
     if asked["fetch"]:
         fetch_records(root, asked["remote"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.pipeline.remotes import FOR_THE_GROUP, check_remote, is_for_a_group, patience
 
@@ -36,10 +35,11 @@ def restored(root: Path, remote: str, only: set[str] | None = None, *, fetch: bo
     Raises BadInput where the remote says no more, and StageFailed where it fails otherwise.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        result = Path(scratch) / "result.json"
-        asked = {"root": str(root.resolve()), "remote": remote, "only": only and sorted(only), "fetch": fetch}
+        request, result = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        names = None if only is None else sorted(only)
+        write_json(request, {"root": str(root.resolve()), "remote": remote, "only": names, "fetch": fetch})
         # -P: of the project's own restorelcc, which may be an older one, nothing is imported.
-        command = [sys.executable, "-P", "-m", "restorelcc.pipeline.run_cache", json.dumps(asked), str(result)]
+        command = [sys.executable, "-P", "-m", "restorelcc.pipeline.run_cache", str(request), str(result)]
         if _watched(root, command, remote):
             raise StageFailed("results could not be brought back from the remote, see above: run it again")
         found = read_json(result)
