@@ -46,7 +46,7 @@ _NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE][-+]?[0-9]{1,3})?")
 def _ratio(value: Any) -> Any:
     """Refuses in one sentence of its own what is none of the forms; pydantic would name the first of them alone."""
     if value != AUTO and not isinstance(value, int | float):
-        raise ValueError(f"the share of heads belongs here, for example 0.25, or {AUTO}")
+        raise ValueError(f"a number belongs here, the share of heads, for example 0.25; or {AUTO}")
     return value
 
 

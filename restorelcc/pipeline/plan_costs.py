@@ -52,9 +52,8 @@ DOCUMENT_TOKENS = 17  # of the embedded world, on average
 SMALL_STEP = 4  # a step of its training beside its products of matrices, which are small: measured on one thread
 STEP = 1.25  # a training step beside the forwards of its tokens: padding, and a batch in parts of similar length
 ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
-# Share of that rate which a pass over one token of every text reaches: narrow products, the keys and values copied for
-# every token, the draw from the vocabulary, and the questions that are asked in place of unfinished responses.
-WRITING = 0.2
+WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
+COPYING = 30  # operations in whose time a CPU copies a byte of the keys and values, which it does for every token
 # Seconds in which a stage's process imports, reads and writes.
 START = {"corpus": 4.5, "extract": 2.2, "probe": 4.5, "evaluate": 8.0}
 START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "recover", "speed"), 3.5)
@@ -161,11 +160,13 @@ def corpus_cost(shapes: Shapes, work: Workload, size: int, device: torch.device)
     batch = min(work.written * length, most_tokens(device))
     cache = batch * shapes.layers * 2 * shapes.kv_heads * shapes.head_dim * size
     new = work.written * work.written_tokens
+    copied = new * (length - work.written_tokens // 2) * shapes.layers * 2 * shapes.kv_heads * shapes.head_dim * size
     rows = max(1, batch // length)
     return Cost(
         memory=shapes.parameters * size + cache + rows * shapes.vocabulary * (size + 2 * FLOAT32),
         disk=disk + new * 6,
-        seconds=shapes.forward_flops(work.written * length, length, new) / WRITING,
+        seconds=shapes.forward_flops(work.written * length, length, new) / WRITING
+        + (COPYING * copied if device.type == "cpu" else 0),
     )
 
 

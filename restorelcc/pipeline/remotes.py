@@ -10,6 +10,8 @@ import secrets
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +76,6 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
     from dvc.config import Config
     from dvc.repo import Repo
 
-    from restorelcc.pipeline.watched import dvc
-
     scheme = check_url(url)
     check_without_credentials("--endpoint", endpoint or "")
     if endpoint and scheme != "s3":
@@ -99,7 +99,8 @@ def add_remote(root: Path, name: str, url: str, endpoint: str | None) -> None:
                 os.umask(before)
     # A folder by its whole path: clones of the project lie elsewhere.
     command = ("remote", "add", "--quiet", "--force", "--default", name, place)
-    if dvc(root, *command):
+    add = [sys.executable, "-m", "dvc", "--wait-for-lock", *command]
+    if subprocess.run(add, cwd=root, stdin=subprocess.DEVNULL, check=False).returncode:
         raise StageFailed(f"dvc {' '.join(command)} failed, see above")
     with Repo(str(root.resolve())) as repo, repo.config.edit("repo") as config:
         config["remote"][name] |= settings

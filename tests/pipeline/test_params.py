@@ -74,7 +74,7 @@ BAD = [
     ("grid.head_ratio=[true]", r"grid\.head_ratio is \[True\]: true and false are not numbers; write a number"),
     (
         "grid.head_ratio=[ten]",
-        r"grid\.head_ratio\.0 is .ten.: the share of heads belongs here, for example 0\.25, or auto",
+        r"grid\.head_ratio\.0 is .ten.: a number belongs here, the share of heads, for example 0\.25; or auto",
     ),
     ("corpus.train=true", r"corpus\.train is True: true and false are not numbers"),
     ("evaluate.limit=true", r"evaluate\.limit is True: true and false are not numbers"),
