@@ -127,7 +127,7 @@ check: $(READY)-lint $(READY)-test ## Lint, format check, spelling, types, decla
 	deptry restorelcc flows benchmarks
 	deptry tests --ignore DEP002,DEP004
 
-bench: bench-threads ## Run the benchmarks
+bench: bench-threads bench-prune bench-extract bench-probe bench-compensate ## Run the shorter benchmarks (minutes)
 
 bench-threads: $(READY) ## Time of one pretraining step of the embedded model, by number of threads
 	python -m benchmarks.threads

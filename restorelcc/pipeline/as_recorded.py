@@ -38,19 +38,20 @@ def as_recorded(
     """Raises StageFailed at the end when what the stage uses has changed in the meantime; and at once when its model's
     entry has, since the stage `inputs` laid it out: DVC would record that one."""
 
-    def seen() -> dict[str, str]:
-        return _settings(params_file, overrides, stage, cell) | _files(layout, stage, cell) | _code()
+    def seen(given: dict[str, Any]) -> dict[str, str]:
+        settings = {str(params_file): json_text(given)} if given else {}
+        return settings | _files(layout, stage, cell) | _code()
 
-    before = seen()
-    laid_out, folder = layout.inputs(Cell(cell.model)) / "settings", STAGES[stage].folder
     now = _given(params_file, overrides, stage, cell)
+    before = seen(now)
+    laid_out, folder = layout.inputs(Cell(cell.model)) / "settings", STAGES[stage].folder
     if now and (path := laid_out / f"{folder}.json").is_file() and path.read_text("utf-8") != json_text(now["entry"]):
         raise StageFailed(
             f"models.{cell.model} in {params_file} was changed since this run began, and DVC would record what "
             f"{stage_name(stage, cell)} gives as the result of what it was before: run it again"
         )
     yield
-    after = seen()
+    after = seen(_given(params_file, overrides, stage, cell))
     loaded = {getattr(module, "__file__", None) for module in tuple(sys.modules.values())}
     for name in (*before, *(set(after) - set(before))):
         of_code = name.endswith(".py") and Path(name).is_relative_to(_PACKAGE)
@@ -72,11 +73,6 @@ def _given(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell
         return {"section": section, "entry": params.models[cell.model].settings_for(folder)}
     except (BadInput, KeyError):
         return {}
-
-
-def _settings(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell) -> dict[str, str]:
-    given = _given(params_file, overrides, stage, cell)
-    return {str(params_file): json_text(given)} if given else {}
 
 
 def _files(layout: Layout, stage: str, cell: Cell) -> dict[str, str]:

@@ -17,8 +17,7 @@ def lost_files(root: Path) -> list[str]:
     from dvc.repo import lock_repo
 
     with opened(root) as repo, lock_repo(repo):
-        outs = [out for stage in repo.index.stages for out in stage.outs]
-        return sorted(out.def_path for out in outs if out.use_cache and out.hash_info and out.changed_cache())
+        return sorted(out.def_path for out in _not_here(repo))
 
 
 def lost_for_all(root: Path, remote: str) -> list[str]:
@@ -26,12 +25,17 @@ def lost_for_all(root: Path, remote: str) -> list[str]:
     from dvc.repo import lock_repo
 
     with opened(root) as repo, lock_repo(repo):
-        outs = [out for stage in repo.index.stages for out in stage.outs]
-        lost = [out for out in outs if out.use_cache and out.hash_info and out.changed_cache()]
+        lost = _not_here(repo)
         if not lost:  # then no remote is asked
             return []
         there = repo.cloud.get_remote_odb(remote)
         return sorted(out.def_path for out in lost if not there.exists(out.hash_info.value))
+
+
+def _not_here(repo: Any) -> list[Any]:
+    """Outputs that dvc.lock names and the local cache lacks."""
+    outs = [out for stage in repo.index.stages for out in stage.outs]
+    return [out for out in outs if out.use_cache and out.hash_info and out.changed_cache()]
 
 
 def fetch_records(root: Path, remote: str) -> None:

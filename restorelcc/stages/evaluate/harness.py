@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def _digest(sample: dict[str, Any]) -> str:
 def _gold(target: Any, choices: int, prediction: int | None, score: float | None) -> int | None:
     """Number of the right choice. Tasks that put it into the text give none: a right prediction, or the only other
     choice, tells it. prediction: None where the score is not that of the likeliest choice."""
-    if isinstance(target, int) or (isinstance(target, str) and target.isdecimal() and int(target) < choices):
+    if isinstance(target, Integral) or (isinstance(target, str) and target.isdecimal() and int(target) < choices):
         return int(target)
     if prediction is None or score is None:
         return None

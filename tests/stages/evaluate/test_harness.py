@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -138,6 +139,7 @@ def test_answers_longer_than_the_context_are_refused_before_any_item() -> None:
     ("target", "choices", "prediction", "score", "gold"),
     [
         (2, 4, 0, 0.0, 2),
+        (np.int64(2), 4, 0, 0.0, 2),
         ("1", 4, 0, 0.0, 1),
         ("20", 2, 0, 1.0, 0),
         ("20", 2, 0, 0.0, 1),
