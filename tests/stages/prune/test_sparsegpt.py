@@ -48,6 +48,37 @@ def test_removing_one_weight_is_the_surgeons_step() -> None:
     torch.testing.assert_close(pruned.double(), expected.index_fill(1, torch.tensor(0), 0), rtol=1e-4, atol=1e-5)
 
 
+def _algorithm_1(weight_OI: torch.Tensor, gram_II: torch.Tensor, sparsity: Sparsity, columns: int) -> torch.Tensor:
+    """SparseGPT's algorithm 1 as it is printed, in float64: one column after another changes all columns after it, and
+    a mask is chosen for `columns` of them at once."""
+    factor = torch.linalg.cholesky(torch.linalg.inv(damped(gram_II, 0.01).double()), upper=True)
+    weight, inputs = weight_OI.double().clone(), weight_OI.shape[1]
+    removed = torch.zeros_like(weight, dtype=torch.bool)
+    for column in range(inputs):
+        if column % columns == 0:
+            end = min(column + columns, inputs)
+            score = (weight[:, column:end] / factor.diagonal()[column:end]) ** 2
+            count = pruned_count(end, sparsity) - pruned_count(column, sparsity)
+            removed[:, column:end].scatter_(1, score.argsort(dim=1)[:, :count], True)
+        error = weight[:, column] * removed[:, column] / factor[column, column]
+        weight[:, column:] -= error[:, None] * factor[column, column:]
+    return weight.masked_fill(removed, 0)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "block_columns", "masked_at_once"),
+    [*((HALF, columns, min(columns, 24)) for columns in (128, 10, 7, 2)), (TWO_OF_FOUR, 128, 4), (TWO_OF_FOUR, 10, 4)],
+)
+def test_whole_matrices_are_those_of_algorithm_1_whatever_the_blocks(
+    sparsity: Sparsity, block_columns: int, masked_at_once: int
+) -> None:
+    x, weight = _correlated(), torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
+    pruned = sparsegpt(weight, x.T @ x, sparsity, block_columns=block_columns)
+    expected = _algorithm_1(weight, x.T @ x, sparsity, masked_at_once)
+    assert torch.equal(pruned == 0, expected == 0)
+    torch.testing.assert_close(pruned.double(), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("sparsity", [HALF, TWO_OF_FOUR])
 def test_compensation_beats_the_same_mask_without_it(sparsity: Sparsity) -> None:
     x, weight = _correlated(), torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
