@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Dag:
 
 def read_dag(root: Path, params: Params) -> Dag:
     """Read stages and edges from DVC, which also tells what changed. Waits while another command holds DVC's lock."""
+    from dvc.dvcfile import PROJECT_FILE
     from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
 
@@ -59,7 +61,7 @@ def read_dag(root: Path, params: Params) -> Dag:
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
             stale = remove_stale_metrics(Layout(root), params.grid.model_dump())
-            graph = repo.index.graph
+            graph = stages_of(repo.index.graph, root / PROJECT_FILE)
             changed = _changed(repo)
             stages = _ordered(graph, params, changed)
     except DvcException as error:
@@ -78,6 +80,17 @@ def _changed(repo: Any) -> set[str] | None:
         return None
 
 
+def stages_of(graph: Any, file: Path) -> Any:
+    """DVC's graph with the stages of one dvc.yaml alone. What lies between two of them, such as a file of `dvc add` or
+    a stage of another folder, is taken out, and what was behind it is needed directly."""
+    graph = graph.copy()
+    for node in list(graph):
+        if node.is_data_source or Path(node.path).resolve() != file.resolve():
+            graph.add_edges_from(product(graph.predecessors(node), graph.successors(node)))
+            graph.remove_node(node)
+    return graph
+
+
 def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:
     """Edges of DVC's graph point from a stage to what it needs. Its `addressing` depends on the working folder."""
     import networkx
@@ -85,7 +98,8 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
     gpus = bool(visible_gpus())
     stages = []
     for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.name))):
-        model = match[1] if (match := _MODEL.search(node.cmd)) else None
+        match = _MODEL.search(node.cmd) if isinstance(node.cmd, str) else None  # a user's own may be a list
+        model = match[1] if match and match[1] in params.models else None
         on_gpu, every = _of_gpus(params.models[model]) if model else (True, False)
         meta = node.meta or {}
         own = model is not None and params.models[model].writes_data

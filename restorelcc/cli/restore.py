@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,13 +91,14 @@ def restore(
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     chosen = _checked_method(method, merge, compensation_only=compensation_only)
     from restorelcc.models.checkpoints import local_folder
-    from restorelcc.pipeline.oneshot import Request, run_chain
+    from restorelcc.pipeline.oneshot import Request, model_source, run_chain
     from restorelcc.pipeline.reproduce import StageEnded
     from restorelcc.release.folders import check_apart, check_output
 
-    work = work or out.with_name(f"{out.name}.work")
+    work = work or _beside(out)
     check_output(out, overwrite=overwrite)
-    given = [Path(text).expanduser() for text in (dense, pruned) if text and Path(text).expanduser().exists()]
+    sources = [model_source("--dense", dense), *([model_source("--pruned", pruned, gguf=False)] if pruned else [])]
+    given = [Path(source) for source in sources if Path(source).exists()]
     check_apart(out, work, *given)
     _check_models(given, pruning, None if compensation_only else chosen.sites)
     request = Request(
@@ -147,6 +150,14 @@ def restore(
     typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
 
 
+def _beside(out: Path) -> Path:
+    """The work folder beside the one that is written."""
+    place = out if out.name not in ("", "..") else Path(os.path.abspath(out))  # `.`, and what ends above it
+    if not place.name:
+        raise BadInput(f"--out {str(out)!r} is the root of the file system: give a folder that does not exist")
+    return place.with_name(f"{place.name}.work")
+
+
 def _checked_method(name: str, merge: str | None, *, compensation_only: bool) -> Recovery:
     """What `--method` names. Raises BadInput for one whose result could not be written as asked, before it is made."""
     found = recovery_method("--method", name)
@@ -196,19 +207,24 @@ def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def _check_models(folders: list[Path], pruning: str | None, sites: tuple[str, ...] | None) -> None:
+def _check_models(given: list[Path], pruning: str | None, sites: tuple[str, ...] | None) -> None:
     """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with biases on these
     sites (None: nothing is exported): hours before the chain would come to it. What is on the hub is checked once it
     is here."""
     from restorelcc.models.architectures import check_scores, family_of_config
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
+    from restorelcc.models.gguf import beside_weights
     from restorelcc.release.routes import check_route
     from restorelcc.training.attached import site_paths
     from restorelcc.training.config import SITES
 
-    for folder in folders:
-        check_checkpoint(folder)
-        config = loaded_config(folder)
+    for path in given:
+        if path.is_dir():
+            check_checkpoint(path)
+            config = loaded_config(path)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                config = loaded_config(beside_weights(path, Path(scratch)))
         if pruning is not None:
             check_scores(config, pruning)
         if sites is not None:

@@ -129,7 +129,8 @@ def _project(request: Request) -> dict[str, Any]:
     pruning = request.pruning
     if request.pruned is not None:
         pruning = f"external-{GIVEN}"
-        sections["prune"] = {"external": {MODEL: {GIVEN: {"source": model_source("--pruned", request.pruned)}}}}
+        source = model_source("--pruned", request.pruned, gguf=False)
+        sections["prune"] = {"external": {MODEL: {GIVEN: {"source": source}}}}
         # The checkpoint is pruned already: what its pruning cost is measured on the little text that is at hand.
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
@@ -168,12 +169,13 @@ def _number(text: str) -> float:
         raise BadInput(f"--head-ratio {text!r} is not a number: give the share of heads, for example 0.10") from None
 
 
-def model_source(option: str, text: str) -> str:
-    """A folder or GGUF file as an absolute path, a package, or a hub id. Raises BadInput for a path to nowhere."""
+def model_source(option: str, text: str, *, gguf: bool = True) -> str:
+    """A folder or, unless not `gguf`, a GGUF file as an absolute path, a package, or a hub id. Raises BadInput for a
+    path to nowhere."""
     path = Path(text).expanduser()
     if path.is_dir():
         return str(path.resolve())
-    if (file := gguf_file(option, text, Path.cwd())) is not None:
+    if gguf and (file := gguf_file(option, text, Path.cwd())) is not None:
         return text if is_package(text) else str(file.resolve())
     if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise BadInput(f"{option} {text!r} is not a folder: give the folder of a checkpoint, or a hub id")

@@ -50,6 +50,7 @@ def restore_from_cache(
     root: Path, remote: str, only: set[str] | None = None, download: bool = True
 ) -> tuple[int, list[str]]:
     """Check out every stage (or `only` some) that somebody ran with the same inputs: how many; names of the others.
+    Files of `dvc add` that are not there are checked out as well.
 
     `download`: files that are not in the local cache are fetched from the remote, stage by stage.
     """
@@ -64,21 +65,41 @@ def restore_from_cache(
         repo.config["core"]["remote"] = remote
         try:
             for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
-                needs = {needed.name for needed in repo.index.graph.successors(stage)}
+                name = stage.addressing  # of a stage of this dvc.yaml, its name
+                needs = {needed.addressing for needed in repo.index.graph.successors(stage)}
                 if needs.intersection(missing):
-                    missing.append(stage.name)
-                elif (only is None or stage.name in only) and stage.changed():
+                    missing.append(name)
+                elif stage.is_data_source:
+                    if not _is_there(repo, stage, remote if download else None):
+                        missing.append(name)
+                elif (only is None or name in only) and stage.changed():
                     try:
-                        if stage.name.startswith(f"{INPUTS}@"):
+                        if name.startswith(f"{INPUTS}@"):
                             _record(stage)
                         else:
                             _restore(repo, stage, download)
                         restored.append(stage)
                     except RunCacheNotFoundError:
-                        missing.append(stage.name)
+                        missing.append(name)
         finally:
             _write_lock(restored)
     return len(restored), missing
+
+
+def _is_there(repo: Any, stage: Any, remote: str | None) -> bool:
+    """Whether what `dvc add` or `dvc import` watches is there, when it has been checked out; one that was edited stays.
+    remote: where it is fetched from, if it may be."""
+    from dvc.exceptions import DvcException
+
+    if all(out.exists for out in stage.outs):
+        return True
+    try:
+        if remote:
+            repo.fetch([stage.addressing], remote=remote)
+        repo.checkout([stage.addressing])
+    except DvcException:  # neither the cache nor the remote has it
+        return False
+    return all(out.exists for out in stage.outs)
 
 
 def _restore(repo: Any, stage: Any, download: bool) -> None:

@@ -14,9 +14,12 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
+import yaml
 
+from flows.dag import read_dag
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.cli.app import app
+from restorelcc.pipeline.params import load_params
 from tests.flows.light import FEW, LightProject
 from tests.flows.servers import Cutter, free_port
 
@@ -84,6 +87,41 @@ def test_the_second_person_computes_nothing_with_and_without_the_lock(
     assert f"{STAGES} stages restored, 0 left to compute" in text
     assert carol.repro() == []
     assert carol.artifacts() == ann.artifacts()
+
+
+@pytest.mark.parametrize("remote", ["folder"], indirect=True)
+def test_what_else_is_tracked_in_the_project_comes_along_and_the_flow_passes_it_over(
+    computed: LightProject, remote: Remote, tmp_path: Path
+) -> None:
+    """A file of `dvc add`, a stage of the user's own beside ours, and one in another folder."""
+    ann = computed.copy(tmp_path / "ann")
+    before = read_dag(ann.folder, load_params(ann.folder / "params.yaml")).stages
+    (ann.folder / "pairs.jsonl").write_text("{}")
+    dvc = yaml.safe_load((ann.folder / "dvc.yaml").read_text())
+    dvc["stages"]["deploy"] = {"cmd": ["echo --model mistral", "cp pairs.jsonl shipped"]}
+    dvc["stages"]["deploy"] |= {"deps": ["elsewhere/copied"], "outs": ["shipped"]}
+    (ann.folder / "dvc.yaml").write_text(yaml.safe_dump(dvc, sort_keys=False))
+    (ann.folder / "elsewhere").mkdir()
+    copied = {"cmd": "cp ../pairs.jsonl copied", "deps": ["../pairs.jsonl"], "outs": ["copied"]}
+    (ann.folder / "elsewhere/dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": copied}}))
+    for command in (["add", "pairs.jsonl"], ["repro", "--quiet", "--pull"]):
+        done = ann.run("dvc", *command)
+        assert done.code == 0, done.text
+    stages = read_dag(ann.folder, load_params(ann.folder / "params.yaml")).stages
+    deploy = next(stage for stage in stages if stage.name == "deploy")
+    assert {stage.name for stage in stages} == {stage.name for stage in before} | {"deploy"}
+    assert (deploy.needs, deploy.model, deploy.changed) == ((), None, False)
+    assert [stage for stage in stages if stage != deploy and stage not in before] == []
+
+    ok(ann, remote, "share", remote.url)
+    ann.commit("share")
+    ok(ann, remote, "push")
+    bob = ann.clone(tmp_path / "bob")
+    assert "0 left to compute" in ok(bob, remote, "pull")
+    assert (bob.folder / "pairs.jsonl").read_text() == "{}" == (bob.folder / "shipped").read_text()
+    (bob.folder / "pairs.jsonl").write_text("edited")
+    ok(bob, remote, "pull")
+    assert (bob.folder / "pairs.jsonl").read_text() == "edited"
 
 
 @pytest.mark.parametrize("remote", ["s3", "ssh"], indirect=True)

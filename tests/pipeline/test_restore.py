@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,44 @@ def test_bad_input_is_one_sentence(given: Path, tmp_path: Path, changes: dict[st
     with pytest.raises(BadInput, match=message):
         CliRunner().invoke(app, ["restore", *arguments], catch_exceptions=False)
     assert not list(tmp_path.iterdir()), "no work folder is made either"
+
+
+def test_a_file_of_weights_is_no_pruned_checkpoint_and_the_root_no_place_for_one(given: Path, tmp_path: Path) -> None:
+    file = given / "pruned" / "model.safetensors"
+    options = ["--dense", given / "dense", "--instructions", given / "pairs.jsonl", "--pruned"]
+    for further, message in (
+        ((file, "--out", tmp_path / "out"), f"--pruned '{file}' is not a folder: give the folder of a checkpoint"),
+        ((given / "pruned", "--out", "/"), "--out '/' is the root of the file system"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(message)):
+            CliRunner().invoke(app, ["restore", *map(str, options), *map(str, further)], catch_exceptions=False)
+
+
+def test_a_gguf_file_is_checked_and_taken_and_the_output_may_be_here(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc.pipeline import oneshot
+    from tests.gguf_files import tiny, write_gguf
+
+    class Taken(Exception):
+        pass
+
+    def taken(request: oneshot.Request) -> None:
+        raise Taken(request)
+
+    write_gguf(tmp_path / "model.gguf", tiny("llama"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(oneshot, "run_chain", taken)
+    options = ["--dense", "../model.gguf", "--instructions", given / "pairs.jsonl", "--out", "."]
+    with pytest.raises(Taken) as found:
+        CliRunner().invoke(app, ["restore", *map(str, options), "--pruning", "wanda-0.5"], catch_exceptions=False)
+    request = found.value.args[0]
+    assert oneshot.model_source("--dense", request.dense) == str((tmp_path / "model.gguf").resolve())
+    assert request.work == tmp_path / "here.work" and not list((tmp_path / "here").iterdir())
+    (tmp_path / "model.gguf").write_bytes(b"GGU")
+    with pytest.raises(BadInput, match="model.gguf"):
+        CliRunner().invoke(app, ["restore", *map(str, options), "--pruning", "wanda-0.5"], catch_exceptions=False)
 
 
 def test_a_work_folder_that_restore_has_not_made_is_left_alone(given: Path, tmp_path: Path) -> None:
