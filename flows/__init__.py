@@ -1,6 +1,7 @@
 """Prefect flows over the pipeline in dvc.yaml: when, where and how many at once. DVC decides what is stale."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,6 +23,7 @@ ROOT = Path(os.environ.get("RESTORELCC_ROOT") or _project()).resolve()
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-if not (Path.home() / ".prefect" / "profiles.toml").exists():
+if _is_project(ROOT) and not (Path.home() / ".prefect" / "profiles.toml").exists():
     _home = Path(os.environ.setdefault("PREFECT_HOME", str(ROOT / ".work" / "prefect")))
-    _home.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # a folder that nobody may write in: `--help` is for everybody
+        _home.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flows.gates import CPU, GPU, visible_gpus
+from flows.gates import CPU, GPU
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
@@ -25,7 +25,7 @@ class Stage:
 
     name: str
     needs: tuple[str, ...]  # stages whose outputs it reads
-    resource: str  # cpu or gpu
+    resource: str  # gpu where it may use one, if its machine has any; else cpu
     model: str | None  # key of `models`; None for a stage of the whole grid
     changed: bool  # what DVC can tell before anything has run
     every_gpu: bool = False  # its model is spread over GPUs, or on one of a number that counts among all
@@ -95,7 +95,6 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
     """Edges of DVC's graph point from a stage to what it needs. Its `addressing` depends on the working folder."""
     import networkx
 
-    gpus = bool(visible_gpus())
     stages = []
     for node in reversed(list(networkx.lexicographical_topological_sort(graph, key=lambda node: node.name))):
         match = _MODEL.search(node.cmd) if isinstance(node.cmd, str) else None  # a user's own may be a list
@@ -103,7 +102,7 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
         on_gpu, every = _of_gpus(params.models[model]) if model else (True, False)
         meta = node.meta or {}
         own = model is not None and params.models[model].writes_data
-        on_gpu = on_gpu and gpus and GPU in (meta.get("resource"), meta.get("own_words") if own else None)
+        on_gpu = on_gpu and GPU in (meta.get("resource"), meta.get("own_words") if own else None)
         stages.append(
             Stage(
                 name=node.name,

@@ -7,8 +7,9 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -39,23 +40,37 @@ def gate_folder() -> Path:
     return folder
 
 
-def local_slots(parallel: int | None, gpus: int | None = None) -> dict[str, int]:
-    """Slots of this machine's gates: one per core and one per GPU, unless told otherwise."""
-    return {CPU: parallel or os.cpu_count() or 1, GPU: gpus or len(visible_gpus()) or 1}
+@dataclass(frozen=True)
+class Limits:
+    """How many stages run at once on a machine: one per core and one per GPU, unless told otherwise."""
+
+    parallel: int | None = None
+    gpus: int | None = None
+
+    def slots(self, resource: str) -> int:
+        """Slots of the gate of the machine that asks, which with Dask is another than that of the flow."""
+        if resource == GPU:
+            return self.gpus or len(visible_gpus()) or 1
+        return self.parallel or os.cpu_count() or 1
 
 
 @contextmanager
-def gate(resource: str, slots: int, *, every: bool = False) -> Iterator[int | None]:
-    """Wait for one of the resource's slots and hold it; yields its number. every: hold all of them; yields None."""
+def gate(
+    resource: str, slots: int, *, every: bool = False, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[int | None]:
+    """Wait for one of the resource's slots and hold it; yields its number. every: hold all of them; yields None.
+
+    meanwhile: called while it waits; what it raises ends the wait.
+    """
     folder = gate_folder()
     files = [(folder / name).open("a") for name in _slot_names(resource, slots)]
     try:
         if every:
             for file in sorted(files, key=lambda file: file.name):  # two that want all of them never wait in a circle
-                _wait_for_one([file.fileno()])
+                _wait_for_one([file.fileno()], meanwhile)
             yield None
         else:
-            yield _wait_for_one([file.fileno() for file in files])
+            yield _wait_for_one([file.fileno() for file in files], meanwhile)
     finally:
         for file in files:
             file.close()  # which unlocks it
@@ -70,11 +85,12 @@ def _slot_names(resource: str, slots: int) -> list[str]:
     return [f"{resource}-{names[number % len(names)]}.{number // len(names)}" for number in range(slots)]
 
 
-def _wait_for_one(descriptors: list[int]) -> int:
+def _wait_for_one(descriptors: list[int], meanwhile: Callable[[], None]) -> int:
     while True:
         for number, descriptor in enumerate(descriptors):
             if lock_descriptor(descriptor, blocking=False):
                 return number
+        meanwhile()
         time.sleep(0.1)
 
 

@@ -24,7 +24,7 @@ from prefect.states import Cancelling, Crashed, Failed
 from flows import ROOT
 from flows.clones import committed_revision, git, place_in_repository
 from flows.dag import Dag
-from flows.gates import local_slots
+from flows.gates import Limits
 from flows.model_job import published_lock, subset
 from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
@@ -71,16 +71,16 @@ def run_machines(
     """The body of the flow. Raises BadInput and StageFailed."""
     check_without_credentials("repository", job["repository"])
     dag, name = plan(root), check_machines(root, remote, commit=commit)
-    _check_deployment(deployment)
+    _check_deployment(deployment, root)
     top, within = place_in_repository(root)
     if job["repository"] == str(root):
         job["repository"] = str(top)
     if within != Path():
         job["folder"] = str(within)
-    slots = local_slots(job["parallel"])
+    limits = Limits(job["parallel"])
     shared, per_model, rest = waves(dag)
     if shared:
-        state = run_stages(subset(dag, shared), root, slots)
+        state = run_stages(subset(dag, shared), root, limits)
         if not state.is_completed():
             return state
         _push(root, name, shared)
@@ -95,7 +95,7 @@ def run_machines(
         told = [f"{model}: {_said(run)}" for model, run in ended.items() if run.id not in completed]
         return Failed(message=f"{len(told)} of {len(ended)} jobs did not complete. {'; '.join(told)}")
     _pull(root, name, {needed for stage in dag.stages if stage.name in rest for needed in stage.needs} - rest)
-    state = run_stages(subset(dag, rest), root, slots)
+    state = run_stages(subset(dag, rest), root, limits)
     if state.is_completed():
         _push(root, name, rest)
         if commit:
@@ -143,14 +143,15 @@ def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> s
     return name
 
 
-def _check_deployment(name: str) -> None:
+def _check_deployment(name: str, root: Path) -> None:
     with get_client(sync_client=True) as client:
         try:
             client.read_deployment_by_name(name)
         except ObjectNotFound:
+            shipped = "--prefect-file flows/prefect.yaml " if (root / "flows/prefect.yaml").is_file() else ""
             raise BadInput(
                 f"the Prefect server knows no deployment {name!r}: deploy it with "
-                "`prefect --no-prompt deploy --prefect-file flows/prefect.yaml --all`"
+                f"`prefect --no-prompt deploy {shipped}--all`"
             ) from None
 
 

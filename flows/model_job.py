@@ -19,7 +19,7 @@ from prefect.states import Completed
 
 from flows.clones import fresh_clone
 from flows.dag import Dag, read_dag
-from flows.gates import local_slots
+from flows.gates import Limits
 from flows.restore import run_stages
 from flows.tasks import in_words
 from restorelcc.base.errors import StageFailed
@@ -48,10 +48,10 @@ def model_job(
         parallel: stages that run on the CPU at once; by default one per core.
         folder: the project's, in the repository.
     """
-    return in_words(run_job, repository, revision, model, remote, local_slots(parallel), folder)
+    return in_words(run_job, repository, revision, model, remote, Limits(parallel), folder)
 
 
-def run_job(repository: str, revision: str, model: str, remote: str, slots: dict[str, int], folder: str = ".") -> State:
+def run_job(repository: str, revision: str, model: str, remote: str, limits: Limits, folder: str = ".") -> State:
     """The body of the flow. Raises BadInput and StageFailed."""
     home = clones_folder(repository) / model
     with held_lock(home.with_name(f"{model}.lock")):
@@ -65,7 +65,7 @@ def run_job(repository: str, revision: str, model: str, remote: str, slots: dict
             check_remote(repo, remote_name(repo.config, remote), writes=True)
         needed = own.union(*(stage.needs for stage in stages if stage.name in own))
         restored(clone, remote, needed, fetch=True)
-        state = run_stages(subset(read_dag(clone, params), own), clone, slots)
+        state = run_stages(subset(read_dag(clone, params), own), clone, limits)
         if not state.is_completed():
             return state
         if dvc(clone, "push", "--run-cache", "--remote", remote, *sorted(own), remote=remote):

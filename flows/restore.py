@@ -25,7 +25,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows import ROOT
 from flows.artifacts import Progress, StageResult, publish_report, publish_stages, summary
 from flows.dag import Dag, read_dag
-from flows.gates import gate_folder, local_slots
+from flows.gates import Limits, gate_folder
 from flows.server import prefect_api
 from flows.stage_process import begin, end_all, stage_environment
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
@@ -46,23 +46,23 @@ def restore(parallel: int | None = None, gpus: int | None = None) -> State:
         parallel: stages that run on the CPU at once; by default one per core.
         gpus: stages that run on GPUs at once; by default one per GPU.
     """
-    return in_words(run_grid, ROOT, local_slots(parallel, gpus))
+    return in_words(run_grid, ROOT, Limits(parallel, gpus))
 
 
-def run_grid(root: Path, slots: dict[str, int]) -> State:
+def run_grid(root: Path, limits: Limits) -> State:
     """The body of a flow over the grid in `root`: its final state says how many stages did what. Raises BadInput."""
     dag = plan(root)
-    state = run_stages(dag, root, slots)
+    state = run_stages(dag, root, limits)
     if state.is_completed():
         publish_report(root)
     return state
 
 
-def run_stages(dag: Dag, root: Path, slots: dict[str, int]) -> State:
+def run_stages(dag: Dag, root: Path, limits: Limits) -> State:
     """Run a DAG's stages; when the flow is cancelled or interrupted, all of them end."""
     begin()
     try:
-        results = _submit_and_wait(dag, root, slots)
+        results = _submit_and_wait(dag, root, limits)
     except BaseException:
         end_all()
         raise
@@ -89,13 +89,13 @@ def plan(root: Path) -> Dag:
     return dag
 
 
-def _submit_and_wait(dag: Dag, root: Path, slots: dict[str, int]) -> list[StageResult]:
+def _submit_and_wait(dag: Dag, root: Path, limits: Limits) -> list[StageResult]:
     clean, progress = dag.clean(), Progress(len(dag.stages))
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage in dag.stages:
         futures[stage.name] = stage_task.submit(
             command_of(stage, str(root)),
-            slots[stage.resource],
+            limits,
             stage.name in clean,
             wait_for=[futures[name] for name in stage.needs],
         )

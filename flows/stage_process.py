@@ -103,8 +103,7 @@ def run_tied(
     """Run a command in its own process group; every line of its output goes to `say`. Exit code and last lines."""
     command = [sys.executable, "-I", "-S", str(_TIED), str(os.getpid()), *arguments]
     with _guard:
-        if _ending.is_set():
-            raise StageError("the run is being cancelled")
+        raise_if_ending()
         process = subprocess.Popen(
             command,
             cwd=root,
@@ -217,6 +216,12 @@ def end_all() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def raise_if_ending() -> None:
+    """Raises StageError while `end_all` is in force."""
+    if _ending.is_set():
+        raise StageError("the run is being cancelled")
 
 
 def begin() -> None:

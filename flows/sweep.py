@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import ROOT
 from flows.clones import committed_revision, fresh_clone, git, given_axes, place_in_repository, share_cache, write_grid
-from flows.gates import local_slots
+from flows.gates import Limits
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
 from restorelcc.base.documents import read_yaml
@@ -39,7 +39,7 @@ LATE_STATE = "Skipped: late"
 def sweep(
     models: list[str] | None = None,
     prunings: list[str] | None = None,
-    head_ratios: list[float | Literal["auto"]] | None = None,
+    head_ratios: list[int | float | Literal["auto"]] | None = None,
     recoveries: list[str] | None = None,
     name: str = "sweep",
     revision: str = "HEAD",
@@ -63,26 +63,26 @@ def sweep(
     if late := _late_by(skip_when_late_minutes):
         return Cancelled(name=LATE_STATE, message=f"it was due {late} ago; the next run is as scheduled")
     grid = grid_of(models, prunings, head_ratios, recoveries)
-    return in_words(run_sweep, ROOT, grid, name, revision, local_slots(parallel, gpus))
+    return in_words(run_sweep, ROOT, grid, name, revision, Limits(parallel, gpus))
 
 
 def grid_of(
     models: list[str] | None,
     prunings: list[str] | None,
-    head_ratios: list[float | Literal["auto"]] | None,
+    head_ratios: list[int | float | Literal["auto"]] | None,
     recoveries: list[str] | None,
 ) -> dict[str, Any]:
     """The axes by their names in params.yaml; None for one that is left as it is there."""
     return {"model": models, "pruning": prunings, "head_ratio": head_ratios, "recovery": recoveries}
 
 
-def run_sweep(root: Path, grid: dict[str, Any], name: str, revision: str, slots: dict[str, int]) -> State:
+def run_sweep(root: Path, grid: dict[str, Any], name: str, revision: str, limits: Limits) -> State:
     """The body of the flow: run the grid in the sweep's clone and keep it. Raises BadInput and StageFailed."""
     commit = check_sweep(root, grid, name, revision)
     with held_lock(root / ".work" / "locks" / f"sweep-{name}"):
         clone = prepare(root, grid, name, commit)
         get_run_logger().info("runs in %s", clone)
-        state = run_grid(clone, slots)
+        state = run_grid(clone, limits)
         if not state.is_completed():
             return state
         keep(root, clone, name)
@@ -174,7 +174,7 @@ def main(
     )
 
 
-def _ratio(text: str) -> float | Literal["auto"]:
+def _ratio(text: str) -> int | float | Literal["auto"]:
     if text == "auto":
         return "auto"
     try:

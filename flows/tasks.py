@@ -16,8 +16,8 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
 from flows.dag import Stage
-from flows.gates import gate
-from flows.stage_process import UNCHANGED, Command, StageError, run_stage
+from flows.gates import CPU, Limits, gate, visible_gpus
+from flows.stage_process import UNCHANGED, Command, StageError, raise_if_ending, run_stage
 from restorelcc.base.errors import BadInput, StageFailed
 
 P = ParamSpec("P")
@@ -52,12 +52,17 @@ def worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
     cache_policy=NO_CACHE,  # DVC is the cache: with Prefect's, a file that was deleted stays "Cached"
     persist_result=False,
 )
-def stage_task(command: Command, slots: int, clean: bool) -> State:
-    """Run one stage; `clean` means that DVC already said it would not run. The state's data is the seconds it took."""
+def stage_task(command: Command, limits: Limits, clean: bool) -> State:
+    """Run one stage; `clean` means that DVC already said it would not run. The state's data is the seconds it took.
+
+    With Dask this runs on a worker, whose cores and GPUs count, and not those of the flow's machine.
+    """
     logger = get_run_logger()
     if clean:
         return Completed(name=UNCHANGED, message="nothing that it depends on has changed", data=0.0)
-    with gate(command.resource, slots, every=command.every_gpu) as slot:
+    command = on_this_machine(command)
+    slots = limits.slots(command.resource)
+    with gate(command.resource, slots, every=command.every_gpu, meanwhile=raise_if_ending) as slot:
         start = time.monotonic()
         try:
             outcome = run_stage(replace(command, slot=slot), logger.info)
@@ -67,6 +72,11 @@ def stage_task(command: Command, slots: int, clean: bool) -> State:
             return Failed(name=BAD_INPUT_STATE if error.bad_input else FAILED_STATE, message=str(error))
         seconds = time.monotonic() - start
     return Completed(name=outcome, message=f"{outcome} in {seconds:.1f} s", data=seconds)
+
+
+def on_this_machine(command: Command) -> Command:
+    """A stage that may use a GPU takes a CPU core where there is no GPU."""
+    return command if command.resource == CPU or visible_gpus() else replace(command, resource=CPU, every_gpu=False)
 
 
 def command_of(stage: Stage, root: str) -> Command:

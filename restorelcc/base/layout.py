@@ -16,6 +16,11 @@ def work_around(path: Path) -> Path | None:
     return next((parent / _WORK for parent in path.absolute().parents if (parent / _WORK).is_dir()), None)
 
 
+def project_of(params: Path) -> Path:
+    """The folder that a parameter file lies in, or a link to one, which may lead to another project's."""
+    return params.absolute().parent.resolve()
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths under the folder that holds params.yaml."""

@@ -15,7 +15,7 @@ import typer
 
 from restorelcc import __version__
 from restorelcc.base.errors import BadInput
-from restorelcc.base.layout import Layout
+from restorelcc.base.layout import Layout, project_of
 from restorelcc.base.messages import choose, note, say
 from restorelcc.base.processes import started_by_dvc
 from restorelcc.cli import (
@@ -108,7 +108,7 @@ def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str
     params = load_params(params_file, tuple(overrides or ()))
     cell = params.cell(names["model"], names.get("pruning"), names.get("head_ratio"), names.get("recovery"))
     stage = STAGES[name]
-    layout, started = Layout(params_file.resolve().parent), time.perf_counter()
+    layout, started = Layout(project_of(params_file)), time.perf_counter()
     check_versions(layout.root)
     before = last_time(layout, name, cell)
     if before:
@@ -211,7 +211,7 @@ def inputs(
     if params.is_file():
         for sentence in rename_in_file(params):
             say(f"restorelcc: {params}: {sentence}", "warning")
-    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
     for alias in [model] if model else checked.grid.model:
         checked.cell(alias, None, None)
         lay_out_inputs(checked, alias, layout)
@@ -226,7 +226,7 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: Resu
     from restorelcc.pipeline.versions import check_versions
     from restorelcc.stages.report.stage import run
 
-    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
     check_versions(layout.root)
     with stage_running(layout, "report"):
         if not set_ and not settings_of_this_run():  # a view of another grid, for once, leaves everything as it is
@@ -270,7 +270,7 @@ def _root(params: Path) -> Path:
     """The project's folder. Raises BadInput for a parameter file that is not there."""
     if not params.is_file():
         raise BadInput(f"{params} does not exist: run in the project's folder or give --params FILE")
-    return params.resolve().parent
+    return project_of(params)
 
 
 def _in_panels() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.layout import Layout
+from restorelcc.base.layout import Layout, project_of
 from restorelcc.base.messages import note, say
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.pipeline.stages import grid_cells
@@ -44,7 +44,7 @@ def check(
     from restorelcc.pipeline.named_sources import problems
     from restorelcc.pipeline.params import hidden_changes, load_params
 
-    checked, layout = load_params(params, tuple(set_ or ())), Layout(params.resolve().parent)
+    checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
     if model is not None:
         _read_through(checked, checked.cell(model, None, None).model, layout, as_json=as_json)
         return
@@ -124,7 +124,7 @@ def _check_lists(params: Path) -> None:
     from restorelcc.pipeline.renamed import with_new_names
     from restorelcc.pipeline.stale import missing_list
 
-    pipeline = params.resolve().with_name("dvc.yaml")
+    pipeline = project_of(params) / "dvc.yaml"
     if pipeline.is_file():
         raw = read_params(params)
         with_new_names(raw)

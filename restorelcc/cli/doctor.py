@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.base.layout import Layout
+from restorelcc.base.layout import Layout, project_of
 
 _LOW_DISK = 5 * 2**30
 
@@ -45,7 +46,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
 ) -> None:
     """Print one line per finding; exit code 1 when something needs a hand."""
-    root = params.resolve().parent
+    root = project_of(params)
+    if not root.is_dir():
+        raise BadInput(f"{params} does not exist: run in the project's folder or give --params FILE")
     if quiet and not fix:
         raise BadInput("doctor --quiet is for --fix: add it, or leave --quiet out")
     mended = list(_mended(root, cache)) if fix else []
@@ -232,7 +235,7 @@ def _prefect() -> Iterator[Finding]:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=10):
             yield Finding(False, f"the Prefect server at {url} answers")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         yield Finding(
             True, f"no Prefect server answers at {url} ({error}): `prefect server start`, or unset PREFECT_API_URL"
         )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from restorelcc.base.errors import BadInput
-from restorelcc.base.layout import Layout
+from restorelcc.base.layout import Layout, project_of
 from restorelcc.base.recoveries import COMPENSATIONS, nothing_changed, what_no_bias_carries
 
 _PARAMS = Path("params.yaml")
@@ -82,7 +82,7 @@ def export(
         assert pruned is not None
         parts, options = Parts(pruned, compensation), ExportOptions(card=file_facts(pruned, **known))
     else:
-        layout = Layout(params.resolve().parent)
+        layout = Layout(project_of(params))
         parts = cell_parts(named, layout, merge)
         options = cell_options(named, checked.section, layout, **known, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)

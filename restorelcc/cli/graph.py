@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import project_of
 from restorelcc.base.messages import say
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def graph(
     """Read dvc.yaml and params.yaml, and show the stages."""
     if as_json + mermaid + (svg is not None) > 1:
         raise BadInput("--json, --mermaid and --svg are three ways to show the same: give one of them")
-    pipeline = params.resolve().parent / "dvc.yaml"
+    pipeline = project_of(params) / "dvc.yaml"
     if not pipeline.is_file():
         raise BadInput(f"{params}: there is no dvc.yaml beside it, make a project with `restorelcc init`")
     from restorelcc.base.documents import read_yaml

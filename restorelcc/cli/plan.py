@@ -12,7 +12,7 @@ import typer
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
-from restorelcc.base.layout import Layout
+from restorelcc.base.layout import Layout, project_of
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def plan(
     checked = load_params(params, tuple(set_ or ()))
     prunings = (pruning,) if pruning else checked.grid.pruning
     cells = [checked.cell(model, name, None) for name in prunings]
-    layout = Layout(params.resolve().parent)
+    layout = Layout(project_of(params))
     known = known_of(checked, model, layout, device)
     found = planned(checked, cells, layout, known)
     if not checked.models[model].is_microworld:

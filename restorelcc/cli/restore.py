@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -152,7 +151,7 @@ def restore(
 
 def _beside(out: Path) -> Path:
     """The work folder beside the one that is written."""
-    place = out if out.name not in ("", "..") else Path(os.path.abspath(out))  # `.`, and what ends above it
+    place = out if out.name not in ("", "..") else out.resolve()  # `.`, and what ends above it
     if not place.name:
         raise BadInput(f"--out {str(out)!r} is the root of the file system: give a folder that does not exist")
     return place.with_name(f"{place.name}.work")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from restorelcc.base.errors import BadInput
-from restorelcc.base.layout import Layout
+from restorelcc.base.layout import Layout, project_of
 
 
 def add(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what report/results.json holds")] = False,
 ) -> None:
     """Check, mend, run, print. No option changes params.yaml."""
-    root = params.resolve().parent
+    root = project_of(params)
     if params.name != "params.yaml" or not (root / "dvc.yaml").is_file():
         raise BadInput(f"{params}: a project has a dvc.yaml beside its params.yaml, make one with `restorelcc init`")
     from restorelcc.base.progress import notice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from restorelcc import __version__
 from restorelcc.__main__ import main
 from restorelcc.base.errors import BadInput
 from restorelcc.cli.app import PANELS, app
+from restorelcc.cli.doctor import _prefect
 from restorelcc.cli.export import size_in_bytes
 from restorelcc.pipeline.stages import STAGES
+from tests.dag import ROOT
 from tests.release.export.restored import Pair, pair_of
 
 
@@ -131,6 +134,30 @@ def test_help_says_what_one_gets_of_each_verb_in_panels() -> None:
 def test_a_parameter_file_that_is_not_there_is_refused(verb: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nope.yaml(: a project has| does not exist|: there is no dvc.yaml)"):
         _run(verb, "--params", tmp_path / "nope.yaml")
+
+
+def test_a_link_to_a_parameter_file_stands_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC and the flow use the folder of the link: its target's may be another project, whose results are its own."""
+    for name in ("other", "own"):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / "params.yaml", tmp_path / "other")
+    (tmp_path / "own" / "params.yaml").symlink_to("../other/params.yaml")
+    monkeypatch.chdir(tmp_path / "own")
+    _run("inputs", "--model", "tiny")
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [".work", "data", "params.yaml"]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["params.yaml"]
+    verbs = [path for path in (ROOT / "restorelcc/cli").glob("*.py") if "params.resolve()" in path.read_text()]
+    assert not verbs, "project_of tells the folder"
+
+
+def test_doctor_names_a_folder_that_is_not_there_and_a_server_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for more in ([], ["--fix", "--quiet"]):
+        with pytest.raises(BadInput, match=r"my-projct/params\.yaml does not exist: run in the project's folder"):
+            _run("doctor", "--params", tmp_path / "my-projct" / "params.yaml", *more)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:port/api")
+    assert [finding.fault for finding in _prefect()] == [True]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -13,9 +13,21 @@ from types import SimpleNamespace
 import pytest
 
 from flows.dag import Stage, read_dag
-from flows.gates import CPU, GPU, gate, gate_folder, local_slots
-from flows.stage_process import RAN, RESTORED, UNCHANGED, Command, _gpu, _throttled, run_stage
-from flows.tasks import command_of
+from flows.gates import CPU, GPU, Limits, gate, gate_folder
+from flows.stage_process import (
+    RAN,
+    RESTORED,
+    UNCHANGED,
+    Command,
+    StageError,
+    _gpu,
+    _throttled,
+    begin,
+    end_all,
+    raise_if_ending,
+    run_stage,
+)
+from flows.tasks import command_of, on_this_machine
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
 from tests.flows.light import LightProject
@@ -52,17 +64,26 @@ def test_stages_that_load_a_model_wait_for_a_gpu(project: LightProject, monkeypa
     assert {kind for kind, stage in stages.items() if stage.resource == GPU} == ON_GPU
     assert {kind for kind, stage in stages.items() if stage.resource == CPU} == ON_CPU
     assert not any(stage.every_gpu for stage in stages.values())
-    assert local_slots(8) == {CPU: 8, GPU: 2}
-    assert local_slots(8, gpus=1) == {CPU: 8, GPU: 1}
+    assert [Limits(8).slots(kind) for kind in (CPU, GPU)] == [8, 2]
+    assert [Limits(8, gpus=1).slots(kind) for kind in (CPU, GPU)] == [8, 1]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "entry"), [("", {}), ("-1", {}), ("0,1", {"device": "cpu"})], ids=["none", "hidden", "device: cpu"]
-)
-def test_without_gpus_and_for_models_on_the_cpu_all_are_on_the_cpu(
-    gpus: str, entry: dict[str, str], project: LightProject, monkeypatch: pytest.MonkeyPatch
+def test_a_model_on_the_cpu_needs_no_gpu(project: LightProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {stage.resource for stage in _stages(project, monkeypatch, "0,1", device="cpu").values()} == {CPU}
+
+
+@pytest.mark.parametrize(("gpus", "slots"), [("", 8), ("-1", 8), ("0,1,2", 3)], ids=["none", "hidden", "three"])
+def test_the_machine_that_runs_a_stage_decides_whether_and_how_many_gpus_there_are(
+    gpus: str, slots: int, project: LightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {stage.resource for stage in _stages(project, monkeypatch, gpus, **entry).values()} == {CPU}
+    """With Dask the flow's own machine may have another number of them, or none."""
+    stages = _stages(project, monkeypatch, "" if slots == 3 else "0,1,2", device_map="auto")
+    command = command_of(stages["prune"], "root")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    command = on_this_machine(command)
+    assert (command.resource, command.every_gpu) == ((GPU, True) if slots == 3 else (CPU, False))
+    assert Limits(8).slots(command.resource) == slots
+    assert on_this_machine(command_of(stages["report"], "root")).resource == CPU
 
 
 @pytest.mark.parametrize("entry", [{"device": "cuda:1"}, {"device_map": "auto"}, {"device_map": "auto", "device": CPU}])
@@ -166,6 +187,27 @@ def test_a_gate_is_opened_again_by_a_process_that_dies(tmp_path: Path, monkeypat
     holder.wait()
     assert entered.wait(10)
     waiting.join()
+
+
+def test_a_run_that_is_cancelled_waits_for_no_device_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path))
+    begin()
+    ended: list[str] = []
+
+    def wait() -> None:
+        with pytest.raises(StageError) as error, gate(CPU, 1, meanwhile=raise_if_ending):
+            ended.append("went in")
+        ended.append(str(error.value))
+
+    with gate(CPU, 1):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        end_all()
+        waiting.join(10)
+        assert not waiting.is_alive() and ended == ["the run is being cancelled"]
+    begin()
 
 
 # --- the folder of the gates, which lies where everybody may write

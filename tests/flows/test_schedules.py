@@ -23,6 +23,7 @@ from flows.clones import write_grid
 from flows.serve import nightly
 from flows.sweep import check_sweep, prepare
 from flows.sweep import main as sweep_main
+from flows.sweep import sweep as sweep_flow
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.scaffold import new_project
@@ -154,6 +155,8 @@ def test_every_axis_of_a_sweep_is_an_option(monkeypatch: pytest.MonkeyPatch) -> 
     assert [given[axis] for axis in ("models", "prunings", "head_ratios", "recoveries")] == list(grid.values())
     read = load_params(SHIPPED, tuple(f"grid.{axis}={values}" for axis, values in grid.items())).grid
     assert {axis: list(getattr(read, axis)) for axis in grid} == grid
+    checked = sweep_flow.validate_parameters({"head_ratios": [1, 1.0, 0.1, "auto"]})["head_ratios"]
+    assert repr(checked) == "[1, 1.0, 0.1, 'auto']", "1 and 1.0 name different stages"
     with pytest.raises(BadInput, match="--head-ratio is 'a tenth'"):
         sweep_main(head_ratio=["a tenth"])
 

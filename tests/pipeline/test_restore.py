@@ -318,7 +318,7 @@ def test_a_gguf_file_is_checked_and_taken_and_the_output_may_be_here(
     assert oneshot.model_source("--dense", request.dense) == str((tmp_path / "model.gguf").resolve())
     assert request.work == tmp_path / "here.work" and not list((tmp_path / "here").iterdir())
     (tmp_path / "model.gguf").write_bytes(b"GGU")
-    with pytest.raises(BadInput, match="model.gguf"):
+    with pytest.raises(BadInput, match=r"model\.gguf"):
         CliRunner().invoke(app, ["restore", *map(str, options), "--pruning", "wanda-0.5"], catch_exceptions=False)
 
 
