@@ -169,6 +169,8 @@ def extract(dense: Activations, pruned: Activations) -> Components:
     if dense.question_LNX.shape != pruned.question_LNX.shape:
         raise BadInput("dense and pruned activations differ in shape: capture both on the same tuples")
     lost_LNHD = dense.heads(dense.question_LNX - pruned.question_LNX)
+    if not lost_LNHD.isfinite().all():
+        raise BadInput("the activations hold NaN or infinity: one of the models cannot be used")
     parts = [decompose(lost_NHD) for lost_NHD in lost_LNHD]
     return Components(
         torch.stack([part.directions_HDD for part in parts]),
@@ -189,6 +191,8 @@ def probe(dense: Activations, pruned: Activations, components: Components, **set
     roles = {QUESTION: dense.question_LNX, POSITIVE: dense.positive_LNX, NEGATIVE: dense.negative_LNX}
     if config.score in ("paper", "relational") and any(role_LNX is None for role_LNX in roles.values()):
         raise BadInput("the dense activations lack the responses: capture(dense, ..., responses=True)")
+    if pruned.question_LNX.shape[1] < 2 and config.score in ("paper", "relational"):
+        raise BadInput("probe needs at least 2 contrast tuples, one to train on and one held out: capture more of them")
     component_LHD = main_component(components.directions, components.loadings, config.components)
     columns: dict[str, list[Tensor]] = {}
     for layer in range(pruned.layout.layers):
@@ -203,6 +207,8 @@ def probe(dense: Activations, pruned: Activations, components: Components, **set
         for name, score_H in found.items():
             columns.setdefault(name, []).append(score_H)
     by_name = {name: torch.stack(parts) for name, parts in columns.items()}
+    if not all(score_LH.isfinite().all() for score_LH in by_name.values()):
+        raise BadInput("the scores are no finite numbers: the activations hold NaN or infinity")
     if config.score == "random":
         by_name["random"] = random_scores(pruned.layout, config.seed)
     order = ranks(by_name, config.score).flatten().argsort().tolist()

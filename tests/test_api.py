@@ -128,6 +128,20 @@ def test_senseless_arguments_are_one_sentence(tmp_path: Path) -> None:
             call()
 
 
+def test_a_ranking_of_too_little_is_refused() -> None:
+    tokenizer, model = pico.word_tokenizer(), pico.pico("llama")
+    rows = _tuples()
+    one = restorelcc.capture(model, tokenizer, rows[:1], responses=True)
+    with pytest.raises(BadInput, match="probe needs at least 2 contrast tuples"):
+        restorelcc.probe(one, one, restorelcc.extract(one, one))
+    components = restorelcc.extract(one, one)
+    one.question_LNX[0, 0, 0] = float("nan")
+    with pytest.raises(BadInput, match="the activations hold NaN or infinity"):
+        restorelcc.extract(one, one)
+    with pytest.raises(BadInput, match="the scores are no finite numbers"):
+        restorelcc.probe(one, one, components, score="mse")
+
+
 def test_settings_are_followed_or_refused() -> None:
     tokenizer, dense = pico.word_tokenizer(), pico.pico("llama")
     pruned = copy.deepcopy(dense).requires_grad_(True)

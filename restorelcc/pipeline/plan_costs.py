@@ -194,7 +194,7 @@ def prune_cost(
     walks = 2 if config.allocation == "owl" else 1
     flops = 2 * walks * shapes.forward_flops(tokens, config.sequence_length)
     in_blocks = shapes.layers * shapes.block_parameters
-    flops += (4 * min(tokens, config.error_tokens) + ORDERING) * in_blocks
+    flops += (4 * min(tokens, 2 * config.error_tokens) + ORDERING) * in_blocks
     if pruning.pruner in ("sparsegpt", "slimgpt"):
         inputs = (shapes.width, shapes.joined, shapes.width, shapes.ffn)
         flops += shapes.layers * sum(2 * tokens * i**2 + 3 * i**3 for i in inputs)

@@ -101,10 +101,10 @@ class StreamedWeights:
         yield
         if self._written is not None:
             for name, linear in self._targets.get(layer, {}).items():
-                self._written[name].overwrite(as_stored(linear, "weight", linear.weight))
+                self._overwrite(self._written[name], as_stored(linear, "weight", linear.weight))
                 bias = name.removesuffix("weight") + "bias"
                 if linear.bias is not None and bias in self._written:
-                    self._written[bias].overwrite(linear.bias)
+                    self._overwrite(self._written[bias], linear.bias)
         for name in names:
             _put(block, name, block.get_parameter(name).to("meta"))
         _return_freed_memory()
@@ -119,12 +119,24 @@ class StreamedWeights:
         reading._written = None
         return reading
 
+    def _overwrite(self, stored: StoredTensor, value: Tensor) -> None:
+        narrow = self._dtype not in (stored.dtype, torch.float32)
+        stored.overwrite(unchanged_kept(value, stored.read()) if narrow else value)
+
     def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
         for name, _ in list(module.named_parameters()):
             if name in names:
                 path, _, leaf = name.rpartition(".")
                 value = as_stored(module.get_submodule(path), leaf, self._stored[prefix + name].read())
                 _put(module, name, value.to(self._device, self._dtype))
+
+
+def unchanged_kept(value: Tensor, before: Tensor) -> Tensor:
+    """The value in the dtype of `before`, with the digits of `before` wherever the two are one number in the value's
+    dtype, which may have fewer. Zeros of the value stay zeros."""
+    value = value.to(before.device)
+    same = (value == before.to(value.dtype)) & (value != 0)
+    return torch.where(same, before, value.to(before.dtype))
 
 
 def _return_freed_memory() -> None:

@@ -76,7 +76,12 @@ class HeadScales(nn.Module):
 
     def changes(self) -> dict[str, Tensor]:
         scales = zip(self.projections, self.scale_LX, strict=True)
-        return {name: linear._parameters["weight"].float() * scale_X for (name, linear), scale_X in scales}  # type: ignore[union-attr]
+        found = {}
+        for (name, linear), scale_X in scales:
+            weight_OI = linear._parameters["weight"]
+            assert weight_OI is not None
+            found[name] = weight_OI.float() * scale_X.to(weight_OI.device)
+        return found
 
     def score_LH(self, layout: HeadLayout) -> Tensor:
         """The norm of every head's scales, [L, H]."""

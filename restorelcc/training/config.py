@@ -21,7 +21,7 @@ class FitConfig(Section):
     learning_rates: tuple[Rate, ...] = Field(default=(1e-3,), min_length=1)  # several: lowest validation loss decides
     epochs: int = Field(default=3, ge=1, le=10_000)
     batch_size: int = Field(default=8, ge=1)  # examples of one optimizer step, over all devices
-    accumulate: int = Field(default=1, ge=1)  # parts that a device works a batch off in: less memory, same step
+    accumulate: int = Field(default=1, ge=1)  # parts of a batch, one after another: less memory, same step
     task: Name | None = None  # only pairs of this task, for task-specific recovery; None: of all
     examples: int | None = Field(default=None, ge=1)  # at most so many training pairs, drawn by the seed; None: all
     max_tokens: int = Field(default=1024, ge=2)  # question + response

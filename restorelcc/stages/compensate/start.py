@@ -52,7 +52,8 @@ def lessons(dense: PreTrainedModel, config: CompensateConfig, pairs: Pairs) -> L
         linears = site_linears(dense, config.sites)
         mean_I = mean_inputs(dense, linears, token_batches(dense, pairs), "mean inputs")
         output_O = {
-            name: mean_output(whole(linears[name].weight), _bias(linears[name]), mean) for name, mean in mean_I.items()
+            name: mean_output(whole(linears[name].weight), _bias(linears[name]), mean).cpu()
+            for name, mean in mean_I.items()
         }
     targets = []
     if config.distill is not None:

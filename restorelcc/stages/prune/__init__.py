@@ -45,7 +45,7 @@ class PruneConfig(Section):
     allocation: Literal["uniform", "arithmetic", "owl"] = "uniform"  # how a fraction is spread over the blocks
     allocation_spread: float = Field(default=0.16, gt=0, lt=1)  # largest less smallest share of a block
     allocation_outliers: float = Field(default=5.0, gt=0)  # owl: scores above this multiple of their block's mean count
-    error_tokens: int = Field(default=2048, ge=1)  # calibration tokens that reconstruction errors are measured on
+    error_tokens: int = Field(default=2048, ge=1)  # calibration tokens that errors are measured on, up to twice as many
     external: dict[str, dict[str, ExternalCheckpoint]] = {}  # by model alias, then by name
 
 

@@ -74,12 +74,12 @@ def measure_external(
 
 
 def _bias_change(linear: nn.Linear, dense: StoredTensor | None) -> Tensor | None:
-    """What the linear's bias has above the dense one, float32 [O]; None where that is nothing."""
+    """What the linear's bias has above the dense one, float32 [O]; None where that is nothing in the linear's dtype."""
     if linear.bias is None:
         return None
     change_O = linear.bias.float()
     if dense is not None:
-        change_O = change_O - dense.read().to(change_O)
+        change_O = change_O - dense.read().to(linear.bias).float()
     return change_O if change_O.any() else None
 
 

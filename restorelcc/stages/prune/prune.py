@@ -76,6 +76,8 @@ def prune_model(
     steps = walk_blocks(model, batches_BT, weights)
     for step in progress(steps, f"prune {pruning.name}", "blocks", total=len(by_layer)):
         results += _prune_block(step, by_layer[step.layer], pruning, pruner, weights, stride)
+    if not any(result.zeros for result in results):
+        raise StageFailed(f"{pruning.name} removes nothing: its share of a layer is less than the smallest part of one")
     return results
 
 
@@ -85,8 +87,14 @@ def check_prunable(model: PreTrainedModel, pruning: Pruning, config: PruneConfig
         raise BadInput(f"{pruning.name} names a checkpoint that is pruned already: load that, or give a pruner's name")
     check_scores(model.config, pruning.name)
     check_allocation(pruning, config)
-    for _, _, linear in prunable_linears(model):
-        check_divides(linear.in_features, pruning.sparsity)
+    widths = [linear.in_features for _, _, linear in prunable_linears(model)]
+    for width in widths:
+        check_divides(width, pruning.sparsity)
+    whole_rows = pruning.pruner not in STRUCTURED_PRUNERS and config.allocation == "uniform"
+    if whole_rows and not any(pruned_count(width, pruning.sparsity) for width in widths):
+        raise BadInput(
+            f"{pruning.name} removes nothing: the longest row has {max(widths)} weights, of which it is less than one"
+        )
 
 
 def _prune_block(

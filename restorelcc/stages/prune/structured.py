@@ -85,8 +85,10 @@ class StructuredPruner:
         """Remove `count` parts: their columns of the reader, with compensation, and their rows of the writers."""
         weight_OI = linears[prefix + reader].weight
         columns_GX = columns_GX.to(weight_OI.device)
-        hessian_II = damped(inputs.gram_II(prefix + reader), self._config.damping)
-        removed_G = choose_parts(weight_OI, hessian_II, columns_GX, count)
+        gram_II = inputs.gram_II(prefix + reader)
+        hessian_II = damped(gram_II, self._config.damping)
+        # An input that is always zero costs nothing, whatever stands on its place of the damped diagonal.
+        removed_G = choose_parts(weight_OI.masked_fill(gram_II.diagonal() == 0, 0), hessian_II, columns_GX, count)
         for path, rows_GX in zip(writers, rows_of_writers, strict=True):
             written_OI = linears[prefix + path].weight
             rows = () if rows_GX is None else rows_GX.to(weight_OI.device)[removed_G].flatten()

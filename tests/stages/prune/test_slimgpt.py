@@ -94,6 +94,17 @@ def test_a_part_that_others_can_replace_goes_first() -> None:
     assert not removed[0]
 
 
+def test_a_channel_that_is_always_silent_goes_first_however_small_the_others_are() -> None:
+    model = pico.pico("opt")
+    for block in blocks_of(model):
+        block.fc1.weight.mul_(0.01)
+        block.fc1.weight[5], block.fc1.bias[5] = 0, -1
+        block.fc2.weight[:, 5] = 10
+    prune_model(model, parse_pruning("slimgpt-0.1"), [pico.tokens()])
+    for block in blocks_of(model):
+        assert 0 < (block.fc2.weight == 0).all(dim=0).sum() < 16 and (block.fc2.weight[:, 5] == 0).all()
+
+
 def test_of_equal_errors_the_first_part_goes() -> None:
     removed = choose_parts(torch.ones(2, 4), torch.eye(4), torch.arange(4)[:, None], 2)
     assert removed.tolist() == [True, True, False, False]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.errors import BadInput
+from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.base.tables import read_texts, write_texts
 from restorelcc.models.architectures import prunable_linears
@@ -18,8 +18,9 @@ from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
 from restorelcc.stages.prune.prune import prune_model
+from restorelcc.stages.prune.stage import run
 from tests import pico
-from tests.stages.prune.project import CONFIG, project, prune, words
+from tests.stages.prune.project import CONFIG, ENTRY, project, prune, words
 
 CPU = torch.device("cpu")
 
@@ -66,6 +67,35 @@ def test_a_bfloat16_checkpoint_stays_one_and_is_pruned_in_float32(tmp_path: Path
     zeros = (weights["model.layers.0.self_attn.q_proj.weight"] == 0).sum(dim=1)
     assert (zeros == 8).all()
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("pruning", ["wanda-0.5", "sparsegpt-0.5"])
+def test_pruned_in_fewer_digits_than_stored_what_stays_keeps_those_that_it_has(
+    pruning: str, stored: torch.dtype, tmp_path: Path
+) -> None:
+    layout = project(tmp_path, pico.pico("opt").to(stored))
+    cell = Cell("pico", pruning)
+    run(cell, CONFIG, ENTRY.model_copy(update={"dtype": "bfloat16"}), layout)
+    dense, pruned = (load_file(folder / "model.safetensors") for folder in (layout.dense(cell), layout.pruned(cell)))
+    changed = [name for name in dense if not torch.equal(dense[name], pruned[name])]
+    assert len(changed) == 18 and all(name.endswith("weight") for name in changed), "18 linears, and no bias"
+    for name in changed:
+        stays = pruned[name] != 0
+        assert (~stays).sum() == stays.numel() // 2
+        same = dense[name] == pruned[name]
+        assert same[stays].all() if pruning == "wanda-0.5" else 0 < same[stays].sum() < stays.sum()
+
+
+def test_a_sparsity_that_removes_no_weight_is_refused(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico())
+    for pruning, message in (
+        ("wanda-0.01", "wanda-0.01 removes nothing: the longest row has 24 weights, of which it is less than one"),
+        ("slimgpt-0.001", "slimgpt-0.001 removes nothing: its share of a layer is less than the smallest part of one"),
+    ):
+        with pytest.raises((BadInput, StageFailed), match=message):
+            prune(layout, pruning)
+        assert not layout.pruned(Cell("pico", pruning)).exists()
 
 
 def test_sharded_checkpoints_keep_their_shards(tmp_path: Path) -> None:
@@ -159,6 +189,20 @@ def test_an_external_checkpoint_is_referred_to_and_measured(tmp_path: Path) -> N
     network = load_model(folder, torch.float32, CPU)
     assert torch.equal(network.state_dict()[first], load_file(elsewhere / "model.safetensors")[first])
     load_tokenizer(folder)
+
+
+def test_the_biases_of_an_external_checkpoint_are_compared_as_the_model_computes_with_them(tmp_path: Path) -> None:
+    layout = project(tmp_path, pico.pico("opt"))
+    prune(layout, "wanda-0.5").rename(tmp_path / "elsewhere")
+    for number in (0, 1):
+        cell = Cell("pico", f"external-mine{number}")
+        config = _external(**{f"mine{number}": tmp_path / "elsewhere"})
+        run(cell, config, ENTRY.model_copy(update={"dtype": "bfloat16"}), layout)
+        assert json.loads((layout.pruned(cell) / "sparsity.json").read_text()).get("biases_changed", 0) == number
+        weights = load_file(tmp_path / "elsewhere" / "model.safetensors")
+        weights["model.decoder.layers.0.fc1.bias"] += 1
+        save_file(weights, tmp_path / "elsewhere" / "model.safetensors", {"format": "pt"})
+        (tmp_path / "elsewhere" / "restorelcc-manifest.json").unlink(missing_ok=True)
 
 
 def test_external_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
