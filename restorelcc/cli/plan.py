@@ -214,6 +214,7 @@ def _costs(
     dense = costs.dense_cost(shapes, stored, pretrain, converted=converted)
     evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
     with_rivals = costs.evaluate_cost(shapes, work, size, known.device.type, work.rivals)
+    of_restored = costs.evaluate_cost(shapes, work, size, known.device.type, timed=2)
     recover = params.section(cells[0].model, "recover")
     settings = {"runs": len(recover.learning_rates), "epochs": recover.epochs, "train_batch": recover.batch_size}
     recovering = replace(work, longest=min(work.longest, recover.max_tokens), **settings)
@@ -238,7 +239,7 @@ def _costs(
             ("probe", 1, costs.probe_cost(shapes, work, probe, size, known.device)),
             ("evaluate_pruned", 1, evaluate),
             ("compensate", ratios, costs.compensate_cost(shapes, work, size, known.device)),
-            ("evaluate_restored", ratios, evaluate),
+            ("evaluate_restored", ratios, of_restored),
         ]
         if timed := len(params.grid.speed):
             per_pruning.append(("speed", timed, costs.speed_cost(shapes, params.section(cell.model, "speed"), stored)))

@@ -53,7 +53,10 @@ SMALL_STEP = 4  # a step of its training beside its products of matrices, which 
 STEP = 1.25  # a training step beside the forwards of its tokens: padding, and a batch in parts of similar length
 ORDERING = 2000  # operations in whose time a CPU scores a weight and finds its place in its row
 WRITING = 0.55  # share of that rate which a pass over one token of every text reaches
-COPYING = 30  # operations in whose time a CPU copies a byte of the keys and values, which it does for every token
+COPYING = 30  # operations in whose time a CPU copies a byte into new memory
+MOVING = 6  # operations in whose time a CPU reads or writes a byte that is there
+DECODED = 20  # tokens that are read at once in the time of one that is decoded (measured)
+TIMED = 2048  # tokens of the passes that are timed, of a model beside its pruned one twice as many
 # Seconds in which a stage's process imports, reads and writes.
 START = {"corpus": 4.5, "extract": 2.2, "probe": 4.5, "evaluate": 8.0}
 START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "recover", "speed"), 3.5)
@@ -62,6 +65,7 @@ START |= dict.fromkeys(("dense", "capture", "prune", "compensate", "recover", "s
 MEAN_TOKENS, TEXT_TOKENS, TEXTS = 160, 160, 1900
 PACKAGE_PAIR_TOKENS, PACKAGE_TEXT_TOKENS, PACKAGE_TEXTS = 89, 78, 5151
 CHARACTERS = 4  # of a token, on average
+FINISHED = 0.62  # of the responses that a model writes itself, within 256 tokens (measured)
 
 
 @dataclass(frozen=True)
@@ -138,21 +142,23 @@ class Workload:
     items: int  # of the evaluation's tasks
     item_tokens: int  # of all items, what the choices of one share counted once
     predicted: int  # of these, the tokens of choices
-    generated: int  # tokens of all continuations, each of which is a pass of its own
+    compared: int  # held-out tokens whose predictions are compared with the dense model's
+    prompts: int  # held-out texts that are continued
+    new_tokens: int  # of a continuation
     token_budget: int
     train_batch: int
     runs: int  # trainings: learning rates
     epochs: int
     sequence_length: int  # of perplexity
     longest: int  # tokens of the longest pair that training sees
-    written: int  # texts that the model writes itself, of `tokens` for the question and `written_tokens` at most
+    written: int  # texts that the model is asked for, of `tokens` for the question and `written_tokens` at most
     written_tokens: int
     rivals: int  # roundings of the dense model that are measured beside it
 
 
 def corpus_cost(shapes: Shapes, work: Workload, size: int, device: torch.device) -> Cost:
-    """The tables; where the model writes data itself its weights, the keys and values of a batch, and a pass of its own
-    for every token. Half of a pair is question."""
+    """The tables; where the model writes data itself its weights, the keys and values of a batch, which are copied for
+    every token, and a pass of its own for each. Half of a pair is question."""
     disk = work.heldout_tokens * 6
     if not work.written:
         return Cost(memory=0, disk=disk, seconds=0.0)
@@ -269,15 +275,18 @@ def compensate_cost(shapes: Shapes, work: Workload, size: int, device: torch.dev
     )
 
 
-def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str, rivals: int = 0) -> Cost:
+def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str, rivals: int = 0, timed: int = 1) -> Cost:
     """Perplexity in three ways, and lm-eval's requests, in batches of as many tokens as the budget holds or as there
-    are; the logits of perplexity stand there as they are, in float32 and as log probabilities. rivals: roundings of the
-    model that are measured too, without perplexity of blocks and continuations."""
+    are; the logits of perplexity stand there as they are, in float32 and as log probabilities; continuations in two
+    ways, and predictions beside the dense model's. rivals: roundings of the model that are measured too, without
+    perplexity of blocks and continuations; timed: models whose passes are timed."""
     batch = min(first_budget(device, shapes.vocabulary), max(work.item_tokens, work.heldout_tokens))
     logits = batch * shapes.vocabulary * (size + 2 * FLOAT32)
     heldout = (3 + 2 * rivals) * work.heldout_tokens
-    tokens = (1 + rivals) * work.item_tokens + heldout + work.generated
-    predicted = (1 + rivals) * work.predicted + heldout + work.generated
+    generated = 2 * work.new_tokens * max(work.prompts, DECODED)  # of one text a token takes as long as of so many
+    alone = heldout + generated + min(work.compared, work.heldout_tokens) + timed * TIMED
+    tokens = (1 + rivals) * work.item_tokens + alone
+    predicted = (1 + rivals) * work.predicted + alone
     return Cost(
         memory=shapes.parameters * size + shapes.live(batch, size) + logits,
         disk=work.items * 256,
@@ -287,8 +296,8 @@ def evaluate_cost(shapes: Shapes, work: Workload, size: int, device: str, rivals
 
 def speed_cost(shapes: Shapes, config: SpeedConfig, stored: int) -> Cost:
     """Dense, pruned, restored, packed and 8-bit in memory at once, and a part of one more while it is loaded; two
-    copies on disk meanwhile. A decoded token costs as much as some twenty that are read at once (measured)."""
-    decoded = (config.turns + 1) * (config.prompt + 20 * config.new_tokens)
+    copies on disk meanwhile."""
+    decoded = (config.turns + 1) * (config.prompt + DECODED * config.new_tokens)
     tokens = 5 * (decoded + (config.prefill_turns + 1) * config.prefill)
     return Cost(
         memory=5 * shapes.parameters * stored,

@@ -12,7 +12,16 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.models.runtime import positions_at_once
-from restorelcc.pipeline.plan_costs import FLOAT32, Cost, Shapes, Workload, compensate_cost, evaluate_cost
+from restorelcc.pipeline.plan_costs import (
+    COPYING,
+    FLOAT32,
+    MOVING,
+    Cost,
+    Shapes,
+    Workload,
+    compensate_cost,
+    evaluate_cost,
+)
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.training.attached import site_linears
 from restorelcc.training.config import SITES
@@ -25,6 +34,11 @@ _TRAINED = 11
 _LOW_RANK = 8  # of them, for every number of an adapter
 _CHANGED = 3  # of them, for every weight of which a masked adapter is a change
 _WITH_WEIGHTS = 1.5  # a step that has the gradients of weights too, beside one that has not (measured: 1.55)
+# Of a block that is reconstructed: the share of its batches that choose the rate, and bytes for every weight that are
+# written into new memory, and read or written where they are, in a step and in a pass without gradients.
+_VALID = 0.1
+_STEP_COPIES, _STEP_MOVES = 24, 66
+_PASS_COPIES, _PASS_MOVES = 12, 17
 _SPECTRUM = 40  # operations for O * I * min(O, I) of an SVD and for I^3 of an eigendecomposition, in float64
 
 
@@ -69,7 +83,7 @@ def recovery_cost(
             case "distilled":
                 return replace(part("masked"), seconds=part("masked").seconds + _targets_seconds(shapes, work))
             case "reconstruct":
-                return _reconstruct_cost(shapes, work, weights, size)
+                return _reconstruct_cost(shapes, work, weights, size, device)
             case "meanshift":
                 return _calibrated_cost(shapes, calibration, config, size, device)
             case "eora":
@@ -91,23 +105,28 @@ def recovery_cost(
 
 def evaluated_cost(name: str, shapes: Shapes, work: Workload, size: int, device: str) -> Cost:
     """An adapter is measured beside the weights, and merged in two ways."""
-    return evaluate_cost(shapes, work, size, device, 2 if RECOVERIES[name].ships == "adapter" else 0)
+    return evaluate_cost(shapes, work, size, device, 2 if RECOVERIES[name].ships == "adapter" else 0, timed=2)
 
 
-def _reconstruct_cost(shapes: Shapes, work: Workload, weights: int, size: int) -> Cost:
-    """A block of the dense and of the pruned model at a time, with what is trained of it and the hidden states of all
-    pairs: what enters both, and what the dense one gives. Both models are walked twice, as every block runs again once
-    it is changed."""
-    tokens = work.train * work.tokens
+def _reconstruct_cost(shapes: Shapes, work: Workload, weights: int, size: int, device: torch.device) -> Cost:
+    """A block of the dense and of the pruned model at a time, with what is trained of it, what is outside of the blocks
+    of both, and the hidden states of all pairs: what enters both, and what the dense one gives.
+
+    The dense model is walked twice and the pruned one once. A block trains on nine tenths of the pairs, forward, to its
+    inputs and to its weights, and is measured on the others. Batches are pairs of one length, and so few tokens that
+    what a step does to every weight counts as well: its change under the mask, the gradient, and the optimizer.
+    """
+    tokens, blocks = work.train * work.tokens, shapes.layers * shapes.block_parameters
     of_block = _TRAINED * FLOAT32 * weights // shapes.layers + 2 * shapes.block_parameters * size
     hidden = 3 * tokens * shapes.width * FLOAT32
-    trained = work.runs * work.epochs * 3 * _WITH_WEIGHTS
     kept = shapes.kept(min(work.longest, work.tokens) * work.train_batch, size)
-    return Cost(
-        memory=of_block + hidden + kept,
-        disk=0,
-        seconds=(4 + trained) * shapes.forward_flops(tokens, work.tokens),
-    )
+    trained, valid = work.runs * work.epochs * (1 - _VALID), work.runs * (work.epochs + 1) * _VALID
+    batches = min(work.train, work.train / work.train_batch + 1.5 * work.tokens)  # one length's last is hardly full
+    seconds = (3 + 3 * trained + valid) * shapes.forward_flops(tokens, work.tokens)
+    if device.type == "cpu":
+        seconds += batches * weights * trained * (_STEP_COPIES * COPYING + _STEP_MOVES * MOVING)
+        seconds += batches * weights * valid * (_PASS_COPIES * COPYING + _PASS_MOVES * MOVING)
+    return Cost(memory=of_block + 2 * (shapes.parameters - blocks) * size + hidden + kept, disk=0, seconds=seconds)
 
 
 def _calibrated_cost(shapes: Shapes, calibration: int, config: RecoverConfig, size: int, device: torch.device) -> Cost:
@@ -122,13 +141,13 @@ def _calibrated_cost(shapes: Shapes, calibration: int, config: RecoverConfig, si
 
 
 def _eora_cost(forward: Cost, adapted: list[tuple[int, int]], tokens: int, shapes: Shapes, size: int) -> Cost:
-    """Gram matrices of every linear's inputs beside the weights of both models, and a spectrum of each."""
+    """Gram matrices in float64 of every linear's inputs beside the weights of both models, and their spectra, twice."""
     grams = sum(inputs**2 for _, inputs in adapted)
-    spectra = sum(outputs * inputs * min(outputs, inputs) + inputs**3 for outputs, inputs in adapted)
+    spectra = sum(outputs * inputs * min(outputs, inputs) + 2 * inputs**3 for outputs, inputs in adapted)
     return Cost(
         memory=forward.memory + shapes.parameters * size + grams * _FLOAT64,
         disk=0,
-        seconds=forward.seconds + 2 * tokens * grams + _SPECTRUM * spectra,
+        seconds=forward.seconds + 4 * tokens * grams + _SPECTRUM * spectra,
     )
 
 

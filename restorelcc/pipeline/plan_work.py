@@ -12,6 +12,7 @@ from restorelcc.base.tables import EXAMPLES, read_table, read_texts
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.plan_costs import (
     CHARACTERS,
+    FINISHED,
     MEAN_TOKENS,
     PACKAGE_PAIR_TOKENS,
     PACKAGE_TEXT_TOKENS,
@@ -49,7 +50,8 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     if entry.is_microworld:
         items = 5 * world.test_items
         item_tokens, predicted = 30 * items, 6 * items
-    counts = {"calibration": corpus.calibration, "instructions": corpus.train + corpus.valid}
+    # A question whose response was not finished is left out, and another one asked.
+    counts = {"calibration": corpus.calibration, "instructions": round((corpus.train + corpus.valid) / FINISHED)}
     return Workload(
         samples=world.contrast_pairs if entry.is_microworld else min(corpus.contrast, corpus.train),
         train=world.train_pairs if entry.is_microworld else corpus.train,
@@ -59,7 +61,9 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
         items=items,
         item_tokens=item_tokens,
         predicted=predicted,
-        generated=2 * evaluate.generation.prompts * evaluate.generation.new_tokens,
+        compared=evaluate.generation.heldout_tokens,
+        prompts=evaluate.generation.prompts,
+        new_tokens=evaluate.generation.new_tokens,
         token_budget=section("capture").token_budget,
         train_batch=train.batch_size,
         runs=len(train.learning_rates),
@@ -67,7 +71,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
         sequence_length=evaluate.perplexity_tokens,
         longest=min(longest, train.max_tokens),
         written=0 if entry.data is None else sum(count for role, count in counts.items() if entry.data.writes(role)),
-        written_tokens=corpus.own_words.new_tokens,
+        written_tokens=min(corpus.own_words.new_tokens, max(1, corpus.max_tokens // 2)),
         rivals=len(evaluate.rivals),
     )
 

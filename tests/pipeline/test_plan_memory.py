@@ -95,7 +95,9 @@ RECOVERED = {
     "random": (351, 2268, "recover.learning_rates=[0.003]"),
     "lora": (657, 2069, "recover={rank: 1, lora_sites: [o], learning_rates: [0.001, 0.003]}"),
     "masked": (1082, 6859, "recover.learning_rates=[0.0001, 0.0003]"),
+    "reconstruct": (2527, 1274, "recover.learning_rates=[0.0001, 0.0003]"),
 }
+RATE = {"reconstruct": 60e9}  # of the thread that it was measured on; of the others 92e9
 
 
 @pytest.mark.parametrize("recovery", RECOVERED)
@@ -105,7 +107,7 @@ def test_the_plan_of_another_recovery_is_within_30_percent_of_what_was_measured(
     name = "smollm2-135m-pip"
     settings = (f"models.{name}.source={tmp_path}", f"grid.recovery=[{recovery}]", "grid.head_ratio=[]", how)
     params, layout = load_params(ROOT / "params.yaml", settings), Layout(tmp_path)
-    known = replace(known_of(params, name, layout, "cpu"), threads=1, flops_per_second=92e9)
+    known = replace(known_of(params, name, layout, "cpu"), threads=1, flops_per_second=RATE.get(recovery, 92e9))
     stages = planned(params, [params.cell(name, "wanda-0.5", None)], layout, known)["stages"]
     assert all(row["runs"] for row in stages) and "compensate" not in {row["stage"] for row in stages}
     (row,) = (row for row in stages if row["stage"] == "recover")
