@@ -22,7 +22,7 @@ from restorelcc.base.packages import gguf_file
 from restorelcc.base.progress import process_count
 from restorelcc.base.publish import Scratch
 from restorelcc.base.stock_files import GENERATION, PROCESSOR_FILES, has_tokenizer, tokenizer_files
-from restorelcc.models.checkpoint_check import loaded_config, refused
+from restorelcc.models.checkpoint_check import loaded_config, refused, wrong_keys
 from restorelcc.models.gguf import write_converted
 from restorelcc.models.references import local_folder as local_folder
 from restorelcc.models.references import pinned_source
@@ -83,9 +83,8 @@ def load_model(
             **placement,
         )
     model, report = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            raise BadInput(f"the checkpoint in {source} has {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    if wrong := wrong_keys(model.config, report):
+        raise BadInput(f"the checkpoint in {source} has {wrong[0]}: {wrong[1][:3]}")
     model = model.eval().requires_grad_(False)
     if spread is None:
         return model.to(device)

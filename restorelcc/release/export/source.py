@@ -86,8 +86,9 @@ def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -
 
 
 def main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
-    """The dtype that most bytes of a checkpoint have."""
+    """The floating-point dtype that most bytes of a checkpoint have: older ones hold masks, which are no weights."""
     bytes_of: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
-        bytes_of[tensor.dtype] += tensor.end - tensor.start
+        if tensor.dtype.is_floating_point:
+            bytes_of[tensor.dtype] += tensor.end - tensor.start
     return max(bytes_of, key=lambda dtype: bytes_of[dtype])

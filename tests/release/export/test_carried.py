@@ -85,6 +85,7 @@ def test_a_lent_tokenizer_goes_with_a_merged_adapter(tmp_path: Path) -> None:
 def test_former_names_are_verified_against_their_source_and_applied_to_no_copy(tmp_path: Path) -> None:
     """As GPT-2 has them on the hub."""
     pair = _pair(tmp_path, "gpt2")
+    pico.store_masks(pair.pruned, "gpt2")
     file = pair.pruned / "model.safetensors"
     save_file(
         {name.removeprefix("transformer."): value for name, value in load_file(file).items()}, file, {"format": "pt"}

@@ -52,6 +52,22 @@ def test_streamed_equals_in_memory_and_is_a_stock_checkpoint(
         assert (folder / source.name).is_file(), source.name
 
 
+@pytest.mark.parametrize(
+    ("family", "pruning"), [("gpt_neo", "refined-0.5"), ("gptj", "wanda-0.5"), ("gpt2", "wanda-0.5")]
+)
+def test_masks_that_an_older_class_stored_are_carried_along(family: str, pruning: str, tmp_path: Path) -> None:
+    """GPT-Neo and GPT-J on the hub, and older GPT-2."""
+    layout = project(tmp_path, pico.pico(family))
+    expected = load_file(prune(layout, pruning) / "model.safetensors")
+    masks = pico.store_masks(layout.dense(Cell("pico")), family)
+    folder = prune(layout, pruning)
+    written = load_file(folder / "model.safetensors")
+    assert written.keys() == expected.keys() | set(masks)
+    for name, value in expected.items():
+        assert torch.equal(written[name], value), name
+    load_model(folder, torch.float32, CPU)
+
+
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     layout = project(tmp_path, pico.pico())
     for pruning in ("sparsegpt-2of4", "slimgpt-0.3"):
