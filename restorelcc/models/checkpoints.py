@@ -154,10 +154,24 @@ def lend_tokenizer(lender: Path, folder: Path) -> list[str]:
     names = tokenizer_files(source)
     if not (own / GENERATION).is_file() and (source / GENERATION).is_file():
         names.append(Path(GENERATION))
+    _copy(names, source, folder)
+    return list(map(str, names))
+
+
+def write_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a model's own tokenizer and chat templates into a checkpoint that was made from it; where it has none of the
+    files that are known, they are what its class writes."""
+    files = tokenizer_folder(source)
+    if has_tokenizer(files):
+        _copy(tokenizer_files(files), files, folder)
+    else:
+        load_tokenizer(source, padded=False).save_pretrained(folder)
+
+
+def _copy(names: list[Path], source: Path, folder: Path) -> None:
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, folder / name)
-    return list(map(str, names))
 
 
 def copy_processors(source: Path, folder: Path) -> None:
@@ -167,14 +181,14 @@ def copy_processors(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; padding uses its end token where it has no padding token."""
+def load_tokenizer(folder: Path, *, padded: bool = True) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; padded: padding uses its end token where it has no padding token, so do not write it."""
     files, lent = local_folder(folder, weights=False), tokenizer_folder(folder)
     config = loaded_config(files) if (files / "config.json").is_file() else None
     own: dict[str, Any] = {} if lent == files else {"config": config}  # a class may be chosen by the model's
     with refused("tokenizer", files):
         tokenizer = without_length_warning(AutoTokenizer.from_pretrained(lent, trust_remote_code=False, **own))
-    if tokenizer.pad_token is None:
+    if padded and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if config is not None:
         check_special_tokens(tokenizer, config.get_text_config(), str(files))
