@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -210,6 +211,25 @@ def pico(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedM
         if projection.bias is not None:
             projection.bias.normal_(std=0.1)
     return model
+
+
+# The names of the masks that older classes stored as tensors, in a block of each family that had them.
+MASKS = {
+    "gpt_neo": ("attn.attention.bias", "attn.attention.masked_bias"),
+    "gptj": ("attn.bias", "attn.masked_bias"),
+    "gpt2": ("attn.bias", "attn.masked_bias"),
+}
+
+
+def store_masks(folder: Path, family: str) -> list[str]:
+    """Add masks to a checkpoint, as older versions of its class wrote them; returns their names. Together they are
+    larger than the weights."""
+    path, added = folder / "model.safetensors", {}
+    for layer in range(LAYERS):
+        kept, large = (f"transformer.h.{layer}.{name}" for name in MASKS[family])
+        added |= {kept: torch.ones(1, 1, 160, 160, dtype=torch.uint8).tril(), large: torch.tensor(-1e9)}
+    save_file(load_file(path) | added, path, metadata={"format": "pt"})
+    return list(added)
 
 
 def tokens(batch: int = 4, length: int = 10, seed: int = 0) -> torch.Tensor:

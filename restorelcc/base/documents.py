@@ -21,6 +21,7 @@ from restorelcc.base.errors import BadInput, first_line
 
 # What PyYAML raises for scalars that are not what their tag says (`!!int ""`, 2026-99-99) and for very deep nesting.
 _YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+FLOAT_TAG = "__float__"  # the one key of the object that stands for NaN or infinity in a config of transformers
 SEAL = "sha256"  # the key under which a file carries the digest of its content
 AGAIN = "delete it and run dvc repro, or fetch it again"
 _KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
@@ -148,13 +149,15 @@ def json_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def parse_json(text: str | bytes, what: str, kind: type = dict) -> Any:
+def parse_json(text: str | bytes, what: str, kind: type = dict, *, tagged: bool = False) -> Any:
     """The one document in the text, whose top level is of this kind. Raises BadInput, which begins with `what`, for
-    text that is not UTF-8 or not JSON, for a key given twice, and for NaN and infinity.
+    text that is not UTF-8 or not JSON, for a key given twice, and for NaN and infinity; tagged: these become
+    {"__float__": "Infinity"}, as transformers writes them into a config, and reads them.
     """
+    constant = (lambda name: {FLOAT_TAG: name}) if tagged else _not_json
     try:
         plain = text.decode("utf-8") if isinstance(text, bytes) else text
-        found = json.loads(plain, object_pairs_hook=unique_keys, parse_constant=_not_json, parse_float=_finite)
+        found = json.loads(plain, object_pairs_hook=unique_keys, parse_constant=constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise BadInput(f"{what} is not UTF-8 text (byte {error.start}): write it again, as UTF-8") from error
     except _JSON_FAULTS as error:
@@ -190,10 +193,10 @@ def _kind(value: Any) -> str:
     return "null" if value is None else _KINDS.get(type(value), f"the value {str(value)[:20]!r}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, tagged: bool = False) -> dict[str, Any]:
     """The object in a file. Raises BadInput when the file is missing, and as `parse_json`."""
     _check_there(path)
-    return parse_json(_bytes(path), str(path))
+    return parse_json(_bytes(path), str(path), tagged=tagged)
 
 
 F = TypeVar("F", bound=Form)

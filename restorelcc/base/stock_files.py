@@ -46,7 +46,7 @@ def foreign_files(folder: Path) -> list[str]:
 def remote_code(folder: Path) -> str | None:
     """The first config that names code of its own to be run on loading (auto_map), at any depth; None for none."""
     for name in CONFIGS:
-        if (folder / name).is_file() and _names_code(read_json(folder / name)):
+        if (folder / name).is_file() and _names_code(read_json(folder / name, tagged=name == "config.json")):
             return name
     return None
 

@@ -40,7 +40,7 @@ class Weights:
 def weights_of(folder: Path) -> Weights:
     """The weights of a checkpoint folder. Raises BadInput as `chosen_weights`."""
     names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
-    return chosen_weights(str(folder), names, lambda name: read_json(folder / name))
+    return chosen_weights(str(folder), names, lambda name: read_json(folder / name, tagged=True))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -177,7 +177,7 @@ def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype)
         folder = fetch_config(repository, resolved_commit(repository, entry.revision))
     network = empty_model(folder, dtype)
     written = getattr(network.config, "dtype", None)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", tagged=True)
     name = config.get("dtype") or config.get("torch_dtype") or str(written or "float32")
     return network, 4 if "float32" in str(name) else 2
 

@@ -130,7 +130,7 @@ def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path)
     planned += [_zeros(name, weight) for name, weight in weights.items() if f"{name}.bias" not in stored]
     for _ in write_shards(folder, planned):
         pass
-    write_json(folder / "config.json", config_document(read_json(source / "config.json"), config, written))
+    write_json(folder / "config.json", config_document(read_json(source / "config.json", tagged=True), config, written))
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
 

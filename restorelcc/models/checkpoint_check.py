@@ -78,10 +78,26 @@ def plain_config(source: Path) -> Any:
     Raises BadInput as `check_beside`. What the class would refuse in fields that nobody asks for passes.
     """
     check_beside(source)
-    values = read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    values = read_json(source / "config.json", tagged=True) if (source / "config.json").is_file() else {}
     if values.get("model_type") not in FAMILIES:
         return loaded_config(source)
     return PlainConfig(values["model_type"], values, lambda: loaded_config(source))
+
+
+def wrong_keys(config: Any, report: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """The first kind of fault in transformers' report on loading a model ("missing keys"), with the names, sorted; None
+    where there is none. Masks that an older class stored (Family.is_mask) are passed over: no class reads them now.
+
+    config: the model's; report: what output_loading_info gives.
+    """
+    family = family_of_config(config)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(map(str, report.get(kind) or ()))
+        if kind == "unexpected_keys":
+            names = [name for name in names if not family.is_mask(name)]
+        if names:
+            return kind.replace("_", " "), names
+    return None
 
 
 def check_checkpoint(folder: Path, *, by_class: bool = True) -> None:
@@ -105,10 +121,10 @@ def check_beside(folder: Path) -> None:
         check_whole(folder / name)
     for name in CONFIGS:
         if (folder / name).is_file():
-            read_json(folder / name)
+            read_json(folder / name, tagged=name == "config.json")
     check_stock(folder)
     if (folder / "config.json").is_file():
-        check_config(folder / "config.json", read_json(folder / "config.json"))
+        check_config(folder / "config.json", read_json(folder / "config.json", tagged=True))
 
 
 def check_whole(path: Path) -> None:

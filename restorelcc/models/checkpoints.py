@@ -22,7 +22,7 @@ from restorelcc.base.packages import gguf_file
 from restorelcc.base.progress import process_count
 from restorelcc.base.publish import Scratch
 from restorelcc.base.stock_files import GENERATION, PROCESSOR_FILES, has_tokenizer, tokenizer_files
-from restorelcc.models.checkpoint_check import loaded_config, refused
+from restorelcc.models.checkpoint_check import loaded_config, refused, wrong_keys
 from restorelcc.models.gguf import write_converted
 from restorelcc.models.references import local_folder as local_folder
 from restorelcc.models.references import pinned_source
@@ -83,9 +83,8 @@ def load_model(
             **placement,
         )
     model, report = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            raise BadInput(f"the checkpoint in {source} has {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    if wrong := wrong_keys(model.config, report):
+        raise BadInput(f"the checkpoint in {source} has {wrong[0]}: {wrong[1][:3]}")
     model = model.eval().requires_grad_(False)
     if spread is None:
         return model.to(device)
@@ -155,10 +154,24 @@ def lend_tokenizer(lender: Path, folder: Path) -> list[str]:
     names = tokenizer_files(source)
     if not (own / GENERATION).is_file() and (source / GENERATION).is_file():
         names.append(Path(GENERATION))
+    _copy(names, source, folder)
+    return list(map(str, names))
+
+
+def write_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a model's own tokenizer and chat templates into a checkpoint that was made from it; where it has none of the
+    files that are known, they are what its class writes."""
+    files = tokenizer_folder(source)
+    if has_tokenizer(files):
+        _copy(tokenizer_files(files), files, folder)
+    else:
+        load_tokenizer(source, padded=False).save_pretrained(folder)
+
+
+def _copy(names: list[Path], source: Path, folder: Path) -> None:
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, folder / name)
-    return list(map(str, names))
 
 
 def copy_processors(source: Path, folder: Path) -> None:
@@ -168,14 +181,14 @@ def copy_processors(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; padding uses its end token where it has no padding token."""
+def load_tokenizer(folder: Path, *, padded: bool = True) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; padded: padding uses its end token where it has no padding token, so do not write it."""
     files, lent = local_folder(folder, weights=False), tokenizer_folder(folder)
     config = loaded_config(files) if (files / "config.json").is_file() else None
     own: dict[str, Any] = {} if lent == files else {"config": config}  # a class may be chosen by the model's
     with refused("tokenizer", files):
         tokenizer = without_length_warning(AutoTokenizer.from_pretrained(lent, trust_remote_code=False, **own))
-    if tokenizer.pad_token is None:
+    if padded and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if config is not None:
         check_special_tokens(tokenizer, config.get_text_config(), str(files))

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from restorelcc.base.documents import FLOAT_TAG
 from restorelcc.base.errors import BadInput
 from restorelcc.models.config_names import own_name
 from restorelcc.models.families import FAMILIES
@@ -33,6 +34,7 @@ _MOST = {  # of each size; far beyond every model, and within what can be counte
 }
 _MOST_LABELS = 2**20  # of a classifier; the config's class makes a name for each
 _MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
+_MAY_BE_INFINITE = ("time_step_limit",)  # of state spaces: no limit above
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
 
 
@@ -48,8 +50,8 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     if not isinstance(kind, str) or not kind:
         raise wrong("model_type", "and should name the family of the model")
     for key, value in config.items():
-        if not _is_finite(value):
-            raise wrong(key, "and every number should be finite")
+        if found := _not_finite(key, value):
+            raise wrong(key, f"and {found} is no number to compute with")
     for key in _ATTENTION_KEYS:
         if config.get(key) is not None and config[key] not in ATTENTION:
             raise wrong(key, f"which would load a kernel from elsewhere; known are {', '.join(ATTENTION)}")
@@ -158,10 +160,16 @@ def _check_compression(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
+def _not_finite(key: str, value: Any) -> str | None:
+    """The first NaN or infinity in a field, as `read_json` gives it, that no model can have; None for none."""
+    if isinstance(value, dict) and value.keys() == {FLOAT_TAG}:
+        name = str(value[FLOAT_TAG])
+        return None if key in _MAY_BE_INFINITE and name == "Infinity" else name
+    if isinstance(value, dict):
+        return next((found for name, part in value.items() if (found := _not_finite(name, part))), None)
+    if isinstance(value, list):
+        return next((found for part in value if (found := _not_finite(key, part))), None)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def is_whole(value: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.config_check import is_whole
 from restorelcc.models.config_names import EXPERT_COUNTS
 from restorelcc.models.families import FAMILIES
 from restorelcc.models.family import Family
@@ -26,7 +27,7 @@ def family_of_config(config: Any) -> Family:
     """The table's row for a checkpoint's config. Raises BadInput for an unknown family, listing the known ones."""
     kind = config.model_type
     found = FAMILIES.get(kind)
-    if (found is None or not found.experts) and any(getattr(config, key, None) for key in EXPERT_COUNTS):
+    if (found is None or not found.experts) and _has_experts(config):
         known = ", ".join(name for name, family in FAMILIES.items() if family.experts)
         raise BadInput(
             f"model family {kind!r} is a mixture of experts that is not supported: known are {known}; use one of "
@@ -38,6 +39,19 @@ def family_of_config(config: Any) -> Family:
             "to add one, add a row to restorelcc/models/families.py (CONTRIBUTING.md has the recipe)"
         )
     return found
+
+
+def _has_experts(config: Any) -> bool:
+    """Whether a layer has several: some dense models count their one FFN as an expert."""
+    counts: list[Any] = [getattr(config, key, None) for key in EXPERT_COUNTS]
+    return any(is_whole(count) and count > 1 for count in counts)
+
+
+def context_of_config(config: Any) -> int | None:
+    """The most tokens that a sequence may have, under the names that classes have for it; None where a config names
+    none (Bloom, which weighs positions by their distance alone)."""
+    text = text_config(config)
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
 
 
 def kv_heads_of_config(config: Any) -> int:

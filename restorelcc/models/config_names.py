@@ -19,6 +19,11 @@ OWN_NAMES: dict[str, dict[str, str]] = {
     "xglm": {"num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers", "hidden_size": "d_model"},
     **dict.fromkeys(("bamba", "falcon_h1", "nemotron_h"), _BLOCK_TYPES),
 }
+# What layer_types of today's classes hold. Other names are former ones, which a class replaces as it reads them.
+LAYER_TYPES = (
+    *("full_attention", "sliding_attention", "chunked_attention", "linear_attention"),
+    *("hybrid", "conv", "moe"),
+)
 # What a config calls the number of experts of a layer, by family.
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 # Fields that may be asked for, and the families whose class has no such field, or none unless config.json has it.

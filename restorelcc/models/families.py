@@ -125,6 +125,7 @@ FAMILIES: dict[str, Family] = {
         ffn_width="n_inner",
         free_head_dim=False,
         output_in_tuple=True,
+        stored_masks=True,
     ),
     "gpt_neo": Family(
         blocks="transformer.h",
@@ -136,6 +137,7 @@ FAMILIES: dict[str, Family] = {
         free_head_dim=False,
         packs=False,  # its windows are buffers of the blocks, which know nothing of other positions
         output_in_tuple=True,
+        stored_masks=True,
     ),
     "persimmon": Family(
         blocks="model.layers",
@@ -231,6 +233,7 @@ FAMILIES: dict[str, Family] = {
         free_head_dim=False,
         transposed=True,
         whole_parts_refused=_FUSED,
+        stored_masks=True,
     ),
     "gpt_bigcode": Family(
         blocks="transformer.h",

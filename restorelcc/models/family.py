@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +18,7 @@ Windows = Literal["never", "every", "listed"]
 # then all of k, then all of v; in one linear, each key/value head behind the query heads that read it; or latent, where
 # low-rank factors take the place of the three.
 QkvRows = Literal["separate", "heads", "parts", "groups", "latent"]
+_MASK = re.compile(r"(?:^|\.)attn(?:\.attention)?\.(?:masked_)?bias$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Family:
     stored_blocks: str | None = None  # what checkpoints call `blocks`, where they do not call it so
     output_in_tuple: bool = False  # whether a block gives its hidden state as the first of several
     transposed: bool = False  # whether the class stores the weights of its linears turned, [inputs, outputs]
+    stored_masks: bool = False  # whether older checkpoints hold the masks of its attention as tensors
     # Parts of a block with its experts and their router. They stay as they are, however many experts there are. The
     # FFN of such a row is what all tokens share, and some blocks may lack it; dense_ffn is that of blocks without
     # experts, in forward order.
@@ -81,6 +84,10 @@ class Family:
     def stored(self) -> str:
         """What stands before a block's number in the names of a checkpoint's tensors."""
         return self.stored_blocks or self.blocks
+
+    def is_mask(self, name: str) -> bool:
+        """Whether a tensor of a checkpoint is a mask that an older class stored: none has a parameter of this name."""
+        return self.stored_masks and _MASK.search(name) is not None
 
     def qkv_of(self) -> tuple[tuple[str, ...], ...]:
         """The linears that make the queries, the keys and the values; some make several of them."""

@@ -30,7 +30,7 @@ from transformers import (
 from restorelcc.base.digest import cached_file_digest
 from restorelcc.base.errors import BadInput, one_line
 from restorelcc.base.publish import put
-from restorelcc.models.checkpoint_check import refused
+from restorelcc.models.checkpoint_check import refused, wrong_keys
 
 # What tests convert and compare: general.architecture of a GGUF file.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -98,9 +98,8 @@ def write_converted(path: Path, folder: Path) -> None:
             output_loading_info=True,
         )
     model, report = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            raise BadInput(f"{path} has {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    if wrong := wrong_keys(config, report):
+        raise BadInput(f"{path} has {wrong[0]}: {wrong[1][:3]}")
     weights = model.state_dict()
     config = copy(config)
     if getattr(config, "quantization_config", None) is not None:

@@ -6,16 +6,20 @@ cache (HF_HOME); a download that breaks off leaves whole files there and no part
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed, first_line, is_disk_full
-from restorelcc.base.weights import chosen_weights
+from restorelcc.base.weights import WHOLE, chosen_weights
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 Result = TypeVar("Result")
 ATTEMPTS = 3  # of a request that a broken connection ended; huggingface_hub resumes within each
@@ -63,6 +67,8 @@ def model_files(repository: Repository, commit: str) -> dict[str, tuple[str, int
     """
     listed = _listing(repository, commit)
     if not any(name.endswith(".safetensors") for name in listed):
+        if is_offline() and _tree(repository, commit) is None:  # nobody knows what else it holds
+            raise _not_cached(repository, commit, WHOLE)
         pickled = next((name for name in listed if name.endswith((".bin", ".pt", ".pth"))), None)
         why = f"only {pickled}, a pickle, which is never loaded" if pickled else f"but {', '.join(sorted(listed)[:4])}"
         raise BadInput(
@@ -72,7 +78,7 @@ def model_files(repository: Repository, commit: str) -> dict[str, tuple[str, int
     weights = chosen_weights(
         f"{repository.key}: the {repository}",
         listed,
-        lambda name: read_json(_fetched(repository, commit, [name]) / name),
+        lambda name: read_json(_fetched(repository, commit, [name]) / name, tagged=True),
     )
     return {name: listed[name] for name in sorted({*weights.names, *filter(_is_beside, listed)})}
 
@@ -143,16 +149,17 @@ def licence_of(repository: Repository, commit: str) -> str | None:
 
 
 def _listing(repository: Repository, commit: str) -> dict[str, tuple[str, int]]:
-    """Files in the root of a repository; from the cache's own listing of the commit where there is one."""
-    from huggingface_hub import HfApi, get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    """Files in the root of a repository; from the cache's own listing of the commit where there is one. Offline and
+    without it (an older huggingface_hub wrote none, nor does a download of single files), those that are cached."""
+    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    try:
-        entries = list(get_cached_repo_tree(repository.name, revision=commit, repo_type=repository.kind))
-    except CachedRepoTreeNotFoundError:
-        if is_offline():
-            raise _not_cached(repository, commit, "config.json") from None
+    entries = _tree(repository, commit)
+    if entries is None and is_offline():
+        if found := _files_in_cache(cached_snapshot(repository, commit)):
+            return found
+        raise _not_cached(repository, commit, "config.json")
+    if entries is None:
         entries = _asked(
             repository,
             lambda: [
@@ -163,6 +170,35 @@ def _listing(repository: Repository, commit: str) -> dict[str, tuple[str, int]]:
             wanted=f"commit {commit[:12]}",
         )
     return {entry.path: (entry.blob_id, entry.size) for entry in entries if "/" not in entry.path}
+
+
+def _tree(repository: Repository, commit: str) -> list[RepoFile] | None:
+    """The cache's own listing of a commit; None where it has none."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return list(get_cached_repo_tree(repository.name, revision=commit, repo_type=repository.kind))
+    except CachedRepoTreeNotFoundError:
+        return None
+
+
+def _files_in_cache(folder: Path | None) -> dict[str, tuple[str, int]]:
+    """Name to (content id, bytes) of the files in a snapshot folder, as the hub lists them.
+
+    Each is a link to a blob whose name is the id that git gives the content, or, of a large file, its SHA-256. The hub
+    lists a large file by the id of the pointer that git has in its place, the SHA-1 of a short header and the pointer.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()) if folder is not None else ():
+        if not (path.is_symlink() and path.is_file()):
+            continue
+        name, size = path.readlink().name, path.stat().st_size
+        if len(name) == 64:
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{name}\nsize {size}\n"
+            name = hashlib.sha1(f"blob {len(pointer)}\0{pointer}".encode()).hexdigest()
+        found[path.name] = name, size
+    return found
 
 
 def _cached(repository: Repository, commit: str, name: str) -> str | None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from restorelcc.models.config_check import is_whole
-from restorelcc.models.config_names import lacks, own_name
+from restorelcc.models.config_names import LAYER_TYPES, lacks, own_name
 
 
 class PlainConfig:
@@ -46,8 +46,8 @@ class PlainConfig:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a class takes the value as it is: a size, or a list of names. Of others it makes something, or refuses
-    them."""
+    """Whether a class takes the value as it is: a size, or a list of the kinds of layers. Of others it makes something
+    (of the former names of these kinds, today's), or refuses them."""
     if isinstance(value, list):
-        return all(isinstance(name, str) for name in value)
+        return all(name in LAYER_TYPES for name in value)
     return is_whole(value) and value > 0

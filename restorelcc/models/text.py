@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from restorelcc.base.errors import BadInput
+from restorelcc.models.config_facts import context_of_config
 from restorelcc.models.response_mask import SplitIds, split_pairs
 
 
@@ -71,6 +72,7 @@ def encode_contrasts(
     wrong = _checked_splits(tokenizer, questions, negatives)
     tuples = []
     for row, positive, negative in zip(rows, right, wrong, strict=True):
+        longer = row["negative" if len(negative.ids) > len(positive.ids) else "positive"]
         excess = max(len(positive.ids), len(negative.ids)) - max_tokens
         # The same for both: a token that stands for the question's end and a response's beginning is in one of them.
         start = _same_start(positive, negative)
@@ -78,8 +80,8 @@ def encode_contrasts(
             raise BadInput(f"question {row['question'][:60]!r} has no token that is the same with both responses")
         tuples.append(
             EncodedContrast(
-                _cut(replace(positive, start=start), excess, max_tokens, row["positive"]),
-                _cut(replace(negative, start=start), excess, max_tokens, row["negative"]),
+                _cut(replace(positive, start=start), excess, max_tokens, longer),
+                _cut(replace(negative, start=start), excess, max_tokens, longer),
             )
         )
     return tuples
@@ -103,7 +105,7 @@ def _checked_splits(tokenizer: PreTrainedTokenizerBase, questions: list[str], re
 
 
 def _cut(split: SplitIds, excess: int, max_tokens: int, response: str) -> EncodedPair:
-    """Take `excess` tokens (none when negative) from the left of the question's own."""
+    """Take `excess` tokens (none when negative) from the left of the question's own; response: what takes the room."""
     if excess >= split.start - split.lead:
         raise BadInput(
             f"response {response[:60]!r} fills all {max_tokens} tokens allowed and leaves its question none: shorten "
@@ -154,7 +156,7 @@ def check_rows(name: str, rows: Sequence[Mapping[str, str]], columns: tuple[str,
 def context_length(config: PreTrainedConfig, max_tokens: int) -> int:
     """How long a sequence may be: max_tokens, or the model's own context where that is shorter. config: a model's, also
     of one that sees images, whose context is that of its text."""
-    return min(max_tokens, getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens)
+    return min(max_tokens, context_of_config(config) or max_tokens)
 
 
 def tokens_without_row(tokenizer: PreTrainedTokenizerBase, config: object) -> dict[str, int]:

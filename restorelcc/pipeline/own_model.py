@@ -12,6 +12,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import PAPER, SEQUENCE_LENGTH
 from restorelcc.base.packages import is_package
+from restorelcc.models.config_facts import context_of_config
 from restorelcc.pipeline.named_sources import problems
 from restorelcc.pipeline.oneshot import data_source, model_source
 from restorelcc.pipeline.params import Params, checked
@@ -82,8 +83,7 @@ def looked_at(params: Params, alias: str, layout: Layout) -> dict[str, Any] | No
     key = f"models.{alias}"
     config = source_config(key, entry.source, entry.revision, layout.root)
     fitting = Roles(params.section(alias, "corpus"), entry, layout.root, key).fitting
-    context = getattr(config, "max_position_embeddings", None)
-    return {"family": config.model_type, "context": context, "tokens": len(fitting.tokenizer)}
+    return {"family": config.model_type, "context": context_of_config(config), "tokens": len(fitting.tokenizer)}
 
 
 def fitted_to(entry: dict[str, Any], params: Params, context: int | None) -> dict[str, Any]:

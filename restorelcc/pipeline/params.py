@@ -248,6 +248,7 @@ def _check_settings(params: Params, alias: str) -> None:
 def _check_lengths(params: Params, alias: str) -> None:
     """That no later stage allows rows fewer tokens than `corpus` fits them to. Raises BadInput naming both keys."""
     if params.models[alias].is_microworld:  # its rows are a dozen words
+        _check_documents(params, alias)
         return
     fitted = params.section(alias, "corpus").max_tokens
     for name in ("capture", "probe", "compensate", "recover"):
@@ -257,6 +258,15 @@ def _check_lengths(params: Params, alias: str) -> None:
                 f"params.yaml: {name}.max_tokens is {allowed} for {alias}, below corpus.max_tokens {fitted}, to which "
                 f"rows are fitted: raise {name}.max_tokens, or lower corpus.max_tokens"
             )
+
+
+def _check_documents(params: Params, alias: str) -> None:
+    """That the embedded model is pretrained on at least one batch. Raises BadInput naming both keys."""
+    batch = params.section(alias, "dense").pretrain.batch_size
+    documents = params.section(alias, "corpus").microworld.documents
+    if batch > documents:
+        what = f"dense.pretrain.batch_size is {batch} for {alias}, above corpus.microworld.documents {documents}"
+        raise BadInput(f"params.yaml: {what}: lower the first, or raise the second")
 
 
 def _check_grid(params: Params) -> None:

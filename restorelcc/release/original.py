@@ -59,7 +59,7 @@ def can_be_taken_out(folder: Path) -> bool:
 def original_config(folder: Path) -> dict[str, Any]:
     """The pruned checkpoint's config.json. Raises BadInput for one that no model can have."""
     path = folder / OWN_FOLDER / _DOCUMENT
-    config = parse_json(_document(folder)["texts"]["config.json"], f"{path}: the config that was kept")
+    config = parse_json(_document(folder)["texts"]["config.json"], f"{path}: the config that was kept", tagged=True)
     check_config(path, config)
     return config
 

@@ -29,6 +29,13 @@ class StoredFile:
         return hashlib.sha1(b"blob %d\0" % self.size + self.read()).hexdigest()
 
     @property
+    def pointer_id(self) -> str:
+        """The id git gives the pointer that it holds in the place of a large file."""
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n"
+        text = pointer % (self.sha256.encode(), self.size)
+        return hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(self.read()).hexdigest()
 

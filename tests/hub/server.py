@@ -254,6 +254,7 @@ def _tree(files: Mapping[str, StoredFile]) -> list[dict[str, Any]]:
             entries[folder] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": folder}
         entry: dict[str, Any] = {"type": "file", "oid": file.blob_id, "size": file.size, "path": path}
         if is_large(path, file):
+            entry["oid"] = file.pointer_id
             entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 134}
         entries[path] = entry
     return list(entries.values())

@@ -253,6 +253,29 @@ def test_offline_a_cold_cache_names_the_missing_file_and_a_warm_one_is_enough(
     assert not hub.requests
 
 
+def test_offline_a_cache_without_a_listing_is_enough(
+    hub: LoopbackHub, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an older huggingface_hub leaves it, and a download of single files."""
+    dense.succeeds()
+    reference = dense.project.folder / REFERENCE
+    first = reference.read_bytes()
+    shutil.rmtree(dense.project.folder / "data")
+    (tree,) = (tmp_path / "home").rglob("trees")
+    shutil.rmtree(tree)
+    hub.requests.clear()
+    go_offline(monkeypatch)
+    dense.succeeds()
+    assert reference.read_bytes() == first
+    shutil.rmtree(dense.project.folder / "data")
+    next((tmp_path / "home").rglob(f"snapshots/*/{WEIGHTS}")).unlink()
+    dense.fails(2, f"HF_HUB_OFFLINE is set and {WEIGHTS} of the model {NAME!r} at commit")
+    for path in (tmp_path / "home").rglob("snapshots/*/*"):
+        path.unlink()
+    dense.fails(2, f"HF_HUB_OFFLINE is set and config.json of the model {NAME!r} at commit")
+    assert not hub.requests
+
+
 def test_a_token_is_sent_and_never_written_or_said(
     hub: LoopbackHub, dense: Dense, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.configuration_utils import ALLOWED_LAYER_TYPES, remap_legacy_layer_types
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from restorelcc.base.documents import read_json, write_json
+from restorelcc.base.errors import BadInput
 from restorelcc.models import checkpoint_check
-from restorelcc.models.checkpoint_check import plain_config
+from restorelcc.models.checkpoint_check import loaded_config, plain_config
 from restorelcc.models.config_check import _MOST
 from restorelcc.models.config_facts import (
+    WITH_HEADS,
+    context_of_config,
     family_of_config,
     ffn_width_of_config,
     kv_heads_of_config,
     layout_of_config,
     text_config,
 )
-from restorelcc.models.config_names import EXPERT_COUNTS, lacks, own_name
+from restorelcc.models.config_names import EXPERT_COUNTS, LAYER_TYPES, lacks, own_name
 from restorelcc.models.families import FAMILIES
 from restorelcc.models.tensor_bytes import TensorBytes, densest_group, tensor_bytes
 from restorelcc.models.tensor_files import DTYPES, stored_tensors
@@ -57,6 +63,7 @@ def test_the_names_are_those_of_the_class(kind: str) -> None:
     assert {name: own_name(kind, name) for name in asked} == {name: name for name in asked} | own
     keys = ["word_embed_proj_dim", family.kv_heads_key, *([family.head_dim_key] if family.free_head_dim else [])]
     assert {key: lacks(kind, key) for key in keys} == {key: not hasattr(text, key) for key in keys}
+    assert (context_of_config(config) is None) == (kind == "bloom")
     if not family.experts:  # of others nobody asks
         assert not any(getattr(config, key, None) for key in EXPERT_COUNTS)
 
@@ -99,6 +106,51 @@ def test_a_field_that_is_missing_or_null_is_what_the_class_makes_of_it(
         values |= change
     write_json(folder / "config.json", values)
     assert _facts(plain_config(folder)) == _facts(AutoConfig.from_pretrained(folder))
+
+
+@pytest.mark.parametrize(("kind", "key"), [("granitemoehybrid", "layer_types"), ("nemotron_h", "layers_block_type")])
+def test_former_names_of_layers_are_those_of_today(kind: str, key: str, tmp_path: Path) -> None:
+    """As Granite 4 and Nemotron-H have them on the hub."""
+    folder = _written(kind, tmp_path)
+    values, former = read_json(folder / "config.json"), {"full_attention": "attention", "linear_attention": "mamba"}
+    expected = _facts(plain_config(folder))
+    values[key] = [former.get(name, name) for name in values[key]]
+    assert {"attention", "mamba"} <= set(values[key])
+    write_json(folder / "config.json", values)
+    assert _facts(plain_config(folder)) == expected == _facts(AutoConfig.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("count", [0, 1, None, "8", True])
+def test_one_expert_is_no_mixture(count: object, tmp_path: Path) -> None:
+    """As the dense models of Hunyuan have it on the hub."""
+    folder = _written("hunyuan_v1_dense", tmp_path)
+    expected = _facts(plain_config(folder))
+    values = read_json(folder / "config.json") | {"num_experts": count}
+    write_json(folder / "config.json", values)
+    assert _facts(plain_config(folder)) == expected == _facts(AutoConfig.from_pretrained(folder))
+    write_json(folder / "config.json", values | {"num_experts": 2})
+    for config in (plain_config(folder), AutoConfig.from_pretrained(folder)):
+        with pytest.raises(BadInput, match="'hunyuan_v1_dense' is a mixture of experts"):
+            family_of_config(config)
+
+
+def test_the_kinds_of_layers_are_those_of_the_library() -> None:
+    assert set(LAYER_TYPES) <= set(ALLOWED_LAYER_TYPES)
+    assert set(WITH_HEADS) <= set(LAYER_TYPES)
+    assert remap_legacy_layer_types(list(LAYER_TYPES)) == list(LAYER_TYPES)
+
+
+@pytest.mark.parametrize("kind", ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h"])
+def test_a_state_space_may_have_no_limit(kind: str, tmp_path: Path) -> None:
+    """Nemotron-H's config.json on the hub has a bare Infinity, which is no JSON, and which transformers reads."""
+    folder = _written(kind, tmp_path)
+    values = read_json(folder / "config.json")
+    expected = _facts(plain_config(folder))
+    assert values["time_step_limit"][1] == {"__float__": "Infinity"}
+    (folder / "config.json").write_text(json.dumps(values | {"time_step_limit": [0.0, math.inf]}), encoding="utf-8")
+    assert ", Infinity]" in (folder / "config.json").read_text(encoding="utf-8")
+    assert _facts(plain_config(folder)) == expected
+    assert loaded_config(folder).time_step_limit[1] == math.inf
 
 
 @pytest.mark.parametrize("code", sorted(DTYPES))

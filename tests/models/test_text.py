@@ -12,6 +12,8 @@ from restorelcc.models.text import (
     batches_of_equal_length,
     check_special_tokens,
     check_texts,
+    context_length,
+    encode_contrasts,
     encode_pair,
     right_padded,
     tokens_without_row,
@@ -30,6 +32,19 @@ def test_a_pair_is_split_after_the_questions_tokens() -> None:
 def test_a_long_question_loses_its_left_end_and_is_counted() -> None:
     pair = encode_pair(word_tokenizer(), "w5 w6 w7 w8", "w9 w10", max_tokens=4)
     assert (pair.ids, pair.question_tokens, pair.truncated) == ([7, 8, 9, 10], 2, True)
+
+
+@pytest.mark.parametrize(("positive", "negative"), [("w7", "w8 w9 w10 w11"), ("w8 w9 w10 w11", "w7")])
+def test_the_longer_of_two_responses_is_named(positive: str, negative: str) -> None:
+    row = {"question": "w5 w6", "positive": positive, "negative": negative}
+    with pytest.raises(BadInput, match=r"^response 'w8 w9 w10 w11' fills all 4 tokens allowed"):
+        encode_contrasts(word_tokenizer(), [row], max_tokens=4)
+
+
+def test_the_context_is_that_of_the_config() -> None:
+    assert context_length(AutoConfig.for_model("mpt", max_seq_len=64), 2048) == 64
+    assert context_length(AutoConfig.for_model("gpt2", n_positions=64), 2048) == 64
+    assert context_length(AutoConfig.for_model("bloom"), 2048) == 2048
 
 
 @pytest.mark.parametrize(("question", "response"), [("w5", ""), ("", "w5"), ("  ", "w5")])

@@ -70,6 +70,10 @@ BAD = [
     ("compensate.learning_rates=[0]", r"compensate\.learning_rates\.0 is 0"),
     ("compensate.epochs=three", r"compensate\.epochs is 'three'"),
     ("dense.architecture.kv_heads=3", r"heads \(16\) must be a multiple of kv_heads \(3\)"),
+    (
+        "models.tiny.settings={corpus: {microworld: {documents: 40, calibration_documents: 40}}}",
+        r"dense\.pretrain\.batch_size is 64 for tiny, above corpus\.microworld\.documents 40",
+    ),
     ("corpus.microworld.people=3", r"corpus\.microworld"),
     ("grid.head_ratio=[true]", r"grid\.head_ratio is \[True\]: true and false are not numbers; write a number"),
     (

@@ -21,7 +21,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, HEADS, MERGES, RECOVERIES, UNCHANGED, no_adapter
 from restorelcc.base.stock_files import GENERATION
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL
-from restorelcc.models.checkpoints import copy_processors, load_model, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.checkpoints import copy_processors, load_model, local_folder, write_tokenizer
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.facts import cell_ancestors, cell_facts
@@ -128,7 +128,8 @@ def _merged(pruned: Path, adapter: Path, variant: str) -> Iterator[Path]:
     merged, _ = with_adapter(model, adapter, variant)
     with tempfile.TemporaryDirectory(prefix="merged-", dir=adapter.parents[1]) as scratch:
         written = Path(scratch) / "merged"
-        save_checkpoint(written, merged, load_tokenizer(pruned))
+        merged.save_pretrained(written)
+        write_tokenizer(pruned, written)
         copy_processors(folder, written)
         for place in (folder, pruned):  # the second may have what the dense model has lent
             if (place / GENERATION).is_file():

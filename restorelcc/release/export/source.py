@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from restorelcc.base.errors import BadInput
 from restorelcc.base.stock_files import check_stock
 from restorelcc.models.architectures import Family, family_of_config, head_layout, prunable_linears
-from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.checkpoints import load_model, local_folder, write_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.models.transposed import as_stored
@@ -63,7 +63,8 @@ def open_source(given: Path, scratch: Path) -> Source:
         return Source(given, folder, network, stored, converted=False)
     model = load_model(folder, main_dtype(stored), torch.device("cpu"))
     converted = scratch / "converted"
-    save_checkpoint(converted, model, load_tokenizer(given))
+    model.save_pretrained(converted)
+    write_tokenizer(given, converted)
     return Source(given, converted, empty_model(converted, torch.float32), stored_tensors(converted), converted=True)
 
 
@@ -86,8 +87,9 @@ def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -
 
 
 def main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
-    """The dtype that most bytes of a checkpoint have."""
+    """The floating-point dtype that most bytes of a checkpoint have: older ones hold masks, which are no weights."""
     bytes_of: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
-        bytes_of[tensor.dtype] += tensor.end - tensor.start
+        if tensor.dtype.is_floating_point:
+            bytes_of[tensor.dtype] += tensor.end - tensor.start
     return max(bytes_of, key=lambda dtype: bytes_of[dtype])

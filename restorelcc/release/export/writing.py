@@ -64,7 +64,7 @@ def _check_class_has(folder: Path) -> None:
 
 def _config_document(source: Source, route: Route) -> dict[str, Any]:
     """config.json: the source's own, with what the route changes."""
-    document = config_document(read_json(source.folder / "config.json"), source.config, route.config)
+    document = config_document(read_json(source.folder / "config.json", tagged=True), source.config, route.config)
     document.setdefault("architectures", [type(source.network).__name__])
     return document
 
@@ -130,7 +130,7 @@ def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
         part.data = part.data.to(stored[name].dtype if name in stored else main_dtype(stored))
     smaller.config.dtype = main_dtype(stored)
     smaller.save_pretrained(folder, max_shard_size=max_shard_bytes)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", tagged=True)
     write_json(folder / "config.json", config | former_rope_keys(config))
     targeted = {f"{name}.weight" for _, name, _ in prunable_linears(smaller)}
     return {

@@ -63,7 +63,8 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """Everything as one JSON-ready dict. Raises BadInput for a folder that holds no checkpoint of a known family."""
     source = local_folder(folder, by_class=False)
     config = plain_config(source)
-    family, stored = family_of_config(config), tensor_bytes(source)
+    family = family_of_config(config)
+    stored = {name: tensor for name, tensor in tensor_bytes(source).items() if not family.is_mask(name)}
     tensors, layers = [], []
     layout = layout_of_config(config)
     for layer in map(layout.block, range(layout.layers)):

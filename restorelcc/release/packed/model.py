@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.models.architectures import family_of_config
-from restorelcc.models.checkpoint_check import loaded_config, refused
+from restorelcc.models.checkpoint_check import loaded_config, refused, wrong_keys
 from restorelcc.models.safetensors_header import tensors_of
 from restorelcc.models.tensor_files import DTYPES
 from restorelcc.release.packed.folder import Shard, open_packed, packed_matrix
@@ -163,9 +163,8 @@ def load_packed(folder: str | Path) -> PreTrainedModel:
             output_loading_info=True,
         )
         model.__class__ = kind
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(what):
-            raise BadInput(f"the checkpoint in {folder} has {what.replace('_', ' ')}: {sorted(report[what])[:3]}")
+    if wrong := wrong_keys(config, report):
+        raise BadInput(f"the checkpoint in {folder} has {wrong[0]}: {wrong[1][:3]}")
     for shard in shards:
         for name in tensors_of(shard.header).keys() & linears.keys():
             packed = packed_matrix(shard, name)

@@ -18,12 +18,13 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import StageFailed
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.hooks import compensated
-from restorelcc.models.checkpoint_check import refused
+from restorelcc.models.checkpoint_check import refused, wrong_keys
 from restorelcc.models.config_check import QUANTIZATION_KEYS
+from restorelcc.models.config_facts import context_of_config
 from restorelcc.models.tensors import read_tensors
 from restorelcc.release.original import original_config, original_tensors
 from restorelcc.release.verify.files import Violation
@@ -45,7 +46,7 @@ class Loaded:
 def probe_tokens(config: PretrainedConfig, seed: int = 0) -> list[list[int]]:
     """Random token ids, [B, T]."""
     text = config.get_text_config()
-    length = min(_TOKENS, getattr(text, "max_position_embeddings", None) or _TOKENS)
+    length = min(_TOKENS, context_of_config(config) or _TOKENS)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, text.vocab_size, (_SEQUENCES, length), generator=generator).tolist()
 
@@ -83,11 +84,10 @@ def _started(request: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def check_keys(folder: Path, loaded: Loaded) -> str:
-    """No missing, unexpected or mismatched keys."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loaded.report[kind]:
-            raise Violation(f"loading {folder} reports {kind.replace('_', ' ')}: {', '.join(loaded.report[kind][:3])}")
+def check_keys(folder: Path, config: PretrainedConfig, loaded: Loaded) -> str:
+    """No missing, unexpected or mismatched keys, as `wrong_keys` counts them."""
+    if wrong := wrong_keys(config, loaded.report):
+        raise Violation(f"loading {folder} reports {wrong[0]}: {', '.join(wrong[1][:3])}")
     return f"{loaded.report['class']} in {loaded.report['dtype']}, no missing or unexpected keys"
 
 
@@ -142,8 +142,9 @@ def hooked_logits(model: PreTrainedModel, compensation: Compensation, tokens: li
 def pruned_from_restored(folder: Path) -> PreTrainedModel:
     """The pruned model in float32, rebuilt from the restored checkpoint's weights and the biases it kept."""
     content = {name: value for name, value in original_config(folder).items() if name not in QUANTIZATION_KEYS}
-    with refused("config", folder):
-        config = AutoConfig.for_model(**content)
+    with refused("config", folder), tempfile.TemporaryDirectory() as scratch:
+        write_json(Path(scratch) / "config.json", content)  # infinity is read from a file alone
+        config = AutoConfig.from_pretrained(scratch, trust_remote_code=False)
     # Typed by hand: its annotation does not know the pair that is returned.
     with refused("model", folder), init_empty_weights():
         kind: Any = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))

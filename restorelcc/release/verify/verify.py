@@ -112,9 +112,10 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
         with tempfile.TemporaryDirectory() as scratch:  # of a checkpoint under former names, today's
             yield "against", check_against(stored, _reference(subject, Path(scratch)))
     check_checkpoint(folder)  # before another process loads it
-    tokens = probe_tokens(_config_of(folder))
+    config = _config_of(folder)
+    tokens = probe_tokens(config)
     (loaded,) = load_fresh([(folder, tokens)], waiting)
-    yield "fresh process", check_keys(folder, loaded)
+    yield "fresh process", check_keys(folder, config, loaded)
     if not logits:
         yield "logits", "not compared (--skip-logits)"
         return

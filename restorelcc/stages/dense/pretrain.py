@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
 from restorelcc.stages.dense import ArchitectureConfig, PretrainConfig
 from restorelcc.stages.dense.muon import StackedMuon
@@ -102,7 +103,8 @@ def choice_accuracy(
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of document numbers; every document once per epoch, in an order drawn anew."""
+    """Endless batches of document numbers; every epoch in an order drawn anew, of which the last count % size documents
+    are left out. There have to be `size` of them."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=generator).tolist()
@@ -160,8 +162,14 @@ def pretrain(
     `answer_id` and `stop_id` are the words "answer" and "."; with them, words that nothing before them tells weigh
     `config.noise_weight` in the loss (see `predictable`), without them every word weighs 1.
 
-    Raises RuntimeError when the finished model answers less than `config.floor` of the dev items.
+    Raises BadInput for fewer documents than a batch, and RuntimeError when the finished model answers less than
+    `config.floor` of the dev items.
     """
+    if len(documents) < config.batch_size:
+        raise BadInput(
+            f"dense.pretrain.batch_size is {config.batch_size}, and there are {len(documents)} documents of two "
+            "words or more: lower it, or raise corpus.microworld.documents"
+        )
     optimizers = _optimizers(model, config)
     initial = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     history: History = []

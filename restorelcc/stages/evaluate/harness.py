@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import bars_named
 from restorelcc.base.publish import Scratch
+from restorelcc.models.config_facts import context_of_config
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate.batches import LONGEST, budgeted_lm, token_budget, windowed, within_memory
 from restorelcc.stages.evaluate.confined import sandboxed
@@ -82,7 +83,7 @@ def asked_items(loaded: dict[str, Any], limit: int | None) -> dict[str, Any]:
 
 def context_of(model: PreTrainedModel) -> int:
     """Tokens of the longest request, as in stock lm-eval: the model's context, or 2,048 where it names none."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+    return context_of_config(model.config) or LONGEST
 
 
 def longest(model: PreTrainedModel) -> int:

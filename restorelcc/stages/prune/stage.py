@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
@@ -30,8 +29,8 @@ from restorelcc.models.checkpoints import (
     load_model,
     load_tokenizer,
     local_folder,
-    save_checkpoint,
     write_reference,
+    write_tokenizer,
 )
 from restorelcc.models.references import pinned_source
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare, return_large_buffers
@@ -53,7 +52,6 @@ class Job:
     layout: Layout
     device: torch.device
     dtype: torch.dtype
-    tokenizer: PreTrainedTokenizerBase
     batches_BT: list[Tensor]
 
 
@@ -67,10 +65,14 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
     tokenizer, device = load_tokenizer(layout.dense(cell)), pick_device(model.device)
     batches = calibration_batches(tokenizer, read_texts(calibration), config, device, short=model.is_microworld)
     pruning, dtype = parse_pruning(cell.pruning), pick_dtype(model.dtype, device)
-    job = Job(cell, pruning, config, layout, device, dtype, tokenizer, batches)
+    job = Job(cell, pruning, config, layout, device, dtype, batches)
     with published(layout, layout.pruned(cell)) as (folder,):
         results = _prune(job, folder) if pruning.external is None else _refer(job, folder)
         if pruning.external is None:
+            if model.is_microworld:  # its files are what its class writes, and here writes again
+                tokenizer.save_pretrained(folder)
+            else:
+                write_tokenizer(layout.dense(cell), folder)
             copy_processors(local_folder(layout.dense(cell)), folder)
         report = sparsity_report(pruning, results)
         report["calibration"] = {
@@ -104,14 +106,12 @@ def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
         if not biases:
             copy_checkpoint(source, folder)
         weights = StreamedWeights(network, stored, job.device, written=stored_tensors(folder))
-        results = prune_model(network, job.pruning, job.batches_BT, job.config, weights)
-        job.tokenizer.save_pretrained(folder)
-        return results
+        return prune_model(network, job.pruning, job.batches_BT, job.config, weights)
     network = load_model(dense, job.dtype, job.device)
     if biases:
         give_zero_biases(network)
     results = prune_model(network, job.pruning, job.batches_BT, job.config)
-    save_checkpoint(folder, network, job.tokenizer)
+    network.save_pretrained(folder)
     return results
 
 

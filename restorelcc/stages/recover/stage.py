@@ -16,7 +16,7 @@ from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import published
 from restorelcc.base.recoveries import RECOVERIES, check_recovery
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_compensation
-from restorelcc.models.checkpoints import copy_processors, load_tokenizer, local_folder, save_checkpoint
+from restorelcc.models.checkpoints import copy_processors, local_folder, write_tokenizer
 from restorelcc.models.runtime import computes_as, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover import RecoverConfig
@@ -73,14 +73,13 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
         write_adapter(folder / ADAPTER, result.adapter)
         return {"kind": "adapter", "params_trained": result.params_trained}
     of = parents["pruned"]
-    tokenizer = load_tokenizer(layout.pruned(cell))
     if result.checkpoint is not None:
         shutil.move(result.checkpoint, folder / MODEL)
-        tokenizer.save_pretrained(folder / MODEL)
     elif result.model is not None:
-        save_checkpoint(folder / MODEL, result.model, tokenizer)
+        result.model.save_pretrained(folder / MODEL)
     whole = (folder / MODEL).is_dir()
     if whole:
+        write_tokenizer(layout.pruned(cell), folder / MODEL)
         copy_processors(local_folder(layout.pruned(cell)), folder / MODEL)
         of = model_digest(folder / MODEL)
     if result.compensation is not None:

@@ -78,6 +78,8 @@ def test_a_lent_tokenizer_goes_with_a_merged_adapter(tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "recovered" / "adapter")
     parts = Parts(tmp_path / "ref", adapter=tmp_path / "recovered" / "adapter")
     export_cell(parts, tmp_path / "out", ExportOptions(), "zeros-kept")
+    for path in (tmp_path / "dense").glob("tokenizer*"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert load_tokenizer(tmp_path / "out")("w5 w6")["input_ids"] == pico.word_tokenizer()("w5 w6")["input_ids"]
 
 
@@ -85,6 +87,7 @@ def test_a_lent_tokenizer_goes_with_a_merged_adapter(tmp_path: Path) -> None:
 def test_former_names_are_verified_against_their_source_and_applied_to_no_copy(tmp_path: Path) -> None:
     """As GPT-2 has them on the hub."""
     pair = _pair(tmp_path, "gpt2")
+    pico.store_masks(pair.pruned, "gpt2")
     file = pair.pruned / "model.safetensors"
     save_file(
         {name.removeprefix("transformer."): value for name, value in load_file(file).items()}, file, {"format": "pt"}
@@ -94,6 +97,8 @@ def test_former_names_are_verified_against_their_source_and_applied_to_no_copy(t
     (pair.pruned / "LICENSES" / "MIT.txt").write_text("theirs")
     free = _free(tmp_path, "gpt2")
     export_checkpoint(pair.pruned, free, tmp_path / "out", ExportOptions())
+    for path in pair.pruned.glob("tokenizer*"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "out" / "LICENSE").read_text() == "mine"
     assert (tmp_path / "out" / "LICENSES" / "MIT.txt").read_text() == "theirs"
     assert "against" in _verified(tmp_path / "out", pair.pruned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -10,14 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import write_compensation
+from restorelcc.models.architectures import family_of
+from restorelcc.models.checkpoints import load_model
 from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.engines.report import engine_report
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.export.source import main_dtype
+from restorelcc.release.inspect.inspection import inspect_checkpoint
+from restorelcc.release.packed.folder import pack_folder
 from restorelcc.release.provenance import RECORD
 from restorelcc.release.verify import logits as logits_module
 from restorelcc.release.verify.files import Violation
@@ -27,7 +35,7 @@ from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
 from tests.fresh import asked_of_a_fork, fresh, interrupted_while_a_fork_works, verify_by_fork
-from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, write_pair
+from tests.release.export.restored import Pair, heads_of, pair_of, pruned_model, sites_of, write_pair
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
@@ -94,6 +102,48 @@ def test_folded_biases_below_the_normal_numbers_of_float16_are_right(tmp_path: P
     wrong_O[5] += 2e-7
     with pytest.raises(Violation, match="bias is not what the compensation folds into it"):
         _check_folded("bias", wrong_O, wanted_O)
+
+
+@pytest.mark.usefixtures("stock_forks")
+@pytest.mark.parametrize("family", pico.MASKS)
+def test_masks_that_an_older_class_stored_change_nothing(family: str, tmp_path: Path) -> None:
+    model = pruned_model(family, torch.float16)
+    values = Compensation(torch.zeros(3, 4, 6), sites_of(model, (family_of(model).ffn_out,)))
+    pair = write_pair(tmp_path, model, values)
+    expected = inspect_checkpoint(pair.pruned)
+    masks = pico.store_masks(pair.pruned, family)
+    write_compensation(pair.compensation, values, {})
+    assert inspect_checkpoint(pair.pruned) | {"bytes": 0} == expected | {"bytes": 0}
+    assert main_dtype(stored_tensors(pair.pruned)) == torch.float16
+    export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
+    assert set(masks) <= stored_tensors(tmp_path / "out").keys()
+    found = _run(tmp_path / "out", pair.pruned)
+    assert found["fresh process"].endswith("no missing or unexpected keys")
+    assert "with every tensor read" in engine_report(tmp_path / "out", load=True)["engines"][0]["tried"]
+    pack_folder(tmp_path / "out", tmp_path / "packed")
+    assert _run(tmp_path / "packed")["packed logits"]
+
+
+@pytest.mark.usefixtures("stock_forks")
+def test_a_config_with_a_bare_infinity_is_exported_and_verified(tmp_path: Path) -> None:
+    pair = pair_of(tmp_path, "bamba", attention_bias=True)
+    path = pair.pruned / "config.json"
+    path.write_text(json.dumps(read_json(path) | {"time_step_limit": [0.0, math.inf]}), encoding="utf-8")
+    write_compensation(pair.compensation, Compensation(heads_of(pico.pico("bamba"))), {})
+    export_checkpoint(pair.pruned, pair.compensation, tmp_path / "out", ExportOptions())
+    assert read_json(tmp_path / "out" / "config.json")["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert "tolerance" in _run(tmp_path / "out")["logits"]
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("gpt2", "h.0.attn.c_masked_bias"), ("gptj", "h.0.mlp.bias"), ("llama", "h.0.attn.bias")]
+)
+def test_other_tensors_that_the_class_lacks_are_refused(family: str, name: str, tmp_path: Path) -> None:
+    pruned = pair_of(tmp_path, family).pruned
+    path = pruned / "model.safetensors"
+    save_file(load_file(path) | {f"transformer.{name}": torch.zeros(2)}, path, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=rf"has unexpected keys: \['transformer\.{name}'\]"):
+        load_model(pruned, torch.float32, torch.device("cpu"))
 
 
 def _flip_zero(folder: Path) -> None:

@@ -1,11 +1,15 @@
 """Pretraining is deterministic, stops by accuracy, and its parts do what their docstrings say."""
 
+from itertools import islice
+
 import pytest
 import torch
 
+from restorelcc.base.errors import BadInput
 from restorelcc.stages.dense import ArchitectureConfig, PretrainConfig
 from restorelcc.stages.dense.muon import orthogonalised
 from restorelcc.stages.dense.pretrain import (
+    _batches,
     build_model,
     choice_accuracy,
     learning_rate_factor,
@@ -55,6 +59,20 @@ def test_training_learns_to_copy_and_fails_below_the_floor():
     assert history[-1]["mean"] == 1.0
     with pytest.raises(RuntimeError, match="below the floor"):
         run(max_steps=10, decay_steps=1, muon_lr=1e-9, adam_lr=1e-9, floor=1.0)
+
+
+def test_fewer_documents_than_a_batch_are_refused():
+    with pytest.raises(
+        BadInput, match=r"dense\.pretrain\.batch_size is 121, and .* 120 .*corpus\.microworld\.documents"
+    ):
+        run(batch_size=121)
+
+
+def test_every_epoch_is_whole_batches_in_an_order_of_its_own():
+    batches = list(islice(_batches(7, 3, seed=0), 6))
+    epochs = [[*batches[at], *batches[at + 1]] for at in (0, 2, 4)]
+    assert all(len(set(epoch)) == 6 and set(epoch) < set(range(7)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
 
 
 def test_the_common_vector_is_shared_by_all_embeddings():

@@ -53,6 +53,43 @@ def test_streamed_equals_in_memory_and_is_a_stock_checkpoint(
         assert (folder / source.name).is_file(), source.name
 
 
+@pytest.mark.parametrize(
+    ("family", "pruning"), [("gpt_neo", "refined-0.5"), ("gptj", "wanda-0.5"), ("gpt2", "wanda-0.5")]
+)
+def test_masks_that_an_older_class_stored_are_carried_along(family: str, pruning: str, tmp_path: Path) -> None:
+    """GPT-Neo and GPT-J on the hub, and older GPT-2."""
+    layout = project(tmp_path, pico.pico(family))
+    expected = load_file(prune(layout, pruning) / "model.safetensors")
+    masks = pico.store_masks(layout.dense(Cell("pico")), family)
+    folder = prune(layout, pruning)
+    written = load_file(folder / "model.safetensors")
+    assert written.keys() == expected.keys() | set(masks)
+    for name, value in expected.items():
+        assert torch.equal(written[name], value), name
+    load_model(folder, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("pruning", ["wanda-0.5", "slimgpt-0.3"])
+@pytest.mark.parametrize("former", [False, True])
+def test_the_tokenizer_is_the_dense_models_own(pruning: str, former: bool, tmp_path: Path) -> None:
+    """Without a padding token it stays without one, streamed or, under former names, loaded whole."""
+    layout = project(tmp_path, pico.pico())
+    dense = layout.dense(Cell("pico"))
+    settings = dense / "tokenizer_config.json"
+    own = json.loads(settings.read_text()) | {"pad_token": None, "chat_template": "{{ messages }}"}
+    settings.write_text(json.dumps(own))
+    (dense / "additional_chat_templates").mkdir()
+    (dense / "additional_chat_templates" / "short.jinja").write_text("{{ messages[0] }}")
+    if former:
+        path = dense / "model.safetensors"
+        save_file({name.removeprefix("model."): value for name, value in load_file(path).items()}, path)
+    folder = prune(layout, pruning)
+    for name in ("tokenizer.json", "tokenizer_config.json", "additional_chat_templates/short.jinja"):
+        assert (folder / name).read_bytes() == (dense / name).read_bytes(), name
+    assert load_tokenizer(folder).pad_token == "</s>"
+    assert load_tokenizer(folder, padded=False).pad_token is None
+
+
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     layout = project(tmp_path, pico.pico())
     for pruning in ("sparsegpt-2of4", "slimgpt-0.3"):

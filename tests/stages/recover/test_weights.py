@@ -79,6 +79,8 @@ def test_survivors_change_and_every_zero_stays(name: str, layout: Layout) -> Non
     others = {key for key in before.state_dict() if key.removesuffix(".weight") not in _weights(before)}
     assert all(torch.equal(after.state_dict()[key], before.state_dict()[key]) for key in others)
     survivors = sum(int((weight != 0).sum()) for weight in _weights(before).values())
+    for path in layout.pruned(CELL).glob("tokenizer*"):
+        assert (folder / path.name).read_bytes() == path.read_bytes(), "the pruned model's own"
     if name in ("masked", "reconstruct"):
         assert document["params_trained"] == survivors
     if name == "masked-compensated":
