@@ -20,7 +20,17 @@ from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.tables import HEADS, ITEMS, MEASURED, SAMPLES, TEXT_SCORES, read_table, read_texts, write_table, write_texts
+from restorelcc.base.tables import (
+    HEADS,
+    ITEMS,
+    MEASURED,
+    SAMPLES,
+    TEXT_SCORES,
+    read_table,
+    read_texts,
+    write_table,
+    write_texts,
+)
 from restorelcc.cli.app import app
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.hooks import compensated

@@ -87,7 +87,7 @@ def test_two_channels_a_round_lose_little_more_than_one() -> None:
 def test_a_part_that_others_can_replace_goes_first() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=generator)
-    x[:, 4:] = x[:, 2:4] @ torch.randn(2, 2, generator=generator)  # the third pair says nothing that the second does not
+    x[:, 4:] = x[:, 2:4] @ torch.randn(2, 2, generator=generator)  # the third pair says nothing beside the second
     weight = torch.ones(3, 6)
     weight[:, :2] = 0.9  # the least in magnitude, but nothing replaces it
     removed = choose_parts(weight, damped(x.T @ x, 0.001), torch.arange(6).reshape(3, 2), 1)
