@@ -25,27 +25,28 @@ from tests.whole_project import Project
 FENCED = re.compile(r"^```([a-z]*)[^\n]*\n(.*?)^```", re.M | re.S)
 INDENTED = re.compile(r"(?:^    .*\n|^\n)+", re.M)
 
-# The test that runs it; the key is how the command begins.
+# The test that runs it, and how: words of that file. Where they name a page, its blocks are run, and the command is in
+# one of them. The key is how the command begins.
 ELSEWHERE = {
-    "make flow": "tests/flows/test_restore.py",
-    "python -m flows.restore": "tests/flows/test_restore.py",
-    "python -m flows.restore --dask": "tests/flows/test_docs.py",
-    "python -m flows.sweep": "tests/flows/test_docs.py",
-    "python -m flows.serve": "tests/flows/test_docs.py",
-    "python -m flows.machines": "tests/flows/test_docs.py",
-    "prefect": "tests/flows/test_docs.py",
-    "restorelcc share": "tests/flows/test_docs.py",
-    "restorelcc push": "tests/flows/test_docs.py",
-    "restorelcc pull": "tests/flows/test_docs.py",
-    "git": "tests/flows/test_docs.py",
-    "export": "tests/flows/test_docs.py",
-    "mkdir": "tests/flows/test_docs.py",
-    "echo": "tests/flows/test_docs.py",
-    "dvc repro": "tests/test_end_to_end.py",
-    "dvc exp run": "tests/flows/test_experiments.py",
-    "restorelcc restore": "tests/pipeline/test_restore.py",
-    "accelerate launch": "tests/stages/compensate/test_processes.py",
-    "dvc commit --force": "tests/stages/compensate/test_processes.py",
+    "make flow": ("tests/flows/test_restore.py", '"-m", "flows.restore"'),
+    "python -m flows.restore": ("tests/flows/test_restore.py", '"-m", "flows.restore"'),
+    "python -m flows.restore --dask": ("tests/flows/test_docs.py", 'blocks("distributed.md")'),
+    "python -m flows.sweep": ("tests/flows/test_docs.py", 'blocks("schedules.md")'),
+    "python -m flows.serve": ("tests/flows/test_docs.py", 'blocks("schedules.md")'),
+    "python -m flows.machines": ("tests/flows/test_docs.py", 'blocks("distributed.md")'),
+    "prefect": ("tests/flows/test_docs.py", 'blocks("schedules.md")'),
+    "restorelcc share": ("tests/flows/test_docs.py", 'blocks("sharing.md")'),
+    "restorelcc push": ("tests/flows/test_docs.py", 'blocks("sharing.md")'),
+    "restorelcc pull": ("tests/flows/test_docs.py", 'blocks("sharing.md")'),
+    "git": ("tests/flows/test_docs.py", 'blocks("sharing.md")'),
+    "export": ("tests/flows/test_docs.py", 'blocks("schedules.md")'),
+    "mkdir": ("tests/flows/test_docs.py", 'blocks("schedules.md")'),
+    "echo": ("tests/flows/test_docs.py", 'blocks("sharing.md")'),
+    "dvc repro": ("tests/test_end_to_end.py", ".repro()"),
+    "dvc exp run": ("tests/flows/test_experiments.py", '"dvc", "exp", "run"'),
+    "restorelcc restore": ("tests/pipeline/test_restore.py", '["restore", '),
+    "accelerate launch": ("tests/stages/compensate/test_processes.py", "accelerate.commands.launch"),
+    "dvc commit --force": ("tests/flows/test_exact.py", 'dvc(["commit", "--force"'),
 }
 # Why nobody runs it.
 NOT_RUN = {
@@ -134,10 +135,21 @@ def _words(line: str) -> Iterator[str]:
 
 def way(text: str) -> str | None:
     """ "here", the test that runs a command, or the reason why none does; None for a command that nobody knows."""
-    known = {key: value for table in (ELSEWHERE, NOT_RUN) for key, value in table.items() if text.startswith(key)}
+    tables = ({key: test for key, (test, _) in ELSEWHERE.items()}, NOT_RUN)
+    known = {key: value for table in tables for key, value in table.items() if text.startswith(key)}
     if known:
         return known[max(known, key=len)]
     return "here" if text.split()[0] in HERE else None
+
+
+def runs_nothing(start: str, test: str, words: str) -> str | None:
+    """What shows that a test of ELSEWHERE does not run the commands that begin so, as far as its text tells."""
+    if not (ROOT / test).is_file() or words not in (ROOT / test).read_text(encoding="utf-8"):
+        return f"{start}: {words!r} is not in {test}"
+    page = re.search(r"\w+\.md", words)
+    if page and not any(each.page == page[0] and each.text.startswith(start) for each in commands()):
+        return f"{start}: not in {page[0]}, whose blocks {test} runs"
+    return None
 
 
 def run_in_a_finished_project(project: Project, capfd: pytest.CaptureFixture[str]) -> None:

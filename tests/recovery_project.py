@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
@@ -36,6 +37,17 @@ def words(count: int, seed: int) -> str:
     """Random words of the pico tokenizer."""
     rng = random.Random(seed)
     return " ".join(f"w{rng.randrange(3, pico.VOCABULARY - 1)}" for _ in range(count))
+
+
+@torch.no_grad()
+def log_likelihoods(model: PreTrainedModel, texts: list[str]) -> list[float]:
+    """log P(token | earlier tokens) summed over each text, a forward for each."""
+    tokenizer, found = pico.word_tokenizer(), []
+    for text in texts:
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        log_TV = model(input_ids=ids[None, :-1]).logits[0].log_softmax(-1)
+        found.append(float(log_TV.gather(1, ids[1:, None]).sum()))
+    return found
 
 
 def recovery_project(root: Path, pairs: int = 24, family: str = "llama", **changes: object) -> Layout:

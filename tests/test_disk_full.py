@@ -24,7 +24,10 @@ from tests.dag import ROOT
 from tests.whole_project import PICO, merged
 
 # Of a stage's writes, counted from 0 to 1: those from which on there is no room. The last is the log of its seconds.
-STAGES: dict[str, tuple[float, ...]] = {"corpus": (), "dense": (0, 0.6, 1), "evaluate_dense": (0.9,), "report": (0.5,)}
+# A capture's are two layers after the state it goes on from.
+STAGES: dict[str, tuple[float, ...]] = {"corpus": (0.5,), "dense": (0, 0.6, 1), "capture_dense": (0.8,)}
+STAGES |= {"prune": (0.5,), "capture_pruned": (0.4,), "extract": (0.5,), "probe": (0.6,), "compensate": (0.6,)}
+STAGES |= {"evaluate_dense": (0.9,), "report": (0.5,)}
 TINY = {"grid": {"model": ["tiny"], "pruning": ["wanda-0.5"], "head_ratio": [0.25], "recovery": []}}
 FULL = os.strerror(errno.ENOSPC)
 
@@ -45,13 +48,20 @@ class Disk:
 
         patch.setattr(builtins, "open", opened)
         patch.setattr(io, "open", opened)
-        table, tensors = pq.write_table, safetensors.torch.serialize_file
+        table, writer, tensors = pq.write_table, pq.ParquetWriter, safetensors.torch.serialize_file
 
-        def write_table(content: Any, where: Any, **named: Any) -> None:
+        def expect_room(where: Any) -> None:
             if self._has_no_room(where):
                 Path(where).write_bytes(b"PAR1")
                 raise OSError(errno.ENOSPC, f"Error writing bytes to file. Detail: [errno 28] {FULL}")
+
+        def write_table(content: Any, where: Any, **named: Any) -> None:
+            expect_room(where)
             table(content, where, **named)
+
+        def parquet_writer(where: Any, *rest: Any, **named: Any) -> pq.ParquetWriter:  # of the layers of a capture
+            expect_room(where)
+            return writer(where, *rest, **named)
 
         def serialize_file(content: Any, where: Any, **named: Any) -> None:
             if self._has_no_room(where):
@@ -59,6 +69,7 @@ class Disk:
             tensors(content, where, **named)
 
         patch.setattr(pq, "write_table", write_table)
+        patch.setattr(pq, "ParquetWriter", parquet_writer)
         patch.setattr(safetensors.torch, "serialize_file", serialize_file)
 
     def _has_no_room(self, where: Any) -> bool:
@@ -81,7 +92,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(stage: str, folder: Path) -> int:
-    names = [] if stage == "report" else ["--model", "tiny"]
+    per_model = ("corpus", "dense", "capture_dense", "evaluate_dense")
+    axes = {"report": 0, "compensate": 3}.get(stage, 1 if stage in per_model else 2)
+    names = ["--model", "tiny", "--pruning", "wanda-0.5", "--head-ratio", "0.25"][: 2 * axes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["restorelcc", stage, *names, "--params", str(folder / "params.yaml")])
         try:

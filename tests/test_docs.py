@@ -25,7 +25,7 @@ from restorelcc.cli.app import app
 from restorelcc.pipeline.params import Params, checked
 from tests import docs_commands
 from tests.dag import ROOT
-from tests.docs_commands import FENCED, blocks, missing, pages, way
+from tests.docs_commands import FENCED, blocks, missing, pages, runs_nothing, way
 
 PAGES = pages()
 TARGET = re.compile(r"^([a-z-]+):", re.M)
@@ -99,7 +99,18 @@ def test_every_command_of_a_block_is_run_somewhere_or_it_is_said_why_not() -> No
     texts = [each.text for each in found]
     for table in (docs_commands.ELSEWHERE, docs_commands.NOT_RUN):
         assert not [start for start in table if not any(text.startswith(start) for text in texts)], "no page has it now"
-    assert all((ROOT / test).is_file() for test in docs_commands.ELSEWHERE.values())
+    assert not [wrong for each in docs_commands.ELSEWHERE.items() if (wrong := runs_nothing(each[0], *each[1]))]
+
+
+def test_a_table_that_names_a_test_which_runs_nothing_of_it_is_found() -> None:
+    processes = "tests/stages/compensate/test_processes.py"
+    assert runs_nothing("dvc commit --force", processes, "--force") == (
+        f"dvc commit --force: '--force' is not in {processes}"
+    )
+    assert runs_nothing("restorelcc push", "tests/flows/test_docs.py", 'blocks("schedules.md")') == (
+        "restorelcc push: not in schedules.md, whose blocks tests/flows/test_docs.py runs"
+    )
+    assert runs_nothing("git", "tests/flows/none.py", "git") is not None
 
 
 def test_what_a_page_shows_is_compared_in_shape_and_a_new_program_is_found() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.cli import main as dvc
 
 from restorelcc.pipeline.versions import read_versions, write_version
+from tests.flows.in_process import repo_here
 from tests.flows.light import LightProject
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1, 0.25]}
@@ -179,6 +181,17 @@ def test_there_and_back_computes_nothing_and_reports_only_the_grid(base: LightPr
     assert project.repro() == looked
     after = project.artifacts()
     assert {path: after[path] for path in before} == before
+
+
+def test_what_a_stage_gave_by_hand_is_its_result_after_dvc_commit_force(base: LightProject, tmp_path: Path) -> None:
+    """As docs/models.md says for a stage under a launcher."""
+    project, stage = base.copy(tmp_path / "copy"), "compensate@tiny-wanda-0.5-0.1"
+    project.set("compensate.epochs", 9)
+    project.sh("restorelcc", "compensate", "--model", "tiny", "--pruning", "wanda-0.5", "--head-ratio", "0.1")
+    with repo_here(project.folder, project.environment) as repo:
+        assert repo.status([stage])
+        assert dvc(["commit", "--force", stage]) == 0
+        assert not repo.status([stage])
 
 
 def test_every_change_of_the_brief_is_in_the_table() -> None:

@@ -13,6 +13,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import FAMILIES, head_layout, out_projections
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import main_component
@@ -97,7 +98,7 @@ def test_sites_are_named_once_and_in_forward_order() -> None:
     ],
     ids=str,
 )
-def test_every_mode_trains_folds_and_is_evaluated(changes: dict, layout: Layout) -> None:
+def test_every_mode_trains_and_folds_and_the_widest_is_evaluated(changes: dict, layout: Layout) -> None:
     run(RESTORED, _config(**changes), ENTRY, layout)
     training = read_json(layout.training(RESTORED))
     assert training["runs"][0]["valid_losses"][-1] < training["runs"][0]["initial_loss"]
@@ -108,6 +109,14 @@ def test_every_mode_trains_folds_and_is_evaluated(changes: dict, layout: Layout)
     assert {site.linear for site in found.sites} == set(
         site_paths(FAMILIES["llama"], [site for site in sites if site != "o"])
     )
+    model = load_model(layout.pruned(CELL), torch.float32, CPU)
+    with torch.no_grad():
+        before = model(input_ids=pico.tokens()).logits
+        with compensated(model, found):
+            wanted = model(input_ids=pico.tokens()).logits
+        fold(model, found)
+        torch.testing.assert_close(model(input_ids=pico.tokens()).logits, wanted, atol=1e-5, rtol=1e-4)
+    assert (wanted - before).abs().max() > 1e-3
     if len(sites) < 7:
         return
     run_restored(RESTORED, EVALUATE, ENTRY, layout)
@@ -189,6 +198,23 @@ def test_a_model_taught_by_itself_has_the_response_loss_alone() -> None:
         plain = response_loss(model, *response_batch(pairs, 0, CPU))
         taught = distilled_loss(model, pairs, targets, 0, weight=0.25)
     torch.testing.assert_close(taught, 0.75 * plain, atol=1e-4, rtol=1e-4)
+
+
+def test_the_weight_is_the_share_of_the_divergence_in_the_loss() -> None:
+    model, other, pairs = pico.pico(), pico.pico(seed=1), [*_pairs()]
+    for each in (model, other):
+        each.get_output_embeddings().weight.mul_(20)  # predictions that differ by more than rounding
+    targets = dense_targets(other, pairs, 0, pico.VOCABULARY)
+    plain = lost = 0.0
+    with torch.no_grad():
+        for pair in pairs:
+            ids, at = torch.tensor([pair.ids]), slice(pair.question_tokens - 1, -1)
+            q, p = (each(input_ids=ids).logits[0, at].log_softmax(-1) for each in (model, other))
+            plain -= float(q.gather(1, ids[0, pair.question_tokens :, None]).sum())
+            lost += float((p.exp() * (p - q)).sum())
+        taught = float(distilled_loss(model, pairs, targets, 0, weight=0.25))
+    assert taught == pytest.approx(0.75 * plain + 0.25 * lost, rel=1e-4)
+    assert lost > 0.1 * plain
 
 
 def _pairs():

@@ -20,9 +20,21 @@ from restorelcc.base.fingerprint import read_fingerprint
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.prunings import parse_pruning
-from restorelcc.base.tables import HEADS, ITEMS, MEASURED, SAMPLES, TEXT_SCORES, read_table, write_table, write_texts
+from restorelcc.base.tables import (
+    HEADS,
+    ITEMS,
+    MEASURED,
+    SAMPLES,
+    TEXT_SCORES,
+    read_table,
+    read_texts,
+    write_table,
+    write_texts,
+)
 from restorelcc.cli.app import app
-from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.compensation.file import read_compensation
+from restorelcc.compensation.hooks import compensated
+from restorelcc.models.checkpoints import load_model, save_checkpoint
 from restorelcc.models.tensors import write_tensors
 from restorelcc.stages.corpus.stage import _task
 from restorelcc.stages.evaluate import EvaluateConfig, GenerationConfig
@@ -34,6 +46,7 @@ from restorelcc.stages.report.markdown import markdown
 from restorelcc.stages.report.results import read_results
 from tests import pico
 from tests.fingerprints import SWAPS, swapped
+from tests.recovery_project import log_likelihoods
 from tests.stages.evaluate.own_tasks import KINDS, write_task
 
 DENSE, PRUNED, RESTORED = Cell("m"), Cell("m", "wanda-0.5"), Cell("m", "wanda-0.5", "0.1")
@@ -149,6 +162,19 @@ def test_held_out_texts_are_scored_one_by_one_and_compared(layout: Layout) -> No
         assert found[name]["n"] == len(rows[cell])
     assert set(read_json(layout.details(PRUNED))["heldout"]) == {"dense"}
     assert "heldout" not in read_json(layout.details(DENSE))
+
+
+def test_texts_are_scored_by_the_pruned_model_with_its_compensation_once(layout: Layout) -> None:
+    """Against hooks: an offset that is folded twice, or into another layer, gives other numbers."""
+    model = load_model(layout.pruned(PRUNED), torch.float32, torch.device("cpu"))
+    texts = read_texts(layout.corpus(DENSE) / "heldout.parquet")
+    pruned = log_likelihoods(model, texts)
+    with compensated(model, read_compensation(layout.compensation(RESTORED))[0]):
+        restored = log_likelihoods(model, texts)
+    for cell, expected in ((PRUNED, pruned), (RESTORED, restored)):
+        found = [row["log_likelihood"] for row in read_table(layout.text_scores(cell), TEXT_SCORES)]
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert restored != pytest.approx(pruned, rel=1e-3)
 
 
 def test_details_hold_what_the_report_draws(layout: Layout) -> None:

@@ -60,6 +60,21 @@ def test_the_loss_is_reconstructed(solver: Literal["svd", "gram"]) -> None:
     torch.testing.assert_close(projected, lost_NHD, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_number_of_threads_changes_no_bit(solver: Literal["svd", "gram"], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides how many heads are decomposed at once: 3 and 2 of these 9."""
+    lost_NHD = torch.randn(20, 9, 6, generator=torch.Generator().manual_seed(5))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(decompose(lost_NHD, solver))
+        finally:
+            torch.set_num_threads(before)
+    for name in ("directions_HDD", "singular_values_HD", "loadings_HD"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+
+
 def test_both_solvers_agree_and_signs_are_fixed() -> None:
     lost_NHD = torch.randn(60, 4, 6, generator=torch.Generator().manual_seed(4))
     svd, gram = decompose(lost_NHD, "svd"), decompose(lost_NHD, "gram")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, read_layer
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.tables import HEADS, read_metadata, read_table
+from restorelcc.base.tables import CONTRAST, HEADS, read_metadata, read_table
 from restorelcc.compensation.hooks import offset_heads
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.models.checkpoints import load_model, save_checkpoint
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import EncodedContrast, encode_contrasts
@@ -21,7 +23,9 @@ from restorelcc.stages.extract import ExtractConfig
 from restorelcc.stages.extract.stage import run as extract
 from restorelcc.stages.probe import ProbeConfig
 from restorelcc.stages.probe.attribution import causal_scores, gradient_scores, margin_batches
+from restorelcc.stages.probe.contrastive import heldout_mask, kl_scores, mse_scores, probe_heads
 from restorelcc.stages.probe.margins import evenly_spread
+from restorelcc.stages.probe.relational import relational_scores
 from restorelcc.stages.probe.stage import run
 from tests import pico
 from tests.stages.capture.project import CELL, ENTRY, capture, project, tuples, write_tuples
@@ -75,12 +79,17 @@ def test_samples_are_spread_evenly() -> None:
 ALL = ("paper", "relational", "causal", "gradient", "random", "mse", "kl", "energy")
 
 
-@pytest.fixture
-def captured(tmp_path: Path) -> Layout:
-    layout = project(tmp_path, count=20)
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    layout = project(tmp_path_factory.mktemp("captured"), count=20)
     capture(layout)
     extract(CELL, ExtractConfig(), ENTRY, layout)
-    return layout
+    return layout.root
+
+
+@pytest.fixture
+def captured(made_once: Path, tmp_path: Path) -> Layout:
+    return Layout(shutil.copytree(made_once, tmp_path, dirs_exist_ok=True))
 
 
 @pytest.mark.parametrize("score", ALL)
@@ -102,6 +111,51 @@ def test_every_score_is_a_column_and_can_rank(captured: Layout, score: str) -> N
         c_LHD = main_component(parts["directions"], parts["loadings"], 1)
         best = rows[0]
         assert best["energy"] == pytest.approx(float(c_LHD[best["layer"], best["head"]].square().sum()), rel=1e-5)
+
+
+def test_the_columns_are_the_scores_of_the_tensors_that_eq_7_names(captured: Layout) -> None:
+    """z_c^q = z_pruned + c_K, and what edits are made with is the mean loss; every tensor is put together here."""
+    config = ProbeConfig(scores=("mse", "kl", "relational", "causal", "gradient"), components=2, margin_samples=4)
+    run(CELL, config, ENTRY, captured)
+    row_LH = {(row["layer"], row["head"]): row for row in read_table(captured.heads(CELL), HEADS)}
+    model = load_model(captured.pruned(CELL), torch.float32, torch.device("cpu"))
+    heads = head_layout(model)
+    parts, _ = read_tensors(captured.components(CELL), ("directions", "loadings"))
+    heldout = heldout_mask(20, config.heldout_share, config.seed)
+    lost_LHD = torch.zeros(heads.layers, heads.heads, heads.head_dim)
+    for layer in range(heads.layers):
+        dense_NHD, positive_NHD, negative_NHD = (
+            read_layer(captured.dense_activations(CELL), layer, role, heads) for role in (QUESTION, POSITIVE, NEGATIVE)
+        )
+        pruned_NHD = read_layer(captured.pruned_activations(CELL), layer, QUESTION, heads)
+        lost_LHD[layer] = (dense_NHD - pruned_NHD).mean(dim=0)
+        directions_HDD, loadings_HD = parts["directions"][layer], parts["loadings"][layer]
+        c_HD = loadings_HD[:, :1] * directions_HDD[:, 0] + loadings_HD[:, 1:2] * directions_HDD[:, 1]
+        probed = pruned_NHD + c_HD, positive_NHD, negative_NHD
+        paper = probe_heads(*probed, heldout)
+        expected = {
+            "paper": paper.accuracy_H,
+            "log_loss": paper.log_loss_H,
+            "relational": relational_scores(*probed, heldout),
+            "mse": mse_scores(dense_NHD, pruned_NHD),
+            "kl": kl_scores(dense_NHD, pruned_NHD),
+        }
+        for name, score_H in expected.items():
+            found = [row_LH[layer, head][name] for head in range(heads.heads)]
+            assert found == pytest.approx(score_H.tolist(), rel=1e-5), name
+    rows = read_table(captured.corpus(CELL) / "contrast.parquet", CONTRAST)
+    pairs = encode_contrasts(pico.word_tokenizer(), [rows[n] for n in evenly_spread(len(rows), 4)], config.max_tokens)
+    only_LHD = torch.zeros_like(lost_LHD)
+    only_LHD[2, 1] = lost_LHD[2, 1]
+    plain = sum(_margin(model, pair) for pair in pairs) / 4
+    with offset_heads(model, only_LHD):
+        edited = sum(_margin(model, pair) for pair in pairs) / 4
+    assert row_LH[2, 1]["causal"] == pytest.approx(edited - plain, abs=1e-5)
+    batches = margin_batches(model, pairs, token_budget=99, pad=0)
+    gradient_LH = gradient_scores(model, batches, lost_LHD[:, None])
+    assert [row_LH[heads.pair(n)]["gradient"] for n in range(heads.total)] == pytest.approx(
+        gradient_LH.flatten().tolist(), rel=1e-3, abs=1e-5
+    )
 
 
 def test_without_model_scores_the_pruned_model_is_not_needed(captured: Layout) -> None:

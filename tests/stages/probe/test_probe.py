@@ -1,5 +1,6 @@
 """The probes find what was planted, at its own place, and miss what they cannot see."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -65,6 +66,27 @@ def test_a_relation_is_found_by_the_bilinear_probe_and_missed_by_the_linear_one(
     assert relational_H[[h for h in range(HEADS) if h != 3]].max() < 0.65
     for solver in SOLVERS:
         assert probe_heads(question, positive, negative, mask, solver=solver).accuracy_H[3] < 0.6
+
+
+def test_the_bilinear_probe_is_a_ridge_over_all_products() -> None:
+    """Written out: one weight for each product of [1 ; q] and d, in NumPy, and not in its dual."""
+    question, positive, negative = _random(40, HEADS, HEAD_DIM, seed=14)
+    positive += 0.4 * question.roll(1, dims=2) + 0.1
+    mask = heldout_mask(40, 0.3, seed=1)
+    test_N = mask.numpy()
+    shares = []
+    for head in range(HEADS):
+        q, p, n = (part[:, head].double().numpy() for part in (question, positive, negative))
+        q = (q - q[~test_N].mean(0)) / q[~test_N].std(0)
+        d = (p - n) / np.concatenate([p[~test_N], n[~test_N]]).std(0)
+        asked = np.concatenate([np.ones((40, 1)), q / HEAD_DIM**0.5], axis=1)
+        products = np.stack([np.kron(one, other / HEAD_DIM**0.5) for one, other in zip(asked, d, strict=True)])
+        x, held_out = products[~test_N], products[test_N]
+        ridge = (x**2).sum(1).mean() * np.eye(x.shape[1])
+        weights = np.linalg.solve(x.T @ x + ridge, x.sum(0))  # every target is 1
+        shares.append((held_out @ weights > 0).mean())
+    assert relational_scores(question, positive, negative, mask).tolist() == pytest.approx(shares)
+    assert len(set(shares)) > 3 and max(shares) > 0.6
 
 
 def test_heads_are_probed_independently() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES
-from restorelcc.base.tables import write_texts
+from restorelcc.base.tables import TEXT_SCORES, read_table, read_texts, write_texts
 from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import HeadLayout
@@ -25,8 +27,9 @@ from restorelcc.stages.recover.result import Inputs
 from restorelcc.stages.recover.stage import METHODS, run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.closed_form import mean_inputs
+from restorelcc.training.state import TrainingState
 from tests import pico
-from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, recovery_project
+from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, log_likelihoods, recovery_project
 
 CONFIG = RecoverConfig(learning_rates=(0.01, 0.03), epochs=1, batch_size=8, max_tokens=16)
 CPU = torch.device("cpu")
@@ -71,6 +74,12 @@ def test_a_compensation_is_evaluated_as_one(layout: Layout) -> None:
     assert metrics["sparsity"] == pytest.approx(0.5)
     assert metrics["params_added"] == 2 * pico.LAYERS * pico.WIDTH
     assert metrics["params_trained"] == 0, "nothing is trained"
+    assert read_json(layout.metrics(CELL))["perplexity"]["value"] != pytest.approx(metrics["perplexity"]["value"], 1e-3)
+    model = load_model(layout.pruned(CELL), torch.float32, CPU)
+    with compensated(model, read_compensation(layout.recovered(cell) / "compensation.safetensors")[0]):
+        expected = log_likelihoods(model, read_texts(layout.corpus(CELL) / "heldout.parquet"))
+    found = [row["log_likelihood"] for row in read_table(layout.text_scores(cell), TEXT_SCORES)]
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_free_biases_reach_at_least_what_any_heads_reach(layout: Layout) -> None:
@@ -149,6 +158,38 @@ def test_calibration_texts_end_where_the_models_context_does(tmp_path: Path) -> 
     write_texts(layout.corpus(CELL) / "calibration.parquet", [" ".join(f"w{3 + n % 60}" for n in range(200))])
     batches = Inputs(_cell("meanshift"), CONFIG, ENTRY, layout, None).calibration()  # type: ignore[arg-type]
     assert [tuple(batch.shape) for batch in batches] == [(1, 64)]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"), [("reconstruct", "block-0", "block-1"), ("masked-compensated", "weights", "recover-")]
+)
+def test_a_method_killed_in_its_second_training_goes_on_there_and_ends_the_same(
+    name: str, first: str, second: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.model_copy(update={"learning_rates": (0.01,), "examples": 8, "epochs": 2})
+    cell, save, saved = _cell(name), TrainingState.save, list[str]()
+    folder = layout.recovered(cell)
+    run(cell, config, ENTRY, layout)
+    expected = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shutil.rmtree(folder)
+
+    def save_and_tell(self: TrainingState, *arguments: object) -> None:
+        save(self, *arguments)  # type: ignore[arg-type]
+        saved.append(self.path.parent.name)
+        if dies and saved[-1].startswith(second):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingState, "save", save_and_tell)
+    dies = True
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, config, ENTRY, layout)
+    assert first in saved and not folder.exists() and any(layout.work.iterdir())
+    dies = False
+    saved.clear()
+    run(cell, config, ENTRY, layout)
+    assert saved and first not in saved, "what was trained before is not trained again"
+    assert expected == {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert not any(layout.work.iterdir())
 
 
 def test_one_pair_is_too_few_for_reconstruction(layout: Layout) -> None:
