@@ -106,6 +106,21 @@ def model_digest(folder: Path) -> str:
     return files_digest([*weight_files(folder), *([config] if config.is_file() else [])], work_around(folder))
 
 
+def content_of(folder: Path) -> str | None:
+    """One digest of a checkpoint's weights and configs, wherever it lies: of the folder that a reference leads to as it
+    was recorded, else of the folder itself. None for a reference to a hub, whose files are known by other ids."""
+    if (folder / REFERENCE).is_file():
+        digests = read_document(folder / REFERENCE).get("digests")
+    else:
+        digests = folder_digests(folder, work_around(folder))
+    return over_parts({part: digests[part] for part in ("weights", "config")}) if digests else None
+
+
+def over_parts(digests: dict[str, str]) -> str:
+    """One digest of what `folder_digests` gives."""
+    return hashlib.sha256("".join(f"{part} {digest}\n" for part, digest in digests.items()).encode()).hexdigest()
+
+
 def folder_digests(folder: Path, work: Path | None) -> dict[str, str]:
     """Digest of each of PARTS of a checkpoint folder: all that a model is made of there, and nothing that lies beside.
 

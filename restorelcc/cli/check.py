@@ -46,6 +46,11 @@ def check(
 
     checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
     if model is not None:
+        alias = str(checked.cell(model, None, None).model)
+        if found := problems(checked, alias, layout):
+            raise BadInput(_first_of(found))
+        for sentence in (*_not_exported(alias, checked, layout), *_no_device(alias, checked)):
+            note(sentence)
         _read_through(checked, checked.cell(model, None, None).model, layout, as_json=as_json)
         return
     _check_lists(params)

@@ -151,6 +151,8 @@ def _read(path: Path) -> Result:
     if scored.is_file():
         read_fingerprint(scored, cell, metrics["measured"])  # refuses those of another run
         texts = read_table(scored, TEXT_SCORES)
+    if not rows and not texts:
+        raise BadInput(f"{path} was measured without tasks and without texts, so there is nothing to pair")
     return Result(path, cell, metrics, how, rows, texts)
 
 
@@ -163,10 +165,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
             f"{beside} is missing: a paired comparison needs the results per item, which are next to the metrics "
             "(dvc checkout or dvc pull brings them back)"
         )
-    rows = read_table(beside, SAMPLES)
-    if not rows:
-        raise BadInput(f"{beside} holds no items: the model was evaluated without tasks, so there is nothing to pair")
-    return rows
+    return read_table(beside, SAMPLES)
 
 
 def _name(metrics: dict[str, Any]) -> str:
@@ -203,9 +202,10 @@ def print_comparison(found: dict[str, Any]) -> None:
             name, values = f"{name}, {task['metric']}", [number(task[key]) for key in ("first", "second", "difference")]
             shown = "-" if task["ci95"] is None else f"[{', '.join(number(bound) for bound in task['ci95'])}]"
         table.add_row(name, *values, shown, won, lost, p_text(task["p"]))
-    table.show(console, ("A only", "B only", "p"))
-    console.print()
-    say(console, sentence(found))
+    if rows:
+        table.show(console, ("A only", "B only", "p"))
+        console.print()
+        say(console, sentence(found))
     if (texts := found["heldout"]) is not None and texts["difference"] is not None:
         say(console, texts_sentence(texts))
 

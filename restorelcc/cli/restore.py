@@ -94,8 +94,8 @@ def restore(
     from restorelcc.pipeline.reproduce import StageEnded
     from restorelcc.release.folders import check_apart, check_output
 
-    work = work or _beside(out)
     check_output(out, overwrite=overwrite)
+    work = work or out.absolute().with_name(f"{out.absolute().name}.work")
     sources = [model_source("--dense", dense), *([model_source("--pruned", pruned, gguf=False)] if pruned else [])]
     given = [Path(source) for source in sources if Path(source).exists()]
     check_apart(out, work, *given)
@@ -147,14 +147,6 @@ def restore(
     else:
         say_what_was_written(out, record)
     typer.echo(f"intermediate artifacts are in {work}; a rerun with other settings starts from them")
-
-
-def _beside(out: Path) -> Path:
-    """The work folder beside the one that is written."""
-    place = out if out.name not in ("", "..") else out.resolve()  # `.`, and what ends above it
-    if not place.name:
-        raise BadInput(f"--out {str(out)!r} is the root of the file system: give a folder that does not exist")
-    return place.with_name(f"{place.name}.work")
 
 
 def _checked_method(name: str, merge: str | None, *, compensation_only: bool) -> Recovery:
@@ -214,9 +206,11 @@ def _check_models(given: list[Path], pruning: str | None, sites: tuple[str, ...]
     from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
     from restorelcc.models.gguf import beside_weights
     from restorelcc.release.routes import check_route
+    from restorelcc.stages.prune.external import check_sizes
     from restorelcc.training.attached import site_paths
     from restorelcc.training.config import SITES
 
+    configs = []
     for path in given:
         if path.is_dir():
             check_checkpoint(path)
@@ -224,6 +218,7 @@ def _check_models(given: list[Path], pruning: str | None, sites: tuple[str, ...]
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 config = loaded_config(beside_weights(path, Path(scratch)))
+        configs.append(config)
         if pruning is not None:
             check_scores(config, pruning)
         if sites is not None:
@@ -232,3 +227,5 @@ def _check_models(given: list[Path], pruning: str | None, sites: tuple[str, ...]
                 check_route(config, paths, heads="heads" in sites)
             except BadInput as error:
                 raise BadInput(f"{error}: --compensation-only writes this file alone") from error
+    if len(configs) == 2:
+        check_sizes(f"--pruned {given[1]}", configs[1], configs[0])

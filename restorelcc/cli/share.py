@@ -80,9 +80,8 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     with opened(root) as repo:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
-    if (root / "params.yaml").is_file():
-        for absent in lay_out_what_is_here(load_params(root / "params.yaml"), Layout(root.resolve())):
-            note(absent)
+    params = load_params(root / "params.yaml") if (root / "params.yaml").is_file() else None
+    absent = [] if params is None else lay_out_what_is_here(params, Layout(root.resolve()))
     fetch = ("fetch", "--run-cache", "--remote", name)
     fetched = dvc(root, *fetch, remote=name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
@@ -90,6 +89,13 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     if answers and not fetched:  # one connection was cut, or there are files that the remote does not have
         fetched = dvc(root, *fetch, remote=name) == 0
     count, missing = restored(root, name) if answers else restore_from_cache(root, name, download=False)
+    if params is not None and absent:
+        still = lay_out_what_is_here(params, Layout(root.resolve()))
+        if len(still) < len(absent) and answers:  # files of `dvc add`, which are here now
+            more, missing = restored(root, name)
+            count += more
+        for sentence in still:
+            note(sentence)
     say(f"{count} stages restored, {len(missing)} left to compute")
     if answers and (lost := lost_files(root)):
         raise StageFailed(

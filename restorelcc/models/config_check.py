@@ -154,6 +154,12 @@ def _check_compression(path: Path, config: Mapping[str, Any]) -> None:
         found = config.get(key)
         if found and not is_plain(found):
             method = found.get("quant_method") if isinstance(found, dict) else found
+            sparse = found.get("sparsity_config") if isinstance(found, dict) else None
+            if isinstance(sparse, dict) and sparse.get("format", "dense") != "dense" and not found.get("config_groups"):
+                raise BadInput(
+                    f"{path.parent} is stored without its zeros ({sparse['format']!r:.40}): save it again as plain "
+                    "weights, with llm-compressor by save_pretrained(..., save_compressed=False)"
+                )
             raise BadInput(
                 f"{path.parent} is a quantized checkpoint ({key}: {method!r:.40}), whose weights cannot be pruned or "
                 "restored: give the original one"

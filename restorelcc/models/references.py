@@ -5,11 +5,10 @@ Looking at a folder takes no torch, so that light commands can.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from restorelcc.base.digest import REFERENCE, check_unchanged, folder_digests
+from restorelcc.base.digest import REFERENCE, check_unchanged, folder_digests, over_parts
 from restorelcc.base.documents import read_document, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
@@ -32,8 +31,7 @@ def pinned_source(key: str, source: str, revision: str | None, root: Path) -> Pi
     local = local_source(source, root)
     if local is not None:
         digests = folder_digests(local, Layout(root).work)
-        told = "".join(f"{part} {digest}\n" for part, digest in digests.items())
-        return Pinned(str(local), hashlib.sha256(told.encode()).hexdigest(), None, digests)
+        return Pinned(str(local), over_parts(digests), None, digests)
     repository = Repository(key, source)
     commit = resolved_commit(repository, revision)
     files = {name: content for name, (content, _) in model_files(repository, commit).items()}

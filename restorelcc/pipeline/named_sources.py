@@ -37,7 +37,8 @@ def problems(params: Params, alias: str, layout: Layout) -> list[str]:
     _try(found, lay_out, alias, params.named(alias), layout.root)
     for name, pruned in params.prune.external.get(alias, {}).items():
         if f"external-{name}" in params.grid.pruning:
-            _try(found, _check_source, f"prune.external.{alias}.{name}.source", pruned.source, layout.root)
+            key = f"prune.external.{alias}.{name}.source"
+            _try(found, _check_external, key, pruned.source, params.models[alias].source, layout.root)
             _try(found, _check_model, absolute(layout.root, pruned.source), params.grid.pruning)
     if not entry.is_microworld:
         _try(found, _check_own, params, alias, layout)
@@ -85,6 +86,20 @@ def _check_source(key: str, source: str, root: Path) -> None:
             f"{key} is {source!r}: there is a folder {source.partition('/')[0]!r} here, but no {source!r} in it: "
             "correct the path, or rename the folder where a hub id is meant"
         )
+
+
+def _check_external(key: str, source: str, dense: str, root: Path) -> None:
+    """Raises BadInput for a source that is none, a folder that cannot be used, or one that is no copy of the dense
+    model, as far as a folder of it is here."""
+    _check_source(key, source, root)
+    folder, of_dense = absolute(root, source), absolute(root, dense)
+    _check_model(folder, ())
+    if not (folder.is_dir() and of_dense.is_dir()):
+        return
+    from restorelcc.models.checkpoint_check import loaded_config
+    from restorelcc.stages.prune.external import check_sizes
+
+    check_sizes(f"{key} {source!r}", loaded_config(folder), loaded_config(of_dense))
 
 
 def _check_model(folder: Path, prunings: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from restorelcc.base.model_entry import OWN_PREFIX, SELF
 from restorelcc.base.packages import gguf_file, is_package
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HEADS, RECOVERIES
 from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.named_sources import problems
 from restorelcc.pipeline.params import Params, checked
 from restorelcc.pipeline.reproduce import reproduce
 from restorelcc.pipeline.running import held_lock, stage_name
@@ -98,6 +99,8 @@ def run_chain(request: Request) -> Iterator[Restored]:
         write_project(layout.root, yaml_text(content))
         init_scratch(layout.root)
         lay_out_inputs(params, MODEL, layout)
+        if found := problems(params, MODEL, layout):
+            raise BadInput("; ".join(found))
         own = Cell(**{axis: getattr(cell, axis) for axis in STAGES[target].axes})
         reproduce(layout, stage_name(target, own) if request.heldout is None else MEASURED, "restore")
         yield Restored(cell, layout, params)

@@ -64,26 +64,42 @@ def restore_from_cache(
     with chdir(root), opened(Path()) as repo, lock_repo(repo):
         repo.config["core"]["remote"] = remote
         try:
-            for stage in reversed(list(networkx.topological_sort(repo.index.graph))):
+            graph = repo.index.graph
+            wanted = {stage for stage in graph if _is_asked_for(stage, only)}
+            wanted.update(*(_sources(networkx.descendants(graph, stage)) for stage in list(wanted)))  # that they read
+            for stage in reversed(list(networkx.topological_sort(graph))):
                 name = stage.addressing  # of a stage of this dvc.yaml, its name
-                needs = {needed.addressing for needed in repo.index.graph.successors(stage)}
+                needs = {needed.addressing for needed in graph.successors(stage)}
                 if needs.intersection(missing):
                     missing.append(name)
                 elif stage.is_data_source:
-                    if not _is_there(repo, stage, remote if download else None):
+                    if stage in wanted and not _is_there(repo, stage, remote if download else None):
                         missing.append(name)
-                elif (only is None or name in only) and stage.changed():
+                elif stage in wanted:
                     try:
+                        if not stage.changed():
+                            continue
                         if name.startswith(f"{INPUTS}@"):
                             _record(stage)
                         else:
                             _restore(repo, stage, download)
                         restored.append(stage)
-                    except RunCacheNotFoundError:
+                    except (RunCacheNotFoundError, FileNotFoundError):  # the latter: of a file that nothing tracks
                         missing.append(name)
         finally:
             _write_lock(restored)
     return len(restored), missing
+
+
+def _is_asked_for(stage: Any, only: set[str] | None) -> bool:
+    """Whether a stage is one of `only`; without these, any of the project, and what is tracked in its folder."""
+    if only is not None:
+        return stage.addressing in only
+    return not stage.is_data_source or Path(stage.path).resolve().is_relative_to(Path.cwd().resolve())
+
+
+def _sources(stages: set[Any]) -> set[Any]:
+    return {stage for stage in stages if stage.is_data_source}
 
 
 def _is_there(repo: Any, stage: Any, remote: str | None) -> bool:

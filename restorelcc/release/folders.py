@@ -21,6 +21,8 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Raises BadInput when `out` is a file, or a folder with content and overwrite is not asked for, or when nothing
     can be written in the folder that it shall lie in.
     """
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise BadInput(f"{out} holds the folder that this command runs in, which it would replace: give another one")
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file: give a folder that does not exist or is empty")
     if out.is_dir() and any(out.iterdir()) and not overwrite:

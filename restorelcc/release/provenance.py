@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from restorelcc.base.digest import expect_digest, file_digest, model_digest
+from restorelcc.base.digest import REFERENCE, content_of, expect_digest, file_digest, model_digest
 from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.base.stock_files import COMPENSATION as COMPENSATION
 from restorelcc.base.stock_files import OWN_FOLDER as OWN_FOLDER
@@ -50,6 +50,7 @@ class _Tensor(Form):
 class _Parent(Form):
     digest: _Digest
     path: str | None
+    content: _Digest | None = None
 
 
 class _Route(Form):
@@ -96,11 +97,12 @@ class Parent:
 
     path: Path | None  # None: location unknown
     digest: str
+    content: str | None = None  # of a reference, the digest of what it refers to (`content_of`)
 
     def described(self, out: Path) -> dict[str, str | None]:
         """As it stands in the record; the path counts from the exported folder."""
         path = None if self.path is None else os.path.relpath(self.path.resolve(), out.resolve())
-        return {"path": path, "digest": self.digest}
+        return {"path": path, "digest": self.digest} | ({"content": self.content} if self.content else {})
 
 
 def tensor_entry(value: Tensor, *, targeted: bool, transposed: bool = False) -> dict[str, Any]:
@@ -146,7 +148,8 @@ def parents_of(
 
     Raises BadInput when an ancestor that is there has another digest than was recorded.
     """
-    parents = {"pruned": Parent(pruned, model_digest(pruned))}
+    referred = content_of(pruned) if (pruned / REFERENCE).is_file() else None
+    parents = {"pruned": Parent(pruned, model_digest(pruned), referred)}
     if compensation is not None:
         parents["compensation"] = Parent(compensation, file_digest(compensation))
     recorded = dict(recorded or {})
@@ -155,8 +158,11 @@ def parents_of(
     if sparsity.is_file():
         recorded |= {f"pruned.{key}": value for key, value in read_json(sparsity).get("parents", {}).items()}
     if "compensation.pruned" in recorded:
-        what = "the compensation was trained for another pruned model"
-        expect_digest(what, recorded.pop("compensation.pruned"), parents["pruned"].digest)
+        trained_for, content = recorded.pop("compensation.pruned"), recorded.pop("compensation.pruned_content", None)
+        if content is None or content != (referred or content_of(pruned)):
+            what = "the compensation was trained for another pruned model"
+            expect_digest(what, trained_for, parents["pruned"].digest)
+    recorded.pop("recovery.pruned_content", None)
     for name, digest in recorded.items():
         path = ancestors.get(name)
         if path is not None and path.exists():

@@ -1,6 +1,7 @@
 """`restorelcc compare`: two results, item by item."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,18 @@ def test_held_out_texts_have_a_sentence_of_their_own(tmp_path: Path) -> None:
         "\nB predicts the held-out texts better than A, beyond chance: loss 2.4500 -> 1.9500 nats a token, "
         "B - A = -0.5000 [-0.5000, -0.5000] on 10 texts.\n"
     )
+    for path in paths:  # the same measured without tasks
+        bare = path.with_name(f"bare-{path.name}")
+        how = {MEASURED: read_metadata(path.with_suffix(".parquet"))[MEASURED]}
+        write_document(bare, read_json(path) | {"tasks": {}})
+        write_table(bare.with_suffix(".parquet"), [], SAMPLES, how)
+        shutil.copy(path.with_suffix(".texts.parquet"), bare.with_suffix(".texts.parquet"))
+    bare_paths = [path.with_name(f"bare-{path.name}") for path in paths]
+    told = CliRunner().invoke(app, ["compare", *map(str, bare_paths)]).stdout.splitlines()
+    assert len(told) == 3 and told[2] == printed.splitlines()[-1]
+    bare_paths[1].with_suffix(".texts.parquet").unlink()
+    with pytest.raises(BadInput, match="measured without tasks and without texts"):
+        comparison([bare_paths[0]], [bare_paths[1]], samples=200, seed=0)
     write_table(paths[1].with_suffix(".texts.parquet"), rows, TEXT_SCORES, {MEASURED: FINGERPRINT.as_text()})
     with pytest.raises(BadInput, match="another run"):
         comparison([paths[0]], [paths[1]], samples=200, seed=0)

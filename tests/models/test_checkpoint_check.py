@@ -277,7 +277,12 @@ def test_what_was_only_pruned_is_not_quantized(whole: Path, tmp_path: Path) -> N
     mark = {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}, "ignore": []}
     mark |= {"sparsity_config": {"format": "dense", "sparsity_structure": "2:4", "targets": ["Linear"]}}
     assert is_plain(mark) and not is_plain(mark | {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}})
-    assert not is_plain(mark | {"sparsity_config": {"format": "sparse-24-bitmask"}})
+    packed = mark | {"sparsity_config": {"format": "sparse-24-bitmask"}}
+    assert not is_plain(packed)
+    shutil.copytree(whole, tmp_path / "packed")
+    config(quantization_config=packed)(tmp_path / "packed")
+    with pytest.raises(BadInput, match=r"is stored without its zeros \('sparse-24-bitmask'\): save it again as plain"):
+        local_folder(tmp_path / "packed")
     shutil.copytree(whole, tmp_path / "model")
     config(quantization_config=mark)(tmp_path / "model")
     cpu = torch.device("cpu")

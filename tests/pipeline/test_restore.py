@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from restorelcc.base.layout import Layout
 from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.pipeline.scaffold import new_project
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.verify.files import Violation
 from restorelcc.release.verify.verify import subject, verify
 from tests import pico
 from tests.here import stages_run_here
@@ -91,6 +94,18 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     assert difference.abs().max() > 1e-3
     steps = [title for title, _ in verify(subject(tmp_path / "out", None, None), logits=False)]
     assert steps.count("parents") == len(record["parents"])
+    # The checkpoint that was given, or a copy of it elsewhere, is the one that this was made from; another is not.
+    shutil.copytree(given / "pruned", tmp_path / "copy")
+    list(verify(subject(tmp_path / "out", tmp_path / "copy", None), logits=False))
+    offsets = tmp_path / "out.work/data/model/external-given/heads-0.25/compensation.safetensors"
+    shutil.copy(given / "dense" / "tokenizer.json", tmp_path / "copy")
+    export_checkpoint(tmp_path / "copy", offsets, tmp_path / "again", ExportOptions())
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+    pico.pico("mistral").save_pretrained(tmp_path / "copy")
+    with pytest.raises(BadInput, match="the compensation was trained for another pruned model"):
+        export_checkpoint(tmp_path / "copy", offsets, tmp_path / "third", ExportOptions())
+    with pytest.raises(Violation, match="copy is not the pruned that the checkpoint was made from"):
+        list(verify(subject(tmp_path / "out", tmp_path / "copy", None), logits=False))
     # Again, with another head ratio: only what depends on it runs.
     work = tmp_path / "out.work"
     before, bytes_before = _times(work), _bytes(work)
@@ -284,20 +299,32 @@ def test_bad_input_is_one_sentence(given: Path, tmp_path: Path, changes: dict[st
     assert not list(tmp_path.iterdir()), "no work folder is made either"
 
 
-def test_a_file_of_weights_is_no_pruned_checkpoint_and_the_root_no_place_for_one(given: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_told_before_anything_is_made(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = given / "pruned" / "model.safetensors"
     options = ["--dense", given / "dense", "--instructions", given / "pairs.jsonl", "--pruned"]
+    out = ("--out", tmp_path / "out")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pico.pico("mistral", vocab_size=80).save_pretrained(tmp_path / "wide")
+    pico.pico("gpt2").save_pretrained(tmp_path / "gpt2")
     for further, message in (
         ((file, "--out", tmp_path / "out"), f"--pruned '{file}' is not a folder: give the folder of a checkpoint"),
-        ((given / "pruned", "--out", "/"), "--out '/' is the root of the file system"),
+        ((given / "pruned", "--out", "/"), "/ holds the folder that this command runs in"),
+        ((given / "pruned", "--out", "."), ". holds the folder that this command runs in"),
+        (
+            (given / "pruned", *out, "--heldout", given / "texts.txt", "--evaluate", "arc_esay"),
+            "arc_esay",
+        ),
+        ((tmp_path / "wide", *out), "does not fit the dense model: its vocab_size is 80, not 64"),
+        ((tmp_path / "gpt2", *out), "is of the family 'gpt2', the dense model of 'mistral'"),
     ):
         with pytest.raises(BadInput, match=re.escape(message)):
             CliRunner().invoke(app, ["restore", *map(str, options), *map(str, further)], catch_exceptions=False)
 
 
-def test_a_gguf_file_is_checked_and_taken_and_the_output_may_be_here(
-    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gguf_file_is_checked_and_taken(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from restorelcc.pipeline import oneshot
     from tests.gguf_files import tiny, write_gguf
 
@@ -311,12 +338,12 @@ def test_a_gguf_file_is_checked_and_taken_and_the_output_may_be_here(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(oneshot, "run_chain", taken)
-    options = ["--dense", "../model.gguf", "--instructions", given / "pairs.jsonl", "--out", "."]
+    options = ["--dense", "../model.gguf", "--instructions", given / "pairs.jsonl", "--out", "../out"]
     with pytest.raises(Taken) as found:
         CliRunner().invoke(app, ["restore", *map(str, options), "--pruning", "wanda-0.5"], catch_exceptions=False)
     request = found.value.args[0]
     assert oneshot.model_source("--dense", request.dense) == str((tmp_path / "model.gguf").resolve())
-    assert request.work == tmp_path / "here.work" and not list((tmp_path / "here").iterdir())
+    assert request.work.resolve() == tmp_path / "out.work" and not list((tmp_path / "here").iterdir())
     (tmp_path / "model.gguf").write_bytes(b"GGU")
     with pytest.raises(BadInput, match=r"model\.gguf"):
         CliRunner().invoke(app, ["restore", *map(str, options), "--pruning", "wanda-0.5"], catch_exceptions=False)

@@ -18,7 +18,16 @@ from restorelcc.base.digest import expect_digest, model_digest
 from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, HEADS, MERGES, RECOVERIES, UNCHANGED, no_adapter
+from restorelcc.base.recoveries import (
+    COMPENSATIONS,
+    EVERY_BIAS,
+    EVERY_SITE,
+    HEADS,
+    MERGES,
+    RECOVERIES,
+    UNCHANGED,
+    no_adapter,
+)
 from restorelcc.base.stock_files import GENERATION
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL
 from restorelcc.models.checkpoints import copy_processors, load_model, local_folder, write_tokenizer
@@ -65,7 +74,7 @@ def cell_parts(cell: Cell, layout: Layout, merge: str | None = None) -> Parts:
 
 def method_name(cell: Cell, sites: tuple[str, ...] = ()) -> str:
     """The name that `restore --method` has for how a cell was recovered; sites: what `compensate` was to train."""
-    return cell.recovery or (EVERY_BIAS if set(sites) - {"o"} else HEADS)
+    return cell.recovery or (EVERY_BIAS if set(sites) == set(EVERY_SITE) else HEADS)
 
 
 def cell_options(
@@ -94,6 +103,9 @@ def _method(cell: Cell, config: dict[str, Any], layout: Layout, merge: str | Non
     """Name, a line, and what became of the weights: of a method that may change them, whether it did."""
     name = method_name(cell, tuple(config.get("compensate", {}).get("sites", ())))
     method = (COMPENSATIONS | RECOVERIES)[name]
+    further = [site for site in config.get("compensate", {}).get("sites", ()) if site != "o" and name == HEADS]
+    if further:
+        method = replace(method, does=f"{method.does}, and a trained bias on every {', '.join(further)}")
     kept = {"biases": "kept", "checkpoint": "trained", "adapter": MERGES.get(merge or "", "merged")}
     weights = kept[method.ships]
     if cell.recovery is not None and method.ships != "biases":

@@ -20,7 +20,7 @@ from restorelcc.models.shards import DEFAULT_SHARD_BYTES
 from restorelcc.release.export.card import CardFacts, model_card
 from restorelcc.release.export.folding import added_names, added_parameters, carrying_parameters, folded_names
 from restorelcc.release.export.source import Source, open_source
-from restorelcc.release.export.writing import Entries, cut_out, write_companions, write_weights
+from restorelcc.release.export.writing import Entries, check_has_tokenizer, cut_out, write_companions, write_weights
 from restorelcc.release.folders import check_apart, check_output, copy_other_files, published_folder
 from restorelcc.release.original import keep_original, replaced_biases
 from restorelcc.release.packed.folder import pack_in_place
@@ -68,6 +68,7 @@ def export_checkpoint(pruned: Path, compensation: Path | None, out: Path, option
         del parents["pruned"]
     with published_folder(out, overwrite=options.overwrite) as folder, _scratch(folder) as scratch:
         source = open_source(pruned, scratch)
+        check_has_tokenizer(source)
         route = plan_route(source.config, values or Compensation.nothing(source.layout), source.layout)
         if options.verbatim and source.converted:
             raise BadInput(

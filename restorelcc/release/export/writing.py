@@ -69,14 +69,21 @@ def _config_document(source: Source, route: Route) -> dict[str, Any]:
     return document
 
 
-def write_companions(folder: Path, source: Source) -> list[str]:
-    """Tokenizer, generation config and licence files; returns the names of files that were made here, not copied.
+def check_has_tokenizer(source: Source) -> None:
+    """Raises BadInput for a source without a tokenizer, before its weights are written."""
+    if not any(map(has_tokenizer, _places(source))):
+        raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files into its folder")
 
-    Raises BadInput when the source has no tokenizer.
-    """
+
+def _places(source: Source) -> tuple[Path, Path, Path]:
+    """Where a source's companions lie. The last may be the dense model's; a converted one has only the tokenizer."""
+    return source.folder, local_folder(source.given, weights=False), tokenizer_folder(source.given)
+
+
+def write_companions(folder: Path, source: Source) -> list[str]:
+    """Tokenizer, generation config and licence files; returns the names of files that were made here, not copied."""
     given = local_folder(source.given, weights=False)
-    # The last may be the dense model's. A converted source has no more than the tokenizer.
-    made, places = [], (source.folder, given, tokenizer_folder(source.given))
+    made, places = list[str](), _places(source)
     names = {name for place in places for name in tokenizer_files(place)}
     for name in sorted({*names, *map(Path, (*PROCESSOR_FILES, GENERATION))}):
         if found := next((place / name for place in places if (place / name).is_file()), None):
@@ -88,8 +95,6 @@ def write_companions(folder: Path, source: Source) -> list[str]:
                 if each.is_file() and each.suffix.lower() not in (*PICKLES, *CODE):
                     (folder / each.relative_to(given)).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(each, folder / each.relative_to(given))
-    if not has_tokenizer(folder):
-        raise BadInput(f"{source.given} has no tokenizer: put the dense model's tokenizer files into its folder")
     _keep_tokens(folder, source)
     if not (folder / "generation_config.json").is_file():
         GenerationConfig.from_model_config(source.config).save_pretrained(folder)

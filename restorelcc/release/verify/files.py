@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.digest import file_digest
+from restorelcc.base.digest import content_of, file_digest
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_links, inside
 from restorelcc.base.stock_files import (
@@ -85,7 +85,8 @@ def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path 
     if not (path.is_dir() or path.is_file()):
         return f"{name} {recorded['digest'][:12]} (not at {recorded['path']}: not checked)"
     found = path_digest(path)
-    if found != recorded["digest"]:
+    content = recorded.get("content")  # where it was made from a reference, a copy of what that referred to will do
+    if found != recorded["digest"] and not (content and path.is_dir() and content_of(path) == content):
         raise Violation(
             f"{path} is not the {name} that the checkpoint was made from: it has the digest {found[:12]}, recorded is "
             f"{recorded['digest'][:12]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
@@ -19,15 +19,33 @@ from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.inputs import observed_inputs
 from restorelcc.stages.prune.prune import PrunedTensor, check_finite, linears_by_layer, output_error, sampling_stride
 
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+def check_sizes(what: str, config: PreTrainedConfig, dense: PreTrainedConfig) -> None:
+    """Raises BadInput where two configs say already that `check_fits` would: no weight is looked at."""
+    if config.model_type not in (dense.model_type, biased_config(dense).model_type):
+        raise _other_family(what, config, dense)
+    for name in _SIZES:
+        own, wanted = (getattr(each.get_text_config(), name, None) for each in (config, dense))
+        if own != wanted:
+            raise BadInput(f"{what} does not fit the dense model: its {name} is {own}, not {wanted}")
+
+
+def _other_family(what: str, config: PreTrainedConfig, dense: PreTrainedConfig) -> BadInput:
+    return BadInput(
+        f"{what} is of the family {config.model_type!r}, the dense model of {dense.model_type!r}: give a pruned copy "
+        "of it"
+    )
+
 
 def check_fits(what: str, model: PreTrainedModel, dense: PreTrainedModel) -> None:
     """Raises BadInput unless the external model has the family and the shapes of the dense one.
 
     A Llama model fits a dense one of a class that computes the same without a place for all biases.
     """
-    kind, wanted = model.config.model_type, dense.config.model_type
-    if kind != wanted and kind != biased_config(dense.config).model_type:
-        raise BadInput(f"{what} is of the family {kind!r}, the dense model of {wanted!r}: give a pruned copy of it")
+    if model.config.model_type not in (dense.config.model_type, biased_config(dense.config).model_type):
+        raise _other_family(what, model.config, dense.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     experts = tuple(f".{path}." for path in family_of(dense).experts)
     for name, tensor in dense.state_dict().items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import file_digest, model_digest
-from restorelcc.base.documents import write_document
+from restorelcc.base.documents import read_json, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
@@ -71,6 +71,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         if pruning.external is None:
             if model.is_microworld:  # its files are what its class writes, and here writes again
                 tokenizer.save_pretrained(folder)
+            elif _is_relabelled(folder, local_folder(layout.dense(cell))):  # by which classes of tokenizers are chosen
+                load_tokenizer(layout.dense(cell), padded=False).save_pretrained(folder)
             else:
                 write_tokenizer(layout.dense(cell), folder)
             copy_processors(local_folder(layout.dense(cell)), folder)
@@ -91,6 +93,13 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         write_document(folder / "sparsity.json", report)
         if pruning.external is None or has_tokenizer(folder):  # of another folder, the reference has the digests
             write_manifest(folder)
+
+
+def _is_relabelled(folder: Path, dense: Path) -> bool:
+    """Whether a checkpoint is of another class than the dense one: `refined` writes some as the Llama that computes the
+    same."""
+    own, other = (read_json(each / "config.json", tagged=True).get("model_type") for each in (folder, dense))
+    return own != other
 
 
 def _prune(job: Job, folder: Path) -> list[PrunedTensor]:

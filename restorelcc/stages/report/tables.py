@@ -194,8 +194,10 @@ def layer_table(group: Group) -> Table:
 
 
 def verdict(rows: list[Row], decimals: int) -> str:
-    """One honest sentence about the best restored row of a pruning."""
-    restored = [row for row in rows if row["recovered"] is not None and row.get("kind", "restored") == "restored"]
+    """One honest sentence about the best restored row of a pruning; where none was asked for, of the other methods."""
+    measured = [row for row in rows if row["recovered"] is not None]
+    by_heads = [row for row in measured if row.get("kind", "restored") == "restored"]
+    restored = by_heads or [row for row in measured if row.get("kind") == "recovered"]
     if not restored:
         return (
             "No share of the lost accuracy can be given: pruning lost nothing on these items, there are none, or they "
@@ -203,17 +205,17 @@ def verdict(rows: list[Row], decimals: int) -> str:
         )
     best = max(restored, key=_proven)
     share = f"{percent(best['recovered'], decimals)} % {_interval_in_words(best['ci95'], decimals)}"
+    what, which = ("head ratio", f"{best['head_ratio']:g}") if by_heads else ("method", str(best["what"]))
     if won_back(best):
         caution = (
-            "" if len(restored) == 1 else f" (best of {len(restored)} ratios on the same items: a little optimistic)"
+            ""
+            if len(restored) == 1
+            else f" (best of {len(restored)} {what.removeprefix('head ')}s on the same items: a little optimistic)"
         )
-        return f"Best head ratio {best['head_ratio']:g}: {share} of the lost accuracy was recovered{caution}."
+        return f"Best {what} {which}: {share} of the lost accuracy was recovered{caution}."
     if best["recovered"] <= 0:
-        return f"No head ratio restores any accuracy: the best, {best['head_ratio']:g}, is at {share} of what was lost."
-    return (
-        f"No head ratio restores accuracy beyond doubt: the best, {best['head_ratio']:g}, "
-        f"recovers {share} of what was lost."
-    )
+        return f"No {what} restores any accuracy: the best, {which}, is at {share} of what was lost."
+    return f"No {what} restores accuracy beyond doubt: the best, {which}, recovers {share} of what was lost."
 
 
 def won_back(row: Row) -> bool:

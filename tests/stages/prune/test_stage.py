@@ -90,6 +90,18 @@ def test_the_tokenizer_is_the_dense_models_own(pruning: str, former: bool, tmp_p
     assert load_tokenizer(folder, padded=False).pad_token is None
 
 
+def test_a_relabelled_checkpoint_has_the_tokens_of_the_dense_model(tmp_path: Path) -> None:
+    """By its class transformers chooses that of the tokenizer: a Mistral's is tokenizer.json as it stands."""
+    layout = project(tmp_path, pico.pico("mistral", sliding_window=None))
+    settings = layout.dense(Cell("pico")) / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+    folder = prune(layout, "refined-0.5")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    dense, pruned = (load_tokenizer(each) for each in (layout.dense(Cell("pico")), folder))
+    text = "w5 w6  w7, w8"
+    assert pruned(text)["input_ids"] == dense(text)["input_ids"]
+
+
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     layout = project(tmp_path, pico.pico())
     for pruning in ("sparsegpt-2of4", "slimgpt-0.3"):

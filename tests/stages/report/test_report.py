@@ -353,6 +353,12 @@ def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
         said = verdict(rows, 1)
         assert said.startswith("Best head ratio 0.1: 29.4 % [9.5, 83.3] of the lost accuracy was recovered (best of 2")
     assert verdict([row, more], 1).startswith("No head ratio restores accuracy beyond doubt: the best, 0.25,")
+    other = {"kind": "recovered", "what": "masked", "recovered": 0.9, "ci95": [0.8, 1.0], "head_ratio": None}
+    assert verdict([proven, other], 1).startswith("Best head ratio 0.1:"), "the paper's method, where it was asked for"
+    assert verdict([other], 1) == "Best method masked: 90.0 % [80.0, 100.0] of the lost accuracy was recovered."
+    assert "(best of 2 methods on" in verdict([other, other | {"what": "bias"}], 1)
+    nothing = other | {"recovered": -0.1, "ci95": [-0.3, 0.1]}
+    assert verdict([nothing], 1).startswith("No method restores any accuracy: the best, masked, is at -10.0 %")
     assert verdict([{"recovered": None}], 1).startswith("No share of the lost accuracy can be given")
     unbounded = {"recovered": 0.5, "ci95": [None, None], "head_ratio": 0.1}
     assert "unbounded" in verdict([unbounded], 1)
