@@ -254,6 +254,12 @@ def test_the_biases_of_an_external_checkpoint_are_compared_as_the_model_computes
         (tmp_path / "elsewhere" / "restorelcc-manifest.json").unlink(missing_ok=True)
 
 
+def test_an_external_checkpoint_without_zeros_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    layout = project(tmp_path, pico.pico())
+    prune(layout, "external-mine", _external(mine=layout.dense(Cell("pico"))))
+    assert "external-mine has no zeros among the weights that pruning targets: is it pruned?" in capfd.readouterr().err
+
+
 def test_external_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     layout = project(tmp_path, pico.pico())
     others = {
