@@ -78,7 +78,9 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
             copy_processors(local_folder(layout.dense(cell)), folder)
         report = sparsity_report(pruning, results)
         if pruning.external is not None and not report["achieved"]:
-            notice(f"prune {cell}", f"{pruning.name} has no zeros among the weights that pruning targets: is it pruned?")
+            notice(
+                f"prune {cell}", f"{pruning.name} has no zeros among the weights that pruning targets: is it pruned?"
+            )
         report["calibration"] = {
             "source": read_metadata(calibration).get("source"),
             "sequences": sum(len(batch) for batch in batches),
