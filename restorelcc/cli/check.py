@@ -41,13 +41,13 @@ def check(
 ) -> None:
     """Say what is wrong before a long stage runs."""
     from restorelcc.base.publish import check_writable
-    from restorelcc.pipeline.named_sources import problems
+    from restorelcc.pipeline.named_sources import checkpoint_problems, problems
     from restorelcc.pipeline.params import hidden_changes, load_params
 
     checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
     if model is not None:
         alias = str(checked.cell(model, None, None).model)
-        if found := problems(checked, alias, layout):
+        if found := checkpoint_problems(checked, alias, layout):
             raise BadInput(_first_of(found))
         for sentence in (*_not_exported(alias, checked, layout), *_no_device(alias, checked)):
             note(sentence)

@@ -32,20 +32,26 @@ _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat
 
 def problems(params: Params, alias: str, layout: Layout) -> list[str]:
     """A sentence for everything that a model of the grid names and that is not there, or cannot be used."""
-    entry, key = params.models[alias], f"models.{alias}"
     found: list[str] = []
     _try(found, lay_out, alias, params.named(alias), layout.root)
+    found += checkpoint_problems(params, alias, layout)
+    _try(found, _check_copies, params.section(alias, "evaluate").datasets, layout.root)
+    _try(found, _check_tasks, f"models.{alias}.tasks", params.models[alias].task_names, layout.root)
+    return list(dict.fromkeys(found))
+
+
+def checkpoint_problems(params: Params, alias: str, layout: Layout) -> list[str]:
+    """The same of its checkpoints alone: the dense model, external ones, and the encoder."""
+    found: list[str] = []
     for name, pruned in params.prune.external.get(alias, {}).items():
         if f"external-{name}" in params.grid.pruning:
             key = f"prune.external.{alias}.{name}.source"
             _try(found, _check_external, key, pruned.source, params.models[alias].source, layout.root)
             _try(found, _check_model, absolute(layout.root, pruned.source), params.grid.pruning)
-    if not entry.is_microworld:
+    if not params.models[alias].is_microworld:
         _try(found, _check_own, params, alias, layout)
         _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
-    _try(found, _check_copies, params.section(alias, "evaluate").datasets, layout.root)
-    _try(found, _check_tasks, f"{key}.tasks", entry.task_names, layout.root)
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _try(found: list[str], check: Callable[..., Any], *arguments: Any) -> None:
