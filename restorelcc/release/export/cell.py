@@ -89,6 +89,7 @@ def cell_options(
     """Names, settings, ancestors and card of a cell; section: by model and name, with what the model puts over it."""
     names = (*_SECTIONS[:4], "recover") if cell.recovery else _SECTIONS
     config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in names}
+    config[names[-1]] = _settings(cell, layout) or config[names[-1]]
     of = {"recovery": cell.recovery} if cell.recovery else {"head_ratio": float(cell.head_ratio or 0)}
     return ExportOptions(
         names={"model": cell.model, "pruning": cell.pruning, **of, "method": _method(cell, config, layout, merge)},
@@ -111,6 +112,13 @@ def _method(cell: Cell, config: dict[str, Any], layout: Layout, merge: str | Non
     if cell.recovery is not None and method.ships != "biases":
         weights = UNCHANGED if read_document(layout.recovered(cell) / DOCUMENT).get("no_change") else weights
     return {"name": name, "does": method.does, "weights": weights}
+
+
+def _settings(cell: Cell, layout: Layout) -> dict[str, Any] | None:
+    """What the result was trained with, as it recorded it: params.yaml may have been edited since."""
+    path = layout.training(cell) if cell.recovery is None else layout.recovered(cell) / DOCUMENT
+    settings: dict[str, Any] | None = read_document(path).get("settings") if path.is_file() else None
+    return settings
 
 
 def _recorded(cell: Cell, layout: Layout) -> dict[str, str]:

@@ -63,7 +63,8 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
         return
     metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
     metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
-    document = training_document(best, pairs) | ({"head_ratio": ratio, "ratios": compared} if compared else {})
+    document = training_document(best, pairs) | {"settings": config.model_dump(mode="json")}
+    document |= {"head_ratio": ratio, "ratios": compared} if compared else {}
     with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
         frozen, how = best.compensation.frozen(heads), best.compensation.trained(heads)
         write_compensation(tensors_path, frozen, metadata, how)

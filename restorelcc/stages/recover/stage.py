@@ -59,6 +59,7 @@ def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) ->
     if not is_first_process():
         return
     document = {"recovery": name, "what": RECOVERIES[name].does, "parents": parents}
+    document |= {"settings": config.model_dump(mode="json")}
     with published(layout, layout.recovered(cell)) as (folder,):
         folder.mkdir()
         document |= _write(folder, result, cell, layout, parents)

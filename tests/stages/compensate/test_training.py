@@ -16,6 +16,7 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import EXAMPLES, HEADS, read_table, write_table
 from restorelcc.models.runtime import computes_as
 from restorelcc.models.text import EncodedPair
+from restorelcc.release.export.cell import cell_options
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training import loop
@@ -284,6 +285,10 @@ def test_the_stage_changes_nothing_but_the_compensation_and_is_byte_identical(tm
     ranked = sorted(read_table(layout.heads(RESTORED), HEADS), key=lambda row: row["rank"])
     assert training["heads"] == [[row["layer"], row["head"]] for row in ranked[:6]]
     assert len(training["runs"][0]["valid_losses"]) == CONFIG.epochs
+    edited = CONFIG.model_copy(update={"epochs": 9, "sites": ("o", "down")})  # params.yaml, since it was trained
+    options = cell_options(RESTORED, lambda _alias, _name: edited, layout)
+    assert options.config["compensate"] == CONFIG.model_dump(mode="json") == training["settings"]
+    assert options.names["method"]["name"] == "heads" and "down" not in options.names["method"]["does"]
 
 
 def test_a_stage_killed_while_it_trains_goes_on_and_ends_the_same(
