@@ -116,6 +116,12 @@ def content_of(folder: Path) -> str | None:
     return over_parts({part: digests[part] for part in ("weights", "config")}) if digests else None
 
 
+def referred_content(folder: Path) -> str | None:
+    """`content_of` a folder that refers to another one, by which a copy elsewhere is known; None for a reference to a
+    hub, and for a folder with weights of its own, which its digest names."""
+    return content_of(folder) if (folder / REFERENCE).is_file() else None
+
+
 def over_parts(digests: dict[str, str]) -> str:
     """One digest of what `folder_digests` gives."""
     return hashlib.sha256("".join(f"{part} {digest}\n" for part, digest in digests.items()).encode()).hexdigest()

@@ -46,8 +46,8 @@ def checkpoint_problems(params: Params, alias: str, layout: Layout) -> list[str]
     for name, pruned in params.prune.external.get(alias, {}).items():
         if f"external-{name}" in params.grid.pruning:
             key = f"prune.external.{alias}.{name}.source"
-            _try(found, _check_external, key, pruned.source, params.models[alias].source, layout.root)
-            _try(found, _check_model, absolute(layout.root, pruned.source), params.grid.pruning)
+            dense = params.models[alias].source
+            _try(found, _check_external, key, pruned.source, dense, layout.root, params.grid.pruning)
     if not params.models[alias].is_microworld:
         _try(found, _check_own, params, alias, layout)
         _try(found, _check_encoder, params.section(alias, "corpus").encoder, layout.root)
@@ -94,12 +94,12 @@ def _check_source(key: str, source: str, root: Path) -> None:
         )
 
 
-def _check_external(key: str, source: str, dense: str, root: Path) -> None:
+def _check_external(key: str, source: str, dense: str, root: Path, prunings: tuple[str, ...]) -> None:
     """Raises BadInput for a source that is none, a folder that cannot be used, or one that is no copy of the dense
     model, as far as a folder of it is here."""
     _check_source(key, source, root)
     folder, of_dense = absolute(root, source), absolute(root, dense)
-    _check_model(folder, ())
+    _check_model(folder, prunings)
     if not (folder.is_dir() and of_dense.is_dir()):
         return
     from restorelcc.models.checkpoint_check import loaded_config

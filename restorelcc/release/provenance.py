@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from restorelcc.base.digest import REFERENCE, content_of, expect_digest, file_digest, model_digest
+from restorelcc.base.digest import content_of, expect_digest, file_digest, model_digest, referred_content
 from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.base.stock_files import COMPENSATION as COMPENSATION
 from restorelcc.base.stock_files import OWN_FOLDER as OWN_FOLDER
@@ -148,7 +148,7 @@ def parents_of(
 
     Raises BadInput when an ancestor that is there has another digest than was recorded.
     """
-    referred = content_of(pruned) if (pruned / REFERENCE).is_file() else None
+    referred = referred_content(pruned)
     parents = {"pruned": Parent(pruned, model_digest(pruned), referred)}
     if compensation is not None:
         parents["compensation"] = Parent(compensation, file_digest(compensation))

@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -240,17 +240,7 @@ def test_offline_a_cold_cache_names_the_missing_file_and_a_warm_one_is_enough(
         dense.fails(2, "models.x: HF_HUB_OFFLINE is set and revision 'main' of the model 'me/pico' is not in the hub's")
         assert not hub.requests
     dense.succeeds()
-    reference = dense.project.folder / REFERENCE
-    first = reference.read_bytes()
-    shutil.rmtree(dense.project.folder / "data")
-    hub.requests.clear()
-    go_offline(monkeypatch)
-    dense.succeeds()
-    assert reference.read_bytes() == first
-    shutil.rmtree(dense.project.folder / "data")
-    next((tmp_path / "home").rglob(f"snapshots/*/{WEIGHTS}")).unlink()
-    dense.fails(2, f"HF_HUB_OFFLINE is set and {WEIGHTS} of the model {NAME!r} at commit")
-    assert not hub.requests
+    _is_enough(hub, dense, tmp_path, lambda: go_offline(monkeypatch))
 
 
 def test_offline_a_cache_without_a_listing_is_enough(
@@ -258,21 +248,27 @@ def test_offline_a_cache_without_a_listing_is_enough(
 ) -> None:
     """As an older huggingface_hub leaves it, and a download of single files."""
     dense.succeeds()
-    reference = dense.project.folder / REFERENCE
-    first = reference.read_bytes()
-    shutil.rmtree(dense.project.folder / "data")
     (tree,) = (tmp_path / "home").rglob("trees")
     shutil.rmtree(tree)
-    hub.requests.clear()
-    go_offline(monkeypatch)
-    dense.succeeds()
-    assert reference.read_bytes() == first
-    shutil.rmtree(dense.project.folder / "data")
-    next((tmp_path / "home").rglob(f"snapshots/*/{WEIGHTS}")).unlink()
-    dense.fails(2, f"HF_HUB_OFFLINE is set and {WEIGHTS} of the model {NAME!r} at commit")
+    _is_enough(hub, dense, tmp_path, lambda: go_offline(monkeypatch))
     for path in (tmp_path / "home").rglob("snapshots/*/*"):
         path.unlink()
     dense.fails(2, f"HF_HUB_OFFLINE is set and config.json of the model {NAME!r} at commit")
+    assert not hub.requests
+
+
+def _is_enough(hub: LoopbackHub, dense: Dense, home: Path, offline: Callable[[], None]) -> None:
+    """The cache below `home` gives the same reference without the hub, and names the weights once they are lost."""
+    reference = dense.project.folder / REFERENCE
+    first = reference.read_bytes()
+    shutil.rmtree(dense.project.folder / "data")
+    hub.requests.clear()
+    offline()
+    dense.succeeds()
+    assert reference.read_bytes() == first
+    shutil.rmtree(dense.project.folder / "data")
+    next(home.rglob(f"snapshots/*/{WEIGHTS}")).unlink()
+    dense.fails(2, f"HF_HUB_OFFLINE is set and {WEIGHTS} of the model {NAME!r} at commit")
     assert not hub.requests
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.base.cell import AUTO, Cell
-from restorelcc.base.digest import REFERENCE, content_of, expect_digest, file_digest, model_digest
+from restorelcc.base.digest import expect_digest, file_digest, model_digest, referred_content
 from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
@@ -95,8 +95,8 @@ def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> di
     expect_digest("components were extracted for another pruned model", recorded.get("pruned"), pruned)
     of_heads = read_metadata(layout.heads(cell))
     expect_digest("heads were ranked with other components", of_heads.get("components"), file_digest(components))
-    referred = content_of(layout.pruned(cell)) if (layout.pruned(cell) / REFERENCE).is_file() else None
-    found = {"pruned_content": referred} if referred else {}  # by which a copy elsewhere is known
+    referred = referred_content(layout.pruned(cell))
+    found = {"pruned_content": referred} if referred else {}
     found |= {"pruned": pruned, "components": file_digest(components), "ranking": file_digest(layout.heads(cell))}
     return found | ({"dense": model_digest(layout.dense(cell))} if needs_dense(config) else {})
 

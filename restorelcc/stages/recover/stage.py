@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.digest import REFERENCE, content_of, expect_digest, file_digest, model_digest
+from restorelcc.base.digest import expect_digest, file_digest, model_digest, referred_content
 from restorelcc.base.documents import write_document
 from restorelcc.base.layout import Layout
 from restorelcc.base.manifest import write_manifest
@@ -99,7 +99,7 @@ def _checked_parents(cell: Cell, layout: Layout) -> dict[str, str]:
     expect_digest("components were extracted for another pruned model", recorded.get("pruned"), pruned)
     corpus = layout.corpus(cell)
     tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID, "calibration.parquet")}
-    referred = content_of(layout.pruned(cell)) if (layout.pruned(cell) / REFERENCE).is_file() else None
-    parents = {"pruned_content": referred} if referred else {}  # by which a copy elsewhere is known
+    referred = referred_content(layout.pruned(cell))
+    parents = {"pruned_content": referred} if referred else {}
     parents |= {"pruned": pruned, "dense": model_digest(layout.dense(cell)), "components": file_digest(components)}
     return parents | tables
