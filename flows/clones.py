@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import ratio_label
-from restorelcc.base.documents import read_yaml, yaml_text
+from restorelcc.base.documents import yaml_text
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.publish import put, scratch_folder
+from restorelcc.pipeline.params_file import read_params
 from restorelcc.pipeline.renamed import with_new_names
 
 # Set in git's hooks: a command would be of that repository, whatever folder it runs in.
@@ -78,7 +79,7 @@ def share_cache(clone: Path, cache: Path) -> None:
 def write_grid(clone: Path, axes: dict[str, list[str] | list[float] | None]) -> None:
     """Put axes into the clone's params.yaml; an axis that is None stays as it is committed."""
     path = clone / "params.yaml"
-    content = with_new_names(read_yaml(path))
+    content = with_new_names(read_params(path))
     content["grid"] |= given_axes(content, axes)
     path.write_text(yaml_text(content), encoding="utf-8")
 

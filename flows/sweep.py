@@ -27,9 +27,9 @@ from flows.clones import committed_revision, fresh_clone, git, given_axes, place
 from flows.gates import Limits
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
-from restorelcc.base.documents import read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.params_file import read_params
 from restorelcc.pipeline.running import held_lock
 
 LATE_STATE = "Skipped: late"
@@ -111,7 +111,7 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
         params = Path(folder) / "params.yaml"
         params.write_text(git(root, "show", f"{commit}:./params.yaml"), encoding="utf-8")
         try:
-            given = given_axes(read_yaml(params), grid)
+            given = given_axes(read_params(params), grid)
             load_params(params, tuple(f"grid.{axis}={values}" for axis, values in given.items()))
         except BadInput as error:
             raise BadInput(f"{error} (a sweep runs a committed revision: {revision} is {commit[:9]})") from error

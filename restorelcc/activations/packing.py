@@ -160,7 +160,7 @@ class PaddedLines:
 
     tokens_BT: Tensor
     positions_BT: Tensor
-    branch_BT: Tensor  # which sequence of which row a token belongs to: 3 * row + _TRUNK, _FIRST or _SECOND
+    branch_BT: Tensor  # _SEQUENCES * row + which of the row's sequences a token belongs to, or _PADDING
     line_R: Tensor
     start_R: Tensor
     causal_is_enough: bool  # no token would see padding or another sequence under a plain causal mask

@@ -208,6 +208,19 @@ def put(path: Path, destination: Path) -> None:
     _sync(destination.parent)
 
 
+def replace_text(path: Path, content: str) -> None:
+    """Write a text file, whose folder is made, so that a kill or a full disk leaves the old one or the new one. A link
+    stays: the file that it leads to is written."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(content, encoding="utf-8", newline="")  # line ends as they are in the text
+        put(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def sync_all(path: Path) -> None:
     """Wait until a file, or a folder with all that is in it, is on the disk."""
     if path.is_symlink():

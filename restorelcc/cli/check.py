@@ -43,6 +43,7 @@ def check(
     from restorelcc.base.publish import check_writable
     from restorelcc.pipeline.named_sources import checkpoint_problems, problems
     from restorelcc.pipeline.params import hidden_changes, load_params
+    from restorelcc.pipeline.versions import FOLDER, disagreements
 
     checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
     if model is not None:
@@ -64,6 +65,8 @@ def check(
     check_writable(layout)
     for sentence in _of_a_kill(layout):
         raise BadInput(sentence)
+    if (layout.root / FOLDER).is_dir():
+        notes += [f"no stage of `dvc repro` will run: {sentence}" for sentence in disagreements(layout.root)]
     cells = grid_cells(checked.grid)
     told, stale = _compared_sources(checked, layout)
     notes += [*hidden_changes(checked), *told]

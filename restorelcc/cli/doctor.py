@@ -109,19 +109,14 @@ def _gpus() -> str:
 
 
 def _packages(root: Path) -> Iterator[Finding]:
-    from restorelcc.pipeline.versions import differences
+    from restorelcc.pipeline.versions import disagreements
 
     try:
-        changed = differences(root)
+        changed = disagreements(root)
     except BadInput as error:
         yield Finding(True, str(error))
         return
-    for package, (recorded, found) in changed.items():
-        yield Finding(
-            True,
-            f"{package} {found} is installed, versions/ has {recorded}: run `restorelcc versions`, "
-            "or install the recorded versions again (in a clone: `make -B env`)",
-        )
+    yield from (Finding(True, sentence) for sentence in changed)
     if not changed:
         yield Finding(False, "installed packages are those of versions/")
 

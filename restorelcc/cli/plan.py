@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout, project_of
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
@@ -109,7 +109,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
     from restorelcc.models.architectures import check_scores, check_whole_parts
     from restorelcc.pipeline.plan_costs import LIBRARIES, MIB, START, needs_model, shapes_of
     from restorelcc.pipeline.plan_rate import reached
-    from restorelcc.pipeline.plan_work import workload
+    from restorelcc.pipeline.plan_work import accuracy_known, workload
     from restorelcc.release.routes import carried_by
 
     alias = cells[0].model
@@ -148,6 +148,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
         "restored": carried_by(network.config),
         "flops_per_second": of_model,
         "bfloat16_speedup": known.bfloat16_speedup,
+        "accuracy": accuracy_known(params, alias),
         "stages": stages,
     }
 
@@ -169,7 +170,7 @@ def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype)
 
     entry = params.models[alias]
     if entry.is_microworld:
-        return _embedded(params, dtype), 4
+        return _embedded(params, alias, dtype), 4
     file = gguf_file(f"models.{alias}.source", entry.source, layout.root)
     folder = local_source(entry.source, layout.root) if file is None else beside_weights(file, layout.work)
     if folder is None:
@@ -182,14 +183,15 @@ def config_model(params: Params, alias: str, layout: Layout, dtype: torch.dtype)
     return network, 4 if "float32" in str(name) else 2
 
 
-def _embedded(params: Params, dtype: torch.dtype) -> PreTrainedModel:
+def _embedded(params: Params, alias: str, dtype: torch.dtype) -> PreTrainedModel:
     import torch
 
     from restorelcc.stages.corpus.microworld import vocabulary
     from restorelcc.stages.dense.pretrain import build_model
 
+    dense, corpus = (params.section(alias, name) for name in ("dense", "corpus"))
     with torch.device("meta"):
-        network = build_model(params.dense.architecture, len(vocabulary(params.corpus.microworld)))
+        network = build_model(dense.architecture, len(vocabulary(corpus.microworld)))
         torch.nn.Module.to(network, dtype)
         return network
 
@@ -205,19 +207,26 @@ def _costs(
     from restorelcc.base.packages import is_gguf
     from restorelcc.pipeline import plan_costs as costs
     from restorelcc.pipeline.plan_recoveries import evaluated_cost, recovery_cost
+    from restorelcc.pipeline.plan_work import pairs_trained_on
 
     network, dtype, stored = known.network, known.dtype, known.stored
     entry, ratios = params.models[cells[0].model], len(params.grid.head_ratio)
     size = dtype.itemsize
     converted = is_gguf(entry.source)
-    pretrain = params.dense.pretrain if entry.is_microworld else None
+    pretrain = params.section(cells[0].model, "dense").pretrain if entry.is_microworld else None
     dense = costs.dense_cost(shapes, stored, pretrain, converted=converted)
     evaluate = costs.evaluate_cost(shapes, work, size, known.device.type)
     with_rivals = costs.evaluate_cost(shapes, work, size, known.device.type, work.rivals)
     of_restored = costs.evaluate_cost(shapes, work, size, known.device.type, timed=2)
     recover = params.section(cells[0].model, "recover")
     settings = {"runs": len(recover.learning_rates), "epochs": recover.epochs, "train_batch": recover.batch_size}
+    settings["train"] = pairs_trained_on(params, cells[0].model, recover)
     recovering = replace(work, longest=min(work.longest, recover.max_tokens), **settings)
+    # `auto` trains every one of its ratios.
+    auto = len(params.section(cells[0].model, "compensate").auto_ratios)
+    trained = sum(auto if ratio == AUTO else 1 for ratio in params.grid.head_ratio) / max(ratios, 1)
+    compensated = costs.compensate_cost(shapes, work, size, known.device)
+    compensated = replace(compensated, seconds=trained * compensated.seconds)
     sizes: dict[str, Any] = {"size": size, "stored": stored, "device": known.device}
     sizes["calibration"] = params.section(cells[0].model, "corpus").calibration
     found: list[tuple[str, str | None, str | None, int, Cost]] = [
@@ -238,7 +247,7 @@ def _costs(
             ("extract", 1, costs.extract_cost(shapes, work)),
             ("probe", 1, costs.probe_cost(shapes, work, probe, size, known.device)),
             ("evaluate_pruned", 1, evaluate),
-            ("compensate", ratios, costs.compensate_cost(shapes, work, size, known.device)),
+            ("compensate", ratios, compensated),
             ("evaluate_restored", ratios, of_restored),
         ]
         if timed := len(params.grid.speed):

@@ -56,6 +56,12 @@ def print_plan(plan: dict[str, Any]) -> None:
             for name, each in budgets.items()
         )
         say(console, f"With budget: {told} at most at once (models.{plan['model']}.budget).")
+    if known := plan["accuracy"]:
+        say(
+            console,
+            f"The mean accuracy over {known['items']:,} items of {known['tasks']} tasks has a standard error of up to "
+            f"{100 * known['standard_error']:.1f} points.",
+        )
     say(console, f"Restored models are kept as {plan['restored']}.")
 
 

@@ -18,6 +18,8 @@ from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.escaping import PlainTable, say
 from restorelcc.base.layout import Layout
 from restorelcc.models.response_mask import split_pairs
+from restorelcc.models.text import context_length
+from restorelcc.models.tokenizers import source_config
 from restorelcc.pipeline.params import Params
 from restorelcc.stages.corpus.fit import Fitting
 from restorelcc.stages.corpus.formats import Example
@@ -25,7 +27,7 @@ from restorelcc.stages.corpus.roles import Roles
 from restorelcc.stages.corpus.sources import Found, check_first_rows
 from restorelcc.stages.corpus.values import normal
 from restorelcc.stages.inputs.files import files_below
-from restorelcc.stages.inputs.stage import Entries, lay_out
+from restorelcc.stages.inputs.stage import Entries, is_put, lay_out
 from restorelcc.stages.prune.calibration import calibration_batches
 
 T = TypeVar("T")
@@ -63,6 +65,9 @@ def read_through(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
     }
     if calibration is not None and fitting is not None and "calibration" not in own:
         config = params.section(alias, "prune")
+        of_model = source_config(f"models.{alias}", entry.source, entry.revision, layout.root)
+        longest = context_length(of_model, config.sequence_length)  # as the stage has it
+        config = config.model_copy(update={"sequence_length": longest})
         found["calibration"] = {"samples": config.samples, "sequence_length": config.sequence_length}
         batches = _tried(
             lambda: calibration_batches(fitting.tokenizer, calibration.items, config, torch.device("cpu")), problems
@@ -81,7 +86,7 @@ def check_before_a_run(params: Params, alias: str, layout: Layout) -> None:
     items of the user's own tasks rendered. What was computed from the files as they are now is not looked at again."""
     entry, cell = params.models[alias], Cell(alias)
     inputs = lay_out(alias, params.named(alias), layout.root)
-    if entry.data is not None and _is_newer(inputs, "corpus", layout.sources(cell)):
+    if entry.data is not None and _is_newer(layout.inputs(cell), inputs, "corpus", layout.sources(cell)):
         check_first_rows(entry.data, f"models.{alias}", layout.root)
     from restorelcc.stages.evaluate.tasks import EMBEDDED, PRESETS
 
@@ -89,20 +94,28 @@ def check_before_a_run(params: Params, alias: str, layout: Layout) -> None:
     known = {EMBEDDED, *PRESETS, *(name for names in PRESETS.values() for name in names)}
     if known.issuperset(entry.task_names):
         return
-    if _is_newer(inputs, "evaluate", layout.metrics(cell)):
+    if _is_newer(layout.inputs(cell), inputs, "evaluate", layout.metrics(cell)):
         _task_items(params, alias, layout)
 
 
 _READ_BY = {"corpus": ("calibration", "instructions", "heldout"), "evaluate": ("tasks-", "beside/")}
 
 
-def _is_newer(inputs: Entries, stage: str, result: Path) -> bool:
-    """Whether there is no result yet, or a file that it depends on changed since."""
+def _is_newer(laid: Path, inputs: Entries, stage: str, result: Path) -> bool:
+    """Whether there is no result yet, or since then a file that it depends on, or what the entry says of it, changed.
+
+    laid: data/inputs/<model>/, where a link or document that was put later than the result tells of another entry.
+    """
     if not result.is_file():
         return True
-    given = [path for name, path in inputs.items() if name.startswith(_READ_BY[stage]) and isinstance(path, Path)]
-    files = [file for path in given for file in (files_below(path) if path.is_dir() else [path])]
-    return any(file.stat().st_mtime_ns >= result.stat().st_mtime_ns for file in files)
+    since, names = result.stat().st_mtime_ns, (*_READ_BY[stage], f"settings/{stage}.json")
+    given = {name: content for name, content in inputs.items() if name.startswith(names)}
+    if any(not is_put(laid / name, each) or (laid / name).lstat().st_mtime_ns >= since for name, each in given.items()):
+        return True
+    paths = [path for path in given.values() if isinstance(path, Path)]
+    stats = [file.stat() for path in paths for file in (files_below(path) if path.is_dir() else [path])]
+    # One that was moved here keeps its time of modification.
+    return any(max(stat.st_mtime_ns, stat.st_ctime_ns) >= since for stat in stats)
 
 
 def _tried(read: Callable[[], T], problems: list[str]) -> T | None:

@@ -6,10 +6,12 @@ that is possible, and refused otherwise.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Mapping
 from copy import copy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from restorelcc.base.digest import cached_file_digest
+from restorelcc.base.digest import cached_file_digest, file_digest
 from restorelcc.base.errors import BadInput, one_line
 from restorelcc.base.publish import put
 from restorelcc.models.checkpoint_check import refused, wrong_keys
@@ -58,16 +60,20 @@ _PARTED = {
 }
 
 
+_MADE_BY = ("gguf", "tokenizers", "transformers")
 _CONTROL, _USER_DEFINED = 3, 4  # types of tokens that are never parted or merged
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def beside_weights(path: Path, work: Path) -> Path:
-    """A folder with config and tokenizer of a GGUF file; made once per content, in a project's scratch folder `work`.
+    """A folder with config and tokenizer of a GGUF file, in a project's scratch folder `work`; made once for a content,
+    by this code and the same packages.
 
     Raises BadInput for a file that is no GGUF, or whose model or tokenizer cannot be had exactly.
     """
-    folder = work / "gguf" / cached_file_digest(path, work)
+    made_by = [file_digest(Path(__file__)), *(f"{name} {version(name)}" for name in _MADE_BY)]
+    total = hashlib.sha256("\n".join([cached_file_digest(path, work), *made_by]).encode())
+    folder = work / "gguf" / total.hexdigest()
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -72,21 +72,24 @@ def rounded_count(ratio: float, layout: HeadLayout) -> int:
     return math.floor(ratio * layout.total + 0.5)
 
 
-def chosen_count(ratio: float, layout: HeadLayout) -> int:
-    """P, as `rounded_count`. Raises BadInput for what is no share, and when no head would be chosen."""
+def chosen_count(ratio: float, layout: HeadLayout, key: str = "the share") -> int:
+    """P, as `rounded_count`. Raises BadInput, naming `key`, for what is no share, and when no head would be chosen."""
     if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
         raise BadInput(f"the share of the heads is {ratio!r}: give a number above 0 and at most 1, for example 0.25")
     count = rounded_count(ratio, layout)
     if count < 1:
         raise BadInput(
-            f"grid.head_ratio {ratio:g} of {layout.total} heads rounds to none: "
+            f"{key} {ratio:g} of {layout.total} heads rounds to none: "
             f"give at least {math.ceil(500 / layout.total) / 1000:g}"
         )
     return count
 
 
 def check_heads(heads: Sequence[tuple[int, int]], layout: HeadLayout) -> None:
-    """Raises BadInput without any head, or for one that the model does not have. heads: (layer, head) pairs."""
+    """Raises BadInput without any head, for one that the model does not have, and for one that is given twice.
+
+    heads: (layer, head) pairs.
+    """
     if len(heads) == 0:
         raise BadInput("heads is empty: give (layer, head) pairs, for example ranking.best(0.25)")
     for layer, head in heads:
@@ -95,6 +98,9 @@ def check_heads(heads: Sequence[tuple[int, int]], layout: HeadLayout) -> None:
                 f"heads has {(int(layer), int(head))}, and the model has layers 0 to {layout.layers - 1} and heads 0 "
                 f"to {layout.heads - 1}: give (layer, head) pairs, for example ranking.best(0.25)"
             )
+    given = [(int(layer), int(head)) for layer, head in heads]
+    if twice := next((head for number, head in enumerate(given) if head in given[:number]), None):
+        raise BadInput(f"heads has {twice} twice: give each head once, for example sorted(set(heads))")
 
 
 def main_component(directions_HDD: Tensor, loadings_HD: Tensor, count: int) -> Tensor:

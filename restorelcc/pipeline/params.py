@@ -14,19 +14,18 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import (
     BUDGETS,
     PRESETS,
-    SEQUENCE_LENGTH,
     TASK_FORMS,
     ModelEntry,
     over,
-    settings_below,
     value_at,
 )
 from restorelcc.base.prunings import EXTERNAL, parse_pruning
 from restorelcc.base.recoveries import check_recovery
 from restorelcc.base.section import Section, sentence, unknown
 from restorelcc.pipeline.one_run import settings_of_this_run
-from restorelcc.pipeline.params_file import read_params, read_value
-from restorelcc.pipeline.renamed import new_name, with_new_names
+from restorelcc.pipeline.overrides import put_over
+from restorelcc.pipeline.params_file import read_params
+from restorelcc.pipeline.renamed import with_new_names
 from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.corpus import CorpusConfig
@@ -144,41 +143,6 @@ def checked(raw: dict[str, Any], overrides: tuple[str, ...] = ()) -> Params:
     return params
 
 
-def put_over(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
-    """Put `section.key=value` over the content of a file, in place. Raises BadInput for what is not of this form."""
-    for override in overrides:
-        _override(raw, new_name(override))
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    *parents, last = key.split(".")
-    section: Any = raw
-    for parent in parents:
-        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
-    if not sign or not isinstance(section, dict) or not all((*parents, last)):
-        raise BadInput(f"--set {override[:80]!r} is not section.key=value: write for example --set prune.samples=64")
-    section[last] = read_value(override[:80], text)
-    models = raw.get("models")
-    for entry in models.values() if isinstance(models, dict) else ():
-        if isinstance(entry, dict):
-            _over_settings(entry, (*parents, last), section[last])
-
-
-def _over_settings(entry: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    """What is set for a section holds for a model too that has a value of its own for it."""
-    *parents, last = ("settings", *key)
-    inner: Any = entry
-    if value_at(settings_below(entry), key) is not None:
-        entry["settings"] = over(entry.get("settings") or {}, _nested(key, value))
-    if len(key) == 2 and key[1] == SEQUENCE_LENGTH.get(key[0]) and entry.get("sequence_length"):
-        entry["settings"] = over({key[0]: {last: value}}, entry.get("settings") or {})
-    for parent in parents:
-        inner = inner.get(parent) if isinstance(inner, dict) else None
-    if isinstance(inner, dict) and last in inner:
-        inner[last] = value
-
-
 def _name_of_source(entry: ModelEntry, key: tuple[str, ...]) -> str | None:
     """`budget quick`, `preset package`: what gave an entry this setting; None where it has a value of its own."""
     for kind, named, known in (("budget", entry.budget, BUDGETS), ("preset", entry.preset, PRESETS)):
@@ -186,12 +150,6 @@ def _name_of_source(entry: ModelEntry, key: tuple[str, ...]) -> str | None:
         if value is not None:
             return f"{kind} {named}" if value == value_at(entry.settings, key) else None
     return None
-
-
-def _nested(key: tuple[str, ...], value: Any) -> dict[str, Any]:
-    for name in reversed(key):
-        value = {name: value}
-    return dict(value)
 
 
 def hidden_changes(params: Params) -> list[str]:

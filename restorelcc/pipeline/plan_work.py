@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from restorelcc.base.cell import Cell
@@ -21,7 +22,8 @@ from restorelcc.pipeline.plan_costs import (
     TEXTS,
     Workload,
 )
-from restorelcc.stages.evaluate.tasks import PRESETS
+from restorelcc.stages.evaluate.tasks import EMBEDDED, PRESETS
+from restorelcc.training.config import FitConfig
 from restorelcc.training.pairs import TRAIN
 
 # Items of a task; tokens of one, with what its choices share counted once, and how many of them are predicted (by the
@@ -36,6 +38,7 @@ TASKS = {
     "openbookqa": (500, 20, 13),
 }
 OTHER_TASK = (1000, 100, 20)
+_WORLD_TASKS = 5  # of the embedded world
 
 
 def workload(params: Params, alias: str, layout: Layout) -> Workload:
@@ -45,16 +48,16 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     evaluate = section("evaluate")
     tokens, longest, heldout = _text_tokens(layout.corpus(Cell(alias)), entry, corpus.heldout)
     if entry.is_microworld:
-        tokens, longest, heldout = 24, 48, 5 * world.test_items * 24
+        tokens, longest, heldout = 24, 48, _WORLD_TASKS * world.test_items * 24
     items, item_tokens, predicted = task_items(entry, evaluate.limit)
     if entry.is_microworld:
-        items = 5 * world.test_items
+        items = _WORLD_TASKS * world.test_items
         item_tokens, predicted = 30 * items, 6 * items
     # A question whose response was not finished is left out, and another one asked.
     counts = {"calibration": corpus.calibration, "instructions": round((corpus.train + corpus.valid) / FINISHED)}
     return Workload(
         samples=world.contrast_pairs if entry.is_microworld else min(corpus.contrast, corpus.train),
-        train=world.train_pairs if entry.is_microworld else corpus.train,
+        train=pairs_trained_on(params, alias, train),
         valid=world.valid_pairs if entry.is_microworld else corpus.valid,
         tokens=tokens,
         heldout_tokens=heldout,
@@ -76,18 +79,42 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
     )
 
 
+def pairs_trained_on(params: Params, alias: str, config: FitConfig) -> int:
+    """How many of the model's training pairs a training by this section takes."""
+    corpus = params.section(alias, "corpus")
+    pairs = corpus.microworld.train_pairs if params.models[alias].is_microworld else corpus.train
+    return min(pairs, config.examples or pairs)
+
+
 def task_items(entry: ModelEntry, limit: int | None) -> tuple[int, int, int]:
     """Items of an entry's tasks, their tokens, and how many of these are predicted."""
+    items = tokens = predicted = 0
+    for name, count in task_counts(entry, limit).items():
+        _, each, answered = TASKS.get(name, OTHER_TASK)
+        items, tokens, predicted = items + count, tokens + count * each, predicted + count * answered
+    return items, tokens, predicted
+
+
+def task_counts(entry: ModelEntry, limit: int | None) -> dict[str, int]:
+    """Items of each of an entry's tasks; limit: of those that have none of their own."""
     limits: dict[str, int | None] = {}
     for task in entry.tasks:
         name, own = (task, None) if isinstance(task, str) else (task.name, task.limit)
         limits |= {each: own or limits.get(each) for each in PRESETS.get(name, (name,))}
-    items = tokens = predicted = 0
-    for name, own in limits.items():
-        count, each, answered = TASKS.get(name, OTHER_TASK)
-        count = min(count, own or limit or count)
-        items, tokens, predicted = items + count, tokens + count * each, predicted + count * answered
-    return items, tokens, predicted
+    whole = {name: TASKS.get(name, OTHER_TASK)[0] for name in limits}
+    return {name: min(count, limits[name] or limit or count) for name, count in whole.items()}
+
+
+def accuracy_known(params: Params, alias: str) -> dict[str, float] | None:
+    """How well the items asked will tell the mean accuracy of K tasks of n_k items: its standard error is at most
+    sqrt(sum_k 1/(4 n_k)) / K, as it is where every accuracy is one half. None with tasks whose items are not known."""
+    entry, world = params.models[alias], params.section(alias, "corpus").microworld
+    named = task_counts(entry, params.section(alias, "evaluate").limit)
+    counts = [world.test_items] * _WORLD_TASKS if list(named) == [EMBEDDED] else list(named.values())
+    if not counts or not set(named) <= {EMBEDDED, *TASKS}:
+        return None
+    error = math.sqrt(sum(1 / (4 * count) for count in counts)) / len(counts)
+    return {"tasks": len(counts), "items": sum(counts), "standard_error": error}
 
 
 def _text_tokens(corpus: Path, entry: ModelEntry, heldout: int | None) -> tuple[int, int, int]:

@@ -5,7 +5,6 @@ DVC itself fills in dvc.yaml from params.yaml and knows no aliases, so old names
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from restorelcc.base.errors import BadInput
-from restorelcc.base.publish import put
+from restorelcc.base.publish import replace_text
 
 # The path of a key (* is any), its old name and the new one.
 RENAMED: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -59,7 +58,7 @@ def new_name(override: str) -> str:
 def rename_in_file(path: Path) -> list[str]:
     """Give old keys of a params.yaml their new names, and leave every other byte as it is. Returns what was renamed."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []  # whoever reads the values says what is wrong
@@ -74,9 +73,7 @@ def rename_in_file(path: Path) -> list[str]:
     for start, end, new, _ in sorted(found, reverse=True):
         text = text[:start] + new + text[end:]
     if found:
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_text(text, encoding="utf-8")
-        put(scratch, path)
+        replace_text(path, text)
     return [sentence for *_, sentence in sorted(found)]
 
 

@@ -16,7 +16,7 @@ from restorelcc.base.progress import notice
 from restorelcc.base.publish import put
 from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.one_run import dvc_reads, environment
-from restorelcc.pipeline.params import put_over
+from restorelcc.pipeline.overrides import put_over
 from restorelcc.pipeline.workspace import mend, other_runs
 
 _EXIT = re.compile(r"exited with (-?\d+)")

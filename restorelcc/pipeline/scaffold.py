@@ -15,6 +15,7 @@ from typing import Any
 import restorelcc
 from restorelcc.base.documents import read_text
 from restorelcc.base.errors import BadInput
+from restorelcc.base.publish import replace_text
 from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.reference import schema_text
 from restorelcc.pipeline.versions import CODE, FOLDER, GROUPS, code_digest, installed
@@ -84,8 +85,7 @@ def _write(folder: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != content.encode():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+            replace_text(path, content)
 
 
 def init_repository(folder: Path) -> None:

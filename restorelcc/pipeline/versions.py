@@ -9,12 +9,11 @@ stage runs while the files and what is installed disagree.
 from __future__ import annotations
 
 import hashlib
-import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from restorelcc.base.errors import BadInput
-from restorelcc.base.publish import put
+from restorelcc.base.publish import replace_text
 
 FOLDER = "versions"
 CODE = "code"  # below it: digests of the installed package's folders
@@ -97,6 +96,19 @@ def changed_code(root: Path) -> dict[str, str]:
     }
 
 
+def disagreements(root: Path) -> list[str]:
+    """A sentence for every package, and one for the code, that is not as versions/ has it: no stage runs meanwhile."""
+    found = [
+        f"{package} {new} is installed, {FOLDER}/ has {old}: run `restorelcc versions`, or install the recorded "
+        "versions again (in a clone: `make -B env`)"
+        for package, (old, new) in differences(root).items()
+    ]
+    if code := changed_code(root):
+        folders = ", ".join(f"restorelcc/{folder}" for folder in code)
+        found.append(f"the installed code of {folders} is not that of {FOLDER}/{CODE}: run `restorelcc versions`")
+    return found
+
+
 def check_versions(root: Path) -> None:
     """Raises BadInput when a stage would run with other packages or other code than versions/ names."""
     if not (root / FOLDER).is_dir():
@@ -120,7 +132,7 @@ def write_versions(root: Path) -> list[str]:
     for package, (_, new) in changed.items():
         write_version(root, package, new)
     for folder, digest in code.items():
-        _replace(root / FOLDER / CODE / folder, f"{digest}\n")
+        replace_text(root / FOLDER / CODE / folder, f"{digest}\n")
     lines = [f"{FOLDER}: {package} {old} -> {new}" for package, (old, new) in changed.items()]
     return [*lines, *(f"{FOLDER}: the code of restorelcc/{folder} changed" for folder in code)]
 
@@ -130,10 +142,4 @@ def write_version(root: Path, package: str, value: str) -> None:
     for group, versions in read_groups(root).items():
         if versions.get(package, value) != value:
             lines = [f"{name}=={value if name == package else old}\n" for name, old in versions.items()]
-            _replace(root / FOLDER / group, "".join(lines))
-
-
-def _replace(path: Path, content: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(content, encoding="utf-8")
-    put(scratch, path)
+            replace_text(root / FOLDER / group, "".join(lines))

@@ -284,6 +284,10 @@ class _Run:
                         self.optimizer.state[part][key] = value if key == "step" else value.to(part)
 
 
+# Rates that a block applies itself; Falcon's reads them from its config.
+_DROPOUTS = ("dropout", "activation_dropout", "hidden_dropout", "attention_dropout")
+
+
 @contextmanager
 def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     """Inside, blocks forget their activations and compute them again in the backward pass; dropout stays off."""
@@ -291,12 +295,15 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
         yield
         return
     blocks = list(all_blocks(model))
-    rates = [(b, name, getattr(b, name)) for b in blocks for name in ("dropout", "activation_dropout")
-             if isinstance(getattr(b, name, None), float)]  # fmt: skip
+    own = [holder for block in blocks for holder in (block, getattr(block, "config", None))]
+    rates = [(holder, name, rate) for holder in own for name in _DROPOUTS
+             if isinstance(rate := getattr(holder, name, None), float)]  # fmt: skip
     model.activation_checkpointing_enable({"use_reentrant": False})
+    # With it transformers makes the embedding's output require gradients, for the reentrant way, and never undoes that.
+    model.disable_input_require_grads()
     try:
-        for block, name, _ in rates:
-            setattr(block, name, 0.0)
+        for holder, name, _ in rates:
+            setattr(holder, name, 0.0)
         for block in blocks:
             block.training = True  # of the block alone: its parts, dropouts among them, stay in evaluation mode
         yield
@@ -304,5 +311,5 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
         model.activation_checkpointing_disable()
         for block in blocks:
             block.training = False
-        for block, name, rate in rates:
-            setattr(block, name, rate)
+        for holder, name, rate in rates:
+            setattr(holder, name, rate)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from restorelcc.__main__ import main
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.cli import read_through
+from restorelcc.cli import doctor, read_through
 from restorelcc.cli.app import app
+from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.versions import code_digest
+from restorelcc.stages.inputs import stage as inputs
 from tests import pico
 from tests.dag import ROOT
 from tests.stages.prune.project import words
@@ -160,14 +164,63 @@ def test_files_are_looked_at_before_a_run(
 
 
 def test_what_was_read_by_the_stage_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = Layout(folder).sources(Cell("mine"))
-    sources.parent.mkdir(parents=True)
-    sources.write_text("{}")
-    monkeypatch.setattr(read_through, "check_first_rows", lambda *given: pytest.fail("read again"))
-    assert _check(monkeypatch, "--set", "grid.model=[mine]") == 0
+    layout, cell, of_mine = Layout(folder), Cell("mine"), ("--set", "grid.model=[mine]")
+
+    def computed() -> None:
+        inputs.run(cell, load_params(folder / "params.yaml").named("mine"), layout)
+        layout.sources(cell).parent.mkdir(parents=True, exist_ok=True)
+        layout.sources(cell).write_text("{}")
+
+    def read_again(*more: str) -> bool:
+        read.clear()
+        assert _check(monkeypatch, *of_mine, *more) == 0
+        return bool(read)
+
+    read: list[object] = []
+    monkeypatch.setattr(read_through, "check_first_rows", lambda *given: read.append(given))
+    assert read_again(), "nothing was computed yet"
+    computed()
+    assert not read_again()
     os.utime(folder / "texts.txt")
-    with pytest.raises(pytest.fail.Exception):
-        _check(monkeypatch, "--set", "grid.model=[mine]")
+    assert read_again()
+    computed()
+    shutil.copy(folder / "texts.txt", folder / "old.txt")
+    os.utime(folder / "old.txt", (1, 1))
+    assert read_again("--set", "models.mine.data.calibration=old.txt"), "another file, older than the result"
+    assert read_again("--set", "models.mine.data.format=pairs"), "the same file, read in another way"
+    computed()
+    assert not read_again()
+    (folder / "old.txt").replace(folder / "texts.txt")
+    assert read_again(), "an older file in the place of the file"
+
+
+def test_installed_code_that_is_not_the_projects_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`dvc repro` would refuse every stage, and `check` and `doctor` come before it."""
+    (folder / "versions" / "code").mkdir(parents=True)
+    (folder / "versions" / "numerics").write_text(f"numpy=={version('numpy')}\n")
+    (folder / "versions" / "code" / "base").write_text(f"{code_digest('base')}\n")
+    assert _check(monkeypatch) == 0
+    assert "versions" not in capsys.readouterr().err
+    (folder / "versions" / "code" / "base").write_text("0\n")
+    (folder / "versions" / "numerics").write_text("numpy==0.1\n")
+    assert _check(monkeypatch) == 0
+    told = capsys.readouterr().err
+    named = "the installed code of restorelcc/base is not that of versions/code: run `restorelcc versions`"
+    assert f"note: no stage of `dvc repro` will run: {named}" in told
+    assert "is installed, versions/ has 0.1: run `restorelcc versions`" in told
+    assert {finding.text for finding in doctor._packages(folder) if finding.fault} >= {named}
+
+
+def test_calibration_is_cut_to_the_models_context(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the stage does: 64 tokens here, and not the 2,048 of the section."""
+    assert _check(monkeypatch, "--model", "mine", "--json", "--set", "prune.sequence_length=2048") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == []
+    assert found["calibration"] == {"samples": 8, "sequence_length": 64, "sequences": 8, "tokens": 160}
 
 
 def test_items_of_own_tasks_are_counted(

@@ -80,6 +80,21 @@ def test_a_sweep_times_those_of_its_head_ratios_that_are_timed(tmp_path: Path) -
         assert load_params(tmp_path / "params.yaml").grid.speed == tuple(timed)
 
 
+def test_a_sweep_reads_numbers_as_the_file_means_them(tmp_path: Path) -> None:
+    """Of YAML 1.2, in which 1e-3 is a number; PyYAML takes it for text."""
+    text = SHIPPED.read_text().replace("learning_rates: [0.03]", "learning_rates: [1e-3]")
+    text = text.replace("  speed: []", "  speed: [1e-1]")
+    assert "[1e-3]" in text and "[1e-1]" in text
+    (tmp_path / "params.yaml").write_text(text)
+    _committed(tmp_path)
+    grid = {"pruning": ["wanda-0.6"], "head_ratio": [0.1]}
+    check_sweep(tmp_path, grid, "sweep", "HEAD")
+    write_grid(tmp_path, grid)
+    written = load_params(tmp_path / "params.yaml")
+    assert written.section("tiny", "compensate").learning_rates == (0.001,)
+    assert written.grid.speed == (0.1,)
+
+
 def test_an_axis_of_a_sweep_takes_the_place_of_one_under_its_former_name(tmp_path: Path) -> None:
     content = yaml.safe_load(SHIPPED.read_text())
     content["grid"]["baseline"] = content["grid"].pop("recovery")

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.packages import gguf_file
+from restorelcc.models import gguf as gguf_module
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.gguf import ARCHITECTURES, beside_weights, exact_dtype, write_converted
 from restorelcc.models.tokenizers import source_config, source_tokenizer
@@ -39,6 +40,17 @@ def test_config_and_tokenizer_alone_are_made_once_per_content(tmp_path: Path) ->
     assert tokenizer.decode(tokenizer(TEXTS[0])["input_ids"]) == TEXTS[0]
     assert tokenizer.apply_chat_template([{"content": "hi"}], tokenize=False) == "<|start|>hi<|end|>"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_another_version_of_what_converts_it_converts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_gguf(tmp_path / "m.gguf", tiny("llama"))
+    first = beside_weights(file, tmp_path / ".work")
+    assert beside_weights(file, tmp_path / ".work") == first
+    real = gguf_module.version
+    for package in ("transformers", "tokenizers", "gguf"):
+        with monkeypatch.context() as patch:
+            patch.setattr(gguf_module, "version", lambda name, new=package: "0" if name == new else real(name))
+            assert beside_weights(file, tmp_path / ".work") != first
 
 
 @pytest.mark.parametrize(

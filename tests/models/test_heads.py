@@ -5,7 +5,7 @@ import torch
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.architectures import family_of, head_layout, out_projections, prunable_linears
-from restorelcc.models.heads import HeadLayout, chosen_count
+from restorelcc.models.heads import HeadLayout, check_heads, chosen_count
 from tests import pico
 
 
@@ -33,8 +33,22 @@ def test_chosen_count_rounds_half_up(ratio: float, count: int) -> None:
 
 
 def test_a_ratio_that_chooses_no_head_is_refused() -> None:
-    with pytest.raises(BadInput, match="rounds to none"):
+    with pytest.raises(BadInput, match=r"^the share 0\.01 of 48 heads rounds to none: give at least 0\.011"):
         chosen_count(0.01, HeadLayout(6, 8, 8))
+    with pytest.raises(BadInput, match=r"^recover\.head_ratio 0\.01 of 48 heads"):
+        chosen_count(0.01, HeadLayout(6, 8, 8), "recover.head_ratio")
+
+
+def test_a_head_is_given_once() -> None:
+    """Twice, it would be trained twice, and only one of the two offsets kept."""
+    check_heads([(0, 1), (1, 0)], HeadLayout(2, 2, 8))
+    for heads, message in (
+        ([(0, 1), (1, 0), (0, 1)], r"^heads has \(0, 1\) twice: give each head once"),
+        ([(0, 2)], r"^heads has \(0, 2\), and the model has layers 0 to 1 and heads 0 to 1"),
+        ([], r"^heads is empty"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            check_heads(heads, HeadLayout(2, 2, 8))
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)

@@ -267,6 +267,65 @@ def test_a_plan_of_a_7b_model_is_sane_and_loads_nothing(tmp_path: Path) -> None:
     assert "torch" in sys.modules and not list(tmp_path.glob("*.safetensors"))
 
 
+def test_a_plan_counts_every_training_and_the_pairs_that_it_takes() -> None:
+    grid = ["--set", "grid.recovery=[bias]", "--set", "grid.head_ratio=[0.25]"]
+
+    def seconds(*changes: str) -> dict[str, float]:
+        plan = _planned("--model", "tiny", *grid, *(part for change in changes for part in ("--set", change)))
+        return {
+            row["stage"]: (row["seconds"] / row["runs"] - START[row["stage"].split("_")[0]]) * plan["flops_per_second"]
+            for row in plan["stages"]
+        }
+
+    one, auto = seconds(), seconds("grid.head_ratio=[auto]")
+    assert auto["compensate"] == pytest.approx(5 * one["compensate"], rel=0.25), "five ratios are tried"
+    assert auto["evaluate_restored"] == pytest.approx(one["evaluate_restored"], rel=0.25)
+    both = seconds("grid.head_ratio=[0.25, auto]")
+    assert both["compensate"] == pytest.approx(3 * one["compensate"], rel=0.25)
+    few = seconds("compensate.examples=10", "recover.examples=10")
+    assert few["compensate"] < 0.5 * one["compensate"] and few["recover"] < 0.5 * one["recover"]
+
+
+def test_a_plan_says_how_well_the_items_tell_an_accuracy(tmp_path: Path) -> None:
+    """At one half an accuracy of n items has a standard error of 1 / (2 sqrt(n))."""
+    write_smollm2_config(tmp_path)
+    source = ["--set", f"models.smollm2-135m-pip.source={tmp_path}", "--pruning", "wanda-0.5"]
+    known = _planned("--model", "smollm2-135m-pip", *source)["accuracy"]
+    assert (known["tasks"], known["items"]) == (3, 600)
+    assert known["standard_error"] == pytest.approx((3 * 0.25 / 200) ** 0.5 / 3)
+    said = CliRunner().invoke(app, ["plan", "--params", str(SHIPPED), "--model", "smollm2-135m-pip", *source]).output
+    assert (
+        _planned("--model", "smollm2-135m-pip", *source, "--set", "models.smollm2-135m-pip.tasks=[own]")["accuracy"]
+        is None
+    )
+    assert _planned("--model", "tiny")["accuracy"]["tasks"] == 5
+    assert "over 600 items of 3 tasks has a standard error of up to 2.0 points" in " ".join(said.split())
+
+
+def test_a_plan_is_of_the_models_own_settings() -> None:
+    shape = "{dense: {architecture: {width: 96, layers: 4}}}"
+    own = _planned("--model", "tiny", "--set", f"models.tiny.settings={shape}")
+    assert (own["layers"], _planned("--model", "tiny")["layers"]) == (4, 6)
+
+
+def test_what_is_set_goes_over_a_budget_in_any_order() -> None:
+    budget, own = "models.smollm2-135m-pip.budget=quick", "prune.samples=64"
+    for overrides in ((budget, own), (own, budget)):
+        assert load_params(SHIPPED, overrides).section("smollm2-135m-pip", "prune").samples == 64
+    # Of two settings the last one counts.
+    mine = "models.smollm2-135m-pip.settings.prune.samples=8"
+    for overrides, samples in (((own, mine), 8), ((mine, own), 64)):
+        assert load_params(SHIPPED, overrides).section("smollm2-135m-pip", "prune").samples == samples
+
+
+@pytest.mark.parametrize("more", ["", "budget: quick, ", "sequence_length: 64, "])
+def test_settings_that_are_none_are_one_sentence_whatever_is_set(more: str) -> None:
+    entry = f"models.mine={{source: me/model, {more}settings: small}}"
+    for override in ("prune.samples=8", "prune.sequence_length=32"):
+        with pytest.raises(BadInput, match=r"models\.mine\.settings is 'small'"):
+            load_params(SHIPPED, (entry, override))
+
+
 def test_a_plan_of_the_embedded_model_needs_no_data(tmp_path: Path) -> None:
     plan = _planned("--model", "tiny")
     assert plan["source"] == "microworld"

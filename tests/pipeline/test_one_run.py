@@ -12,7 +12,8 @@ import yaml
 from dvc.repo import Repo
 
 from restorelcc.pipeline import one_run
-from restorelcc.pipeline.params import load_params, put_over
+from restorelcc.pipeline.overrides import put_over
+from restorelcc.pipeline.params import load_params
 from tests.dag import ROOT
 
 STAGE = """

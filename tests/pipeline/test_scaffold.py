@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from pathlib import Path
 
@@ -103,6 +104,28 @@ def test_an_edit_of_installed_code_makes_stale_what_uses_it(project: Path, monke
     assert users == ["prune"]
     monkeypatch.undo()
     assert write_versions(project) == ["versions: the code of restorelcc/stages/prune changed"]
+
+
+def test_a_full_disk_leaves_the_files_of_a_project_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty params.yaml would be taken for that of another project."""
+    write_project(tmp_path, "one: 1\n")
+
+    def full(path: Path, *_: object, **__: object) -> int:
+        path.write_bytes(b"")  # opening a file to write it empties it
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_project(tmp_path, "two: 2\n")
+    assert (tmp_path / "params.yaml").read_text() == "one: 1\n"
+    assert not list(tmp_path.glob(".params*"))
+    (tmp_path / "params.yaml").rename(tmp_path / "elsewhere.yaml")
+    (tmp_path / "params.yaml").symlink_to("elsewhere.yaml")
+    write_project(tmp_path, "two: 2\n")
+    assert (tmp_path / "params.yaml").is_symlink() and (tmp_path / "elsewhere.yaml").read_text() == "two: 2\n"
 
 
 def test_a_digest_is_of_names_and_content_and_not_of_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

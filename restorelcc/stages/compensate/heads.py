@@ -20,9 +20,9 @@ from restorelcc.training.compensation import Best, Pairs
 from restorelcc.training.losses import pair_losses
 
 
-def best_heads(table: Path, heads: HeadLayout, ratio: float) -> list[tuple[int, int]]:
+def best_heads(table: Path, heads: HeadLayout, ratio: float, key: str = "grid.head_ratio") -> list[tuple[int, int]]:
     """The (layer, head) of the P best-ranked heads, best first. Raises BadInput when P is 0."""
-    count = chosen_count(ratio, heads)
+    count = chosen_count(ratio, heads, key)
     rows = sorted(read_table(table, HEADS), key=lambda row: row["rank"])
     if len(rows) != heads.total:
         raise BadInput(f"{table} ranks {len(rows)} heads, but the model has {heads.total}: run `dvc repro`")

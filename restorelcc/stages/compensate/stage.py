@@ -46,7 +46,8 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     states = TrainingStates(layout, "compensate", cell, _fingerprint(config, model, layout, cell, parents))
 
     def trained(ratio: float) -> Best:
-        chosen = best_heads(layout.heads(cell), heads, ratio)
+        key = "compensate.auto_ratios" if cell.head_ratio == AUTO else "grid.head_ratio"
+        chosen = best_heads(layout.heads(cell), heads, ratio, key)
         initial = initial_compensation(network, chosen, components, config, pairs, learned)
         task = training_task(network, pairs, config, learned)
         title, stores = f"compensate {ratio:g}", states.part(f"ratio-{ratio:g}")

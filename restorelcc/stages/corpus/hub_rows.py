@@ -42,7 +42,20 @@ HELDOUT = PRESETS | {
 
 
 def hub_data(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> HubData | None:
-    """What `c4`, `wikitext`, `alpaca` or `hub:<id>[:<config>[:<split>]]` means; None for a path."""
+    """The dataset that a source means, None for a path. Raises BadInput as `named_dataset`, and where a folder of its
+    name is here: `datasets` would read that one, whose changes nothing watches."""
+    found = named_dataset(key, source, presets)
+    if found is not None and Path(found.dataset).is_dir():
+        raise BadInput(
+            f"{key} is {source!r}, a dataset of the hub, but there is a folder {found.dataset!r} here, which would be "
+            f"read instead: give the folder without {HUB_PREFIX!r}, or rename it"
+        )
+    return found
+
+
+def named_dataset(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> HubData | None:
+    """What `c4`, `wikitext`, `alpaca` or `hub:<id>[:<config>[:<split>]]` means; None for a path. Raises BadInput for
+    another form."""
     if source in presets:
         return presets[source]
     if not source.startswith(HUB_PREFIX):
@@ -57,18 +70,16 @@ def hub_data(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> Hu
 def open_rows(key: str, origin: HubData) -> Rows:
     """The rows of a dataset, streamed. Reading them, and this, raises BadInput for a dataset that the hub does not
     give, and StageFailed when the connection to it breaks and does not come back."""
-    commit = (
-        None if Path(origin.dataset).is_dir() else resolved_commit(Repository(key, origin.dataset, "dataset"), None)
-    )
+    commit = resolved_commit(Repository(key, origin.dataset, "dataset"), None)
     rows = _resumed(key, origin, lambda skip: _stream(origin, commit, skip))
-    recorded = {"source": f"{HUB_PREFIX}{origin}"} | ({"revision": commit} if commit else {})
+    recorded = {"source": f"{HUB_PREFIX}{origin}", "revision": commit}
     return Rows(f"the dataset {origin} ({key})", enumerate(rows, 1), origin=recorded)
 
 
-def _stream(origin: HubData, commit: str | None, skip: int) -> Iterable[dict[str, Any]]:
+def _stream(origin: HubData, commit: str, skip: int) -> Iterable[dict[str, Any]]:
     from datasets import load_dataset  # slow to import, and only needed here
 
-    where = cached_snapshot(Repository("", origin.dataset, "dataset"), commit) if commit and is_offline() else None
+    where = cached_snapshot(Repository("", origin.dataset, "dataset"), commit) if is_offline() else None
     name, revision = (str(where), None) if where else (origin.dataset, commit)
     rows = load_dataset(name, origin.config, split=origin.split, streaming=True, revision=revision)
     return rows.skip(skip) if skip else rows

@@ -11,7 +11,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.publish import scratch_folder
 from restorelcc.models.hub import Repository, licence_of
-from restorelcc.stages.corpus.hub_rows import hub_data
+from restorelcc.stages.corpus.hub_rows import named_dataset
 
 # What the datasets by name are under where their card cannot be asked.
 _KNOWN = {"tatsu-lab/alpaca": "cc-by-nc-4.0", "allenai/c4": "odc-by", "Salesforce/wikitext": "cc-by-sa-3.0, gfdl"}
@@ -22,7 +22,7 @@ def with_licences(origins: dict[str, dict[str, str]]) -> dict[str, dict[str, str
     """The same records, those of hub datasets with the licence that the dataset's card declares."""
     found = {}
     for role, origin in origins.items():
-        dataset = hub_data(role, origin["source"])
+        dataset = named_dataset(role, origin["source"])
         if dataset is not None and "revision" in origin:
             declared = licence_of(Repository(f"data.{role}", dataset.dataset, "dataset"), origin["revision"])
             found[role] = origin | {"licence": declared or _KNOWN.get(dataset.dataset, "not declared")}

@@ -72,7 +72,9 @@ def _rows_of(file: Path) -> tuple[str, Numbered]:
 def _is_json_lines(path: Path) -> bool:
     """Whether a file of JSON holds one object a line, whatever its name: .json and .jsonl are used for both."""
     filled = (line for _, line in lines(path, "json") if line.strip())
-    first, second = next(filled, "{").lstrip(), next(filled, "").lstrip()
+    first, second = next(filled, "").lstrip(), next(filled, "").lstrip()
+    if not first:  # an empty shard: no row either way, and no list
+        return True
     if not first.startswith("{") or (not second and path.name.lower().split(".")[-1] == "json"):
         return not first.startswith(("[", "{"))
     try:

@@ -39,7 +39,7 @@ def run(cell: Cell, named: Named, layout: Layout) -> None:
         if str(path.relative_to(folder)) not in entries:
             path.unlink()  # before anything is put: a link may become a folder of links
     for name, content in entries.items():
-        if not _is(folder / name, content):
+        if not is_put(folder / name, content):
             _put(folder / name, content)
 
 
@@ -128,7 +128,8 @@ def _is_leaf(at: str, name: str) -> bool:
     return path.is_symlink() or not path.is_dir()
 
 
-def _is(path: Path, content: Path | dict[str, Any]) -> bool:
+def is_put(path: Path, content: Path | dict[str, Any]) -> bool:
+    """Whether a link or document of `lay_out` is there as it has to be."""
     if isinstance(content, Path):
         return path.is_symlink() and path.readlink() == content
     return path.is_file() and not path.is_symlink() and path.read_bytes() == json_text(content).encode()

@@ -23,7 +23,7 @@ def calibration_batches(
 ) -> list[Tensor]:
     """Up to `samples` texts, each as one sequence (a random crop when longer than sequence_length), batched unpadded.
 
-    Raises BadInput when no text has two tokens, or all texts together are shorter than one sequence; the latter is as
+    Raises BadInput when no text has two tokens, or those drawn are together shorter than one sequence; the latter is as
     it should be (`short`) for the embedded world, whose documents are a dozen words.
     """
     rng = random.Random(config.seed)
@@ -43,7 +43,8 @@ def calibration_batches(
     if available < config.sequence_length and not short:
         raise BadInput(
             f"the calibration texts hold {available} tokens, less than one sequence of prune.sequence_length "
-            f"{config.sequence_length}: give more text (models.<name>.data.calibration) or lower it"
+            f"{config.sequence_length}, where {len(sequences)} are drawn: give longer texts "
+            "(models.<name>.data.calibration), raise prune.samples and corpus.calibration, or lower the length"
         )
     groups = batches_of_equal_length([len(ids) for ids in sequences], config.token_budget)
     return [torch.tensor([sequences[position] for position in group], device=device) for group in groups]

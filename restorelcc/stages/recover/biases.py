@@ -15,7 +15,7 @@ from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.models.tensors import read_tensors
-from restorelcc.stages.recover.result import Inputs, Recovered
+from restorelcc.stages.recover.result import HEAD_RATIO, Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
 from restorelcc.training.closed_form import mean_inputs, mean_output, removed_bias
 from restorelcc.training.compensation import fit_compensation
@@ -25,7 +25,7 @@ from restorelcc.training.config import SITES, SiteName
 def random_heads(heads: HeadLayout, ratio: float, seed: int) -> list[tuple[int, int]]:
     """As many heads as the ratio chooses, drawn without replacement."""
     order = torch.randperm(heads.total, generator=torch.Generator().manual_seed(seed)).tolist()
-    return [heads.pair(flat) for flat in order[: chosen_count(ratio, heads)]]
+    return [heads.pair(flat) for flat in order[: chosen_count(ratio, heads, HEAD_RATIO)]]
 
 
 def random(inputs: Inputs) -> Recovered:

@@ -11,7 +11,7 @@ from torch import Tensor
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.stages.recover.biases import trained_compensation
-from restorelcc.stages.recover.result import Inputs, Recovered
+from restorelcc.stages.recover.result import HEAD_RATIO, Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation, site_linears
 from restorelcc.training.attached_weights import HeadScales, attached_weights
 from restorelcc.training.best import fit_best
@@ -23,13 +23,14 @@ def strongest_heads(score_LH: Tensor, layout: HeadLayout, ratio: float) -> list[
     """The heads with the highest scores, best first; of equal ones the first."""
     scores = score_LH.flatten().tolist()
     order = sorted(range(len(scores)), key=lambda flat: (-scores[flat], flat))
-    return [layout.pair(flat) for flat in order[: chosen_count(ratio, layout)]]
+    return [layout.pair(flat) for flat in order[: chosen_count(ratio, layout, HEAD_RATIO)]]
 
 
 def lofit(inputs: Inputs) -> Recovered:
     """Step 1: scales of all heads, with an L1 penalty; step 2: offsets of the heads whose scales grew most."""
     config, model = inputs.config, inputs.pruned()
     heads, pairs = head_layout(model), inputs.pairs()
+    chosen_count(config.head_ratio, heads, HEAD_RATIO)  # refused before the first step trains
     linears = site_linears(model, ("o",))
     scales = HeadScales(linears, config.initial_std, config.seed).to(model.device)
     plain = pairs_task(model, pairs)

@@ -26,10 +26,13 @@ from restorelcc.training.compensation import Pairs
 from restorelcc.training.pairs import read_pairs
 from restorelcc.training.state import TrainingStates
 
+HEAD_RATIO = "recover.head_ratio"  # as messages name it
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a method finds its models and data. The dense and the pruned model are never in memory together."""
+    """Where a method finds its models and data. The dense and the pruned model are not in memory together, except that
+    `eora` keeps the dense linears, and `reconstruct` loads both where a checkpoint cannot be streamed."""
 
     cell: Cell
     config: RecoverConfig

@@ -14,6 +14,7 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.tables import EXAMPLES, HEADS, read_table, write_table
+from restorelcc.models.architectures import all_blocks
 from restorelcc.models.runtime import computes_as
 from restorelcc.models.text import EncodedPair
 from restorelcc.release.export.cell import cell_options
@@ -24,7 +25,7 @@ from restorelcc.training.attached import SiteBiases, TrainableCompensation, atta
 from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.training.config import SITES, FitConfig
 from restorelcc.training.loop import Fitted, Task, checkpointed_blocks, fit
-from restorelcc.training.losses import response_batch, response_loss, similar_parts
+from restorelcc.training.losses import pair_losses, response_batch, response_loss, similar_parts
 from restorelcc.training.state import TrainingState
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, recovery_project
@@ -187,6 +188,30 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_leaves_no_trace(fam
         torch.testing.assert_close(plain, checkpointed)
     assert not any(module.training for module in model.modules())
     assert not model.is_activation_checkpointing
+    assert not model.get_input_embeddings()._forward_hooks
+    assert not model(input_ids=batch[0]).logits.requires_grad
+
+
+def test_below_the_lowest_site_nothing_is_recomputed_for_a_gradient() -> None:
+    model = pico.pico()
+    batch = response_batch(_pairs().train[:6], 0, torch.device("cpu"))
+    linears = {name: linear for name, linear in site_linears(model, ("o",)).items() if not name.startswith("0.")}
+    seen = []
+    with attached(model, SiteBiases(linears)), checkpointed_blocks(model, True):
+        hooks = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0].requires_grad))
+                 for block in all_blocks(model)[:2]]  # fmt: skip
+        response_loss(model, *batch)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [False, False], "what enters the first two blocks"
+
+
+def test_dropout_stays_off_where_blocks_read_its_rate_from_the_config() -> None:
+    model, pairs = pico.pico("falcon", hidden_dropout=0.5, attention_dropout=0.5), _pairs()
+    plain = pair_losses(model, pairs.valid, pairs.pad)
+    with checkpointed_blocks(model, True):
+        assert torch.equal(pair_losses(model, pairs.valid, pairs.pad), plain)
+    assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.5, 0.5)
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:

@@ -1,10 +1,13 @@
-"""Calibration texts from files and from the hub (a folder stands in for it: datasets streams both alike)."""
+"""Calibration texts from files and from the hub (folders stand in for it: datasets streams both alike)."""
 
 import json
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import load_dataset
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
@@ -18,11 +21,28 @@ from restorelcc.stages.corpus.sources import Found, calibration_texts
 from restorelcc.stages.corpus.stage import run, write_calibration
 from tests.stages.corpus.sources import text_model
 
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose folders stand in for datasets of the hub."""
+
+    def stream(origin: HubData, commit: str, skip: int) -> Iterable[dict[str, Any]]:
+        assert commit == COMMIT
+        rows = load_dataset(str(tmp_path / "hub" / origin.dataset), origin.config, split=origin.split, streaming=True)
+        return rows.skip(skip) if skip else rows
+
+    monkeypatch.setattr("restorelcc.stages.corpus.hub_rows._stream", stream)
+    monkeypatch.setattr("restorelcc.stages.corpus.hub_rows.resolved_commit", lambda *_: COMMIT)
+    return tmp_path / "hub"
+
 
 def _dataset(folder: Path, rows: list[dict]) -> str:
-    folder.mkdir()
+    """Its id on the hub."""
+    folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
+    return folder.name
 
 
 def _calibration(source: str, count: int, characters: int = 0, **options: str) -> Found[str]:
@@ -40,6 +60,18 @@ def test_sources_are_presets_hub_ids_or_paths() -> None:
     for wrong in ("hub:", "hub:a/b:", "hub:a/b:c:d:e"):
         with pytest.raises(BadInput, match="write hub:<id>"):
             hub_data("k", wrong)
+
+
+def test_a_folder_of_a_datasets_name_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` would read it, and no change of its files would run anything."""
+    (tmp_path / "allenai/c4").mkdir(parents=True)
+    (tmp_path / "rows").mkdir()
+    assert hub_data("k", "c4") == PRESETS["c4"]
+    monkeypatch.chdir(tmp_path)
+    for source, name in (("hub:./rows", "./rows"), (f"hub:{tmp_path}/rows", f"{tmp_path}/rows"), ("c4", "allenai/c4")):
+        said = rf"^k is '{source}'.* a folder '{name}' here.*give the folder without 'hub:'"
+        with pytest.raises(BadInput, match=said):
+            hub_data("k", source)
 
 
 def test_short_rows_are_joined_and_only_as_many_are_read_as_needed() -> None:
@@ -62,33 +94,34 @@ def test_short_rows_are_joined_and_only_as_many_are_read_as_needed() -> None:
         assert account.skipped == ({"too short a rest": 1} if left else {})
 
 
-def test_texts_and_instructions_stream_from_a_dataset(tmp_path: Path) -> None:
-    texts = _dataset(tmp_path / "texts", [{"text": f"story {number}"} for number in range(5)])
+def test_texts_and_instructions_stream_from_a_dataset(hub: Path) -> None:
+    texts = _dataset(hub / "texts", [{"text": f"story {number}"} for number in range(5)])
     found = _calibration(f"hub:{texts}", 3)
     assert found.items == ["story 0", "story 1", "story 2"]
     assert found.origin == {
         "source": f"hub:{texts}:default:train",
+        "revision": COMMIT,
         "rows": {"read": 3, "used": 3, "shortened": 0, "skipped": {}},
     }
-    alpaca = _dataset(tmp_path / "alpaca", [{"instruction": "Add.", "input": "1 1", "output": "2"}])
+    alpaca = _dataset(hub / "alpaca", [{"instruction": "Add.", "input": "1 1", "output": "2"}])
     assert _calibration(f"hub:{alpaca}", 3, template="{instruction} {input}").items == ["Add. 1 1\n2"]
-    other = _dataset(tmp_path / "other", [{"label": 1}])
+    other = _dataset(hub / "other", [{"label": 1}])
     with pytest.raises(BadInput, match="'label', of which no format is known"):
         _calibration(f"hub:{other}", 3)
 
 
-def test_a_dataset_that_is_not_there_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_that_is_not_there_is_bad_input(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    texts = _dataset(tmp_path / "texts", [{"text": "story"}])
+    texts = _dataset(hub / "texts", [{"text": "story"}])
     for origin in ("nobody/nothing", f"{texts}:default:missing", f"{texts}:missing"):
         with pytest.raises(BadInput, match=r"cannot be read|HF_HUB_OFFLINE is set") as caught:
             _calibration(f"hub:{origin}", 1)
         assert "\n" not in str(caught.value)
 
 
-def test_the_table_records_source_and_digest(tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path / "set", [{"text": f"story {number}"} for number in range(5)])
+def test_the_table_records_source_and_digest(hub: Path, tmp_path: Path) -> None:
+    dataset = _dataset(hub / "set", [{"text": f"story {number}"} for number in range(5)])
     (tmp_path / "mine.txt").write_text("one\ntwo\nthree\n")
     config = CorpusConfig(calibration=2, hub_characters=0)
     digests = set()
@@ -108,7 +141,7 @@ def test_the_table_records_source_and_digest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "parquet"])
-def test_the_stage_takes_calibration_from_files_and_the_hub(ending: str, tmp_path: Path) -> None:
+def test_the_stage_takes_calibration_from_files_and_the_hub(ending: str, hub: Path, tmp_path: Path) -> None:
     from restorelcc.base.tables import write_texts
 
     texts = [f"text {number}" for number in range(9)]
@@ -120,7 +153,7 @@ def test_the_stage_takes_calibration_from_files_and_the_hub(ending: str, tmp_pat
     pairs = [{"question": f"q {number}", "response": f"r {number}"} for number in range(20)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
     layout = Layout(tmp_path)
-    dataset = _dataset(tmp_path / "set", [{"text": text} for text in texts])
+    dataset = _dataset(hub / "set", [{"text": text} for text in texts])
     for alias, source in (("local", f"c.{ending}"), ("hub", f"hub:{dataset}")):
         data = DataFiles(calibration=source, instructions="pairs.jsonl", heldout=f"c.{ending}")
         entry = ModelEntry(source=text_model(tmp_path / "model"), data=data)

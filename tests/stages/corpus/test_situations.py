@@ -239,6 +239,7 @@ READ: dict[str, tuple[Any, str, list[tuple[str, str]]]] = {
         [Q, R],
     ),
     "an empty shard": ({"d/1.jsonl": b"", "d/2.jsonl": LINES, "d/3.jsonl": b"\n"}, "d", [Q, R]),
+    "an empty shard of Spark's": ({"d/0.json": b"", "d/1.json": LINES, "d/2.json": b"\n"}, "d", [Q, R]),
     "shards with other names of columns": (
         {"d/1.jsonl": dumped(QR[:1]), "d/2.jsonl": dumped([{"prompt": R[0], "completion": R[1]}])},
         "d",
