@@ -35,6 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr("restorelcc.stages.corpus.hub_rows._stream", stream)
     monkeypatch.setattr("restorelcc.stages.corpus.hub_rows.resolved_commit", lambda *_: COMMIT)
+    monkeypatch.setattr("restorelcc.stages.corpus.licences.licence_of", lambda *_: None)
     return tmp_path / "hub"
 
 
