@@ -199,7 +199,7 @@ def page(cells: Path) -> None:
         f"SmolLM2-135M-Instruct, nothing trained but where reconstruction is named. {texts} passages of LAMBADA, "
         f"{tokens:,} scored tokens; calibration texts are passages of SQuAD, CoQA and DROP. Both comparisons are with "
         "the Wanda and the SparseGPT of the same pattern on as many tokens (or else on the most that were run), paired "
-        "by text, with 95 % bootstrap intervals. `python -m benchmarks.pruning_study` goes on with it.",
+        "by text, with 95 % bootstrap intervals. `python -m benchmarks.pruning_study` continues the study.",
         measured_on(1),
         table(columns, lines),
         f"Not run: {missing}." if missing else "",

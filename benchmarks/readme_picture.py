@@ -20,8 +20,8 @@ RESTORED, INK = "#2f8f6b", "#7d8590"  # this grey is read on light and on dark
 
 
 def means(readme: str) -> dict[str, float]:
-    """Row to mean accuracy in %, of the table whose first column has no title."""
-    rows = readme.split("|  | mean %")[1].split("\n\n")[0]
+    """Row to the embedded model's mean accuracy in %, of the table whose first column has no title."""
+    rows = readme.split("|  | embedded: mean %")[1].split("\n\n")[0]
     return {name.strip(): float(mean) for name, mean in re.findall(r"^\| ([a-z][^|]*)\| ([\d.]+) \|", rows, re.M)}
 
 

@@ -23,6 +23,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
+from benchmarks.results import measured_with
 from benchmarks.smollm2_page import write_smollm2
 from benchmarks.study_cells import Method, StudyCell, Subject, ablation_cells, all_cells, all_subjects, smollm2_cells
 from benchmarks.study_pages import recovered, write_pages
@@ -151,6 +152,7 @@ def measured_cell(layout: Layout, study: StudyCell, cost: Cost) -> dict:
     found = study.as_json() | {"seconds": round(cost.seconds, 1), "zeros_kept": zeros_kept(layout, cells[2], method)}
     found |= {"cpu_seconds": round(cost.cpu_seconds, 1), "peak_memory_bytes": cost.peak_memory_bytes}
     found["learning_rates"] = chosen_rates(training(layout, cells[2], method))
+    found["measured"] = measured_with("torch", "transformers", "peft", "lm-eval")
     if study.asks_tasks:
         add_metrics(found, layout, cells, method)
     if study.subject.budget is not None:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,21 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def missing_text(cells: Iterable[tuple[str, int]]) -> str:
+    """One line that names what is not measured yet, as the tables call it: (title, seed) of each cell."""
+    seeds: dict[str, list[str]] = {}
+    for title, seed in cells:
+        seeds.setdefault(title, []).append(str(seed))
+    named = (f"{title} (seed{'s' * (len(of) > 1)} {', '.join(of)})" for title, of in seeds.items())
+    return f"Not measured yet: {'; '.join(named)}."
+
+
+def measured_with(*packages: str) -> dict[str, Any]:
+    """The day and the versions that a cell of a study is measured with; local labels of versions do not count."""
+    numbers = {package: version(package).partition("+")[0] for package in packages}
+    return {"dates": [f"{datetime.now(UTC):%Y-%m-%d}"], "versions": numbers}
 
 
 def verdict(value: float, goal: float, *, at_least: bool = True) -> str:

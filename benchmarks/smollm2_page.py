@@ -9,7 +9,7 @@ from statistics import mean, variance
 
 from scipy.stats import t
 
-from benchmarks.results import gain_per_token, interval, share_won_back, table
+from benchmarks.results import gain_per_token, interval, missing_text, share_won_back, table
 from benchmarks.study_cells import Method, StudyCell
 from restorelcc.base.documents import read_json
 
@@ -17,25 +17,31 @@ Found = dict[tuple[str, str], list[dict]]  # by pruning and method: one cell of 
 
 _INTRODUCTION = """SmolLM2-135M-Instruct and the items of the paper's seven tasks, from packages (docs/real-model.md),
 with the budget `{budget}`{items}. `{command}`
-goes on with the study and writes this page.
+continues the study and writes this page. {measured}
 
 **Won back** is the share of the log-likelihood of {texts} held-out texts, passages of novels, that pruning lost and
-that came back. Its interval is a bootstrap over the texts for one seed, Student's over the seeds for several. **Of
-responses** is the same of the validation pairs: questions of the kind that is trained on, which also choose the
-learning rate. Their responses are the dense model's own where a method trains on such. The tasks are asked of the
-first seed alone; **points** are those of mean accuracy over them that it is ahead of the pruned model, with a paired
-interval. Seeds are those of the training: its start and the order of the pairs. CPU seconds and peak
-memory are those of the recovery alone, on one thread, at most of all seeds; choosing a learning rate is part of it
-where the method did so. Cells were run on several machines, and for the same work one took half as many CPU seconds
-again as another. `-` was not measured.
+that came back. Its interval is a bootstrap over the texts for one seed, and Student's over the seeds for several. **Of
+responses** is the same share of the loss on the validation pairs: questions of the kind that is trained on, which also
+choose the learning rate. A method that trains on the dense model's own responses is validated on such, too. Tasks are
+evaluated for the first seed only; **points** are how far its mean accuracy is above the pruned model's, with a paired
+interval. A seed decides the start of the training and the order of the pairs. CPU seconds and peak memory are those of
+the recovery alone, on one thread, the most of all seeds; they include choosing the learning rate where the method did
+so. Cells were run on several machines: for the same work, one machine took 1.5 times the CPU seconds of another. `-`
+was not measured.
 
 All methods see the same pairs, once. The bias on every linear chooses among three rates on the validation pairs, and
-all that train biases alone take the rate that it chose; LoRA and the weights choose among two of their own. Any of
-them keeps the pruned model where that is best on the validation pairs.
+all methods that train biases alone take the rate that it chose; LoRA and the weights choose among two of their own. If
+no candidate beats the pruned model on the validation pairs, the pruned model is kept.
 
-Differences of two methods are of the means of their seeds. Their interval is over the texts, paired, and over the seeds
-where a method has several; one of a single seed is taken to vary as much as the other.
+A difference between two methods is that of the means over their seeds. Its interval covers the texts, paired, and the
+seeds where a method has several; a method with one seed is assumed to vary as much as the other.
 """
+
+# When and with what the cells were measured that do not say it themselves.
+_UNRECORDED = {
+    "dates": ["2026-11-29", "2026-11-30"],
+    "versions": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "lm-eval": "0.4.13"},
+}
 
 # The paper says that the first is ahead of the second.
 _CLAIMS = (
@@ -61,14 +67,26 @@ def write_smollm2(results: Path, planned: Iterable[StudyCell], budget: str, comm
     texts = max((len(numbers["dense"]["tokens"]) for numbers in measured.values()), default=0)
     of_each = known[0].subject.items_of_each
     items = "" if of_each is None else f", {of_each} items of each"
-    introduction = _INTRODUCTION.format(budget=budget, command=command, texts=texts, items=items)
-    lines = ["# A real model, measured", "", *introduction.splitlines(), "", *_claims(found, methods)]
+    told = {"budget": budget, "command": command, "texts": texts, "items": items, "measured": _when(measured.values())}
+    introduction = _INTRODUCTION.format(**told)
+    lines = ["# A real model, measured", "", *map(str.rstrip, introduction.splitlines()), "", *_claims(found, methods)]
     for pruning in dict.fromkeys(cell.pruning for cell in known):
         own = {name: of_method for (of, name), of_method in found.items() if of == pruning}
         missing = [cell for cell in known if cell.pruning == pruning and cell not in measured]
         lines += [f"## {pruning}", "", *_section(own, methods), *_not_measured(missing)]
     page = "smollm2.md" if budget == "quick" else f"smollm2-{budget}.md"
     (results / page).write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _when(cells: Iterable[dict]) -> str:
+    """A sentence that says from when to when the cells were measured, and with which versions."""
+    records = [cell.get("measured", _UNRECORDED) for cell in cells]
+    if not records:
+        return ""
+    dates = sorted({date for record in records for date in record["dates"]})
+    versions = {", ".join(f"{name} {number}" for name, number in record["versions"].items()) for record in records}
+    days = f"on {dates[0]}" if len(dates) == 1 else f"from {dates[0]} to {dates[-1]}"
+    return f"Measured {days}\nwith {'; or with '.join(sorted(versions))}."
 
 
 def _claims(found: Found, methods: dict[str, Method]) -> list[str]:
@@ -272,10 +290,4 @@ def _task(cell: dict, task: str) -> str:
 
 
 def _not_measured(missing: list[StudyCell]) -> list[str]:
-    by_method: dict[str, list[str]] = {}
-    for cell in missing:
-        by_method.setdefault(cell.method.name, []).append(str(cell.seed))
-    if not by_method:
-        return []
-    named = ", ".join(f"{name} (seeds {', '.join(seeds)})" for name, seeds in by_method.items())
-    return [f"Not measured yet: {named}.", ""]
+    return [missing_text((cell.method.title, cell.seed) for cell in missing), ""] if missing else []

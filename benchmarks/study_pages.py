@@ -8,24 +8,24 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks import pruning_parts
-from benchmarks.results import half_width, interval
+from benchmarks.results import half_width, interval, missing_text
 from benchmarks.study_cells import PAPER, SEEDS, Method, StudyCell
 from restorelcc.base.documents import read_json
 
 _HOW = """Recovered: the share of what pruning lost that came back, of mean task accuracy for the embedded model and
 of the held-out log-likelihood for stories260K (200 stories; story endings are scored per character). The interval is
-Student's 95 % over the seeds; one seed has none. A seed of the embedded model is one of its pretraining as well.
+Student's 95 % over the seeds; one seed has none. For the embedded model, the seed is that of its pretraining as well.
 
 All trained methods see the same pairs equally often and choose among two learning rates on the validation pairs. On
-stories260K, which is one model for all seeds, the first seed chooses for the others, and all that train biases alone
-take the rate that a bias everywhere chose; LoRA and the surviving weights choose among two of their own. There, how a
-story is divided into question and response, the number of epochs (3) and the batch size (2) were settled in trials that
-looked at the held-out stories, with a bias everywhere: its share is a little flattered by that (2 epochs and openings
-of 20 words gave 51.8 %).
+stories260K, which is one model for all seeds, the first seed chooses for the others, and all methods that train biases
+alone take the rate that a bias everywhere chose; LoRA and the surviving weights choose among two of their own. There,
+some settings were chosen in trials that looked at the held-out stories, with a bias everywhere: how a story is divided
+into question and response, the number of epochs (3) and the batch size (2). This flatters the share of a bias
+everywhere a little (2 epochs and openings of 20 words gave 51.8 %).
 
 At Wanda 50 % all methods are compared, at 60 % and 2:4 the five main ones of each model. `refined` has won back a part
 of Wanda's loss before anything is trained, so its table has the share of Wanda's loss too.
-Seconds are those of the slowest seed, of one thread beside other work. `make study` goes on with the study and writes
+Seconds are those of the slowest seed, of one thread beside other work. `make study` continues the study and writes
 this page.
 """
 
@@ -71,7 +71,8 @@ def _methods(own: list[StudyCell], table: str) -> list[Method]:
 
 
 def _section(title: str, methods: list[Method], own: list[StudyCell], found: dict) -> list[str]:
-    measured, missing = {}, []
+    measured: dict[Method, list[dict]] = {}
+    missing: list[tuple[str, int]] = []
     for method in methods:
         cells = [cell for cell in own if cell.method == method]
         if there := [found[cell.name] for cell in cells if cell.name in found]:
@@ -79,15 +80,14 @@ def _section(title: str, methods: list[Method], own: list[StudyCell], found: dic
             for cell in there:  # the same, pruned by Wanda, if it is there
                 plain = f"{cell['subject']}-{cell['seed']}-wanda-{cell['pruning'].partition('-')[2]}-"
                 cell["plain"] = next((each for name, each in found.items() if name.startswith(plain)), None)
-        if seeds := [str(cell.seed) for cell in cells if cell.name not in found]:
-            missing.append(f"{method.name} (seeds {', '.join(seeds)})")
+        missing += [(method.title, cell.seed) for cell in cells if cell.name not in found]
     if not methods:
         return []
     lines = [f"## {title}", ""]
     if measured:
         lines += [_lost(next(iter(measured.values()))[0]), "", *_table(measured), "", *_verdicts(measured)]
     if missing:
-        lines += [f"Not measured yet: {', '.join(missing)}.", ""]
+        lines += [missing_text(missing), ""]
     return lines
 
 

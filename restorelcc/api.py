@@ -127,7 +127,7 @@ def prune(
     """
     config, parsed = _settings(PruneConfig, settings, _NOT_OF_PRUNE), parse_pruning(pruning)
     if isinstance(texts, str):
-        raise BadInput("texts is one text, where a list is wanted: give [text, ...]")
+        raise BadInput("texts must be a list, not one string: give [text, ...]")
     config = config.model_copy(update={"sequence_length": context_length(model.config, config.sequence_length)})
     check_prunable(model, parsed, config)
     batches = calibration_batches(tokenizer, list(texts), config, model.device, short=True)

@@ -121,7 +121,7 @@ def test_senseless_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: trained(some, path=tmp_path / "no" / "c.safetensors"), "cannot be written: make its folder"),
         (lambda: trained(some, learning_rates=0.1), "^learning_rates "),
         (lambda: restorelcc.capture(model, tokenizer, rows, responses=False, token_budget=0), "token_budget is 0"),
-        (lambda: restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts="w5 w6"), "texts is one text"),
+        (lambda: restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts="w5 w6"), "texts must be a list"),
         (lambda: restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts=["w5"], sample=3), "mean 'samples'"),
     ):
         with pytest.raises(BadInput, match=said):

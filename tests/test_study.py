@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks import pruning_parts
 from benchmarks.recovery_study import prepare_subject, run_cell
-from benchmarks.results import interval
+from benchmarks.results import interval, measured_with
 from benchmarks.smollm2_page import _ahead, write_smollm2
 from benchmarks.study_cells import (
     ABLATIONS,
@@ -88,7 +88,7 @@ def test_the_pages_hold_what_is_measured_and_name_what_is_not(tmp_path: Path) ->
     assert "| minus LoRA r=1 on the out-projections, unmerged | minus it merged, zeros put back |" in page
     assert "| heads, 25 % (the paper) | 50.0 (one seed) | 70.0 (one seed) |" in page
     assert "Biases alone, no weight touched: heads, 25 % (the paper)" in page
-    assert "paper-0.25 (seeds 2)" in page
+    assert "heads, 25 % (the paper) (seed 2)" in page
     ablation = (tmp_path / "ablation.md").read_text()
     assert ablation.index("heads, 25 % (the paper)") < ablation.index("random heads")
 
@@ -183,8 +183,9 @@ def test_the_study_of_a_real_model_judges_the_claims_and_names_what_is_not_run(t
     assert own["... back"][:2] == ["1", "10.0 [0.0, 20.0]"]
     assert [row for row in rows if row[0] == paper][1:] == [[paper, "45, +5 [+1, +9]"]]
     assert "dense 7.39 and 50.0 %; pruned 20.09 and 40.0 %; dense in int8 7.50 and 49.0 %." in page
-    assert "all-sites (seeds 2)" in page
-    assert "all-sites (seeds 0, 1, 2), paper-0.25 (seeds 0, 1, 2)" in page.partition("## slimgpt-0.2")[2]
+    every_bias = "all heads and a bias on every other linear"
+    assert f"{every_bias} (seed 2)" in page
+    assert f"{every_bias} (seeds 0, 1, 2); {paper} (seeds 0, 1, 2)" in page.partition("## slimgpt-0.2")[2]
 
 
 def test_a_claim_is_held_against_the_spread_of_the_seeds() -> None:
@@ -214,6 +215,17 @@ def test_the_page_says_where_the_pruned_models_are_not_the_same(tmp_path: Path) 
         assert ("its log-likelihood of the texts differs by up to 1 %." in page) is (cell is second)
 
 
+def test_the_page_says_when_and_with_what_its_cells_were_measured(tmp_path: Path) -> None:
+    first, second, _ = (cell for cell in smollm2_cells("quick") if cell.name.endswith("-wanda-0.5-all-sites"))
+    for cell, own in ((first, {}), (second, {"measured": {"dates": ["2027-01-02"], "versions": {"torch": "3.0"}}})):
+        write_json(tmp_path / "cells" / f"{cell.name}.json", _real_cell(cell, (0.2, 0.4)) | own)
+        write_smollm2(tmp_path, list(smollm2_cells("quick")), "quick", "the command")
+        told = " ".join((tmp_path / "smollm2.md").read_text().split())
+        assert f"Measured from 2026-11-29 to {'2027-01-02' if own else '2026-11-30'} with torch 2.13.0, " in told
+        assert ("lm-eval 0.4.13; or with torch 3.0." in told) is bool(own)
+    assert set(measured_with("torch", "lm-eval")["versions"]) == {"torch", "lm-eval"}
+
+
 def test_what_one_budget_measured_is_no_result_of_another(tmp_path: Path) -> None:
     quick, day = (list(smollm2_cells(budget)) for budget in ("quick", "day"))
     assert not {cell.name for cell in quick} & {cell.name for cell in day}
@@ -222,7 +234,7 @@ def test_what_one_budget_measured_is_no_result_of_another(tmp_path: Path) -> Non
     for cells, budget in ((quick, "quick"), (day, "day")):
         write_smollm2(tmp_path, cells, budget, "the command")
     assert "| all heads and a bias on every other linear | 1 | " in (tmp_path / "smollm2.md").read_text()
-    assert quick[0].method.title not in (tmp_path / "smollm2-day.md").read_text()
+    assert f"| {quick[0].method.title} |" not in (tmp_path / "smollm2-day.md").read_text()
 
 
 def test_a_model_trained_on_its_own_words_is_not_what_the_paper_claims_of(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def check_without_credentials(what: str, address: str) -> None:
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise BadInput(f"{what} is {address!r:.80}, which is no address ({error}): correct it") from error
+        raise BadInput(f"{what} is {address!r:.80}, which is not a valid address ({error}): correct it") from error
     if parts.password is not None or (parts.scheme in ("http", "https") and parts.username is not None):
         raise BadInput(
             f"{what} holds a password or token, which would be kept where others read it: leave it out of the address "

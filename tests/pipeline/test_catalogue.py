@@ -357,7 +357,7 @@ def test_a_plan_tells_of_a_processor_that_is_faster_in_bfloat16(
     monkeypatch.setattr("restorelcc.pipeline.plan_rate.matmul_rate", rate)
     options = ("plan", "--params", str(SHIPPED), "--model", "tiny")
     said = " ".join(CliRunner().invoke(app, options).output.split())
-    sentence = "multiplies matrices 3.4 times as fast: models.tiny.dtype: bfloat16 takes it, for all stages"
+    sentence = "multiplies matrices 3.4 times as fast: with `dtype: bfloat16` under models.tiny, all stages compute in"
     assert (sentence in said, "bfloat16" in said) == (told, told)
     assert _planned("--model", "tiny")["bfloat16_speedup"] == pytest.approx(times)
     own = _planned("--model", "tiny", "--set", "models.tiny.dtype=bfloat16")

@@ -151,7 +151,7 @@ class Evaluation:
             large = f", or its numbers too large for {kind}: try models.<name>.dtype: float32"
             raise StageFailed(
                 f"{self.checkpoint} gives no finite number for {len(lost)} of {len(self.scored_texts)} held-out texts: "
-                f"its weights are damaged{': make it anew' if kind == 'float32' else large}"
+                f"its weights are damaged{': create it again' if kind == 'float32' else large}"
             )
 
     def let_go(self) -> None:

@@ -55,7 +55,10 @@ def read_reference(path: Path, vocabulary: int) -> Reference:
     """Raises BadInput when the file is missing, damaged or of a model with more tokens."""
     tensors, metadata = read_tensors(path, _NAMES)
     if int(tensors["top_tokens_TK"].max()) >= vocabulary:
-        raise BadInput(f"{path} is of a model with more tokens than the {vocabulary} of this one")
+        raise BadInput(
+            f"{path} was written for a model with more tokens than the {vocabulary} of this one: run evaluate_dense "
+            "again"
+        )
     heldout = [part.tolist() for part in tensors["heldout_T"].split(tensors["lengths"].tolist())]
     prompts = Prompts(tensors["beginnings_PQ"].long(), heldout)
     return Reference(

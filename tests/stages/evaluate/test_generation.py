@@ -139,5 +139,5 @@ def test_the_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert divergence(found.top_tokens_TK, found.top_log_p_TK, log_q) == (0.0, 1.0)
     other = torch.cat(predictions(pico.pico(seed=1), found.prompts.heldout))
     assert divergence(found.top_tokens_TK, found.top_log_p_TK, other)[0] > 1e-3
-    with pytest.raises(BadInput, match="is of a model with more tokens than the 8"):
+    with pytest.raises(BadInput, match="for a model with more tokens than the 8 of this one: run evaluate_dense again"):
         read_reference(tmp_path / "r.safetensors", 8)

