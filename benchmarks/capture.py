@@ -21,7 +21,6 @@ import gc
 import os
 import random
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from statistics import median
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.clock import wall_seconds
 from benchmarks.results import Results, verdict
 from restorelcc.activations.packing import alone, model_inputs, padded
 from restorelcc.base.tables import CONTRAST, read_table
@@ -168,14 +168,14 @@ def measure(case: Case, rounds: int, slow_rounds: int, budget: int, out: Results
             extra["b"] += [_peak(partial(stage, case, name, budget, Path(folder))) for name in STAGES]
     some = case.every(16)
     straightforward(some.every(4))
-    best = min(_BUDGETS, key=lambda each: _seconds(lambda: floor(some, each)))
+    best = min(_BUDGETS, key=lambda each: wall_seconds(lambda: floor(some, each)))
     seconds: dict[str, list[float]] = {"a": [], "b": [], "c": []}
     for number in range(rounds):
         if number < slow_rounds:
-            extra["a"].append(_peak(lambda: seconds["a"].append(_seconds(lambda: straightforward(case)))))
+            extra["a"].append(_peak(lambda: seconds["a"].append(wall_seconds(lambda: straightforward(case)))))
         with tempfile.TemporaryDirectory() as folder:
-            seconds["b"].append(_seconds(lambda path=Path(folder): ours(case, budget, path)))
-        seconds["c"].append(_seconds(lambda: floor(case, best)))
+            seconds["b"].append(wall_seconds(lambda path=Path(folder): ours(case, budget, path)))
+        seconds["c"].append(wall_seconds(lambda: floor(case, best)))
     faster = median([a / b for a, b in zip(seconds["a"], seconds["b"], strict=False)])
     above = median([b / c for b, c in zip(seconds["b"], seconds["c"], strict=True)])
     memory = max(extra["b"]) / max(extra["a"])
@@ -205,12 +205,6 @@ def _peak(action: Callable[[], object]) -> int:
 def _resident(field: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 _COLUMNS = ["", "tokens of (a)", "of (b)", "(a), s", "(b), s", "(c), s", "(a) / (b)", "(b) / (c)", "memory, (a) / (b)"]

@@ -18,7 +18,9 @@ from statistics import median
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 
+from benchmarks.clock import backward_to_embeddings
 from benchmarks.random_llama import VOCABULARY, random_llama
 from benchmarks.results import Results, table, verdict
 from restorelcc.models.architectures import head_layout
@@ -58,16 +60,12 @@ def _stepper(model: nn.Module, parts: list[nn.Parameter], batch: tuple) -> Calla
     return step
 
 
-def _floor(model: nn.Module, batch: tuple) -> Callable[[], None]:
+def _floor(model: PreTrainedModel, batch: tuple) -> Callable[[], None]:
     """Forward, and the backward to the output of the embeddings: no parameter has a gradient."""
 
-    def leaf(_module: nn.Module, _inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return output.detach().requires_grad_()
-
-    model.get_input_embeddings().register_forward_hook(leaf)
-
     def step() -> None:
-        (response_loss(model, *batch) / (BATCH * RESPONSE)).backward()
+        with backward_to_embeddings(model):
+            (response_loss(model, *batch) / (BATCH * RESPONSE)).backward()
 
     return step
 

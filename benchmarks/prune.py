@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.clock import wall_seconds
 from benchmarks.random_llama import random_batches, random_llama
 from benchmarks.results import measured_on, table, write_section
 from restorelcc.base.prunings import parse_pruning
@@ -34,12 +33,6 @@ GOALS = {"wanda-0.5": 2.5, "wanda-2of4": 2.5, "sparsegpt-0.5": 6.0, "sparsegpt-2
     "refined-2of4": 8.0,
 }
 WIDTH, FFN, LAYERS, SEQUENCES, LENGTH = 384, 1024, 4, 32, 384
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -68,8 +61,10 @@ def main() -> None:
             model = random_llama(**sizes)
             if name.startswith("refined"):
                 give_zero_biases(model)
-            plain = _seconds(lambda model=model: _forward(model, batches))
-            taken = _seconds(lambda model=model, name=name: prune_model(model, parse_pruning(name), batches, config))
+            plain = wall_seconds(lambda model=model: _forward(model, batches))
+            taken = wall_seconds(
+                lambda model=model, name=name: prune_model(model, parse_pruning(name), batches, config)
+            )
             forwards.append(plain)
             multiples[name].append(taken / plain)
         print(f"round {number + 1} of {options.rounds} done", flush=True)

@@ -31,6 +31,7 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.capture import Case, floor, ours, straightforward
+from benchmarks.clock import backward_to_embeddings, cpu_seconds
 from benchmarks.results import Results, table, verdict
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
@@ -93,13 +94,6 @@ def make(folder: Path) -> None:
     for stage in ("corpus", "dense"):
         command = [sys.executable, "-m", "restorelcc", stage, "--model", MODEL]
         subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
-
-
-def cpu_seconds(action: Callable[[], object]) -> float:
-    """CPU time of this process: others on the machine count little."""
-    started = time.process_time()
-    action()
-    return time.process_time() - started
 
 
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> Seconds:
@@ -311,14 +305,8 @@ def _floor(network: PreTrainedModel, batch: list[EncodedPair]) -> float:
     rows = [ids[start * length : (start + 1) * length] for start in range(len(batch))]
     tokens = response_batch([EncodedPair(row, length - response, False) for row in rows], 0, network.device)
 
-    def leaf(_module: nn.Module, _inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return output.detach().requires_grad_()
-
-    handle = network.get_input_embeddings().register_forward_hook(leaf)
-    try:
+    with backward_to_embeddings(network):
         return cpu_seconds(lambda: response_loss(network, *tokens).backward())
-    finally:
-        handle.remove()
 
 
 class _Clock(TrainerCallback):

@@ -30,6 +30,7 @@ from flows.tasks import in_words
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.params_file import read_params
+from restorelcc.pipeline.renamed import new_option
 from restorelcc.pipeline.running import held_lock
 
 LATE_STATE = "Skipped: late"
@@ -150,7 +151,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="a key of `models`; repeatable")] = None,
     pruning: Annotated[list[str] | None, typer.Option("--pruning", "-p", help="e.g. wanda-0.6; repeatable")] = None,
     head_ratio: Annotated[list[str] | None, typer.Option("--head-ratio", "-r", help="or auto; repeatable")] = None,
-    recovery: Annotated[list[str] | None, typer.Option("--recovery", "--baseline", "-b", help="repeatable")] = None,
+    recovery: Annotated[list[str] | None, typer.Option("--recovery", "-b", help="repeatable")] = None,
     name: Annotated[str, typer.Option(help="name of the DVC experiment")] = "sweep",
     revision: Annotated[str, typer.Option(help="branch, tag or commit to run")] = "HEAD",
     parallel: Annotated[int | None, typer.Option(min=1, help="stages on the CPU at once")] = None,
@@ -184,4 +185,5 @@ def _ratio(text: str) -> int | float | Literal["auto"]:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = map(new_option, sys.argv[1:])
     command_line(main)

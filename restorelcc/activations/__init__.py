@@ -1,1 +1,1 @@
-"""Head outputs: how they are observed, packed into rows and kept."""
+"""Head outputs: packed into rows, stored as Parquet."""

@@ -128,6 +128,12 @@ def read_layout(folder: Path) -> tuple[HeadLayout, dict[str, str]]:
     return layout, common
 
 
+def check_one_shape(dense: HeadLayout, pruned: HeadLayout) -> None:
+    """Raises BadInput unless both have as many layers and heads, of the same width."""
+    if dense != pruned:
+        raise BadInput(f"dense and pruned activations come from models of different shape, {dense} and {pruned}")
+
+
 def _layer_metadata(folder: Path, layer: int) -> dict[str, str]:
     path = layer_file(folder, layer)
     metadata = read_metadata(path)

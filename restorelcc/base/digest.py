@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from restorelcc.base.documents import read_document, read_json
+from restorelcc.base.documents import check_there, read_document, read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import work_around
 from restorelcc.base.stock_files import is_of_the_tokenizer
@@ -26,10 +26,14 @@ _SETTLED = 2 * 10**9  # nanoseconds; a file that was changed just now may change
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, hex. Raises BadInput when it is missing."""
-    if not path.is_file():
-        raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
+    check_there(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(content: Any) -> str:
+    """SHA-256 of a value as JSON, hex, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def cached_file_digest(path: Path, work: Path | None) -> str:

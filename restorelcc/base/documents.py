@@ -195,7 +195,7 @@ def _kind(value: Any) -> str:
 
 def read_json(path: Path, *, tagged: bool = False) -> dict[str, Any]:
     """The object in a file. Raises BadInput when the file is missing, and as `parse_json`."""
-    _check_there(path)
+    check_there(path)
     return parse_json(_bytes(path), str(path), tagged=tagged)
 
 
@@ -255,7 +255,8 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _check_there(path: Path) -> None:
+def check_there(path: Path) -> None:
+    """Raises BadInput unless there is such a file."""
     if not path.is_file():
         raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
 

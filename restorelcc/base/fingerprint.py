@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from restorelcc.base.cell import Cell, evaluated_again
+from restorelcc.base.digest import json_digest
 from restorelcc.base.documents import parse_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
@@ -47,7 +47,7 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.as_text().encode()).hexdigest()[:16]
+        return json_digest(asdict(self))[:16]
 
     def as_text(self) -> str:
         """JSON, as the metadata of a table hold it."""

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restorelcc.base.documents import AGAIN, SEAL, check_seal
+from restorelcc.base.digest import json_digest
+from restorelcc.base.documents import AGAIN, SEAL, check_seal, check_there
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.manifest import check_file
 
@@ -67,8 +68,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file, whose pages are checked against their checksums; whatever is wrong with it inside the block, a
     BadInput.
     """
-    if not path.is_file():
-        raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
+    check_there(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as table:
             yield table
@@ -105,8 +105,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _digest_of_metadata(schema: pa.Schema, metadata: dict[str, str]) -> str:
     # A list's field is called `item` in memory and `element` in the file.
     columns = [[field.name, str(field.type).replace("<item: ", "<element: ")] for field in schema]
-    told = {"schema": columns, "metadata": metadata}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return json_digest({"schema": columns, "metadata": metadata})
 
 
 def _digest_of_values(values: list[Any]) -> str:

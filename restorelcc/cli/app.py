@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from restorelcc import __version__
 from restorelcc.base.errors import BadInput
@@ -75,9 +76,7 @@ RatioOption = Annotated[
 ]
 RecoveryOption = Annotated[
     str,
-    typer.Option(
-        "--recovery", "--baseline", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all"
-    ),
+    typer.Option("--recovery", "-b", help="another way to recover, e.g. random; docs/recovery-methods.md has all"),
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file; data/ is in the same folder")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable")]
@@ -91,7 +90,19 @@ PANELS = {
     "Work as a team": ("share", "push", "pull", "doctor"),
     "Stages, which `dvc repro` runs": ("inputs", *STAGES, "report"),
 }
-_OLD_VERBS = {"recover": ["baseline"], "evaluate_recovered": ["evaluate_baseline"]}
+_OLD_VERBS = {"baseline": "recover", "evaluate_baseline": "evaluate_recovered"}
+
+
+class _StageCommand(TyperCommand):
+    """A stage's verb, which also knows the old names of itself and of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from restorelcc.pipeline.renamed import new_option, say_renamed
+
+        old = str(ctx.info_name)
+        if old in _OLD_VERBS:
+            say_renamed(f"restorelcc {old}", f"restorelcc {_OLD_VERBS[old]}")
+        return super().parse_args(ctx, list(map(new_option, args)))
 
 
 def _run(name: str, params_file: Path, overrides: list[str] | None, **names: str) -> None:
@@ -189,10 +200,10 @@ def _add_verb(name: str, stage: Stage) -> None:
     of: dict[tuple[str, ...], Any] = {PER_MODEL: per_model, PER_PRUNING: per_pruning}
     of |= {PER_RATIO: per_ratio, PER_RECOVERY: per_recovery}
     command = of[stage.axes]
-    app.command(name, help=stage.gives)(command)
+    app.command(name, cls=_StageCommand, help=stage.gives)(command)
     aliases = [name.replace("_", "-")] if "_" in name else []
-    for alias in aliases + _OLD_VERBS.get(name, []):
-        app.command(alias, help=stage.gives, hidden=True)(command)
+    for alias in aliases + [old for old, new in _OLD_VERBS.items() if new == name]:
+        app.command(alias, cls=_StageCommand, help=stage.gives, hidden=True)(command)
 
 
 @app.command(

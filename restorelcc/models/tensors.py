@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from restorelcc.base.documents import SEAL, check_seal
+from restorelcc.base.documents import SEAL, check_seal, check_there
 from restorelcc.base.errors import BadInput
 from restorelcc.models.safetensors_header import METADATA, PIECE, encoded, read_header, sealed_digest
 
@@ -50,8 +50,7 @@ def read_tensors(
 def _read(
     path: Path, names: tuple[str, ...] | None, *, sealed: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise BadInput(f"{path} is missing: run the stage that writes it (dvc repro)")
+    check_there(path)
     header, begin = read_header(path)
     metadata = header.pop(METADATA, {})
     if missing := set(names or ()) - header.keys():

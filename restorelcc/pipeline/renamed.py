@@ -1,11 +1,10 @@
-"""Old names of keys of params.yaml: still read, with one warning, and renamed in the file before DVC reads it.
+"""Old names, which are still read, with one warning for each: keys of params.yaml, options and verbs.
 
-DVC itself fills in dvc.yaml from params.yaml and knows no aliases, so old names in the file must be replaced.
+Keys are renamed in the file before DVC reads it: DVC itself fills in dvc.yaml from params.yaml and knows no aliases.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.messages import chosen, say
 from restorelcc.base.publish import replace_text
 
 # The path of a key (* is any), its old name and the new one.
@@ -21,6 +21,7 @@ RENAMED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), "baseline", "recover"),
     (("models", "*", "settings"), "baseline", "recover"),
 )
+_OPTIONS = {"--baseline": "--recovery"}  # of the command line
 _said: set[str] = set()
 
 
@@ -37,7 +38,7 @@ def with_new_names(raw: dict[str, Any]) -> dict[str, Any]:
             if new in mapping:
                 raise BadInput(f"params.yaml has both {now} and {before}, its old name: remove {before}")
             mapping[new] = mapping.pop(old)
-            _say(f"{before} is now called {now}; the old name is read for now")
+            say_renamed(before, now)
     return raw
 
 
@@ -50,9 +51,18 @@ def new_name(override: str) -> str:
         fits = len(parts) > place and all(want in ("*", part) for want, part in zip(path, parts[:place], strict=True))
         if fits and parts[place] == old:
             parts[place] = new
-            _say(f"{key} is now called {'.'.join(parts)}; the old name is read for now")
+            say_renamed(key, ".".join(parts))
             break
     return ".".join(parts) + sign + value
+
+
+def new_option(argument: str) -> str:
+    """An argument of a command line, `--option` or `--option=value`, under today's name of the option."""
+    name, sign, value = argument.partition("=")
+    if name not in _OPTIONS:
+        return argument
+    say_renamed(name, _OPTIONS[name])
+    return _OPTIONS[name] + sign + value
 
 
 def rename_in_file(path: Path) -> list[str]:
@@ -102,7 +112,9 @@ def _nodes(
             yield from _nodes(value, path[1:], (*where, str(key.value)))
 
 
-def _say(sentence: str) -> None:
-    if sentence not in _said:
-        _said.add(sentence)
-        print(f"restorelcc: warning: {sentence}", file=sys.stderr)
+def say_renamed(old: str, new: str) -> None:
+    """The warning, on stderr; of the same old name once in a process."""
+    if old not in _said:
+        _said.add(old)
+        sentence = f"{old} is now called {new}; the old name is read for now"
+        say(sentence if chosen("json") else f"restorelcc: warning: {sentence}", "warning")

@@ -1,1 +1,1 @@
-"""Work on finished checkpoints: export, verify, inspect, slice, and check how engines treat them."""
+"""Work on finished checkpoints: export, verify, inspect, slice, pack, and check how engines treat them."""

@@ -6,7 +6,6 @@ It is in .work/<stage>-<cell>-<fingerprint of settings and inputs>/: another set
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.digest import json_digest
 from restorelcc.base.documents import parse_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
@@ -53,7 +53,7 @@ class TrainingStates:
 
     def __init__(self, layout: Layout, stage: str, cell: Cell, fingerprint: dict[str, str]) -> None:
         """fingerprint: everything that decides what the training gives, as text."""
-        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+        digest = json_digest(fingerprint)[:16]
         self.folder = layout.work / f"{stage}-{str(cell).replace(' ', '-')}-{digest}"
 
     def part(self, name: str) -> TrainingStates:

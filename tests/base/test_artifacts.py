@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from restorelcc.activations.store import layer_file, read_layer, read_layout
-from restorelcc.base.digest import expect_digest, file_digest, model_digest
+from restorelcc.base.digest import expect_digest, file_digest, json_digest, model_digest
 from restorelcc.base.documents import read_json, write_json, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
@@ -135,6 +135,11 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
         write_json(one, {})
     assert sorted(path.name for path in layout.data.iterdir()) == ["one.json", "two.json"]
     assert not list(layout.work.glob("write-*"))
+
+
+def test_the_digest_of_a_value_stays_what_artifacts_carry() -> None:
+    digest = "857f16781220ca33e3d96700399ebbb8246ae80ea40d4c0bb09665a5a563511b"
+    assert json_digest({"b": [1, 2.5], "a": "ä"}) == json_digest({"a": "ä", "b": [1, 2.5]}) == digest
 
 
 def test_digests_see_content_and_refuse_strangers(tmp_path: Path) -> None:

@@ -187,6 +187,12 @@ def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path
     assert not (copy.folder / ".work/sweeps").exists()
 
 
+def test_a_sweep_takes_the_old_name_of_an_axis_with_a_warning(project: LightProject) -> None:
+    done = project.run(*SWEEP, "--baseline", "nothing")
+    assert (done.code, "'nothing'" in done.text) == (2, True), done.text
+    assert "warning: --baseline is now called --recovery; the old name is read for now" in done.text
+
+
 def test_names_that_collide_are_refused(project: LightProject, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     content = copy.params()

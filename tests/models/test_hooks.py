@@ -10,6 +10,7 @@ from restorelcc.models.architectures import blocks_of
 from restorelcc.models.hooks import added_to_inputs, hooked, logits_at, observed
 from restorelcc.models.walk import walk_blocks
 from tests import pico
+from tests.dag import PACKAGE
 
 
 def test_every_module_has_its_hook_inside_and_none_outside() -> None:
@@ -24,6 +25,11 @@ def test_every_module_has_its_hook_inside_and_none_outside() -> None:
     assert torch.equal(seen[1][1], linears["a"](x))
     with added_to_inputs([("a", linears["a"])], lambda _key: x.double(), expected=1):
         torch.testing.assert_close(linears["a"](x), linears["a"].weight.sum(1)[None] * 2)
+
+
+def test_no_other_file_registers_a_hook() -> None:
+    found = [path.name for path in PACKAGE.rglob("*.py") if "register_forward" in path.read_text(encoding="utf-8")]
+    assert found == ["hooks.py"]
 
 
 def test_another_number_of_modules_than_expected_is_refused_and_nothing_stays() -> None:

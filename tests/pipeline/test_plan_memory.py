@@ -14,8 +14,10 @@ from restorelcc.__main__ import main
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES
-from restorelcc.cli.plan import known_of, planned
+from restorelcc.cli.plan import Known, config_model, known_of, planned
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.plan_costs import LIBRARIES, START
+from restorelcc.pipeline.stages import STAGES
 from tests.dag import ROOT
 from tests.pico import write_smollm2_config
 
@@ -128,6 +130,16 @@ def test_every_recovery_is_planned_with_its_evaluation(tmp_path: Path) -> None:
         assert all(row["seconds"] > 5 and row["memory"] > 2**29 for row in rows.values())
     once = next(row["seconds"] for row in stages if row["stage"] == "evaluate_pruned")
     assert rows["lora"]["seconds"] > 2 * once > rows["masked"]["seconds"], "an adapter is measured merged, too"
+
+
+def test_every_stage_of_a_full_grid_is_planned(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml", ("grid.recovery=[lora]", "grid.speed=[0.25]"))
+    layout, device = Layout(tmp_path), torch.device("cpu")
+    network, stored = config_model(params, "tiny", layout, torch.float32)
+    known = Known(network, stored, device, torch.float32, threads=1, flops_per_second=92e9)
+    stages = planned(params, [params.cell("tiny", "wanda-0.5", None)], layout, known)["stages"]
+    assert {row["stage"] for row in stages} == set(STAGES)
+    assert LIBRARIES.keys() == START.keys() == {stage.folder for stage in STAGES.values()}
 
 
 def test_stages_that_no_gpu_helps_take_their_time_on_the_cpu(tmp_path: Path) -> None:

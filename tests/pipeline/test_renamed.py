@@ -1,7 +1,11 @@
-"""Old names of keys: read, said once, renamed in the file without touching another byte, refused beside the new one."""
+"""Old names of keys: read, said once, renamed in the file without touching another byte, refused beside the new one.
+
+Old names of verbs and options: taken, and said.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,8 @@ import pytest
 import yaml
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.messages import LOG
+from restorelcc.cli.app import app
 from restorelcc.pipeline import renamed
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.renamed import rename_in_file
@@ -65,6 +71,44 @@ def test_both_names_are_refused(file: Path) -> None:
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(BadInput, match=r"both grid\.recovery and grid\.baseline, its old name: remove grid\.baseline"):
         load_params(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "verb", "old"),
+    [
+        ("recover -b bias", "recover", []),
+        ("recover --recovery=bias", "recover", []),
+        ("recover --baseline bias", "recover", ["--baseline"]),
+        ("evaluate_recovered --baseline=bias", "evaluate_recovered", ["--baseline"]),
+        ("baseline --recovery bias", "recover", ["restorelcc baseline"]),
+        ("evaluate_baseline -b bias", "evaluate_recovered", ["restorelcc evaluate_baseline"]),
+        ("baseline --baseline bias", "recover", ["restorelcc baseline", "--baseline"]),
+    ],
+)
+def test_old_verbs_and_options_are_taken_with_one_warning_each(
+    given: str, verb: str, old: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr("restorelcc.cli.app._run", lambda name, *_, **names: ran.append((name, names)))
+    for _ in range(2):
+        app([*given.split(), "-m", "tiny", "-p", "wanda-0.5"], standalone_mode=False)
+    assert ran == 2 * [(verb, {"model": "tiny", "pruning": "wanda-0.5", "recovery": "bias"})]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is now called ")[0] for line in lines] == [f"restorelcc: warning: {name}" for name in old]
+    assert all(line.endswith("; the old name is read for now") for line in lines)
+
+
+def test_the_warning_is_json_where_all_is_and_silent_where_only_errors_are_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LOG, "json")
+    load_params(file)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["level"], line["message"].split()[0]) for line in told] == [("warning", name) for name in NAMES]
+    monkeypatch.setenv(LOG, "quiet")
+    monkeypatch.setattr(renamed, "_said", set())
+    load_params(file)
+    assert not capsys.readouterr().err
 
 
 def test_a_command_says_it_and_dvc_can_read_the_file_after_inputs(file: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from restorelcc.models.architectures import (
     text_config,
 )
 from restorelcc.models.family import Family
+from restorelcc.models.hooks import hooked
 from restorelcc.models.transposed import with_linears
 from restorelcc.models.walk import first_output, walk_blocks
 from restorelcc.release.inspect.guess import empty, guessed, is_hybrid, tokens_of
@@ -110,21 +112,23 @@ def _proofs(model: PreTrainedModel, family: Family, block: str) -> list[str]:
     tokens_BT, heads = tokens_of(model), head_layout(model)
     seen: list[Tensor] = []
     blocks = all_blocks(model)
-    hooks = [block.register_forward_hook(lambda _m, _i, out: seen.append(first_output(out))) for block in blocks]
-    plain = model(input_ids=tokens_BT, use_cache=False).logits
-    for hook in hooks:
-        hook.remove()
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+        seen.append(first_output(output))
+
+    with hooked(enumerate(blocks), lambda _layer: keep, expected=len(blocks), after=True):
+        plain = model(input_ids=tokens_BT, use_cache=False).logits
     for step, own_BTM in zip(walk_blocks(model, [tokens_BT]), seen, strict=True):
         _must("a block that is run again gives what it gave", step.output(0), own_BTM)
     linear_of(model.get_submodule(block), family.out_proj)
     offset_LHD = torch.randn(heads.layers, heads.heads, heads.head_dim, generator=torch.Generator().manual_seed(1))
     with compensated(model, Compensation(offset_LHD)):
-        hooked = model(input_ids=tokens_BT, use_cache=False).logits
-    if torch.equal(hooked, plain):
+        by_hooks = model(input_ids=tokens_BT, use_cache=False).logits
+    if torch.equal(by_hooks, plain):
         raise BadInput("an offset of the heads changes nothing: the out-projection is another linear")
     folded = copy.deepcopy(model)
     fold(folded, offset_LHD)
-    _must("a folded compensation equals one by hooks", folded(input_ids=tokens_BT, use_cache=False).logits, hooked)
+    _must("a folded compensation equals one by hooks", folded(input_ids=tokens_BT, use_cache=False).logits, by_hooks)
     return [
         f"{len(out_projections(model))} layers looked at, with {heads.heads} heads of {heads.head_dim} numbers",
         "a block that is run again gives what it gave",

@@ -1,6 +1,6 @@
 """Guess the row of a model family from the modules of a small model, the order in which they run, and its config.
 
-Letters: O output features, D head dim.
+Letters: B batch, T tokens, O output features, H heads, D head dim, X = H*D.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 from restorelcc.base.errors import BadInput
 from restorelcc.models.architectures import WITH_HEADS, linear_of, text_config
 from restorelcc.models.family import Family, QkvRows, Windows
+from restorelcc.models.hooks import hooked, observed
 from restorelcc.models.transposed import TurnedLinear, with_linears
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # in config.layer_types
@@ -147,15 +148,16 @@ def _calls(model: PreTrainedModel, block: nn.Module, *, some: bool) -> tuple[lis
     def noting(path: str) -> Callable[..., None]:
         return lambda *_: called.append(path)
 
+    def note_kind(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+        tuples.append(isinstance(output, tuple))
+
     linears = {path: module for path, module in block.named_modules() if isinstance(module, nn.Linear)}
-    handles = [module.register_forward_pre_hook(noting(path)) for path, module in linears.items()]
-    handles.append(block.register_forward_hook(lambda _m, _i, output: tuples.append(isinstance(output, tuple))))
-    try:
-        with torch.no_grad():
-            model(input_ids=tokens_of(model), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        torch.no_grad(),
+        hooked(linears.items(), noting, expected=len(linears)),
+        hooked([(None, block)], lambda _key: note_kind, expected=1, after=True),
+    ):
+        model(input_ids=tokens_of(model), use_cache=False)
     if some:
         return [path for path in called if called.count(path) == 1], tuples[0]
     if sorted(called) != sorted(linears):
@@ -236,16 +238,21 @@ def _qkv_rows(model: PreTrainedModel, block: nn.Module, row: Family) -> QkvRows:
             continue
         before = linear.weight.clone()
         linear.weight[start : start + width] = 0
-        seen: list[Tensor] = []
         bias, linear.bias = linear.bias, None  # type: ignore[assignment]
-        handle = projection.register_forward_pre_hook(lambda _m, inputs, into=seen: into.append(inputs[0]))
-        model(input_ids=tokens_of(model), use_cache=False)
-        handle.remove()
+        heads_BTX = _input_of(projection, model)
         linear.bias = bias
         linear.weight.copy_(before)
-        if not seen[0][..., : each * width].any():
+        if not heads_BTX[..., : each * width].any():
             return layout
     raise BadInput(f"the rows of {row.qkv[0]} are in no known order: not by head, by part, or by key/value head")
+
+
+def _input_of(linear: nn.Linear, model: PreTrainedModel) -> Tensor:
+    """What a linear of the model is given for `tokens_of`."""
+    seen: list[Tensor] = []
+    with observed([(None, linear)], lambda _key, x: seen.append(x), expected=1):
+        model(input_ids=tokens_of(model), use_cache=False)
+    return seen[0]
 
 
 def is_hybrid(config: PretrainedConfig) -> bool:

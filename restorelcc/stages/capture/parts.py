@@ -5,8 +5,6 @@ The fingerprint covers everything the parts depend on, so that a rerun finds its
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 import zlib
@@ -19,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from restorelcc.base.digest import json_digest
 from restorelcc.base.layout import Layout
 from restorelcc.base.publish import locked
 
@@ -28,7 +27,7 @@ _PIECE = 1 << 20
 
 def mark_of(content: dict[str, Any]) -> str:
     """16 hex digits that change with any of the content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(content)[:16]
 
 
 @contextmanager

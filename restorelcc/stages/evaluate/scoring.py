@@ -10,7 +10,6 @@ import ast
 import hashlib
 import importlib.util
 import inspect
-import json
 import math
 import sys
 import sysconfig
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from restorelcc.base.digest import json_digest
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.progress import notice
 from restorelcc.stages.evaluate.statistics import MEAN, TOGETHER
@@ -153,7 +153,7 @@ def config_digest(task: Any) -> str:
     if isinstance(metadata, dict):
         content["metadata"] = {key: value for key, value in metadata.items() if key != "config_source"}
     content["class"] = type(task)
-    return hashlib.sha256(json.dumps(_plain(content), sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(_plain(content))[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from restorelcc.activations.store import QUESTION, read_layer, read_layout
+from restorelcc.activations.store import QUESTION, check_one_shape, read_layer, read_layout
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import expect_digest
 from restorelcc.base.errors import BadInput, StageFailed
@@ -79,7 +79,6 @@ def _common_layout(cell: Cell, dense: Path, pruned: Path) -> tuple[HeadLayout, d
             f"their difference is not of pruning alone; name one in models.{cell.model}.dtype (auto is bfloat16 on a "
             "GPU, float32 on the CPU), and capture again"
         )
-    if heads != others:
-        raise BadInput(f"dense and pruned activations come from models of different shape, {heads} and {others}")
+    check_one_shape(heads, others)
     shape = {name: of_dense[name] for name in ("model", "layers", "heads", "head_dim", "text")}
     return heads, shape | {"dense": of_dense["checkpoint"], "pruned": of_pruned["checkpoint"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, read_layer, read_layout
+from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, check_one_shape, read_layer, read_layout
 from restorelcc.base.cell import Cell
 from restorelcc.base.digest import expect_digest, file_digest
 from restorelcc.base.errors import BadInput, StageFailed
@@ -60,8 +60,7 @@ def _checked_parents(cell: Cell, config: ProbeConfig, layout: Layout) -> tuple[H
     metadata = read_tensors(layout.components(cell), ())[1]
     heads, of_pruned = read_layout(layout.pruned_activations(cell))
     others, of_dense = read_layout(layout.dense_activations(cell))
-    if heads != others:
-        raise BadInput(f"dense and pruned activations come from models of different shape, {others} and {heads}")
+    check_one_shape(others, heads)
     expect_digest("components were extracted for another pruned model", metadata.get("pruned"), of_pruned["checkpoint"])
     expect_digest("components were extracted for another dense model", metadata.get("dense"), of_dense["checkpoint"])
     for found in (of_pruned, of_dense):

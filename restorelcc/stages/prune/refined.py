@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from restorelcc.base.errors import StageFailed
 from restorelcc.base.prunings import Sparsity
+from restorelcc.stages.prune.sparsegpt import checked_cholesky
 
 _EXACT_UP_TO = 128  # inputs; rows of that many are solved exactly, one factorisation a row
 _ITERATIONS = 100  # of conjugate gradients at most
@@ -23,11 +23,6 @@ _TOLERANCE = 1e-4  # of the residual, by the first one's norm
 _CANDIDATES = 16  # weights of a row on either side whose exchanges are looked at, where a row has more
 _AT_ONCE = 8  # swaps of a row that are proposed together
 _NUMBERS_AT_ONCE = 2**22  # of one scratch tensor
-
-
-def row_losses(error_OI: Tensor, gram_II: Tensor) -> Tensor:
-    """e G e^T for every row e of E, [O]: its summed squared output error, by G = sum of x x^T."""
-    return ((error_OI @ gram_II) * error_OI).sum(dim=1)
 
 
 def swapped(weight_OI: Tensor, removed_OI: Tensor, gram_II: Tensor, sparsity: Sparsity, limit: int) -> Tensor:
@@ -167,9 +162,7 @@ def _solved_exactly(weight_OI: Tensor, removed_OI: Tensor, hessian_II: Tensor) -
         kept_RI = (~removed_RI).double()
         # Removed rows and columns of H become those of the identity, so that every row's system has the same size.
         system_RII = torch.where(kept_RI[:, :, None] * kept_RI[:, None, :] > 0, wide_II, identity_II)
-        factor_RII, failed_R = torch.linalg.cholesky_ex(system_RII)
-        if failed_R.any():
-            raise StageFailed("the damped Hessian of a layer is not positive definite: raise prune.damping")
+        factor_RII = checked_cholesky(system_RII)
         lost_RI = (weight_RI * removed_RI) @ wide_II * kept_RI
         change_RI = torch.cholesky_solve(lost_RI[:, :, None], factor_RII)[:, :, 0]
         solved.append((weight_RI + change_RI) * kept_RI)

@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.errors import BadInput
 from restorelcc.sparsity.patterns import without_chance_zeros
+from restorelcc.stages.prune.sparsegpt import checked_cholesky
 
 # Channels are removed in this many rounds; within one round their errors are taken as independent.
 ROUNDS = 32
@@ -66,7 +67,7 @@ def choose_parts(weight_OI: Tensor, hessian_II: Tensor, columns_GX: Tensor, coun
     if not count:
         return removed_G
     weight_OI = weight_OI.to(torch.float32, copy=True)
-    inverse_II = torch.cholesky_inverse(_cholesky(hessian_II))
+    inverse_II = torch.cholesky_inverse(checked_cholesky(hessian_II))
     per_round = -(-count // ROUNDS) if columns_GX.shape[1] == 1 else 1
     while left := count - int(removed_G.sum()):
         alive = (~removed_G).nonzero().flatten()
@@ -90,13 +91,6 @@ def compensated(weight_OI: Tensor, hessian_II: Tensor, removed_I: Tensor) -> Ten
     kept = (~removed_I).nonzero().flatten()
     gone = removed_I.nonzero().flatten()
     lost_OK = weight_OI.float()[:, gone] @ hessian_II[gone[:, None], kept]
-    factor_KK = _cholesky(hessian_II[kept[:, None], kept])
+    factor_KK = checked_cholesky(hessian_II[kept[:, None], kept])
     result_OI[:, kept] += torch.cholesky_solve(lost_OK.T, factor_KK).T
     return without_chance_zeros(result_OI, weight_OI).masked_fill_(removed_I, 0)
-
-
-def _cholesky(hessian_II: Tensor) -> Tensor:
-    factor_II, failed = torch.linalg.cholesky_ex(hessian_II)
-    if failed.any():
-        raise StageFailed("the damped Hessian of a layer is not positive definite: raise prune.damping")
-    return factor_II

@@ -26,15 +26,22 @@ def damped(gram_II: Tensor, damping: float) -> Tensor:
     return hessian_II
 
 
+def checked_cholesky(hessian_II: Tensor) -> Tensor:
+    """L, lower triangular, with H = L L^T; of many H [..., I, I] at once. Raises StageFailed when one is not positive
+    definite."""
+    factor_II, failed = torch.linalg.cholesky_ex(hessian_II)
+    if failed.any():
+        raise StageFailed("the damped Hessian of a layer is not positive definite: raise prune.damping")
+    return factor_II
+
+
 def inverse_factor(hessian_II: Tensor) -> Tensor:
     """U, upper triangular, with H^-1 = U^T U. Raises StageFailed when H is not positive definite.
 
     With J the reversal of rows: J H J = L L^T gives H = R R^T, R = J L J upper triangular, so U = R^-1. One Cholesky
     and one triangular inverse, where inverting first would take two Cholesky and lose half of the digits.
     """
-    lower_II, failed = torch.linalg.cholesky_ex(hessian_II.flip(0, 1))
-    if failed.any():
-        raise StageFailed("the damped Hessian of a layer is not positive definite: raise prune.damping")
+    lower_II = checked_cholesky(hessian_II.flip(0, 1))
     # The identity turns into the inverse in place, for which its columns must be contiguous.
     inverse_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device).T
     torch.linalg.solve_triangular(lower_II, inverse_II, upper=False, out=inverse_II)

@@ -23,7 +23,7 @@ from restorelcc.stages.evaluate.details import pruning_details
 from restorelcc.stages.prune import ExternalCheckpoint, PruneConfig, RefinedConfig
 from restorelcc.stages.prune.inputs import observed_inputs
 from restorelcc.stages.prune.prune import prune_model, refine, wanda_score
-from restorelcc.stages.prune.refined import constant_part, least_squares, row_losses, swapped
+from restorelcc.stages.prune.refined import constant_part, least_squares, swapped
 from restorelcc.stages.prune.sparsegpt import damped
 from restorelcc.stages.report.results import Group
 from restorelcc.stages.report.sentences import how_pruned
@@ -42,6 +42,11 @@ def _inputs(width: int, tokens: int = 300, seed: int = 0, mean: float = 0.0) -> 
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(width, width, generator=generator)
     return torch.randn(tokens, width, generator=generator) @ mixing + mean
+
+
+def _row_losses(error_OI: torch.Tensor, gram_II: torch.Tensor) -> torch.Tensor:
+    """e G e^T for every row e of E, [O]: its summed squared output error, by G = sum of x x^T."""
+    return ((error_OI @ gram_II) * error_OI).sum(dim=1)
 
 
 def _weight(rows: int, width: int, seed: int = 1) -> torch.Tensor:
@@ -65,7 +70,7 @@ def test_swaps_lower_every_rows_loss_and_end_where_no_single_swap_helps(sparsity
     gram = x.T @ x
     start = removal_mask(wanda_score(weight, gram.diagonal()), sparsity)
     end = swapped(weight, start, gram, sparsity, limit=100)
-    before, after = row_losses(weight * start, gram), row_losses(weight * end, gram)
+    before, after = _row_losses(weight * start, gram), _row_losses(weight * end, gram)
     assert (after <= before).all()
     assert (after < 0.9 * before).any()
     assert torch.equal(end.sum(dim=1), start.sum(dim=1))
@@ -73,14 +78,14 @@ def test_swaps_lower_every_rows_loss_and_end_where_no_single_swap_helps(sparsity
         assert torch.equal(end.reshape(-1, 4).sum(dim=1), start.reshape(-1, 4).sum(dim=1))
     for row, mask, loss in zip(weight, end, after, strict=True):
         others = torch.stack([row * other for other in _single_swaps(mask, sparsity.group)])
-        assert (row_losses(others, gram) >= loss * (1 - 1e-4)).all()
+        assert (_row_losses(others, gram) >= loss * (1 - 1e-4)).all()
 
 
 def test_each_swap_more_lowers_the_loss_further_also_in_wide_rows() -> None:
     x, weight = _inputs(96), _weight(12, 96)
     gram = x.T @ x
     start = removal_mask(wanda_score(weight, gram.diagonal()), HALF)
-    losses = [row_losses(weight * swapped(weight, start, gram, HALF, limit), gram) for limit in (0, 1, 2, 5, 50)]
+    losses = [_row_losses(weight * swapped(weight, start, gram, HALF, limit), gram) for limit in (0, 1, 2, 5, 50)]
     for fewer, more in itertools.pairwise(losses):
         assert (more <= fewer).all()
         assert more.sum() < fewer.sum()
@@ -106,7 +111,7 @@ def test_fewer_samples_than_inputs_leave_the_weights_near_their_values() -> None
     removed = removal_mask(weight.abs(), HALF)
     solved = least_squares(weight, removed, hessian)
     assert torch.isfinite(solved).all()
-    before, after = row_losses(weight * removed, hessian), row_losses(weight - solved, hessian)
+    before, after = _row_losses(weight * removed, hessian), _row_losses(weight - solved, hessian)
     assert (after < before).all()
     assert solved.abs().max() < 10 * weight.abs().max()
 
