@@ -73,13 +73,9 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
     if result.adapter is not None:
         write_adapter(folder / ADAPTER, result.adapter)
         return {"kind": "adapter", "params_trained": result.params_trained}
-    of = parents["pruned"]
+    of, whole = parents["pruned"], result.checkpoint is not None
     if result.checkpoint is not None:
-        shutil.move(result.checkpoint, folder / MODEL)
-    elif result.model is not None:
-        result.model.save_pretrained(folder / MODEL)
-    whole = (folder / MODEL).is_dir()
-    if whole:
+        shutil.move(result.checkpoint.folder, folder / MODEL)
         write_tokenizer(layout.pruned(cell), folder / MODEL)
         copy_processors(local_folder(layout.pruned(cell)), folder / MODEL)
         of = model_digest(folder / MODEL)
