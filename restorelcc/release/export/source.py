@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.stock_files import check_stock
 from restorelcc.models.architectures import Family, family_of_config, head_layout
-from restorelcc.models.checkpoints import load_model, local_folder, write_tokenizer
+from restorelcc.models.checkpoints import copy_generation, load_model, local_folder, write_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.sparsity.streaming import empty_model, linears_by_name
@@ -63,6 +63,7 @@ def open_source(given: Path, scratch: Path) -> Source:
     converted = scratch / "converted"
     model.save_pretrained(converted)
     write_tokenizer(given, converted)
+    copy_generation(given, converted)
     return Source(given, converted, empty_model(converted, torch.float32), stored_tensors(converted), converted=True)
 
 
