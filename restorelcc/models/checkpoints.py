@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from restorelcc.base.digest import REFERENCE
+from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.manifest import check_folder, write_manifest
 from restorelcc.base.model_entry import ModelEntry
@@ -65,7 +72,8 @@ def load_entry(folder: Path, entry: ModelEntry, *, offload: Path | None = None) 
 def load_model(
     folder: Path, dtype: torch.dtype, device: torch.device, *, spread: Spread | None = None
 ) -> PreTrainedModel:
-    """The model in evaluation mode, all weights frozen, on `device` or spread over several.
+    """The model in evaluation mode, all weights frozen, on `device` or spread over several. Where its checkpoint has no
+    generation config, it has the one that lies beside the reference to it.
 
     Raises BadInput for a missing or incomplete checkpoint, and for a spread that does not hold the model.
     """
@@ -86,6 +94,8 @@ def load_model(
     if wrong := wrong_keys(model.config, report):
         raise BadInput(f"the checkpoint in {source} has {wrong[0]}: {wrong[1][:3]}")
     model = model.eval().requires_grad_(False)
+    if (generation := _generation_file(folder, source)) is not None and generation.parent != source:
+        model.generation_config = GenerationConfig.from_dict(read_json(generation))  # its own is there already
     if spread is None:
         return model.to(device)
     _check_spread(model, spread)
@@ -166,6 +176,24 @@ def write_tokenizer(source: Path, folder: Path) -> None:
         _copy(tokenizer_files(files), files, folder)
     else:
         load_tokenizer(source, padded=False).save_pretrained(folder)
+
+
+def copy_generation(source: Path, folder: Path) -> None:
+    """Copy a model's generation config, its own or the one lent to it, into a checkpoint that was made from it."""
+    found = _generation_file(source, local_folder(source, weights=False))
+    if found is not None:
+        shutil.copyfile(found, folder / GENERATION)
+
+
+def _generation_file(folder: Path, source: Path) -> Path | None:
+    """The generation config of a model folder whose files are in `source`: theirs, or else the one that the dense model
+    has lent (`lend_tokenizer`); None for neither."""
+    if (source / GENERATION).is_file():
+        return source / GENERATION
+    if not (folder / GENERATION).is_file():
+        return None
+    check_folder(folder)
+    return folder / GENERATION
 
 
 def _copy(names: list[Path], source: Path, folder: Path) -> None:

@@ -63,6 +63,24 @@ def can_stream(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> bool:
     return True
 
 
+def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -> bool:
+    """Whether the linears of all blocks are stored under the names that the class gives them.
+
+    Raises BadInput when one of them has another shape than the config says.
+    """
+    for _, name, linear in prunable_linears(network):
+        for leaf, parameter in linear.named_parameters():
+            tensor, shape = stored.get(f"{name}.{leaf}"), tuple(as_stored(linear, leaf, parameter).shape)
+            if tensor is None:
+                return False
+            if tensor.shape != shape:
+                raise BadInput(
+                    f"{tensor.file} holds {name}.{leaf} with shape {tensor.shape}, its config.json says "
+                    f"{shape}: the checkpoint is damaged"
+                )
+    return True
+
+
 def copy_checkpoint(source: Path, destination: Path) -> None:
     """Copy weights, index, config and generation config as they are; pruned weights are then written over."""
     destination.mkdir(parents=True, exist_ok=True)

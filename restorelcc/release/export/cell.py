@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +27,8 @@ from restorelcc.base.recoveries import (
     UNCHANGED,
     no_adapter,
 )
-from restorelcc.base.stock_files import GENERATION
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL
-from restorelcc.models.checkpoints import copy_processors, load_model, local_folder, write_tokenizer
+from restorelcc.models.checkpoints import copy_generation, copy_processors, load_model, local_folder, write_tokenizer
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.facts import cell_ancestors, cell_facts
@@ -151,8 +149,5 @@ def _merged(pruned: Path, adapter: Path, variant: str) -> Iterator[Path]:
         merged.save_pretrained(written)
         write_tokenizer(pruned, written)
         copy_processors(folder, written)
-        for place in (folder, pruned):  # the second may have what the dense model has lent
-            if (place / GENERATION).is_file():
-                shutil.copyfile(place / GENERATION, written / GENERATION)
-                break
+        copy_generation(pruned, written)
         yield written

@@ -9,14 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from restorelcc.base.errors import BadInput
 from restorelcc.base.stock_files import check_stock
-from restorelcc.models.architectures import Family, family_of_config, head_layout, prunable_linears
-from restorelcc.models.checkpoints import load_model, local_folder, write_tokenizer
+from restorelcc.models.architectures import Family, family_of_config, head_layout
+from restorelcc.models.checkpoints import copy_generation, load_model, local_folder, write_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
-from restorelcc.models.transposed import as_stored
-from restorelcc.sparsity.streaming import empty_model
+from restorelcc.sparsity.streaming import empty_model, linears_by_name
 
 
 @dataclass(frozen=True)
@@ -65,25 +63,8 @@ def open_source(given: Path, scratch: Path) -> Source:
     converted = scratch / "converted"
     model.save_pretrained(converted)
     write_tokenizer(given, converted)
+    copy_generation(given, converted)
     return Source(given, converted, empty_model(converted, torch.float32), stored_tensors(converted), converted=True)
-
-
-def linears_by_name(network: PreTrainedModel, stored: dict[str, StoredTensor]) -> bool:
-    """Whether the linears of all blocks are stored under the names that the class gives them.
-
-    Raises BadInput when one of them has another shape than the config says.
-    """
-    for _, name, linear in prunable_linears(network):
-        for leaf, parameter in linear.named_parameters():
-            tensor, shape = stored.get(f"{name}.{leaf}"), tuple(as_stored(linear, leaf, parameter).shape)
-            if tensor is None:
-                return False
-            if tensor.shape != shape:
-                raise BadInput(
-                    f"{tensor.file} holds {name}.{leaf} with shape {tensor.shape}, its config.json says "
-                    f"{shape}: the checkpoint is damaged"
-                )
-    return True
 
 
 def main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.checkpoints import load_entry
 from restorelcc.models.heads import HeadLayout, chosen_count
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover.result import HEAD_RATIO, Inputs, Recovered
@@ -81,12 +80,12 @@ def meanshift(inputs: Inputs) -> Recovered:
 
 
 def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recovered]:
-    """A method that first recovers by changing weights, then trains a bias on every linear of the result."""
+    """A method that first recovers by changing weights, then trains a bias on every linear of the result, whose weights
+    are rounded as they will be shipped."""
 
     def both(inputs: Inputs) -> Recovered:
         first = method(inputs.part("weights"))
-        model = first.model if first.checkpoint is None else load_entry(first.checkpoint, inputs.entry)
-        assert model is not None
+        model = first.mended(inputs.entry)
         sites = TrainableCompensation(None, SiteBiases(site_linears(model, SITES)))
         second = trained_compensation(inputs, model, sites)
         training = {"weights": first.training, "compensation": second.training}

@@ -7,10 +7,7 @@ Letters: B batch, T tokens, M width.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,8 +21,7 @@ from restorelcc.models.checkpoints import local_folder
 from restorelcc.models.runtime import pick_device, pick_dtype, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
-from restorelcc.sparsity.patterns import rounded
-from restorelcc.sparsity.streaming import StreamedWeights, can_stream, copy_checkpoint, empty_model
+from restorelcc.sparsity.streaming import StreamedWeights, can_stream, empty_model
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached_weights import MaskedChange, apply_change, attached_weights
 from restorelcc.training.best import Choice, fit_best
@@ -36,14 +32,10 @@ _VALID_SHARE = 10  # one batch in ten chooses the rate
 
 @dataclass(frozen=True)
 class Walked:
-    """A checkpoint to be walked: a model, its weights, and the copy of the checkpoint that they are written to.
-
-    copy: None where the model is in memory whole, or is only read.
-    """
+    """A checkpoint to be walked: a model, and where the weights of its blocks are."""
 
     model: PreTrainedModel
     weights: Weights
-    copy: Path | None = None
 
 
 def reconstruct(inputs: Inputs) -> Recovered:
@@ -63,6 +55,7 @@ def reconstruct(inputs: Inputs) -> Recovered:
         )
     valid = list(range(0, len(batches), _VALID_SHARE)) if len(batches) >= _VALID_SHARE else [0]
     train = [number for number in range(len(batches)) if number not in valid]
+    kept = inputs.kept()
     dense, pruned = opened(inputs, "dense"), opened(inputs, "pruned")
     family, with_heads = family_of(pruned.model), dict(numbered_blocks(pruned.model))
     single = config.model_copy(update={"batch_size": 1, "accumulate": 1})
@@ -82,16 +75,15 @@ def reconstruct(inputs: Inputs) -> Recovered:
         with attached_weights(step.block, linears, change):
             title, stores = f"reconstruct block {layer}", inputs.states.part(f"block-{layer}")
             choices.append(fit_best(change, task, single, title=title, stores=stores))
-        apply_change(linears, change)
-        for path, linear in linears.items():  # the blocks after it see what will be read back
-            stored_OI = pruned.weights.as_stored(f"{family.blocks}.{layer}.{path}", linear.weight)
-            linear.weight.copy_(rounded(stored_OI, linear.weight.dtype))
+        if not choices[-1].unchanged:
+            apply_change(linears, change)
+            kept.write(pruned.model, linears.values())  # the blocks after it see what will be read back
         trained += sum(int(mask.sum()) for mask in change.masks)
         del wanted, task, change
     return Recovered(
         head_layout(pruned.model),
-        model=None if pruned.copy else pruned.model,
-        checkpoint=pruned.copy,
+        checkpoint=kept,
+        model=pruned.model if isinstance(pruned.weights, InMemory) else None,
         params_trained=trained,
         training={"blocks": [choice.as_json() for choice in choices]},
         unchanged=all(choice.unchanged for choice in choices),
@@ -106,13 +98,7 @@ def opened(inputs: Inputs, which: Literal["dense", "pruned"]) -> Walked:
     network, stored = empty_model(source, pick_dtype(inputs.entry.dtype, device)), stored_tensors(source)
     if not can_stream(network, stored):
         return Walked(inputs.dense() if which == "dense" else inputs.pruned(), InMemory())
-    if which == "dense":
-        return Walked(network, StreamedWeights(network, stored, device))
-    # Of several processes each has a copy, and the first one's is kept.
-    copy = inputs.states.folder / f"checkpoint-{os.environ.get('LOCAL_RANK', '0')}"
-    shutil.rmtree(copy, ignore_errors=True)
-    copy_checkpoint(source, copy)
-    return Walked(network, StreamedWeights(network, stored, device, written=stored_tensors(copy)), copy)
+    return Walked(network, StreamedWeights(network, stored, device))
 
 
 def _block_task(step: BlockStep, wanted: list[Tensor], train: list[int], valid: list[int]) -> Task:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.tables import read_texts
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.checkpoints import context_of, load_entry, load_tokenizer
+from restorelcc.models.checkpoints import context_of, load_entry, load_tokenizer, local_folder
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.runtime import pick_device
 from restorelcc.models.text import batches_of_equal_length, encode_documents
+from restorelcc.sparsity.kept import KeptCheckpoint
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.training.attached import TrainableCompensation
 from restorelcc.training.compensation import Pairs
@@ -45,6 +46,14 @@ class Inputs:
 
     def dense(self) -> PreTrainedModel:
         return load_entry(self.layout.dense(self.cell), self.entry)
+
+    def kept(self) -> KeptCheckpoint:
+        """A copy of the pruned checkpoint that trained weights are written to.
+
+        Of several processes each has a copy, and the first one's is shipped.
+        """
+        folder = self.states.folder / f"checkpoint-{os.environ.get('LOCAL_RANK', '0')}"
+        return KeptCheckpoint(local_folder(self.layout.pruned(self.cell)), folder)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.layout.pruned(self.cell))
@@ -76,17 +85,24 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Recovered:
-    """A method's result: a compensation of the pruned model, a whole model (in memory or a folder), a compensation of
-    that, or an adapter."""
+    """A method's result: a compensation of the pruned model, a checkpoint with new weights, the two together, or an
+    adapter."""
 
     heads: HeadLayout
     compensation: TrainableCompensation | None = None
-    model: PreTrainedModel | None = None
-    checkpoint: Path | None = None  # in place of the model: a folder of its weights and configs, which may be moved
+    checkpoint: KeptCheckpoint | None = None  # its folder may be moved
+    model: PreTrainedModel | None = None  # what is in the checkpoint, where it is in memory already
     adapter: Any = None  # a peft model
     params_trained: int = 0
     training: dict = field(default_factory=dict)
     unchanged: bool = False  # nothing that was tried beat the pruned model on the validation pairs
+
+    def mended(self, entry: ModelEntry) -> PreTrainedModel:
+        """The model with its new weights as the checkpoint has them, for what is trained next."""
+        if self.model is not None:
+            return self.model
+        assert self.checkpoint is not None
+        return load_entry(self.checkpoint.folder, entry)
 
     @classmethod
     def by(

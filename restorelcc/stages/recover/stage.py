@@ -16,7 +16,7 @@ from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import published
 from restorelcc.base.recoveries import RECOVERIES, check_recovery
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, write_compensation
-from restorelcc.models.checkpoints import copy_processors, local_folder, write_tokenizer
+from restorelcc.models.checkpoints import copy_generation, copy_processors, local_folder, write_tokenizer
 from restorelcc.models.runtime import computes_as, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover import RecoverConfig
@@ -73,15 +73,12 @@ def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents:
     if result.adapter is not None:
         write_adapter(folder / ADAPTER, result.adapter)
         return {"kind": "adapter", "params_trained": result.params_trained}
-    of = parents["pruned"]
+    of, whole = parents["pruned"], result.checkpoint is not None
     if result.checkpoint is not None:
-        shutil.move(result.checkpoint, folder / MODEL)
-    elif result.model is not None:
-        result.model.save_pretrained(folder / MODEL)
-    whole = (folder / MODEL).is_dir()
-    if whole:
+        shutil.move(result.checkpoint.folder, folder / MODEL)
         write_tokenizer(layout.pruned(cell), folder / MODEL)
         copy_processors(local_folder(layout.pruned(cell)), folder / MODEL)
+        copy_generation(layout.pruned(cell), folder / MODEL)
         of = model_digest(folder / MODEL)
     if result.compensation is not None:
         heads = result.heads

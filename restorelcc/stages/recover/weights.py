@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.checkpoints import load_entry
+from restorelcc.sparsity.kept import KeptCheckpoint
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import MaskedChange, MaskedLora, apply_change, attached_weights
@@ -24,16 +24,16 @@ _TOP_K = 64  # most probable tokens of the dense model that are kept for each po
 
 def masked(inputs: Inputs) -> Recovered:
     """Every surviving weight is trained."""
-    model = inputs.pruned()
+    kept, model = inputs.kept(), inputs.pruned()
     linears = site_linears(model, SITES)
-    return _trained(inputs, model, linears, MaskedChange(linears))
+    return _trained(inputs, model, kept, linears, MaskedChange(linears))
 
 
 def masked_lora(inputs: Inputs) -> Recovered:
     """Low-rank changes, multiplied with the mask: what is shipped is a sparse checkpoint of the same pattern."""
-    model = inputs.pruned()
+    kept, model = inputs.kept(), inputs.pruned()
     linears = site_linears(model, inputs.config.lora_sites)
-    return _trained(inputs, model, linears, MaskedLora(linears, inputs.config.rank, inputs.config.seed))
+    return _trained(inputs, model, kept, linears, MaskedLora(linears, inputs.config.rank, inputs.config.seed))
 
 
 def distilled(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recovered]:
@@ -49,11 +49,11 @@ def distilled(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recov
         targets, valid = (dense_targets(dense, each, pairs.pad, _TOP_K) for each in (pairs.train, pairs.valid))
         del dense
         first = method(inputs.part("weights"))
-        model = first.model if first.checkpoint is None else load_entry(first.checkpoint, inputs.entry)
-        assert model is not None
+        assert first.checkpoint is not None
+        model = first.mended(inputs.entry)
         linears = site_linears(model, SITES)
         task = distilled_task(model, pairs, targets, 1.0, valid)
-        second = _trained(inputs, model, linears, MaskedChange(linears), task)
+        second = _trained(inputs, model, first.checkpoint, linears, MaskedChange(linears), task)
         training = {"weights": first.training, "distillation": second.training}
         return replace(second, training=training, unchanged=first.unchanged and second.unchanged)
 
@@ -63,11 +63,12 @@ def distilled(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recov
 def _trained(
     inputs: Inputs,
     model: PreTrainedModel,
+    kept: KeptCheckpoint,
     linears: dict[str, nn.Linear],
     change: MaskedChange | MaskedLora,
     task: Task | None = None,
 ) -> Recovered:
-    """task: None for the responses of the pairs."""
+    """kept: where the new weights are written, which has the model's; task: None for the responses of the pairs."""
     pairs = inputs.pairs()
     title = f"recover {inputs.cell.recovery}"
     with (
@@ -76,9 +77,17 @@ def _trained(
     ):
         chosen = pairs_task(model, pairs) if task is None else task
         choice = fit_best(change, chosen, inputs.config, title=title, stores=inputs.states)
-    apply_change(linears, change)
+    if not choice.unchanged:
+        apply_change(linears, change)
+        kept.write(model, linears.values())
     training = choice.as_json() | pairs.as_json()
     trained = sum(int(mask.sum()) for mask in change.masks) if isinstance(change, MaskedChange) else None
     trained = trained or sum(part.numel() for part in change.parameters())
-    return Recovered(head_layout(model), model=model, params_trained=trained, training=training,
-                     unchanged=choice.unchanged)  # fmt: skip
+    return Recovered(
+        head_layout(model),
+        checkpoint=kept,
+        model=model,
+        params_trained=trained,
+        training=training,
+        unchanged=choice.unchanged,
+    )
