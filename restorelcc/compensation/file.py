@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from restorelcc.base.cell import AUTO, Cell
+from restorelcc.base.digest import files_digest
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import SITE_PREFIX, Compensation, parse_site
 from restorelcc.models.tensors import read_all_tensors, write_tensors
@@ -23,6 +24,7 @@ DOCUMENT = "recovery.json"  # name, kind ("compensation", "checkpoint" or "adapt
 COMPENSATION = "compensation.safetensors"
 MODEL = "model"
 ADAPTER = "adapter"
+_OF_AN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's names
 
 OFFSET = "offset"
 # How the offsets were made: the chosen heads [P, 2], and beta and b [P, D] of RestoreLCC eq. 8.
@@ -62,6 +64,11 @@ def read_compensation(path: Path) -> tuple[Compensation, dict[str, str]]:
         if not torch.isfinite(value).all():
             raise BadInput(f"{path} holds NaN or infinity in {name}: train the compensation again")
     return Compensation(offset, sites), metadata
+
+
+def adapter_digest(folder: Path) -> str:
+    """Identity of an adapter: its weights, and how they are scaled. Raises BadInput where one of the two is missing."""
+    return files_digest([folder / name for name in _OF_AN_ADAPTER])
 
 
 def check_ratio(path: Path, metadata: dict[str, str], cell: Cell) -> None:

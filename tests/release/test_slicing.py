@@ -6,10 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
+from restorelcc.cli.export import say_what_was_written
 from restorelcc.compensation.fold import fold
 from restorelcc.models.architectures import FAMILIES, blocks_of, head_layout, kv_heads, out_projections
+from restorelcc.models.checkpoints import save_checkpoint
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.slicing import plan_slicing, sliced
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
@@ -130,6 +134,26 @@ def test_a_llama_with_a_number_of_heads_it_may_not_have_becomes_the_equivalent_m
     stock, own = fresh(stock_logits, tmp_path, pico.tokens(length=16).tolist())
     assert not own, "a process that has never seen this project's code"
     torch.testing.assert_close(torch.from_numpy(stock), _logits(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("written", ["mistral", "llama"])
+def test_an_export_says_which_class_cutting_heads_out_has_made_of_it(
+    written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _masked("llama", ratio="0.3", **_EIGHT) if written == "mistral" else pico.pico("llama", **_EIGHT)
+    if written == "llama":
+        for projection in out_projections(model):
+            projection.weight[:, 4 * pico.HEAD_DIM :] = 0  # four heads are left, as many as a Llama may have
+    save_checkpoint(tmp_path / "pruned", model, pico.word_tokenizer())
+    record = export_checkpoint(tmp_path / "pruned", None, tmp_path / "out", ExportOptions(cut=True))
+    assert read_json(tmp_path / "out" / "config.json")["model_type"] == record["route"]["model_type"] == written
+    assert record["route"]["relabelled_from"] == (None if written == "llama" else "llama")
+    assert read_json(tmp_path / "out" / "restorelcc.json")["route"] == record["route"]
+    say_what_was_written(tmp_path / "out", record)
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}: {written}, ")
+    line = "Written as a mistral model: the llama class does not take the number of heads that is left, and the two"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (line in card) == (written == "mistral") and "no such biases" not in card
 
 
 @pytest.mark.parametrize("why", ["asked to", "biased"])

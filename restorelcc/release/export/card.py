@@ -8,13 +8,12 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
-from restorelcc.base.recoveries import HEADS, nothing_changed, what_no_bias_carries
+from restorelcc.base.recoveries import COMPENSATIONS, HEADS, nothing_changed, what_no_bias_carries
 
 _HEADS = """\
 The checkpoint was pruned, and part of the loss was recovered with
 [RestoreLCC](https://arxiv.org/abs/2510.21834): for the attention heads that matter most, a constant offset was trained
-on the frozen pruned model and folded into biases. No pruned weight was touched: every zero of the pruned checkpoint is
-a zero here, and the surviving weights are the same, bit for bit."""
+on the frozen pruned model and folded into biases."""
 _NOTHING = """\
 The checkpoint was pruned, and {tried} was tried on it. Nothing beat the pruned model on the validation pairs, so that
 nothing was changed: every weight and every zero is that of the pruned checkpoint, bit for bit."""
@@ -76,9 +75,21 @@ def _method(record: dict[str, Any]) -> str:
     if nothing_changed(record):
         paper = "[RestoreLCC](https://arxiv.org/abs/2510.21834)"
         return _NOTHING.format(tried=paper if method is None else f"the method `{method['name']}`")
-    if method is None or method["name"] == HEADS:
+    if method is None:
+        return f"{_HEADS} {_WEIGHTS['kept']}"
+    return f"{_told(method)} {_WEIGHTS[method['weights']]}"
+
+
+def _told(method: dict[str, str]) -> str:
+    """The method in words; of the paper's also what was trained beside the offsets of heads."""
+    name, (first, _, rest) = method["name"], method["does"].partition(", and ")
+    known = COMPENSATIONS.get(name)
+    if known is None or first != known.does.partition(", and ")[0]:
+        return _OTHER.format(**method)
+    if not rest:
         return _HEADS
-    return f"{_OTHER.format(**method)} {_WEIGHTS[method['weights']]}"
+    called = "" if name == HEADS else f" (the method `{name}`)"
+    return f"{_HEADS} Beside these offsets it has {rest}{called}."
 
 
 def _keeps_zeros(record: dict[str, Any]) -> bool:
@@ -172,11 +183,16 @@ def _content(record: dict[str, Any]) -> str:
     if route["relabelled_from"]:
         lines.append(
             f"- Written as a {for_markdown(route['model_type'])} model: the "
-            f"{for_markdown(route['relabelled_from'])} class has no such biases, and the two compute the same."
+            f"{for_markdown(route['relabelled_from'])} class {_why_relabelled(route)}, and the two compute the same."
         )
     if route["cut"]:
         lines.append("- Removed heads and channels are cut out: the checkpoint is smaller than the dense one.")
     return "\n".join(lines)
+
+
+def _why_relabelled(route: dict[str, Any]) -> str:
+    """What the pruned model's class cannot have: the biases, or, where none is folded in, the heads that are left."""
+    return "has no such biases" if route["folded"] else "does not take the number of heads that is left"
 
 
 def _added(route: dict[str, Any]) -> str:
@@ -201,8 +217,8 @@ def _limits(record: dict[str, Any], facts: CardFacts) -> str:
             "- Zeros alone make nothing faster or smaller in most engines; `restorelcc engines` says which do."
         )
     if facts.restored is not None:
-        lines.append("- The numbers hold for the tasks above; where several head ratios were tried on the same test")
-        lines[-1] += " items, the best of them is a little optimistic."
+        lines.append("- The numbers hold for the tasks above; where several head ratios or methods were tried on")
+        lines[-1] += " the same test items, the best of them is a little optimistic."
     return "\n".join(lines)
 
 

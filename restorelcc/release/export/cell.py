@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from restorelcc.base.cell import Cell
+from restorelcc.base.cell import AUTO, Cell
 from restorelcc.base.digest import expect_digest, model_digest
 from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
@@ -88,9 +88,9 @@ def cell_options(
     names = (*_SECTIONS[:4], "recover") if cell.recovery else _SECTIONS
     config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in names}
     config[names[-1]] = _settings(cell, layout) or config[names[-1]]
-    of = {"recovery": cell.recovery} if cell.recovery else {"head_ratio": float(cell.head_ratio or 0)}
+    named = {"model": cell.model, "pruning": cell.pruning} | _recovered_how(cell, layout)
     return ExportOptions(
-        names={"model": cell.model, "pruning": cell.pruning, **of, "method": _method(cell, config, layout, merge)},
+        names=named | {"method": _method(cell, config, layout, merge)},
         config=config,
         ancestors=cell_ancestors(cell, layout),
         recorded=_recorded(cell, layout),
@@ -98,13 +98,24 @@ def cell_options(
     )
 
 
+def _recovered_how(cell: Cell, layout: Layout) -> dict[str, Any]:
+    """The recovery, or the head ratio; of `auto` the one that was chosen."""
+    if cell.recovery is not None:
+        return {"recovery": cell.recovery}
+    if cell.head_ratio == AUTO:
+        return {"head_ratio": read_document(layout.training(cell))["head_ratio"], "head_ratio_auto": True}
+    return {"head_ratio": float(cell.head_ratio or 0)}
+
+
 def _method(cell: Cell, config: dict[str, Any], layout: Layout, merge: str | None) -> dict[str, str]:
     """Name, a line, and what became of the weights: of a method that may change them, whether it did."""
-    name = method_name(cell, tuple(config.get("compensate", {}).get("sites", ())))
+    sites = tuple(config.get("compensate", {}).get("sites", ()))
+    name = method_name(cell, sites)
     method = (COMPENSATIONS | RECOVERIES)[name]
-    further = [site for site in config.get("compensate", {}).get("sites", ()) if site != "o" and name == HEADS]
-    if further:
-        method = replace(method, does=f"{method.does}, and a trained bias on every {', '.join(further)}")
+    further = [site for site in sites if site != "o"]
+    if name == HEADS and further:
+        biases = f"a trained bias on every {', '.join(further)}"
+        method = replace(method, does=f"{method.does}, and {biases}" if "o" in sites else biases)
     kept = {"biases": "kept", "checkpoint": "trained", "adapter": MERGES.get(merge or "", "merged")}
     weights = kept[method.ships]
     if cell.recovery is not None and method.ships != "biases":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.digest import file_digest
-from restorelcc.base.documents import write_json
+from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
@@ -86,7 +86,7 @@ def export_checkpoint(pruned: Path, compensation: Path | None, out: Path, option
         record = {
             "format": FORMAT,
             **options.names,
-            "route": _described(source, route, options),
+            "route": _described(folder, source, route, options),
             "parents": {name: parent.described(out) for name, parent in parents.items()},
             "sparsity": _sparsity(entries),
             "config": options.config,
@@ -122,11 +122,15 @@ def keep_compensation(folder: Path, compensation: Path) -> None:
     shutil.copyfile(compensation, folder / OWN_FOLDER / COMPENSATION)
 
 
-def _described(source: Source, route: Route, options: ExportOptions) -> dict[str, Any]:
+def _described(folder: Path, source: Source, route: Route, options: ExportOptions) -> dict[str, Any]:
+    """The route, and the class that was written: cutting heads out may take another one than the route's."""
+    written, before = route.config.model_type, route.relabelled_from
+    if options.cut and (found := read_json(folder / "config.json", tagged=True)["model_type"]) != written:
+        written, before = found, before or written
     return {
         "name": route.name,
-        "model_type": route.config.model_type,
-        "relabelled_from": route.relabelled_from,
+        "model_type": written,
+        "relabelled_from": before,
         "folded": folded_names(source, route),
         "added": added_names(source, route),
         "added_parameters": added_parameters(source, route),

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.digest import REFERENCE
+from restorelcc.base.digest import REFERENCE, file_digest, model_digest
 from restorelcc.base.documents import parse_yaml, read_document, read_metrics, read_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike
 from restorelcc.base.layout import Layout
+from restorelcc.base.progress import notice
+from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, adapter_digest
 from restorelcc.release.export.card import CardFacts
 
 
@@ -33,17 +35,13 @@ def cell_facts(
 ) -> CardFacts:
     """As file_facts, with the metrics of the dense, pruned and restored model where they have been measured.
 
-    variant: of an adapter, how it is merged, where that was measured too.
+    Metrics that are not of the files that are there now are left out, and a line says so. variant: of an adapter, how
+    it is merged, where that was measured too.
 
     Raises BadInput, naming what differs, where they were measured in different ways.
     """
     base = file_facts(layout.dense(cell), layout.pruned(cell), base_model=base_model, licence=licence)
-    cells = {"dense": Cell(cell.model), "pruned": Cell(cell.model, cell.pruning), "restored": cell}
-    found = {name: read_metrics(layout.metrics(each)) for name, each in cells.items() if layout.metrics(each).is_file()}
-    measured = {cells[name]: str(metrics["measured"]) for name, metrics in found.items()}
-    if measured:
-        first, *others = measured
-        check_measured_alike(first, others, measured, layout)
+    found = _measured(cell, layout)
     if variant is not None and "restored" in found:
         found["restored"] = found["restored"].get("variants", {}).get(variant)
     return CardFacts(
@@ -53,6 +51,62 @@ def cell_facts(
         pruned=found.get("pruned"),
         restored=found.get("restored"),
     )
+
+
+def _measured(cell: Cell, layout: Layout) -> dict[str, dict[str, Any]]:
+    """The metrics of the dense, pruned and restored model, of those that were measured on the files that are there now;
+    none where the restored model's were not, for without it there is nothing to compare."""
+    cells = {"dense": Cell(cell.model), "pruned": Cell(cell.model, cell.pruning), "restored": cell}
+    there = {name: each for name, each in cells.items() if layout.metrics(each).is_file()}
+    if "restored" not in there:
+        return {}
+    own = [name for name, each in there.items() if _measured_on(each, layout) == _artifacts(name, cell, layout)]
+    if left_out := [name for name in there if name not in own]:
+        stages = " ".join(there[name].evaluation for name in left_out)
+        notice(
+            "export",
+            f"the model card leaves out the numbers of the {' and '.join(left_out)} model, which are not known to be "
+            f"of the exported files: evaluate again (`dvc repro {stages}`, or `restore --heldout`), then export again",
+        )
+    if "restored" not in own:
+        return {}
+    found = {name: read_metrics(layout.metrics(there[name])) for name in own}
+    measured = {cells[name]: str(metrics["measured"]) for name, metrics in found.items()}
+    first, *others = measured
+    check_measured_alike(first, others, measured, layout)
+    return found
+
+
+def _measured_on(cell: Cell, layout: Layout) -> dict[str, str] | None:
+    """Digests of what a cell's metrics were measured on, as the details beside them have them."""
+    path = layout.details(cell)
+    digests: dict[str, str] | None = read_document(path).get("digests") if path.is_file() else None
+    return digests
+
+
+def _artifacts(name: str, cell: Cell, layout: Layout) -> dict[str, str | None]:
+    """Digests of what is there now of a cell's dense, pruned or restored model, by the names that details have."""
+    pruned = layout.pruned(cell)
+    if name == "dense":
+        return {"model": _dense_digest(cell, layout)}
+    if name == "pruned":
+        return {"model": model_digest(pruned)}
+    if cell.recovery is None:
+        return {"model": model_digest(pruned), "compensation": file_digest(layout.compensation(cell))}
+    folder = layout.recovered(cell)
+    kind = read_document(folder / DOCUMENT)["kind"]
+    found: dict[str, str | None] = {"model": model_digest(folder / MODEL if kind == "checkpoint" else pruned)}
+    if (folder / COMPENSATION).is_file():
+        found["compensation"] = file_digest(folder / COMPENSATION)
+    return found | ({"adapter": adapter_digest(folder / ADAPTER)} if kind == "adapter" else {})
+
+
+def _dense_digest(cell: Cell, layout: Layout) -> str | None:
+    """Of the dense model, or, where it is not there any more, what the pruned model recorded of it."""
+    if layout.dense(cell).is_dir():
+        return model_digest(layout.dense(cell))
+    parents: dict[str, str] = read_document(layout.pruned(cell) / "sparsity.json").get("parents", {})
+    return parents.get("dense")
 
 
 def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:

@@ -22,7 +22,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import MEASURED, SAMPLES, TEXT_SCORES, read_texts, write_table
 from restorelcc.compensation.adapter import ADAPTER_WEIGHTS, with_adapter
-from restorelcc.compensation.file import check_ratio, read_compensation
+from restorelcc.compensation.file import adapter_digest, check_ratio, read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.models.placement import all_at_hand
@@ -126,6 +126,7 @@ class Evaluation:
     def adapt(self, adapter: Path, variant: str | None) -> None:
         """Put an adapter beside the weights, or merge it as the variant says."""
         self.network, added = with_adapter(self.network, adapter, variant)
+        self.details["digests"]["adapter"] = adapter_digest(adapter)
         self.metrics["params_added"] += added
         if variant is None:
             self.metrics["file_bytes"] += (adapter / ADAPTER_WEIGHTS).stat().st_size

@@ -106,7 +106,7 @@ def run_recovered(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout:
         evaluation, _ = loaded(variant)
         evaluation.measure_quality()
         evaluation.compare_with(others)
-        kept = ("measured", "tasks", "mean", "perplexity", "bits_per_byte", "sparsity", "recovered")
+        kept = ("measured", "tasks", "mean", "perplexity", "bits_per_byte", "sparsity", "params_added", "recovered")
         return {name: evaluation.metrics[name] for name in kept if name in evaluation.metrics}
 
     evaluation, before = loaded()

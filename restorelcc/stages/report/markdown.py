@@ -46,9 +46,10 @@ def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
 
 def _chapter(group: Group, decimals: int) -> list[str]:
     rows = group.rows
+    shown = [each for row in rows for each in (row, *rivals_of(row))]
     lines = [f"## {for_markdown(f'{group.model}, {group.pruning}')}", "", *markdown_table(summary(rows, decimals))]
     if rows[0]["tasks"]:
-        lines += markdown_table([task_columns(row, decimals) for row in rows])
+        lines += markdown_table([task_columns(row, decimals) for row in shown])
     plainly = [*nothing_won(rows, decimals), *worse_text(rows), *same_bytes(rows, decimals), not_averaged(rows)]
     lines += _paragraphs(verdict(rows, decimals), *filter(None, plainly))
     lines += markdown_table(picks(rows, decimals))
@@ -57,9 +58,9 @@ def _chapter(group: Group, decimals: int) -> list[str]:
     )
     lines += _paragraphs(*unchanged(rows), *how_pruned(group))
     lines += markdown_table([tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None])
-    lines += markdown_table([perplexity_columns(row) for row in rows])
+    lines += markdown_table([perplexity_columns(row) for row in shown])
     lines += markdown_table([text_columns(row) for row in rows])
-    lines += markdown_table([cost_columns(each) for row in rows for each in (row, *rivals_of(row))])
+    lines += markdown_table([cost_columns(row) for row in shown])
     for document in group.speeds:
         lines += [*markdown_table(speed_table(document)), *_paragraphs(how_timed(document))]
     lines += markdown_table(layer_table(group))

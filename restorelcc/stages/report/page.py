@@ -107,7 +107,8 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         key=lambda row: row["recovered"],
         default=None,
     )
-    own = [figure for figure in figures if figure.group == slug(group)]
+    own, count = [figure for figure in figures if figure.group == slug(group)], tables.compared(rows)
+    shown = [each for row in rows for each in (row, *rivals_of(row))]
     by_kind = {kind: [figure for figure in own if figure.kind == kind] for kind in KINDS}
     return {
         "name": f"{group.model}, {group.pruning}",
@@ -122,17 +123,17 @@ def _context(group: Group, figures: list[Figure], decimals: int) -> dict[str, An
         ],
         "best": best
         and {"share": tables.percent(best["recovered"], decimals), "what": best["what"]}
-        | {"interval": tables.interval_text(best["ci95"], decimals)},
+        | {"interval": tables.interval_text(best["ci95"], decimals), "count": count},
         "summary": tables.summary(rows, decimals),
         "picks": tables.picks(rows, decimals),
         "flags": [(row["what"], row["generation"]["reasons"]) for row in degenerate(rows)],
         "unchanged": tables.unchanged(rows),
-        "tasks": [tables.task_columns(row, decimals) for row in rows] if rows[0]["tasks"] else [],
+        "tasks": [tables.task_columns(row, decimals) for row in shown] if rows[0]["tasks"] else [],
         "tests": [tables.tests_columns(row, decimals) for row in group.recovering if row["difference"] is not None],
-        "perplexity": [tables.perplexity_columns(row) for row in rows],
+        "perplexity": [tables.perplexity_columns(row) for row in shown],
         "text": [tables.text_columns(row) for row in rows],
         "continuations": [(row["what"], row["details"].get("continuations") or []) for row in rows],
-        "cost": [tables.cost_columns(each) for row in rows for each in (row, *rivals_of(row))],
+        "cost": [tables.cost_columns(row) for row in shown],
         "speeds": [(speed_table(each), how_timed(each)) for each in group.speeds],
         "layers": tables.layer_table(group),
         "score": (group.detail("heads") or {}).get("score"),

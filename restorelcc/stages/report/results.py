@@ -218,6 +218,7 @@ def rivals_of(row: Row) -> list[Row]:
         row
         | {"what": f"{row['what']}, {name}", "mean": found["mean"], "perplexity": found["perplexity"]["value"]}
         | {"file_bytes": found["file_bytes"], "seconds": found["seconds"], "params_nonzero": None, "generation": None}
-        | {"details": {}}
+        | {"tasks": found["tasks"], "bits_per_byte": found["bits_per_byte"], "word_perplexity": None}
+        | {"token_perplexity": (row["token_perplexity"] or {}) | {"value": None}, "details": {}}
         for name, found in (row["details"].get("rivals") or {}).items()
     ]

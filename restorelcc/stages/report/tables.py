@@ -50,13 +50,15 @@ def size_text(size: float | None) -> str:
 def summary(rows: list[Row], decimals: int) -> Table:
     """Every row for a reader; below an adapter, a row for each way of merging it."""
     table = []
+    pruned = next((row["params_added"] for row in rows if row["kind"] == "pruned"), 0)  # where a variant says nothing
     for row in rows:
         table.append(_summary_columns(row, decimals))
         for variant, merged in (row.get("variants") or {}).items():
             share = merged.get("recovered") or {}
             own = {"what": f"{row['what']}, {variant}", "mean": merged["mean"], "sparsity": merged["sparsity"]}
             own |= {"recovered": share.get("mean"), "ci95": share.get("ci95"), "reason": share.get("reason")}
-            own |= {"perplexity": merged["perplexity"]["value"], "params_added": 0, "generation": None}
+            own |= {"perplexity": merged["perplexity"]["value"], "generation": None}
+            own |= {"params_added": merged.get("params_added", pruned)}
             table.append(_summary_columns(row | own, decimals))
         table += [_summary_columns(rival, decimals) for rival in rivals_of(row)]
     return table
@@ -89,12 +91,19 @@ def task_value(task: dict[str, Any], decimals: int) -> str:
 
 
 def task_facts(rows: list[Row]) -> Table:
-    """Of every task the metric, whether it counts into the mean, lm-eval's version of it, shots and items."""
-    tasks = {name: task for row in rows for name, task in row["tasks"].items()}
+    """Of every task the metric, whether it counts into the mean, lm-eval's version of it, shots and items; a row for
+    each way that one was asked in, with its models, where these differ."""
+    models: dict[tuple[str, ...], dict[str, None]] = {}
+    for row in rows:
+        for name, task in row["tasks"].items():
+            of = (name, task["metric"], "yes" if task["averaged"] else "no", str(task.get("version", "-")))
+            models.setdefault((*of, str(task["shots"]), f"{task['n']:,}"), {})[row["model"]] = None
+    titles = ("task", "metric", "in the mean", "version", "shots", "items")
+    names = list(dict.fromkeys(facts[0] for facts in models))
+    differ = len(names) < len(models)
     return [
-        {"task": name, "metric": task["metric"], "in the mean": "yes" if task["averaged"] else "no"}
-        | {"version": str(task.get("version", "-")), "shots": str(task["shots"]), "items": f"{task['n']:,}"}
-        for name, task in tasks.items()
+        dict(zip(titles, facts, strict=True)) | ({"model": ", ".join(models[facts])} if differ else {})
+        for facts in sorted(models, key=lambda facts: names.index(facts[0]))
     ]
 
 
@@ -207,15 +216,17 @@ def verdict(rows: list[Row], decimals: int) -> str:
     share = f"{percent(best['recovered'], decimals)} % {_interval_in_words(best['ci95'], decimals)}"
     what, which = ("head ratio", f"{best['head_ratio']:g}") if by_heads else ("method", str(best["what"]))
     if won_back(best):
-        caution = (
-            ""
-            if len(restored) == 1
-            else f" (best of {len(restored)} {what.removeprefix('head ')}s on the same items: a little optimistic)"
-        )
+        count = compared(rows)
+        caution = f" ({count} were measured on the same items, so the best is a little optimistic)" if count > 1 else ""
         return f"Best {what} {which}: {share} of the lost accuracy was recovered{caution}."
     if best["recovered"] <= 0:
         return f"No {what} restores any accuracy: the best, {which}, is at {share} of what was lost."
     return f"No {what} restores accuracy beyond doubt: the best, {which}, recovers {share} of what was lost."
+
+
+def compared(rows: list[Row]) -> int:
+    """How many recovered shares, of head ratios and other methods, the best one was chosen from."""
+    return sum(row["recovered"] is not None for row in rows)
 
 
 def won_back(row: Row) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from restorelcc.base.documents import read_document
 from restorelcc.base.escaping import say, show_in_parts, table_of_rows
+from restorelcc.stages.report.results import rivals_of
 from restorelcc.stages.report.sentences import worse_text
 from restorelcc.stages.report.tables import not_averaged, nothing_won, summary, task_columns, unchanged, verdict
 
@@ -33,7 +34,7 @@ def print_results(folder: Path, console: Console | None = None, *, as_json: bool
             say(console, f"Not shown at this width: {', '.join(left_out)}; the report has them.")
         console.print()
         if shown[0]["tasks"]:
-            show_in_parts(console, [task_columns(row, decimals) for row in shown])
+            show_in_parts(console, [task_columns(each, decimals) for row in shown for each in (row, *rivals_of(row))])
         plainly = [verdict(shown, decimals), *nothing_won(shown, decimals), *worse_text(shown)]
         plainly += [*unchanged(shown), *filter(None, [not_averaged(shown)])]
         say(console, "\n".join([*plainly, ""]))

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from restorelcc.base.documents import read_metrics
+from restorelcc.base.documents import read_document, read_metrics, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES, method
@@ -20,7 +20,7 @@ from restorelcc.models.architectures import prunable_linears
 from restorelcc.release.export.apply import remove_compensation
 from restorelcc.release.export.cell import cell_options, cell_parts, export_cell, method_name
 from restorelcc.release.verify.verify import subject, verify
-from restorelcc.stages.evaluate.stage import run_pruned, run_recovered
+from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.stage import run
@@ -80,15 +80,36 @@ def test_the_compensation_of_trained_weights_is_taken_out_again(layout: Layout, 
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == trained.read_bytes()
 
 
-def test_the_card_of_a_merged_adapter_has_the_numbers_of_the_merged_model(layout: Layout, tmp_path: Path) -> None:
-    cell = dataclasses.replace(CELL, recovery="lora")
-    run_pruned(CELL, EVALUATE, ENTRY, layout)
+@pytest.mark.parametrize("name", ["lora", "masked-compensated"])
+def test_the_card_has_the_numbers_of_what_is_written_and_none_of_anything_else(
+    name: str, layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = dataclasses.replace(CELL, recovery=name)
     run_recovered(cell, EVALUATE, ENTRY, layout)
     metrics = read_metrics(layout.metrics(cell))
-    _export("lora", layout, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| {metrics['variants']['merged']['perplexity']['value']:.2f} (" in card
-    assert json.loads((tmp_path / "out" / "restorelcc.json").read_text())["method"]["weights"] == "merged"
+    written = metrics["variants"]["merged"] if name == "lora" else metrics
+    capsys.readouterr()
+    _export(name, layout, tmp_path / "out")
+    assert "leaves out" not in capsys.readouterr().err
+    shown = f"| {written['perplexity']['value']:.2f} (heldout) |"
+    assert shown in (tmp_path / "out" / "README.md").read_text()
+    weights = json.loads((tmp_path / "out" / "restorelcc.json").read_text())["method"]["weights"]
+    assert weights == ("merged" if name == "lora" else "trained")
+    run(cell, CONFIG.model_copy(update={"learning_rates": (0.02,)}), ENTRY, layout)
+    _export(name, layout, tmp_path / "again")
+    assert "leaves out the numbers of the restored model, which" in capsys.readouterr().err
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "None were measured for this checkpoint." in card and shown not in card
+
+
+def test_details_from_before_adapters_had_a_digest_can_be_read(layout: Layout, tmp_path: Path) -> None:
+    cell = dataclasses.replace(CELL, recovery="eora")
+    run_recovered(cell, EVALUATE, ENTRY, layout)
+    details = read_document(layout.details(cell))
+    assert details["digests"].pop("adapter") and list(details["digests"]) == ["model"]
+    write_document(layout.details(cell), details)
+    _export("eora", layout, tmp_path / "out")
+    assert "None were measured for this checkpoint." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_adapter_that_is_not_merged_and_other_misuse_are_refused(layout: Layout) -> None:

@@ -18,6 +18,7 @@ from restorelcc.models.architectures import FAMILIES, head_layout, out_projectio
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.heads import main_component
 from restorelcc.models.tensors import read_tensors
+from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 from restorelcc.stages.compensate import CompensateConfig, DistillConfig
 from restorelcc.stages.compensate.heads import one_standard_error_rule, smallest_good_ratio
 from restorelcc.stages.compensate.stage import run
@@ -245,7 +246,7 @@ def test_a_ratio_that_cannot_be_trained_is_no_ratio_that_rounds_to_no_head(layou
         smallest_good_ratio(model, pairs, (0.001, 0.25, 0.5), trained)
 
 
-def test_an_automatic_ratio_is_one_of_those_allowed_and_its_heads_are_kept(layout: Layout) -> None:
+def test_an_automatic_ratio_is_one_of_those_allowed_and_its_heads_are_kept(layout: Layout, tmp_path: Path) -> None:
     cell = Cell(CELL.model, CELL.pruning, "auto")
     run(cell, _config(auto_ratios=(0.001, 0.25, 0.5)), ENTRY, layout)
     training = read_json(layout.training(cell))
@@ -257,6 +258,12 @@ def test_an_automatic_ratio_is_one_of_those_allowed_and_its_heads_are_kept(layou
     assert (metrics["head_ratio"], metrics["head_ratio_auto"]) == (training["head_ratio"], True)
     assert result_row(cell, metrics, {})["what"] == f"heads auto ({training['head_ratio']:g})"
     assert layout.metrics(cell).name == "heads-auto.json"
+    options = cell_options(cell, lambda _alias, _name: CONFIG, layout)
+    record = export_cell(cell_parts(cell, layout), tmp_path / "out", options)
+    assert (record["head_ratio"], record["head_ratio_auto"]) == (training["head_ratio"], True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"# Restored pico wanda-0.5 {training['head_ratio']:g}" in card
+    assert f"{metrics['perplexity']['value']:.2f} (heldout)" in card
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,11 @@ def test_a_compensation_of_another_checkpoint_is_refused(layout: Layout) -> None
 
 
 @pytest.mark.parametrize("name", ["dora", "eora"])
-def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name: str, layout: Layout) -> None:
+def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(
+    name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_pruning = 9  # biases that `refined` has added
+    monkeypatch.setattr("restorelcc.stages.evaluate.evaluation.added_by_pruning", lambda _: by_pruning)
     cell, document = _trained(name, layout)
     assert document["kind"] == "adapter"
     assert {path.suffix for path in (layout.recovered(cell) / "adapter").iterdir()} == {".json", ".safetensors"}
@@ -159,8 +163,9 @@ def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(name:
     assert metrics["sparsity"] == remasked["sparsity"] == pytest.approx(0.5)
     assert merged["sparsity"] < 0.01, "merging fills the zeros"
     assert remasked["perplexity"]["value"] != merged["perplexity"]["value"]
-    assert metrics["params_added"] > 0
-    assert document["params_trained"] == (metrics["params_added"] if name == "dora" else 0)
+    assert merged["params_added"] == remasked["params_added"] == by_pruning, "what pruning added stays"
+    assert metrics["params_added"] > by_pruning
+    assert document["params_trained"] == (metrics["params_added"] - by_pruning if name == "dora" else 0)
     sizes = [read_json(layout.metrics(each))["file_bytes"] for each in (CELL, cell)]
     assert sizes[1] - sizes[0] == (layout.recovered(cell) / "adapter" / "adapter_model.safetensors").stat().st_size
 

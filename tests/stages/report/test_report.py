@@ -23,7 +23,16 @@ from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
 from restorelcc.stages.report.results import changed_since, holm, read_results
 from restorelcc.stages.report.stage import run
-from restorelcc.stages.report.tables import number, p_text, percent, picks, size_text, verdict
+from restorelcc.stages.report.tables import (
+    number,
+    p_text,
+    percent,
+    picks,
+    size_text,
+    summary,
+    task_facts,
+    verdict,
+)
 from restorelcc.stages.report.terminal import print_results
 from tests.fingerprints import SWAPS, swapped
 from tests.stages.report.cells import CELLS, FINGERPRINT, details, metrics, write_grid
@@ -315,6 +324,7 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
         if cell.recovery == "lora":
             merged = {name: content[name] for name in ("tasks", "perplexity", "bits_per_byte")}
             merged |= {"mean": 0.8, "sparsity": 0.0, "recovered": {"mean": 0.4, "ci95": [0.3, 0.5]}}
+            merged |= {"params_added": 48}
             content["variants"] = {"merged": merged}
         write_document(layout.metrics(cell), content)
         write_document(layout.details(cell), details(cell, mean))
@@ -323,7 +333,7 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
     texts = _texts(layout)
     for line in (
         "| lora | 93.0 | 92.0 | [82.0, 102.0] | 3.50 | 64 | 50.00 |",
-        "| lora, merged | 80.0 | 40.0 | [30.0, 50.0] | 3.50 | 0 | 0.00 |",
+        "| lora, merged | 80.0 | 40.0 | [30.0, 50.0] | 3.50 | 48 | 0.00 |",
         "| only biases may change | heads 0.25 | 60.0 | [50.0, 70.0] | 3 measured | - | 64 | - |",
         "| weights may change, zeros stay | masked | 80.0 | [70.0, 90.0] | 4 measured | 77 | 64 | 12.5 |",
         "| only an adapter may be added | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
@@ -331,9 +341,28 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
     ):
         assert line in texts["report.md"]
     assert "What to pick" in texts["report.html"] and "lora, merged" in texts["report.html"]
+    assert "with lora; 95 % interval [82.0, 102.0]; the best of 5 measured on the same items" in texts["report.html"]
+    assert "(5 were measured on the same items, so the best is a little optimistic)" in texts["report.md"]
     console = Console(width=100, record=True, file=io.StringIO())
     print_results(layout.report, console)
     assert "lora, merged" in console.export_text()
+
+
+def test_the_headline_has_no_caution_where_there_was_nothing_to_choose_from(layout: Layout) -> None:
+    run(CELLS[:3], ReportConfig(), layout)
+    assert "recovered with heads 0.1; 95 % interval [30.0, 50.0]</span>" in _texts(layout)["report.html"]
+    assert "optimistic" not in _texts(layout)["report.md"]
+
+
+def test_a_merged_adapter_of_an_older_document_has_what_pruning_added(layout: Layout) -> None:
+    cell = Cell("a", "wanda-0.5", recovery="lora")
+    content = metrics(cell, 0.9) | {"recovery": "lora"}
+    kept = {name: content[name] for name in ("tasks", "mean", "perplexity", "bits_per_byte", "sparsity")}
+    write_document(layout.metrics(cell), content | {"variants": {"merged": kept}, "params_added": 500})
+    write_document(layout.metrics(CELLS[1]), read_json(layout.metrics(CELLS[1])) | {"params_added": 48})
+    write_document(layout.details(cell), details(cell, 0.9))
+    rows = read_results([*CELLS, cell], layout).groups[0].rows
+    assert [line["params +"] for line in summary(rows, 1)] == ["64", "48", "64", "64", "500", "48"]
 
 
 def test_what_is_beyond_doubt_is_picked_before_more_that_is_not() -> None:
@@ -351,12 +380,17 @@ def test_a_restoration_that_does_not_win_is_said_plainly() -> None:
     more = {"recovered": 0.382, "ci95": [0.0, 1.0], "head_ratio": 0.25}
     for rows in ([proven, more], [more, proven]):
         said = verdict(rows, 1)
-        assert said.startswith("Best head ratio 0.1: 29.4 % [9.5, 83.3] of the lost accuracy was recovered (best of 2")
+        assert said == (
+            "Best head ratio 0.1: 29.4 % [9.5, 83.3] of the lost accuracy was recovered "
+            "(2 were measured on the same items, so the best is a little optimistic)."
+        )
     assert verdict([row, more], 1).startswith("No head ratio restores accuracy beyond doubt: the best, 0.25,")
     other = {"kind": "recovered", "what": "masked", "recovered": 0.9, "ci95": [0.8, 1.0], "head_ratio": None}
     assert verdict([proven, other], 1).startswith("Best head ratio 0.1:"), "the paper's method, where it was asked for"
+    assert "(2 were measured on the same items," in verdict([proven, other], 1), "other methods count as well"
+    assert "optimistic" not in verdict([proven], 1)
     assert verdict([other], 1) == "Best method masked: 90.0 % [80.0, 100.0] of the lost accuracy was recovered."
-    assert "(best of 2 methods on" in verdict([other, other | {"what": "bias"}], 1)
+    assert "(2 were measured on" in verdict([other, other | {"what": "bias"}], 1)
     nothing = other | {"recovered": -0.1, "ci95": [-0.3, 0.1]}
     assert verdict([nothing], 1).startswith("No method restores any accuracy: the best, masked, is at -10.0 %")
     assert verdict([{"recovered": None}], 1).startswith("No share of the lost accuracy can be given")
@@ -383,6 +417,46 @@ def test_models_of_different_fingerprints_stand_in_one_report(layout: Layout) ->
     for other in others:
         write_document(layout.metrics(other), metrics(other, 0.9) | {"measured": how.digest})
     assert len(read_results([*CELLS, *others], layout).rows) == 6
+
+
+def test_tasks_that_models_were_asked_in_different_ways_are_told_apart(layout: Layout) -> None:
+    others, how = [Cell("b"), Cell("b", "wanda-0.5")], swapped(FINGERPRINT, "metric")
+    for other in others:
+        content = metrics(other, 0.9)
+        arc = content["tasks"]["world_arc"] | {"metric": "acc_norm", "shots": 5, "n": 1234}
+        write_document(
+            layout.metrics(other),
+            content | {"measured": how.digest, "tasks": content["tasks"] | {"world_arc": arc}},
+        )
+    run([*CELLS, *others], ReportConfig(), layout)
+    text = _texts(layout)["report.md"]
+    for line in (
+        "| task | metric | in the mean | version | shots | items | model |",
+        "| world_arc | acc | yes | 1.0 | 0 | 400 | a |\n| world_arc | acc_norm | yes | 1.0 | 5 | 1,234 | b |",
+        "| world_rte | acc | yes | 1.0 | 0 | 400 | a, b |",
+    ):
+        assert line in text
+    page = _texts(layout)["report.html"]
+    assert "<td>acc_norm</td><td>yes</td><td>1.0</td><td>5</td><td>1,234</td><td>b</td>" in page
+    alone = task_facts(read_results(CELLS, layout).rows)
+    assert list(alone[0]) == ["task", "metric", "in the mean", "version", "shots", "items"] and len(alone) == 2
+
+
+def test_rivals_are_in_the_tables_of_what_was_measured_of_them(layout: Layout) -> None:
+    path = layout.details(CELLS[0])
+    content = metrics(CELLS[0], 0.9)
+    rival = {name: content[name] for name in ("tasks", "mean", "perplexity", "bits_per_byte", "file_bytes")}
+    rival |= {"bits_per_byte": 0.987, "perplexity": content["perplexity"] | {"value": 3.75}, "seconds": 1.0}
+    write_document(path, read_json(path) | {"rivals": {"int8": rival}})
+    run(CELLS, ReportConfig(), layout)
+    text = _texts(layout)["report.md"]
+    assert "| dense, int8 | 90.0 | 90.0 |\n| pruned | 70.0 | 70.0 |" in text, "tasks"
+    assert "| dense, int8 | 3.75 | - | - | 0.987 | - | - |\n| pruned | 3.50 | 4.25 | 7.50 | 0.900 | - | - |" in text
+    page = _texts(layout)["report.html"]
+    assert page.count('<th scope="row">dense, int8</th>') == 4, "summary, tasks, perplexity, cost"
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_results(layout.report, console)
+    assert console.export_text().count("dense, int8 ") == 2, "summary and tasks"
 
 
 @pytest.mark.parametrize(
