@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, variance
+from typing import Any
 
 from scipy.stats import t
 
@@ -38,7 +39,7 @@ seeds where a method has several; a method with one seed is assumed to vary as m
 """
 
 # When and with what the cells were measured that do not say it themselves.
-_UNRECORDED = {
+_UNRECORDED: dict[str, Any] = {
     "dates": ["2026-11-29", "2026-11-30"],
     "versions": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "lm-eval": "0.4.13"},
 }
