@@ -55,8 +55,9 @@ def _of_group(group: Group) -> Iterator[Figure]:
     )
     yield from figure("tasks", "Share of right answers; whiskers are 95 % intervals", draw.tasks_figure(group))
     for row in group.of_kind("restored"):
-        caption = f"Heads by rank, a stronger colour is better; rings mark the heads chosen at {row['head_ratio']:g}"
-        yield from figure("heads", caption, draw.heads_figure(group, row), f"-{row['head_ratio']:g}")
+        ratio = row["what"].removeprefix("heads ")  # 0.25, or "auto (0.25)", which may both be there
+        caption = f"Heads by rank, a stronger colour is better; rings mark the heads chosen at {ratio}"
+        yield from figure("heads", caption, draw.heads_figure(group, row), f"-{ratio.partition(' ')[0]}")
     yield from figure("spectra", "Lost energy of each layer, by component", draw.spectra_figure(group))
     yield from figure(
         "layers", "Zeros in each layer, and the error they cause in its outputs", draw.layers_figure(group)

@@ -21,6 +21,7 @@ from restorelcc.base.tables import MEASURED, SAMPLES, write_table
 from restorelcc.cli.app import app
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
+from restorelcc.stages.report.page import drawings
 from restorelcc.stages.report.results import changed_since, holm, read_results
 from restorelcc.stages.report.stage import run
 from restorelcc.stages.report.tables import (
@@ -108,6 +109,16 @@ def test_figures_also_lie_beside_the_page_and_the_same_grid_gives_the_same_bytes
     assert names == {f"a-wanda-0.5-{kind}.{ending}" for kind in kinds for ending in ("svg", "png")}
     run(CELLS, ReportConfig(), layout)
     assert first == {path.name: path.read_bytes() for path in layout.report.rglob("*") if path.is_file()}
+
+
+def test_the_chosen_ratio_and_an_equal_one_are_drawn_apart(layout: Layout) -> None:
+    auto = Cell("a", "wanda-0.5", "auto")
+    measured = metrics(replace(auto, head_ratio="0.25"), 0.85) | {"head_ratio_auto": True}
+    write_document(layout.metrics(auto), measured)
+    write_document(layout.details(auto), details(replace(auto, head_ratio="0.25"), 0.85))
+    drawn = [figure for figure in drawings(read_results([*CELLS, auto], layout)) if figure.kind == "heads"]
+    assert [figure.name for figure in drawn] == [f"a-wanda-0.5-heads-{ratio}" for ratio in ("0.1", "0.25", "auto")]
+    assert [figure.caption.rpartition(" at ")[2] for figure in drawn] == ["0.1", "0.25", "auto (0.25)"]
 
 
 def test_the_commands_that_do_it_again_stand_each_on_a_line_of_its_own(made: Layout) -> None:
