@@ -21,6 +21,7 @@ from restorelcc.base.prunings import Pruning, parse_pruning
 from restorelcc.base.publish import published
 from restorelcc.base.stock_files import has_tokenizer
 from restorelcc.base.tables import read_metadata, read_texts
+from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import give_zero_biases, write_with_zero_biases
 from restorelcc.models.checkpoints import (
     context_of,
@@ -35,6 +36,7 @@ from restorelcc.models.checkpoints import (
 from restorelcc.models.references import pinned_source
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.sparsity.kept import KeptCheckpoint
 from restorelcc.sparsity.streaming import StreamedWeights, can_stream, copy_checkpoint, empty_model
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
@@ -120,11 +122,16 @@ def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
             copy_checkpoint(source, folder)
         weights = StreamedWeights(network, stored, job.device, written=stored_tensors(folder))
         return prune_model(network, job.pruning, job.batches_BT, job.config, weights)
-    network = load_model(dense, job.dtype, job.device)
     if biases:
+        network = load_model(dense, job.dtype, job.device)
         give_zero_biases(network)
+        results = prune_model(network, job.pruning, job.batches_BT, job.config)
+        network.save_pretrained(folder)
+        return results
+    kept = KeptCheckpoint(source, folder)
+    network = load_model(dense, job.dtype, job.device)
     results = prune_model(network, job.pruning, job.batches_BT, job.config)
-    network.save_pretrained(folder)
+    kept.write(network, [linear for _, _, linear in prunable_linears(network)])
     return results
 
 
