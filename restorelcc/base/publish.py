@@ -210,12 +210,14 @@ def put(path: Path, destination: Path) -> None:
 
 def replace_text(path: Path, content: str) -> None:
     """Write a text file, whose folder is made, so that a kill or a full disk leaves the old one or the new one. A link
-    stays: the file that it leads to is written."""
+    stays, and the file that it leads to is written; permissions stay."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(content, encoding="utf-8", newline="")  # line ends as they are in the text
+        if path.exists():
+            shutil.copymode(path, scratch)
         put(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import read_text, read_yaml, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.model_entry import OWN_PREFIX, SELF
+from restorelcc.base.model_entry import HUB_PREFIX, OWN_PREFIX, SELF
 from restorelcc.base.packages import gguf_file, is_package
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HEADS, RECOVERIES
 from restorelcc.pipeline.inputs import lay_out_inputs
@@ -199,13 +199,15 @@ def _data(request: Request) -> dict[str, str]:
 
 def data_source(option: str, source: str, preset: str) -> str:
     """Files as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
-    from restorelcc.stages.corpus.hub_rows import hub_data
+    from restorelcc.stages.corpus.hub_rows import hub_data, named_dataset
 
     if source == SELF and option == "--calibration":
         return SELF
     if source.startswith(OWN_PREFIX) and option != "--heldout":
         return OWN_PREFIX + data_source(option, source.removeprefix(OWN_PREFIX), preset)
-    if hub_data(option, source) is not None:
+    if named_dataset(option, source) is not None:
+        if source.startswith(HUB_PREFIX):  # of a folder here: the stage runs elsewhere
+            hub_data(option, source, Path.cwd())
         return source
     path = path_of(option, source, Path.cwd())
     try:

@@ -10,15 +10,20 @@ from restorelcc.base.model_entry import SEQUENCE_LENGTH, over, settings_below, v
 from restorelcc.pipeline.params_file import read_value
 from restorelcc.pipeline.renamed import new_name
 
-_STANDS_FOR_OTHERS = re.compile(r"models\.[^.=]+\.(budget|preset)=")
+# In which order: an entry as a whole, then what stands for settings of it, then all else.
+_FIRST = (re.compile(r"models(\.[^.=]+)?="), re.compile(r"models\.[^.=]+\.(budget|preset)="))
 
 
 def put_over(raw: dict[str, Any], overrides: tuple[str, ...]) -> None:
-    """Put each `section.key=value` over the content of a file, in place and in order, but first the budgets and presets
-    of models: they stand for settings, over which the others go. Raises BadInput for another form."""
-    named = list(map(new_name, overrides))
-    for override in sorted(named, key=lambda override: not _STANDS_FOR_OTHERS.match(override)):
+    """Put each `section.key=value` over the content of a file, in place and in order, but first whole entries of models
+    and their budgets and presets: these stand for settings, over which the others go. Raises BadInput for another form.
+    """
+    for override in sorted(map(new_name, overrides), key=_place):
         _override(raw, override)
+
+
+def _place(override: str) -> int:
+    return next((number for number, form in enumerate(_FIRST) if form.match(override)), len(_FIRST))
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -108,10 +108,14 @@ def task_counts(entry: ModelEntry, limit: int | None) -> dict[str, int]:
 def accuracy_known(params: Params, alias: str) -> dict[str, float] | None:
     """How well the items asked will tell the mean accuracy of K tasks of n_k items: its standard error is at most
     sqrt(sum_k 1/(4 n_k)) / K, as it is where every accuracy is one half. None with tasks whose items are not known."""
-    entry, world = params.models[alias], params.section(alias, "corpus").microworld
-    named = task_counts(entry, params.section(alias, "evaluate").limit)
-    counts = [world.test_items] * _WORLD_TASKS if list(named) == [EMBEDDED] else list(named.values())
-    if not counts or not set(named) <= {EMBEDDED, *TASKS}:
+    entry, limit = params.models[alias], params.section(alias, "evaluate").limit
+    named = task_counts(entry, limit)
+    own = named.pop(EMBEDDED, None)
+    counts = list(named.values())
+    if entry.is_microworld:  # its own are always measured
+        items = params.section(alias, "corpus").microworld.test_items
+        counts += [min(items, own or limit or items)] * _WORLD_TASKS
+    if not counts or not set(named) <= set(TASKS):
         return None
     error = math.sqrt(sum(1 / (4 * count) for count in counts)) / len(counts)
     return {"tasks": len(counts), "items": sum(counts), "standard_error": error}

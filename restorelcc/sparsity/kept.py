@@ -27,25 +27,39 @@ class KeptCheckpoint:
     Of a checkpoint with former names, which no linear of the class goes by, it has the present names.
     """
 
-    def __init__(self, source: Path, folder: Path) -> None:
-        """source: a folder of weights and config (no reference); folder: what is there is replaced."""
+    def __init__(self, source: Path, folder: Path, *, shipped: bool = True) -> None:
+        """source: a folder of weights and config (no reference); folder: what is there is replaced.
+
+        shipped: False where another process writes the same, so that nothing need be copied: the model alone gets what
+        will be read back.
+        """
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
-        if linears_by_name(empty_model(source, torch.float32), stored_tensors(source)):
-            copy_checkpoint(source, folder)
-        else:
+        by_name = linears_by_name(empty_model(source, torch.float32), stored_tensors(source))
+        self._copied = shipped or not by_name
+        if not by_name:
             _rename(source, folder)
-        self._stored = stored_tensors(folder)
+        elif shipped:
+            copy_checkpoint(source, folder)
+        self._stored = stored_tensors(folder if self._copied else source)
 
     @torch.no_grad()
-    def write(self, model: PreTrainedModel, linears: Iterable[nn.Linear]) -> None:
-        """Write the weights of these linears of the model, which then has what will be read back."""
+    def write(self, model: PreTrainedModel, linears: Iterable[nn.Linear], *, with_zeros: bool = False) -> None:
+        """Write the weights of these linears of the model, which then has what will be read back.
+
+        with_zeros: zeros of the model are zeros of the file, also where the checkpoint has a number that is one only in
+        the model's dtype.
+        """
         chosen, turned = set(map(id, linears)), family_of(model).transposed
         for _, name, linear in prunable_linears(model):
             if id(linear) in chosen:
                 stored = self._stored[f"{name}.weight"].as_linear(turned)
-                kept_OI = retained(linear.weight.cpu(), stored.read())
-                stored.overwrite(kept_OI)
+                value_OI = linear.weight.cpu()
+                kept_OI = retained(value_OI, stored.read())
+                if with_zeros:
+                    kept_OI.masked_fill_(value_OI == 0, 0)
+                if self._copied:
+                    stored.overwrite(kept_OI)
                 linear.weight.copy_(kept_OI)
 
 

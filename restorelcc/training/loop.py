@@ -298,6 +298,8 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     own = [holder for block in blocks for holder in (block, getattr(block, "config", None))]
     rates = [(holder, name, rate) for holder in own for name in _DROPOUTS
              if isinstance(rate := getattr(holder, name, None), float)]  # fmt: skip
+    callers = bool(getattr(model, "_require_grads_hooks", None))
+    model.disable_input_require_grads()
     model.activation_checkpointing_enable({"use_reentrant": False})
     # With it transformers makes the embedding's output require gradients, for the reentrant way, and never undoes that.
     model.disable_input_require_grads()
@@ -309,6 +311,8 @@ def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
         yield
     finally:
         model.activation_checkpointing_disable()
+        if callers:
+            model.enable_input_require_grads()
         for block in blocks:
             block.training = False
         for holder, name, rate in rates:

@@ -298,7 +298,16 @@ def test_a_plan_says_how_well_the_items_tell_an_accuracy(tmp_path: Path) -> None
         _planned("--model", "smollm2-135m-pip", *source, "--set", "models.smollm2-135m-pip.tasks=[own]")["accuracy"]
         is None
     )
-    assert _planned("--model", "tiny")["accuracy"]["tasks"] == 5
+    embedded = _planned("--model", "tiny")["accuracy"]
+    assert (embedded["tasks"], embedded["items"]) == (5, 5 * load_params(SHIPPED).corpus.microworld.test_items)
+    for changes, tasks, items in (
+        (["evaluate.limit=50"], 5, 250),
+        (["models.tiny.tasks=[{name: embedded, limit: 20}]"], 5, 100),
+        (["models.tiny.tasks=[arc_easy]", "evaluate.limit=50"], 6, 300),
+        (["models.tiny.tasks=[embedded, arc_easy]", "evaluate.limit=50"], 6, 300),
+    ):
+        known = _planned("--model", "tiny", *(part for each in changes for part in ("--set", each)))["accuracy"]
+        assert (known["tasks"], known["items"]) == (tasks, items), changes
     assert "over 600 items of 3 tasks has a standard error of up to 2.0 points" in " ".join(said.split())
 
 
@@ -312,6 +321,9 @@ def test_what_is_set_goes_over_a_budget_in_any_order() -> None:
     budget, own = "models.smollm2-135m-pip.budget=quick", "prune.samples=64"
     for overrides in ((budget, own), (own, budget)):
         assert load_params(SHIPPED, overrides).section("smollm2-135m-pip", "prune").samples == 64
+    entry = "models.smollm2-135m-pip={source: me/model, data: {calibration: c4, instructions: alpaca, heldout: c4}}"
+    for overrides in ((entry, budget), (budget, entry)):
+        assert load_params(SHIPPED, overrides).models["smollm2-135m-pip"].budget == "quick"
     # Of two settings the last one counts.
     mine = "models.smollm2-135m-pip.settings.prune.samples=8"
     for overrides, samples in (((own, mine), 8), ((mine, own), 64)):

@@ -122,6 +122,9 @@ def test_a_full_disk_leaves_the_files_of_a_project_as_they_were(
             write_project(tmp_path, "two: 2\n")
     assert (tmp_path / "params.yaml").read_text() == "one: 1\n"
     assert not list(tmp_path.glob(".params*"))
+    (tmp_path / "params.yaml").chmod(0o600)
+    write_project(tmp_path, "three: 3\n")
+    assert (tmp_path / "params.yaml").stat().st_mode & 0o777 == 0o600
     (tmp_path / "params.yaml").rename(tmp_path / "elsewhere.yaml")
     (tmp_path / "params.yaml").symlink_to("elsewhere.yaml")
     write_project(tmp_path, "two: 2\n")

@@ -118,3 +118,36 @@ def test_former_names_become_those_of_the_class_with_the_same_bits(
     kept.write(network, [linear])
     assert torch.equal(_weight(tmp_path / "copy", name), linear.weight)
     assert read_json(tmp_path / "copy" / "config.json")["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("with_zeros", [False, True])
+def test_what_was_removed_stays_removed_where_a_number_is_zero_in_the_models_dtype(
+    with_zeros: bool, tmp_path: Path
+) -> None:
+    """1e-9 is 0 in float16. A weight that training left alone keeps it; a pruned one is 0."""
+    model = pico.pico()
+    _, name, linear = next(prunable_linears(model))
+    linear.weight.data[0] = 1e-9
+    model.save_pretrained(tmp_path / "source")
+    kept, network = KeptCheckpoint(tmp_path / "source", tmp_path / "copy"), load_model(tmp_path / "source", F16, CPU)
+    kept.write(network, [linear for _, _, linear in prunable_linears(network)], with_zeros=with_zeros)
+    row = stored_tensors(tmp_path / "copy")[f"{name}.weight"].read()[0]
+    assert torch.equal(row, torch.full_like(row, 0.0 if with_zeros else 1e-9))
+
+
+def test_a_process_whose_checkpoint_is_not_shipped_writes_nothing_and_has_the_same_model(tmp_path: Path) -> None:
+    model = pruned_model("llama", BF16)
+    model.save_pretrained(tmp_path / "source")
+    before = _contents(tmp_path / "source")
+    found = []
+    for shipped in (True, False):
+        kept = KeptCheckpoint(tmp_path / "source", tmp_path / f"copy-{shipped}", shipped=shipped)
+        network = load_model(tmp_path / "source", F32, CPU)
+        linears = [linear for _, _, linear in prunable_linears(network)]
+        for linear in linears:
+            linear.weight.data *= 1.01
+        kept.write(network, linears)
+        found.append([linear.weight for linear in linears])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert _contents(tmp_path / "source") == before != _contents(tmp_path / "copy-True")
+    assert not (tmp_path / "copy-False").exists()

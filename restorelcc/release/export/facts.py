@@ -44,6 +44,8 @@ def cell_facts(
     found = _measured(cell, layout)
     if variant is not None and "restored" in found:
         found["restored"] = found["restored"].get("variants", {}).get(variant)
+    if found.get("restored") is not None and len(found) < 3:  # a share of what is not known
+        found["restored"] = {name: value for name, value in found["restored"].items() if name != "recovered"}
     return CardFacts(
         base_model=base.base_model,
         licence=base.licence,

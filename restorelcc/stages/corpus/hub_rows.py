@@ -41,14 +41,15 @@ HELDOUT = PRESETS | {
 }
 
 
-def hub_data(key: str, source: str, presets: dict[str, HubData] = PRESETS) -> HubData | None:
+def hub_data(key: str, source: str, root: Path, presets: dict[str, HubData] = PRESETS) -> HubData | None:
     """The dataset that a source means, None for a path. Raises BadInput as `named_dataset`, and where a folder of its
-    name is here: `datasets` would read that one, whose changes nothing watches."""
+    name is in `root`, where stages run: `datasets` would read that one, whose changes nothing watches."""
     found = named_dataset(key, source, presets)
-    if found is not None and Path(found.dataset).is_dir():
+    if found is not None and (root / found.dataset).is_dir():
+        do = f"give the folder without {HUB_PREFIX!r}, or rename it" if source.startswith(HUB_PREFIX) else "rename it"
         raise BadInput(
             f"{key} is {source!r}, a dataset of the hub, but there is a folder {found.dataset!r} here, which would be "
-            f"read instead: give the folder without {HUB_PREFIX!r}, or rename it"
+            f"read instead: {do}"
         )
     return found
 

@@ -115,7 +115,7 @@ def check_first_rows(data: DataFiles, key: str, root: Path, count: int = 10) -> 
     """Raises BadInput for local data whose first rows cannot be read as what they are named for. key: models.<name>."""
     for role in ("calibration", "instructions", "heldout"):
         source = data.read(role)
-        if not is_of_the_package(source) and hub_data(f"{key}.data.{role}", source) is None:
+        if not is_of_the_package(source) and hub_data(f"{key}.data.{role}", source, root) is None:
             name = f"{key}.data.{role}"
             read: Callable[[Rows, DataFiles, Account], Iterator[Any]]
             read = prompts if data.writes(role) else examples if role == "instructions" else texts
@@ -134,7 +134,7 @@ def _opened(
     key = f"models.<name>.data.{role}"
     if is_of_the_package(source):
         return package_rows(key, of or role), HubData(source)
-    dataset = hub_data(key, source, presets)
+    dataset = hub_data(key, source, root, presets)
     if dataset is None:
         return read_file(path_of(key, source, root), source, key), None
     return open_rows(key, dataset), dataset

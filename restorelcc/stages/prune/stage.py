@@ -131,7 +131,7 @@ def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
     kept = KeptCheckpoint(source, folder)
     network = load_model(dense, job.dtype, job.device)
     results = prune_model(network, job.pruning, job.batches_BT, job.config)
-    kept.write(network, [linear for _, _, linear in prunable_linears(network)])
+    kept.write(network, [linear for _, _, linear in prunable_linears(network)], with_zeros=True)
     return results
 
 

@@ -55,7 +55,7 @@ def reconstruct(inputs: Inputs) -> Recovered:
         )
     valid = list(range(0, len(batches), _VALID_SHARE)) if len(batches) >= _VALID_SHARE else [0]
     train = [number for number in range(len(batches)) if number not in valid]
-    kept = inputs.kept()
+    kept = inputs.kept(streamed=True)
     dense, pruned = opened(inputs, "dense"), opened(inputs, "pruned")
     family, with_heads = family_of(pruned.model), dict(numbered_blocks(pruned.model))
     single = config.model_copy(update={"batch_size": 1, "accumulate": 1})

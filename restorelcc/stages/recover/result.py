@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
+from restorelcc.base.progress import is_first_process
 from restorelcc.base.tables import read_texts
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import context_of, load_entry, load_tokenizer, local_folder
@@ -47,13 +48,12 @@ class Inputs:
     def dense(self) -> PreTrainedModel:
         return load_entry(self.layout.dense(self.cell), self.entry)
 
-    def kept(self) -> KeptCheckpoint:
-        """A copy of the pruned checkpoint that trained weights are written to.
-
-        Of several processes each has a copy, and the first one's is shipped.
-        """
+    def kept(self, *, streamed: bool = False) -> KeptCheckpoint:
+        """A copy of the pruned checkpoint that trained weights are written to; of several processes the first one's is
+        shipped. streamed: what was written is read back from it, so that each process needs a copy."""
         folder = self.states.folder / f"checkpoint-{os.environ.get('LOCAL_RANK', '0')}"
-        return KeptCheckpoint(local_folder(self.layout.pruned(self.cell)), folder)
+        source = local_folder(self.layout.pruned(self.cell))
+        return KeptCheckpoint(source, folder, shipped=streamed or is_first_process())
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.layout.pruned(self.cell))

@@ -99,12 +99,14 @@ def _shown(facts: CardFacts) -> list[str]:
 def test_numbers_of_another_compensation_or_checkpoint_are_left_out_and_it_is_said(
     layout: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _shown(cell_facts(RESTORED, layout)) == ["dense", "pruned", "restored"]
+    assert _shown(facts := cell_facts(RESTORED, layout)) == ["dense", "pruned", "restored"]
     assert capsys.readouterr().err == ""
+    assert "was recovered" in _numbers(facts)
     shutil.rmtree(layout.dense(DENSE))
     assert "dense" in _shown(cell_facts(RESTORED, layout)), "the pruned model says which dense model it was made from"
     save_checkpoint(layout.dense(DENSE), pico.pico(seed=7), pico.word_tokenizer())
-    assert _shown(cell_facts(RESTORED, layout)) == ["pruned", "restored"]
+    assert _shown(facts := cell_facts(RESTORED, layout)) == ["pruned", "restored"]
+    assert "recovered" not in _numbers(facts), "it is a share of what this dense model was not measured for"
     said = "export: the model card leaves out the numbers of the dense model, which are not known to be of the exported"
     assert capsys.readouterr().err.startswith(f"{said} files: evaluate again (`dvc repro evaluate_dense@a`, or `rest")
     _write_compensation(layout, 2.0)

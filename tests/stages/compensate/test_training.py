@@ -192,6 +192,16 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_leaves_no_trace(fam
     assert not model(input_ids=batch[0]).logits.requires_grad
 
 
+def test_a_callers_own_hooks_on_the_embedding_come_back_after_checkpointing() -> None:
+    model, ids = pico.pico(), torch.tensor([[5, 6, 7]])
+    model.enable_input_require_grads()
+    with checkpointed_blocks(model, True):
+        assert not model.get_input_embeddings()._forward_hooks
+    assert model(input_ids=ids).logits.requires_grad
+    model.disable_input_require_grads()
+    assert not model(input_ids=ids).logits.requires_grad
+
+
 def test_below_the_lowest_site_nothing_is_recomputed_for_a_gradient() -> None:
     model = pico.pico()
     batch = response_batch(_pairs().train[:6], 0, torch.device("cpu"))

@@ -16,7 +16,7 @@ from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import read_metadata, read_texts
 from restorelcc.stages.corpus import CorpusConfig
 from restorelcc.stages.corpus.account import Account
-from restorelcc.stages.corpus.hub_rows import PRESETS, HubData, hub_data, joined
+from restorelcc.stages.corpus.hub_rows import PRESETS, HubData, hub_data, joined, named_dataset
 from restorelcc.stages.corpus.sources import Found, calibration_texts
 from restorelcc.stages.corpus.stage import run, write_calibration
 from tests.stages.corpus.sources import text_model
@@ -52,27 +52,30 @@ def _calibration(source: str, count: int, characters: int = 0, **options: str) -
 
 
 def test_sources_are_presets_hub_ids_or_paths() -> None:
-    assert hub_data("k", "c4") == HubData("allenai/c4", "en", "train")
-    assert hub_data("k", "hub:me/texts") == HubData("me/texts")
-    assert hub_data("k", "hub:me/texts:raw:validation") == HubData("me/texts", "raw", "validation")
-    assert hub_data("k", "data/c4.jsonl") is None
+    assert named_dataset("k", "c4") == HubData("allenai/c4", "en", "train")
+    assert named_dataset("k", "hub:me/texts") == HubData("me/texts")
+    assert named_dataset("k", "hub:me/texts:raw:validation") == HubData("me/texts", "raw", "validation")
+    assert named_dataset("k", "data/c4.jsonl") is None
     for preset in PRESETS.values():
-        assert hub_data("k", f"hub:{preset}") == preset
+        assert named_dataset("k", f"hub:{preset}") == preset
     for wrong in ("hub:", "hub:a/b:", "hub:a/b:c:d:e"):
         with pytest.raises(BadInput, match="write hub:<id>"):
-            hub_data("k", wrong)
+            named_dataset("k", wrong)
 
 
-def test_a_folder_of_a_datasets_name_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_a_datasets_name_is_not_read_for_it(tmp_path: Path) -> None:
     """`datasets` would read it, and no change of its files would run anything."""
+    assert hub_data("k", "c4", tmp_path) == PRESETS["c4"]
     (tmp_path / "allenai/c4").mkdir(parents=True)
     (tmp_path / "rows").mkdir()
-    assert hub_data("k", "c4") == PRESETS["c4"]
-    monkeypatch.chdir(tmp_path)
-    for source, name in (("hub:./rows", "./rows"), (f"hub:{tmp_path}/rows", f"{tmp_path}/rows"), ("c4", "allenai/c4")):
-        said = rf"^k is '{source}'.* a folder '{name}' here.*give the folder without 'hub:'"
-        with pytest.raises(BadInput, match=said):
-            hub_data("k", source)
+    without = "give the folder without 'hub:', or rename it"
+    for source, name, do in (
+        ("hub:./rows", "./rows", without),
+        (f"hub:{tmp_path}/rows", f"{tmp_path}/rows", without),
+        ("c4", "allenai/c4", "rename it"),
+    ):
+        with pytest.raises(BadInput, match=rf"^k is '{source}'.* a folder '{name}' here, which .* instead: {do}$"):
+            hub_data("k", source, tmp_path)
 
 
 def test_short_rows_are_joined_and_only_as_many_are_read_as_needed() -> None:
