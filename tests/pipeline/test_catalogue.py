@@ -312,9 +312,9 @@ def test_a_plan_says_how_well_the_items_tell_an_accuracy(tmp_path: Path) -> None
 
 
 def test_a_plan_is_of_the_models_own_settings() -> None:
-    shape = "{dense: {architecture: {width: 96, layers: 4}}}"
+    shape = "{dense: {architecture: {width: 96, layers: 3}}}"
     own = _planned("--model", "tiny", "--set", f"models.tiny.settings={shape}")
-    assert (own["layers"], _planned("--model", "tiny")["layers"]) == (4, 6)
+    assert (own["layers"], _planned("--model", "tiny")["layers"]) == (3, 4)
 
 
 def test_what_is_set_goes_over_a_budget_in_any_order() -> None:

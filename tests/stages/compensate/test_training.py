@@ -207,7 +207,7 @@ def test_below_the_lowest_site_nothing_is_recomputed_for_a_gradient() -> None:
     batch = response_batch(_pairs().train[:6], 0, torch.device("cpu"))
     linears = {name: linear for name, linear in site_linears(model, ("o",)).items() if not name.startswith("0.")}
     seen = []
-    with attached(model, SiteBiases(linears)), checkpointed_blocks(model, True):
+    with attached(model, TrainableCompensation(None, SiteBiases(linears))), checkpointed_blocks(model, True):
         hooks = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0].requires_grad))
                  for block in all_blocks(model)[:2]]  # fmt: skip
         response_loss(model, *batch)
