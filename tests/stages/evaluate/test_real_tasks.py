@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -57,12 +56,12 @@ def manager() -> TaskManager:
 
 @pytest.mark.parametrize("name", PAPER_7)
 def test_items_are_asked_and_scored_as_by_stock_lm_eval(
-    name: str, smollm2: Loaded, manager: TaskManager, tmp_path: Path
+    name: str, smollm2: Loaded, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = smollm2
     with sandboxed():
         ours = load_tasks([Asked(name)], datasets_under(Path(), SOURCE, (name,), str(tmp_path)), str(tmp_path))
-        task, stock = ours["tasks"][name], _stock_task(name, manager, tmp_path)
+        task, stock = ours["tasks"][name], _stock_task(name, manager, monkeypatch)
         task.build_all_requests(limit=ITEMS)
         stock.build_all_requests(limit=ITEMS)
     assert [request.args for request in task.instances] == [request.args for request in stock.instances]
@@ -75,14 +74,13 @@ def test_items_are_asked_and_scored_as_by_stock_lm_eval(
     assert [right for _, right in found] == [right for _, right in expected]
 
 
-def _stock_task(name: str, manager: TaskManager, folder: Path) -> ConfigurableTask:
-    """lm-eval's own definition over the first items, written as JSON for every split that it names."""
-    path = folder / f"{name}.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in _first(name)))
-    splits = {split: str(path) for split in ("train", "validation", "test")}
-    changes = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": splits}}
-    return manager.load([{"task": name} | changes])["tasks"][name]
+def _stock_task(name: str, manager: TaskManager, monkeypatch: pytest.MonkeyPatch) -> ConfigurableTask:
+    """lm-eval's own definition, whose download gives the first items, for every split that it may name."""
 
+    def downloaded(path: str, name: str | None = None, **_: Any) -> DatasetDict:
+        return DatasetDict(dict.fromkeys(("train", "validation", "test"), Dataset.from_list(rows)))
 
-def _first(name: str) -> Iterator[dict[str, Any]]:
-    return islice(task_rows(name), ITEMS)
+    rows = list(islice(task_rows(name), ITEMS))
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.load_dataset", downloaded)
+        return manager.load([name])["tasks"][name]
