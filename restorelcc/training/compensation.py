@@ -15,12 +15,11 @@ from restorelcc.training.best import Choice, Start, fit_best
 from restorelcc.training.config import FitConfig
 from restorelcc.training.loop import Stores, Task, checkpointed_blocks, loss_scale
 from restorelcc.training.losses import (
-    enough_tokens,
     mean_loss,
-    response_batch,
+    packed_batch,
+    parts_of_batch,
     response_loss,
     response_tokens,
-    similar_parts,
 )
 from restorelcc.training.lower_blocks import kept_below, lowest_trained
 
@@ -51,18 +50,18 @@ class Best:
 def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
     """-log P(response | question) of the pairs under the model as it is at each call."""
     lengths = [len(pair.ids) for pair in pairs.train]
-    enough = enough_tokens(model)
     most = positions_at_once(model.device, model.config.get_text_config().vocab_size)
 
     def summed_loss(rows: list[int]) -> Tensor:
-        return response_loss(model, *response_batch([pairs.train[row] for row in rows], pairs.pad, model.device))
+        batch = packed_batch(model, [pairs.train[row] for row in rows], pairs.pad)
+        return response_loss(model, batch.tokens_BT, batch.labels_BT, **batch.inputs)
 
     return Task(
         summed_loss,
         [response_tokens(pair) for pair in pairs.train],
         lambda: mean_loss(model, pairs.valid, pairs.pad),
         loss_scale(model),
-        lambda rows: similar_parts(lengths, rows, most=most, enough=enough),
+        lambda rows: parts_of_batch(model, lengths, rows, most),
     )
 
 

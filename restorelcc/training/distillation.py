@@ -17,7 +17,7 @@ from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length
 from restorelcc.training.compensation import Pairs, pairs_task
 from restorelcc.training.loop import Task
-from restorelcc.training.losses import response_batch, response_logits, response_tokens
+from restorelcc.training.losses import packed_batch, response_batch, response_logits, response_tokens
 
 _LEAST = 1e-9  # of a probability, so that its logarithm is finite
 
@@ -60,9 +60,10 @@ def distilled_loss(
     model: PreTrainedModel, pairs: list[EncodedPair], targets: list[Targets], pad: int, weight: float
 ) -> Tensor:
     """(1 - weight) * response loss + weight * divergence, summed over the response tokens of the pairs."""
-    logits_RV, labels_R = response_logits(model, *response_batch(pairs, pad, model.device))
-    tokens_RK = torch.cat([target.tokens_RK for target in targets]).to(logits_RV.device)
-    probabilities_RK = torch.cat([target.probabilities_RK for target in targets]).to(logits_RV.device)
+    batch = packed_batch(model, pairs, pad)
+    logits_RV, labels_R = response_logits(model, batch.tokens_BT, batch.labels_BT, **batch.inputs)
+    tokens_RK = torch.cat([targets[number].tokens_RK for number in batch.order]).to(logits_RV.device)
+    probabilities_RK = torch.cat([targets[number].probabilities_RK for number in batch.order]).to(logits_RV.device)
     learned = divergence(logits_RV, tokens_RK, probabilities_RK)
     return (1 - weight) * cross_entropy(logits_RV, labels_R, reduction="sum") + weight * learned
 

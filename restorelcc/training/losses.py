@@ -5,12 +5,16 @@ Letters: B batch, T tokens, R tokens with a label, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from restorelcc.models.hooks import logits_at
+from restorelcc.models.packing import alone, can_pack, even_lines, model_inputs, padded
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import EncodedPair, batches_by_length, right_padded
 
@@ -32,17 +36,76 @@ def response_batch(pairs: list[EncodedPair], pad: int, device: torch.device) -> 
     return tokens_BT.to(device), labels_BT.to(device)
 
 
-def response_logits(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [R, V] in float32 that predict the R labelled tokens, row by row, and those tokens [R]."""
+@dataclass(frozen=True)
+class Packed:
+    """Pairs as one batch, several of them on a line. order: their numbers, as their labels follow one another."""
+
+    tokens_BT: Tensor
+    labels_BT: Tensor
+    inputs: dict[str, Any]  # further arguments of the model's forward: mask and positions, where lines are shared
+    order: list[int]
+
+
+def packed_batch(model: PreTrainedModel, pairs: list[EncodedPair], pad: int) -> Packed:
+    """`response_batch`, with pairs on lines of their own or shared ones (`lines_that_pay`)."""
+    lines = lines_that_pay(model, [len(pair.ids) for pair in pairs])
+    batch = padded([[alone(pairs[number].ids) for number in line] for line in lines], pad)
+    inputs = model_inputs(model, batch)
+    order = [number for line in lines for number in line]
+    labels_BT = torch.full_like(batch.tokens_BT, IGNORED)
+    for number, line, start in zip(order, batch.line_R.tolist(), batch.start_R.tolist(), strict=True):
+        pair = pairs[number]
+        begin, end = start + pair.question_tokens, start + len(pair.ids)
+        labels_BT[line, begin:end] = torch.tensor(pair.ids[pair.question_tokens :])
+    tokens_BT = inputs.pop("input_ids")
+    return Packed(tokens_BT, labels_BT.to(model.device), inputs, order)
+
+
+def lines_that_pay(model: PreTrainedModel, lengths: list[int]) -> list[list[int]]:
+    """Which sequences, by their number, share a line of a pass.
+
+    Each has a line of its own where all together are no more tokens than keep the device busy, whatever the padding,
+    or where the model cannot keep sequences of one line apart.
+    """
+    if not _shares_lines(model) or len(lengths) * max(lengths) < enough_tokens(model):
+        return [[number] for number in range(len(lengths))]
+    return even_lines(lengths, int(model.config.get_text_config().hidden_size))
+
+
+def parts_of_batch(model: PreTrainedModel, lengths: list[int], rows: list[int], most: int) -> list[list[int]]:
+    """The rows in parts of `most` tokens at most, unless one row alone has more, that take the least time."""
+    if not _shares_lines(model):
+        return similar_parts(lengths, rows, most=most, enough=enough_tokens(model))
+    lines = lines_that_pay(model, [lengths[row] for row in rows])
+    longest = max(sum(lengths[rows[number]] for number in line) for line in lines)
+    if len(lines) * longest <= most:
+        return [rows]
+    together = max(1, most // longest)
+    parts = [lines[start : start + together] for start in range(0, len(lines), together)]
+    return [[rows[number] for line in part for number in line] for part in parts]
+
+
+def _shares_lines(model: PreTrainedModel) -> bool:
+    """On a CPU, where a model can: a GPU computes padding in time that a mask of any shape would take from it."""
+    return model.device.type == "cpu" and can_pack(model)
+
+
+def response_logits(
+    model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """Logits [R, V] in float32 that predict the R labelled tokens, row by row, and those tokens [R].
+
+    inputs: further arguments of the model's forward.
+    """
     predicts_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
     predicts_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
-    logits_RV = logits_at(model, predicts_BT, input_ids=tokens_BT)
+    logits_RV = logits_at(model, predicts_BT, input_ids=tokens_BT, **inputs)
     return logits_RV.float(), labels_BT[:, 1:][predicts_BT[:, :-1]].to(logits_RV.device)
 
 
-def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+def response_loss(model: PreTrainedModel, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Any) -> Tensor:
     """Sum over the response tokens of -log P(token | what is before it), in float32."""
-    return cross_entropy(*response_logits(model, tokens_BT, labels_BT), reduction="sum")
+    return cross_entropy(*response_logits(model, tokens_BT, labels_BT, **inputs), reduction="sum")
 
 
 def enough_tokens(model: PreTrainedModel) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ def bytes_kept(device: str, width: int, itemsize: int, lengths: Sequence[float])
 def kept_below(
     model: PreTrainedModel, first: int, sequences: Sequence[list[int]], title: str, limit: int | None = None
 ) -> Iterator[None]:
-    """Inside, forwards of the model over these sequences, padded on the right, begin at block `first`.
+    """Inside, forwards of the model over these sequences, padded on the right or several on a line, begin at block
+    `first`.
 
     What enters it is kept, in the dtype of the activations, of as many sequences as `limit` bytes hold; of the others
     it is computed each time. A gradient ends there: nothing below may train. Weights that are spread over processes
@@ -69,6 +71,14 @@ def kept_below(
         )
     with lower.taken_over():
         yield
+
+
+class _Placed(NamedTuple):
+    """A sequence in a batch: its line, where in it it begins, its tokens."""
+
+    line: int
+    start: int
+    ids: tuple[int, ...]
 
 
 class _LowerBlocks:
@@ -101,28 +111,34 @@ class _LowerBlocks:
             yield
 
     def _look_up(self, _model: nn.Module, _arguments: Any, keywords: dict[str, Any]) -> None:
-        """Before a forward: what enters block `first`, where all rows of the batch are known sequences."""
+        """Before a forward: what enters block `first`, where all sequences of the batch are known."""
         self.entering_BTM = None
-        if set(keywords) != {"input_ids", "use_cache"} or keywords["use_cache"]:
+        if {"input_ids", "use_cache"} - set(keywords) or keywords["use_cache"]:
             return
-        tokens_BT = keywords["input_ids"]
-        found = [self._sequence(ids) for ids in tokens_BT.tolist()]
-        rows = [each for each in found if each is not None]
-        if len(rows) == len(found):
-            self.entering_BTM = self._entering(rows, tokens_BT.shape[1])
+        others = set(keywords) - {"input_ids", "use_cache"}
+        lines = keywords["input_ids"].tolist()
+        if not others:
+            placed = [_Placed(number, 0, self._own(ids)) for number, ids in enumerate(lines)]
+        elif others == {"attention_mask", "position_ids"}:  # of `packing.model_inputs`
+            placed = _on_lines(lines, keywords["position_ids"].tolist())
+        else:
+            return
+        if all(each.ids in self.known for each in placed):
+            self.entering_BTM = self._entering(placed, len(lines), len(lines[0]))
 
-    def _sequence(self, ids: list[int]) -> tuple[int, ...] | None:
-        """The known sequence that a row holds before its padding."""
+    def _own(self, ids: list[int]) -> tuple[int, ...]:
+        """The known sequence that a row holds before its padding; the row itself where there is none."""
         own = tuple(ids)
         while own not in self.known and len(own) > 1 and own[-1] == ids[-1]:
             own = own[:-1]
-        return own if own in self.known else None
+        return own if own in self.known else tuple(ids)
 
     @torch.no_grad()
-    def _entering(self, rows: list[tuple[int, ...]], length: int) -> Tensor:
+    def _entering(self, placed: list[_Placed], lines: int, length: int) -> Tensor:
         """[B, T, M]; zeros where there is padding, which no token sees."""
-        absent = list(dict.fromkeys(row for row in rows if row not in self.kept))
+        rows = list(dict.fromkeys(each.ids for each in placed))
         found = {row: self.kept[row] for row in rows if row in self.kept}
+        absent = [row for row in rows if row not in found]
         for group in [absent] if self.model.device.type != "cpu" and absent else [[row] for row in absent]:
             tokens_BT = right_padded([list(row) for row in group], pad=0).to(self.model.device)
             hidden_BTM = next(
@@ -134,7 +150,16 @@ class _LowerBlocks:
                     self.kept[row] = found[row]
                     self.left -= size
         one_TM = found[rows[0]]
-        entering_BTM = one_TM.new_zeros(len(rows), length, one_TM.shape[-1])
-        for number, row in enumerate(rows):
-            entering_BTM[number, : len(row)] = found[row]
+        entering_BTM = one_TM.new_zeros(lines, length, one_TM.shape[-1])
+        for each in placed:
+            entering_BTM[each.line, each.start : each.start + len(each.ids)] = found[each.ids]
         return entering_BTM
+
+
+def _on_lines(lines: list[list[int]], positions: list[list[int]]) -> list[_Placed]:
+    """The sequences of lines, of two tokens or more: positions count up along each, and are 0 throughout padding."""
+    placed = []
+    for number, (ids, places) in enumerate(zip(lines, positions, strict=True)):
+        starts = [*(at for at, place in enumerate(places) if place == 0), len(ids)]
+        placed += [_Placed(number, at, tuple(ids[at:end])) for at, end in pairwise(starts) if end - at > 1]
+    return placed

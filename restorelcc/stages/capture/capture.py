@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.activations.packing import (
+from restorelcc.models.packing import (
     LINE,
     PaddingSide,
     Row,

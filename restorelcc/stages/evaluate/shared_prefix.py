@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.activations.packing import Tree, can_pack, lines_of, model_inputs, padded, trees_of
+from restorelcc.models.packing import Tree, can_pack, lines_of, model_inputs, padded, trees_of
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.progress import notice, progress
 from restorelcc.models.hooks import logits_at

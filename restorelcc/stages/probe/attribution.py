@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from restorelcc.activations.packing import Row, alone, can_pack, model_inputs, packed, padded
+from restorelcc.models.packing import Row, alone, can_pack, model_inputs, packed, padded
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.hooks import added_to_inputs, logits_at

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from restorelcc.activations.packing import trees_of
+from restorelcc.models.packing import trees_of
 from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.shared_prefix import (
     log_probabilities,

@@ -1,0 +1,112 @@
+"""Pairs that share a line of a training batch: no loss and no gradient of theirs depends on the others."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from restorelcc.models.packing import can_pack, even_lines
+from restorelcc.models.text import EncodedPair
+from restorelcc.training import losses
+from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears
+from restorelcc.training.compensation import Pairs, pairs_task
+from restorelcc.training.config import SITES
+from restorelcc.training.distillation import dense_targets, distilled_loss
+from restorelcc.training.losses import IGNORED, packed_batch, pair_losses, parts_of_batch
+from restorelcc.training.lower_blocks import kept_below
+from tests import pico
+
+LENGTHS = (15, 4, 9, 3, 7, 12, 2, 5)
+
+
+@pytest.fixture
+def _always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are shared although a pass over models as small as these costs as much as any number of tokens."""
+    monkeypatch.setattr(losses, "enough_tokens", lambda _model: 1)
+
+
+def _pairs() -> list[EncodedPair]:
+    rows = pico.tokens(len(LENGTHS), max(LENGTHS), seed=5).tolist()
+    return [EncodedPair(ids[:size], max(1, size // 3), False) for ids, size in zip(rows, LENGTHS, strict=True)]
+
+
+def _cost(lengths: list[int], lines: list[list[int]], width: int) -> int:
+    longest = max(sum(lengths[row] for row in line) for line in lines)
+    return len(lines) * longest * (6 * width + longest)
+
+
+@pytest.mark.parametrize("width", [1, 64, 576])
+def test_lines_take_the_least_time_or_nearly_so(width: int) -> None:
+    lengths = [15, 4, 9, 3, 7, 12]
+    found = even_lines(lengths, width)
+    assert sorted(row for line in found for row in line) == list(range(len(lengths)))
+    ways = ([[row for row in range(6) if way[row] == line] for line in set(way)] for way in product(range(6), repeat=6))
+    assert _cost(lengths, found, width) <= 1.05 * min(_cost(lengths, lines, width) for lines in ways)
+
+
+def test_one_line_where_matrices_cost_the_most_and_a_line_each_where_attention_does() -> None:
+    assert even_lines([], 64) == []
+    assert even_lines([300, 20, 10], 4096) == [[0, 1, 2]]
+    assert even_lines([20, 20, 20], 1) == [[0], [1], [2]]
+
+
+@pytest.mark.usefixtures("_always")
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_losses_and_gradients_are_those_of_each_pair_alone(family: str) -> None:
+    model, pairs = pico.pico(family), _pairs()
+    batch = packed_batch(model, pairs, 0)
+    assert (batch.tokens_BT.shape[0] < len(pairs)) == can_pack(model) == bool(batch.inputs)
+    assert int((batch.labels_BT != IGNORED).sum()) == sum(map(losses.response_tokens, pairs))
+    trained = TrainableCompensation(None, SiteBiases(site_linears(model, SITES)))
+    task, found = pairs_task(model, Pairs(pairs, pairs, 0)), []
+    with attached(model, trained):
+        expected = pair_losses(model, pairs, 0).sum()
+        for parts in ([list(range(len(pairs)))], [[row] for row in range(len(pairs))]):
+            trained.zero_grad()
+            total = torch.zeros(())
+            for part in parts:
+                loss = task.summed_loss(part)
+                loss.backward()
+                total += loss.detach()
+            assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+            found.append([part.grad.clone() for part in trained.parameters() if part.grad is not None])
+    assert len(found[0]) == len(list(trained.parameters()))
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_always")
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_what_enters_the_trained_blocks_is_kept_of_sequences_that_share_lines(family: str) -> None:
+    model, pairs = pico.pico(family), _pairs()
+    first = len(model.get_decoder().layers if hasattr(model.get_decoder(), "layers") else []) // 2 or 1
+    task = pairs_task(model, Pairs(pairs, pairs, 0))
+    with torch.no_grad():
+        whole = task.summed_loss(list(range(len(pairs))))
+        with kept_below(model, first, [pair.ids for pair in pairs], "t", limit=2**20):
+            for _ in range(2):
+                torch.testing.assert_close(task.summed_loss(list(range(len(pairs)))), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_always")
+def test_targets_of_the_dense_model_go_to_their_own_tokens() -> None:
+    model, pairs = pico.pico(), _pairs()
+    targets = dense_targets(pico.pico(seed=1), pairs, 0, top_k=4)
+    with torch.no_grad():
+        together = distilled_loss(model, pairs, targets, 0, 0.5)
+        alone = [distilled_loss(model, [pair], [target], 0, 0.5) for pair, target in zip(pairs, targets, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone).sum())
+
+
+def test_parts_have_no_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = pico.pico(), [5, 0, 3, 1, 6]
+    lengths = list(LENGTHS)
+    assert parts_of_batch(model, lengths, rows, 4096) == [rows], "few tokens stay as they are"
+    monkeypatch.setattr(losses, "enough_tokens", lambda _model: 1)
+    assert parts_of_batch(model, lengths, rows, 4096) == [rows]
+    parts = parts_of_batch(model, lengths, rows, 20)
+    assert len(parts) > 1 and sorted(row for part in parts for row in part) == sorted(rows)
+    assert all(len(part) == 1 or sum(lengths[row] for row in part) <= 20 for part in parts)
+    assert parts_of_batch(model, lengths, [0], 3) == [[0]], "unless one row has more"
