@@ -32,10 +32,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.clock import wall_seconds
 from benchmarks.results import Results, verdict
-from restorelcc.models.packing import alone, model_inputs, padded
 from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.packing import alone, model_inputs, padded
 from restorelcc.models.runtime import return_large_buffers
 from restorelcc.models.text import batches_by_length, encode_contrasts
 from restorelcc.stages.capture import CaptureConfig

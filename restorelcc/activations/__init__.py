@@ -1,1 +1,1 @@
-"""Head outputs: packed into rows, stored as Parquet."""
+"""Head outputs, stored as Parquet."""

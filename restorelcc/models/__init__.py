@@ -1,1 +1,1 @@
-"""What a transformer is: families, heads, tokens, hooks, blocks one by one, checkpoints, the hub."""
+"""What a transformer is: families, heads, tokens, packed rows, hooks, blocks one by one, checkpoints, the hub."""

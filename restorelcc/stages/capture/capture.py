@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from restorelcc.base.errors import StageFailed, first_line
+from restorelcc.models.architectures import family_of, head_layout
+from restorelcc.models.hooks import observed_heads
 from restorelcc.models.packing import (
     LINE,
     PaddingSide,
@@ -25,9 +28,6 @@ from restorelcc.models.packing import (
     packed,
     padded,
 )
-from restorelcc.base.errors import StageFailed, first_line
-from restorelcc.models.architectures import family_of, head_layout
-from restorelcc.models.hooks import observed_heads
 from restorelcc.models.text import EncodedContrast, batches_by_length
 
 # How far activations of the joint pass may be from those of passes of their own, relative to their size, before the

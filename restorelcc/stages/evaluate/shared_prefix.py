@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.packing import Tree, can_pack, lines_of, model_inputs, padded, trees_of
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.progress import notice, progress
 from restorelcc.models.hooks import logits_at
+from restorelcc.models.packing import Tree, can_pack, lines_of, model_inputs, padded, trees_of
 from restorelcc.models.runtime import positions_at_once
 from restorelcc.models.text import batches_by_length
 

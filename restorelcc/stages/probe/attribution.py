@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from restorelcc.models.packing import Row, alone, can_pack, model_inputs, packed, padded
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.hooks import added_to_inputs, logits_at
+from restorelcc.models.packing import Row, alone, can_pack, model_inputs, packed, padded
 from restorelcc.models.text import EncodedContrast, EncodedPair, batches_by_length
 
 

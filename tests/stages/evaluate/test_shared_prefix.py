@@ -9,8 +9,8 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from restorelcc.models.packing import trees_of
 from restorelcc.base.errors import BadInput
+from restorelcc.models.packing import trees_of
 from restorelcc.stages.evaluate.shared_prefix import (
     log_probabilities,
     scored,
