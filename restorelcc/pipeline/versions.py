@@ -97,33 +97,27 @@ def changed_code(root: Path) -> dict[str, str]:
 
 
 def disagreements(root: Path) -> list[str]:
-    """A sentence for every package, and one for the code, that is not as versions/ has it: no stage runs meanwhile."""
-    found = [
-        f"{package} {new} is installed, {FOLDER}/ has {old}: run `restorelcc versions`, or install the recorded "
-        "versions again (in a clone: `make -B env`)"
-        for package, (old, new) in differences(root).items()
-    ]
+    """Sentences on what is not as versions/ has it, packages and code: no stage runs meanwhile."""
+    found = []
+    if changed := differences(root):
+        named = ", ".join(f"{package} {new} where {FOLDER}/ has {old}" for package, (old, new) in changed.items())
+        found.append(
+            f"installed is {named}: run `restorelcc versions` to compute again what used it, "
+            "or install the recorded versions again (in a clone: `make -B env`) to keep the results"
+        )
     if code := changed_code(root):
         folders = ", ".join(f"restorelcc/{folder}" for folder in code)
-        found.append(f"the installed code of {folders} is not that of {FOLDER}/{CODE}: run `restorelcc versions`")
+        found.append(
+            f"the installed code of {folders} is not that of {FOLDER}/{CODE}: run `restorelcc versions` to compute "
+            "again what used it"
+        )
     return found
 
 
 def check_versions(root: Path) -> None:
     """Raises BadInput when a stage would run with other packages or other code than versions/ names."""
-    if not (root / FOLDER).is_dir():
-        return
-    if changed := differences(root):
-        named = ", ".join(f"{package} {new} where {FOLDER}/ has {old}" for package, (old, new) in changed.items())
-        raise BadInput(
-            f"installed is {named}: run `restorelcc versions` to compute again what used it, "
-            "or install the recorded versions again (in a clone: `make -B env`) to keep the results"
-        )
-    if code := changed_code(root):
-        raise BadInput(
-            f"the installed code of {', '.join(f'restorelcc/{folder}' for folder in code)} is not that of "
-            f"{FOLDER}/{CODE}: run `restorelcc versions` to compute again what used it"
-        )
+    if (root / FOLDER).is_dir() and (found := disagreements(root)):
+        raise BadInput(found[0])
 
 
 def write_versions(root: Path) -> list[str]:

