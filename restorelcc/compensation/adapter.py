@@ -27,7 +27,8 @@ def with_adapter(network: PreTrainedModel, adapter: Path, variant: str | None) -
 
     Merging fills zeros; REMASKED puts those of the pruned linears back afterwards.
     """
-    kept = [linear.weight != 0 for _, _, linear in prunable_linears(network)]
+    linears = prunable_linears(network) if variant == REMASKED else ()
+    kept = [linear.weight != 0 for _, _, linear in linears]
     adapted: Any = read_adapter(adapter, network)
     if variant is None:
         return network, sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)

@@ -25,6 +25,7 @@ from restorelcc.models.architectures import family_of, text_config
 PaddingSide = Literal["right", "left"]
 _TRUNK, _FIRST, _SECOND = 0, 1, 2  # which sequence a token of a row belongs to; the trunk is all of theirs
 _SEQUENCES = 64  # of one row, with its trunk, at most
+_LEAST_SHARED = 8  # a sequence shares its start where that times as much is the whole of it
 _PADDING = -1
 LINE = 64  # tokens up to which rows share a line
 _LANES = (
@@ -94,17 +95,24 @@ class Tree:
         return place if place < len(self.trunk) else place + before
 
 
-def trees_of(sequences: Sequence[list[int]]) -> list[tuple[Tree, list[int]]]:
+def trees_of(sequences: Sequence[list[int]], longest: int) -> list[tuple[Tree, list[int]]]:
     """The sequences as trees, each with the numbers of its sequences: neighbours in the order of their tokens share
-    their common start where that saves tokens."""
+    their common start where that saves tokens, and no tree of several has more than `longest`.
+
+    A start of less than an eighth of a sequence, such as a BOS token, is not shared: attention over one row of many
+    sequences would cost more than the tokens that it saves.
+    """
     groups: list[tuple[int, list[int]]] = []  # tokens of the trunk, members
     for number in sorted(range(len(sequences)), key=sequences.__getitem__):
         tokens = sequences[number]
         if groups:
             trunk, members = groups[-1]
             shared = min(trunk, _common(sequences[members[0]], tokens))
-            if len(members) < _SEQUENCES - 1 and shared > (len(members) - 1) * (trunk - shared):
-                groups[-1] = shared, [*members, number]
+            saves = shared > (len(members) - 1) * (trunk - shared) and _LEAST_SHARED * shared >= len(tokens)
+            together = [*members, number]
+            size = shared + sum(len(sequences[member]) - shared for member in together)
+            if saves and len(together) < _SEQUENCES and size <= longest:
+                groups[-1] = shared, together
                 continue
         groups.append((len(tokens), [number]))
     return [
@@ -221,10 +229,11 @@ def model_inputs(model: PreTrainedModel, lines: PaddedLines) -> dict[str, Any]:
         raise ValueError(f"{model.config._attn_implementation} attention takes no mask: pad on the right, one sequence")
     seen_BTT = _seen(lines.branch_BT.to(model.device))
     positions_BT = lines.positions_BT.to(model.device)
-    distance_BTT = positions_BT[:, :, None] - positions_BT[:, None, :]
 
     def additive(window: int | None) -> Tensor:
-        allowed_BTT = seen_BTT if window is None else seen_BTT & (distance_BTT < window)
+        allowed_BTT = seen_BTT
+        if window is not None:
+            allowed_BTT = seen_BTT & (positions_BT[:, :, None] - positions_BT[:, None, :] < window)
         hidden = torch.finfo(model.dtype).min
         return torch.zeros_like(allowed_BTT, dtype=model.dtype).masked_fill_(~allowed_BTT, hidden)[:, None]
 

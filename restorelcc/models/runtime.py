@@ -102,6 +102,11 @@ def computes_as(dtype: str, device: str) -> str:
     return f"{str(pick_dtype(dtype, place)).removeprefix('torch.')} {place.type}"
 
 
+def loss_scale(model: nn.Module) -> float:
+    """What the loss is multiplied with on its way back: small gradients of a float16 model would round to zero."""
+    return 2.0**10 if any(part.dtype == torch.float16 for part in model.parameters()) else 1.0
+
+
 def positions_at_once(device: torch.device, vocabulary: int) -> int:
     """Positions whose logits may stand in memory at once: 128 MiB of float32 on the CPU, 2 GiB on a GPU."""
     return max(1, _LOGITS["cuda" if device.type == "cuda" else "cpu"] // vocabulary)

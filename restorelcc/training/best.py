@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from restorelcc.base.progress import notice
 from restorelcc.training.config import FitConfig
-from restorelcc.training.loop import Diverged, Fitted, Stores, Task, fit, validated
+from restorelcc.training.loop import Diverged, Fitted, Stores, Task, finite_or_none, fit, validated
 
 # What the parameters are before training. "unchanged": the model computes with them what it computes without them, as
 # with LoRA's B = 0. "random": it does so with zeros in their place. "guess": likewise, and they are a candidate too.
@@ -52,15 +52,17 @@ class Choice:
     def as_json(self) -> dict:
         """The chosen candidate and why, its validation loss, the loss of every candidate, and every run."""
         beside = {"no change": self.unchanged_loss, "start": self.start_loss}
-        candidates = [{"candidate": name, "valid_loss": loss} for name, loss in beside.items() if loss is not None]
+        candidates = [
+            {"candidate": name, "valid_loss": finite_or_none(loss)} for name, loss in beside.items() if loss is not None
+        ]
         candidates += [
-            {"candidate": "training", "learning_rate": run.learning_rate, "valid_loss": run.valid_loss}
+            {"candidate": "training", "learning_rate": run.learning_rate, "valid_loss": finite_or_none(run.valid_loss)}
             for run in self.runs
         ]
         chosen = {"candidate": self.candidate, "learning_rate": self.learning_rate, "reason": REASONS[self.candidate]}
         return {
             "learning_rate": self.learning_rate,
-            "valid_loss": self.valid_loss,
+            "valid_loss": finite_or_none(self.valid_loss),
             "chosen": chosen,
             "candidates": candidates,
             "runs": [run.as_json() for run in self.runs],

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.runtime import positions_at_once
+from restorelcc.models.runtime import loss_scale, positions_at_once
 from restorelcc.models.text import EncodedPair
 from restorelcc.training.attached import TrainableCompensation, attached
 from restorelcc.training.best import Choice, Start, fit_best
+from restorelcc.training.checkpointing import checkpointed_blocks
 from restorelcc.training.config import FitConfig
-from restorelcc.training.loop import Stores, Task, checkpointed_blocks, loss_scale
+from restorelcc.training.loop import Stores, Task
 from restorelcc.training.losses import (
     mean_loss,
     packed_batch,

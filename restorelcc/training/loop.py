@@ -17,16 +17,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.progress import progress
-from restorelcc.models.architectures import all_blocks
 from restorelcc.training.config import FitConfig
 
 _SAVE_AFTER = 60.0  # seconds of training that an interruption may cost, however few steps they are
 _SAVING = 0.05  # share of the time that may go into that
 _MANY = 2**20  # trained numbers from which one pass over memory a step, and not one for each of its operations, counts
+
+
+_OF_THE_START = ("initial_loss", "valid_loss")
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The number, where it is a finite one: JSON has no others."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass
@@ -43,7 +49,18 @@ class Fitted:
     stopped: bool = False  # ended, by the last step or early
 
     def as_json(self) -> dict:
-        return {name: value for name, value in asdict(self).items() if name not in ("epoch_loss", "stopped")}
+        """The run as a document has it: None for a loss that is no finite number."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("epoch_loss", "stopped")}
+        return {name: finite_or_none(value) if isinstance(value, float) else value for name, value in values.items()}
+
+    def as_progress(self) -> dict:
+        """What goes on with an interrupted run; None for the losses of a start that are no finite numbers."""
+        return asdict(self) | {name: finite_or_none(getattr(self, name)) for name in _OF_THE_START}
+
+    @classmethod
+    def from_progress(cls, saved: dict) -> Fitted:
+        """The run that `as_progress` was of; what was no finite number is infinite."""
+        return cls(**saved | {name: math.inf for name in _OF_THE_START if saved[name] is None})
 
 
 class Diverged(StageFailed):
@@ -74,13 +91,8 @@ class Task:
     summed_loss: Callable[[list[int]], Tensor]
     tokens: list[int]
     validate: Callable[[], float]
-    loss_scale: float = 1.0  # see loss_scale()
+    loss_scale: float = 1.0  # see models.runtime.loss_scale
     parts: Callable[[list[int]], list[list[int]]] = lambda rows: [rows]
-
-
-def loss_scale(model: nn.Module) -> float:
-    """What the loss is multiplied with on its way back: small gradients of a float16 model would round to zero."""
-    return 2.0**10 if any(part.dtype == torch.float16 for part in model.parameters()) else 1.0
 
 
 def fit(
@@ -268,12 +280,14 @@ class _Run:
                 tensors[f"adam.{key}.{name}"] = value
         self.saved_step = self.state.steps
         # safetensors refuses tensors that share memory: each is saved as a copy of its own.
-        self.store.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, asdict(self.state))
+        self.store.save(
+            {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, self.state.as_progress()
+        )
         self.saved = time.monotonic()
         self.save_seconds = self.saved - started
 
     def _restore(self, tensors: dict[str, Tensor], saved: dict) -> None:
-        self.state = Fitted(**saved)
+        self.state = Fitted.from_progress(saved)
         self.saved_step = self.state.steps
         with torch.no_grad():
             for name, part in self.named.items():
@@ -282,38 +296,3 @@ class _Run:
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     if (value := tensors.get(f"adam.{key}.{name}")) is not None:
                         self.optimizer.state[part][key] = value if key == "step" else value.to(part)
-
-
-# Rates that a block applies itself; Falcon's reads them from its config.
-_DROPOUTS = ("dropout", "activation_dropout", "hidden_dropout", "attention_dropout")
-
-
-@contextmanager
-def checkpointed_blocks(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Inside, blocks forget their activations and compute them again in the backward pass; dropout stays off."""
-    if not wanted:
-        yield
-        return
-    blocks = list(all_blocks(model))
-    own = [holder for block in blocks for holder in (block, getattr(block, "config", None))]
-    rates = [(holder, name, rate) for holder in own for name in _DROPOUTS
-             if isinstance(rate := getattr(holder, name, None), float)]  # fmt: skip
-    callers = bool(getattr(model, "_require_grads_hooks", None))
-    model.disable_input_require_grads()
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    # With it transformers makes the embedding's output require gradients, for the reentrant way, and never undoes that.
-    model.disable_input_require_grads()
-    try:
-        for holder, name, _ in rates:
-            setattr(holder, name, 0.0)
-        for block in blocks:
-            block.training = True  # of the block alone: its parts, dropouts among them, stay in evaluation mode
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-        if callers:
-            model.enable_input_require_grads()
-        for block in blocks:
-            block.training = False
-        for holder, name, rate in rates:
-            setattr(holder, name, rate)

@@ -167,6 +167,8 @@ def why_not_joint(model: PreTrainedModel, samples: Sequence[Sample], pad: int) -
     by_length = sorted(samples, key=lambda sample: len(sample.joint[0].ids))
     try:
         error = joint_pass_error(model, [by_length[0], by_length[-1]], pad)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, RuntimeError) as problem:
         return f"this model cannot run them as one row ({first_line(problem)})"
     if not error <= _TOLERANCE.get(model.dtype, 1e-3):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
 from restorelcc.base.cell import Cell
@@ -41,7 +41,7 @@ from restorelcc.stages.capture.capture import (
 from restorelcc.stages.capture.parts import PartReader, finished_part, mark_of, part_folder, write_part
 
 LARGE_BUFFER = 2 * 2**20  # bytes; for smaller buffers, asking the system again would take longer than their use
-_PARTS_FORMAT = 2  # raise when a batch's part would hold other numbers than before
+_PARTS_FORMAT = 3  # raise when a batch's part would hold other numbers than before
 
 
 def run_dense(cell: Cell, config: CaptureConfig, model: ModelEntry, layout: Layout) -> None:
@@ -91,7 +91,7 @@ def _run(
         "responses": "none" if roles == (QUESTION,) else "joint" if reason is None else f"separate: {reason}",
     }
     name = "-".join(filter(None, (f"capture_{kind}", cell.model, cell.pruning)))
-    with part_folder(layout, name, _mark(metadata, config, network)) as folder:
+    with part_folder(layout, name, _mark(metadata, config, reader)) as folder:
         batches = plan(samples, config.token_budget, joint=reader.joint)
         parts = _captured(folder, reader, samples, batches, len(roles), title)
         heads = head_layout(network)
@@ -133,9 +133,10 @@ def _tokens_digest(tuples: Sequence[EncodedContrast]) -> str:
     return total.hexdigest()
 
 
-def _mark(metadata: dict[str, str], config: CaptureConfig, network: PreTrainedModel) -> str:
-    """Of all that the bytes of a part depend on."""
-    computed = {"device": network.device.type, "threads": torch.get_num_threads()}
+def _mark(metadata: dict[str, str], config: CaptureConfig, reader: HeadReader) -> str:
+    """Of all that the bytes of a part, and which samples are in it, depend on."""
+    network = reader.model
+    computed = {"device": network.device.type, "threads": torch.get_num_threads(), "joint": reader.joint}
     versions = {name: version(name) for name in ("torch", "transformers")}
     attention = network.config._attn_implementation
     return mark_of(

@@ -47,12 +47,21 @@ def within_memory(run: Callable[[int], T], budget: int) -> T:
 
 
 def budgeted_lm(base: type, budget: int, **arguments: Any) -> Any:
-    """lm-eval's model class `base` whose automatic batch holds `budget` tokens; nothing is tried out beforehand."""
+    """lm-eval's model class `base` whose automatic batch holds `budget` tokens; nothing is tried out beforehand.
+
+    lm-eval asks for the size of a batch again with every request that it puts in, the longest first. The first decides,
+    since all are padded to its length.
+    """
 
     class Budgeted(base):
+        _rows, _next = 1, 0  # of the batch being filled; the request that begins another
+
         def _batch_scheduler(self, pos: int, n_reordered_requests: list[tuple[Any, list[int], list[int]]]) -> int:
-            _, context, continuation = n_reordered_requests[pos]
-            return max(1, budget // min(len(context) + len(continuation), self.max_length))
+            if pos in (0, self._next):
+                _, context, continuation = n_reordered_requests[pos]
+                self._rows = max(1, budget // min(len(context) + len(continuation), self.max_length))
+                self._next = pos + self._rows
+            return self._rows
 
         def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
             return max(1, budget // min(self.max_length, LONGEST))

@@ -59,10 +59,11 @@ def file_bytes(checkpoint: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(checkpoint))
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that was in use so far: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+def peak_memory_bytes(model: PreTrainedModel) -> int:
+    """The most memory that was in use so far: of the GPUs that the model is on, or else of this process."""
+    gpus = {part.device for part in model.parameters() if part.device.type == "cuda"}
+    if gpus:
+        return sum(int(torch.cuda.max_memory_allocated(device)) for device in gpus)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

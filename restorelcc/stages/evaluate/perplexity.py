@@ -129,5 +129,5 @@ def word_perplexity(
         "tokens": sum(scored),
         "value": _perplexity(total, words),
         "bytes": size,
-        "bits_per_byte": total / size / math.log(2),
+        "bits_per_byte": total / size / math.log(2) if math.isfinite(total) else None,
     }

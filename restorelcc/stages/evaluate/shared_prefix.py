@@ -56,7 +56,7 @@ def shared_log_likelihoods(
     model: PreTrainedModel, requests: Sequence[Scored], *, budget: int, pad: int, quiet: bool = False
 ) -> list[Result]:
     """Of every request, in their order. budget: tokens of one batch, padding included."""
-    trees = trees_of([request.inputs for request in requests])
+    trees = trees_of([request.inputs for request in requests], budget)
     found: dict[int, Result] = {}
     lengths = [len(tree.ids) for tree, _ in trees]
     lines = lines_of(lengths)
@@ -135,16 +135,18 @@ def _summed(request_R: Tensor, log_p_R: Tensor, right_R: Tensor) -> dict[int, Re
     return {int(n): (float(s), float(w) == 0) for n, s, w in zip(numbers, sums, wrong, strict=True)}
 
 
-def why_not_shared(model: PreTrainedModel, requests: Sequence[Scored], pad: int) -> str | None:
+def why_not_shared(model: PreTrainedModel, requests: Sequence[Scored], pad: int, budget: int) -> str | None:
     """None when sharing gives this model's own log-likelihoods; otherwise the reason. Tried on the longest tree, behind
-    the shortest one."""
+    the shortest one. budget: tokens of one batch."""
     if not can_pack(model):
         return f"{model.config._attn_implementation} attention accepts no custom mask"
-    trees = sorted(trees_of([request.inputs for request in requests]), key=lambda each: len(each[0].ids))
+    trees = sorted(trees_of([request.inputs for request in requests], budget), key=lambda each: len(each[0].ids))
     numbers = sorted({*trees[0][1], *trees[-1][1]})
     some = [requests[number] for number in numbers]
     try:
-        together = shared_log_likelihoods(model, some, budget=2**20, pad=pad, quiet=True)
+        together = shared_log_likelihoods(model, some, budget=budget, pad=pad, quiet=True)
+    except torch.OutOfMemoryError:
+        raise  # a smaller budget may do
     except (ValueError, TypeError, RuntimeError) as problem:
         return f"this model cannot run them as one row ({first_line(problem)})"
     for request, (value, _) in zip(some, together, strict=True):
@@ -161,8 +163,10 @@ def sharing(base: type, budget: int) -> type:
         def _loglikelihood_tokens(
             self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[Result]:
+            if override_bs is not None:  # windows of running text, a batch at a time
+                return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             asked, pad = scored(requests, self.max_length), self.tokenizer.pad_token_id or 0
-            reason = why_not_shared(self.model, asked, pad) if asked else None
+            reason = why_not_shared(self.model, asked, pad, budget) if asked else None
             if reason is not None:
                 notice("evaluate", f"requests run one by one: {reason}")
                 return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)

@@ -106,6 +106,7 @@ def run_recovered(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout:
         evaluation, _ = loaded(variant)
         evaluation.measure_quality()
         evaluation.compare_with(others)
+        evaluation.let_go()
         kept = ("measured", "tasks", "mean", "perplexity", "bits_per_byte", "sparsity", "params_added", "recovered")
         return {name: evaluation.metrics[name] for name in kept if name in evaluation.metrics}
 
@@ -116,5 +117,6 @@ def run_recovered(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout:
     evaluation.metrics["params_trained"] = document["params_trained"]
     evaluation.details["no_change"] = document.get("no_change", False)
     if document["kind"] == "adapter":
+        evaluation.let_go()  # before the merged ones are loaded
         evaluation.metrics["variants"] = {variant: merged(variant) for variant in MERGED}
     evaluation.write()

@@ -24,6 +24,7 @@ RATIOS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "weighted_perplexity": lambda ratio: np.exp(-ratio),
     "bits_per_byte": lambda ratio: -ratio / math.log(2),
 }
+_NOTHING = 1e-9  # of mean accuracy: sums of the same shares in another order differ by less, other answers by more
 _CHUNK = 2**22  # numbers of the largest array of a bootstrap over items that all differ
 
 
@@ -100,11 +101,12 @@ def recovered_share(
     point = [mean_accuracy(model) for model in (dense, pruned)] + [float(np.mean([mean_accuracy(run) for run in runs]))]
     lost, gained = point[0] - point[1], point[2] - point[1]
     method = {"method": "paired bootstrap", "samples": samples, "seeds": len(runs), "lost": lost, "gained": gained}
-    if lost <= 0:
+    if lost <= _NOTHING:
         return {"mean": None, "ci95": None, "reason": "pruning lost nothing"} | method
     lost_S, gained_S = means[0] - means[1], restored_S - means[1]
-    lossless = float(np.mean(lost_S <= 0))
-    share_S = np.divide(gained_S, lost_S, out=np.zeros(samples), where=lost_S > 0)[lost_S > 0]
+    lossy_S = lost_S > _NOTHING
+    lossless = float(np.mean(~lossy_S))
+    share_S = gained_S[lossy_S] / lost_S[lossy_S]
     # Lossless draws could lie on either side: each tail keeps only what they leave of its 2.5 %.
     tail = 0.025 - lossless
     interval = [None, None] if tail <= 0 else [float(bound) for bound in np.quantile(share_S, [tail, 1 - tail])]

@@ -20,6 +20,7 @@ from restorelcc.base.progress import progress
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.hooks import added_to_inputs, logits_at
 from restorelcc.models.packing import Row, alone, can_pack, model_inputs, packed, padded
+from restorelcc.models.runtime import loss_scale
 from restorelcc.models.text import EncodedContrast, EncodedPair, batches_by_length
 
 
@@ -96,7 +97,7 @@ def gradient_scores(model: PreTrainedModel, batches: Sequence[MarginBatch], edit
     """
     layout = head_layout(model)
     total_LH = torch.zeros(layout.layers, layout.heads, dtype=torch.float64)
-    count = sum(len(batch.samples) for batch in batches)
+    count, scale = sum(len(batch.samples) for batch in batches), loss_scale(model)
     for batch in progress(batches, "probe gradient", "batches"):
         rows = len(batch.owner_R)
         offsets = [
@@ -105,11 +106,11 @@ def gradient_scores(model: PreTrainedModel, batches: Sequence[MarginBatch], edit
         ]
         edited = added_to_inputs(enumerate(out_projections(model)), offsets.__getitem__, expected=layout.layers)
         with edited, torch.enable_grad():
-            batch.margin_B(model).sum().backward()
+            (batch.margin_B(model).sum() * scale).backward()
         owner = torch.tensor([batch.samples[position] for position in batch.owner_R])
         for layer, offset in enumerate(offsets):
             assert offset.grad is not None
-            grad_RHD = layout.split(offset.grad[:, 0].cpu().double())
+            grad_RHD = layout.split(offset.grad[:, 0].cpu().double()) / scale
             edit_NHD = edit_LNHD[layer].double()
             total_LH[layer] += (grad_RHD * (edit_NHD[owner] if len(edit_NHD) > 1 else edit_NHD)).sum(dim=(0, 2))
     return total_LH / count

@@ -23,10 +23,10 @@ from restorelcc.models.placement import whole
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
+from restorelcc.training.checkpointing import checkpointed_blocks
 from restorelcc.training.closed_form import input_moments
 from restorelcc.training.compensation import pairs_task
 from restorelcc.training.config import SiteName
-from restorelcc.training.loop import checkpointed_blocks
 
 
 def with_adapters(model: PreTrainedModel, sites: tuple[SiteName, ...], rank: int, *, dora: bool = False) -> PeftModel:

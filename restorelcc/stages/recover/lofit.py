@@ -15,8 +15,9 @@ from restorelcc.stages.recover.result import HEAD_RATIO, Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation, site_linears
 from restorelcc.training.attached_weights import HeadScales, attached_weights
 from restorelcc.training.best import fit_best
+from restorelcc.training.checkpointing import checkpointed_blocks
 from restorelcc.training.compensation import pairs_task
-from restorelcc.training.loop import Task, checkpointed_blocks
+from restorelcc.training.loop import Task
 
 
 def strongest_heads(score_LH: Tensor, layout: HeadLayout, ratio: float) -> list[tuple[int, int]]:

@@ -18,14 +18,14 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.progress import progress
 from restorelcc.models.architectures import all_blocks, family_of, head_layout, linears_of, numbered_blocks
 from restorelcc.models.checkpoints import local_folder
-from restorelcc.models.runtime import pick_device, pick_dtype, return_large_buffers
+from restorelcc.models.runtime import loss_scale, pick_device, pick_dtype, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.models.walk import BlockStep, InMemory, Weights, walk_blocks
 from restorelcc.sparsity.streaming import StreamedWeights, can_stream, empty_model
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached_weights import MaskedChange, apply_change, attached_weights
 from restorelcc.training.best import Choice, fit_best
-from restorelcc.training.loop import Task, loss_scale
+from restorelcc.training.loop import Task
 
 _VALID_SHARE = 10  # one batch in ten chooses the rate
 

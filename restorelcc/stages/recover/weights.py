@@ -14,10 +14,11 @@ from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import MaskedChange, MaskedLora, apply_change, attached_weights
 from restorelcc.training.best import fit_best
+from restorelcc.training.checkpointing import checkpointed_blocks
 from restorelcc.training.compensation import pairs_task
 from restorelcc.training.config import SITES
 from restorelcc.training.distillation import dense_targets, distilled_task
-from restorelcc.training.loop import Task, checkpointed_blocks
+from restorelcc.training.loop import Task
 
 _TOP_K = 64  # most probable tokens of the dense model that are kept for each position, the others are one class
 

@@ -122,6 +122,31 @@ def test_killed_at_any_point_it_goes_on_and_ends_byte_identical(
     assert resumed >= 5
 
 
+def test_batches_of_another_plan_are_not_taken_for_those_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether rows share lines may be decided otherwise the second time: the batches have the same shapes then."""
+    layout = project(tmp_path)
+    texts = [" ".join(f"w{(length + at) % 50 + 3}" for at in range(length)) for length in (40, 10, 30, 20)]
+    rows = [
+        {"sample_id": n, "task": "t", "question": t, "positive": "w5", "negative": "w6"} for n, t in enumerate(texts)
+    ]
+    write_tuples(layout, rows)
+    config, stage = CaptureConfig(token_budget=96), "restorelcc.stages.capture.stage"
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"{stage}.write_activations", stop)
+        run_pruned(CELL, config, ENTRY, layout)
+    monkeypatch.setattr(f"{stage}.why_not_joint", lambda *_: "not today")
+    run_pruned(CELL, config, ENTRY, layout)
+    resumed = _contents(layout.pruned_activations(CELL))
+    run_pruned(CELL, config, ENTRY, layout)
+    assert _contents(layout.pruned_activations(CELL)) == resumed
+
+
 def test_finished_batches_are_not_computed_again_unless_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,8 +14,9 @@ from restorelcc.models.text import EncodedPair
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.training.attached import HeadCompensation, TrainableCompensation, attached
+from restorelcc.training.checkpointing import checkpointed_blocks
 from restorelcc.training.compensation import Pairs, pairs_task
-from restorelcc.training.loop import Fitted, checkpointed_blocks, fit
+from restorelcc.training.loop import Fitted, fit
 from restorelcc.training.losses import IGNORED, mean_loss, response_batch, response_loss
 from tests import pico
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_json
+from restorelcc.base.documents import json_text, read_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.cli.export import say_what_was_written
@@ -28,9 +30,9 @@ from restorelcc.stages.recover import RecoverConfig
 from restorelcc.stages.recover.stage import run as run_method
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.stage import run as run_report
-from restorelcc.training.best import Start, fit_best
+from restorelcc.training.best import Choice, Start, fit_best
 from restorelcc.training.config import FitConfig
-from restorelcc.training.loop import Diverged, Task
+from restorelcc.training.loop import Diverged, Fitted, Task, fit
 from restorelcc.training.state import TrainingState
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, words
@@ -82,6 +84,38 @@ def test_the_least_validation_loss_wins_be_it_that_of_no_change(
     names = [row["candidate"] for row in told["candidates"]]
     assert names == ["no change", *(["start"] if start == "guess" else []), "training", "training"]
     assert told["valid_loss"] == min(row["valid_loss"] for row in told["candidates"])
+
+
+@pytest.mark.parametrize("lost", [math.inf, math.nan])
+def test_a_start_that_is_no_number_is_written_and_goes_on(lost: float, tmp_path: Path) -> None:
+    """As a float16 model that overflows on one validation pair until it is trained."""
+
+    def result(stop: int | None) -> Fitted:
+        weight, losses, calls = nn.Linear(1, 1, bias=False), iter([lost, 3.0, 2.0, lost]), []
+        nn.init.zeros_(weight.weight)
+
+        def summed(rows: list[int]) -> Tensor:
+            calls.append(rows)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return weight.weight.sum() * len(rows)
+
+        store = TrainingState(tmp_path / "state.safetensors")
+        config = FitConfig(epochs=2, batch_size=4, checkpoint_steps=1)
+        task = Task(summed, [1] * 8, lambda: next(losses))
+        if stop is None and store.path.is_file():
+            losses = iter([3.0, 2.0, lost])
+        return fit(weight, task, config, learning_rate=0.1, title="t", store=store)
+
+    whole = result(None).as_json()
+    (tmp_path / "state.safetensors").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        result(2)
+    found = result(None)
+    assert found.as_json() == whole
+    assert (whole["initial_loss"], whole["valid_losses"], whole["valid_loss"]) == (None, [3.0, 2.0], 2.0)
+    told = Choice("training", 2.0, found, [found], unchanged_loss=lost).as_json()
+    assert json.loads(json_text(told))["candidates"][0] == {"candidate": "no change", "valid_loss": None}
 
 
 def test_equal_losses_change_nothing() -> None:

@@ -22,9 +22,10 @@ from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training import loop
 from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears
+from restorelcc.training.checkpointing import checkpointed_blocks
 from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.training.config import SITES, FitConfig
-from restorelcc.training.loop import Fitted, Task, checkpointed_blocks, fit
+from restorelcc.training.loop import Fitted, Task, fit
 from restorelcc.training.losses import pair_losses, response_batch, response_loss, similar_parts
 from restorelcc.training.state import TrainingState
 from tests import pico

@@ -1,6 +1,7 @@
 """What a model costs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,4 +62,10 @@ def test_file_size_and_peak_memory(tmp_path: Path) -> None:
     model = pico.pico()
     model.save_pretrained(tmp_path)
     assert file_bytes(tmp_path) == (tmp_path / "model.safetensors").stat().st_size
-    assert peak_memory_bytes(torch.device("cpu")) > 50 * 2**20
+    assert peak_memory_bytes(model) > 50 * 2**20
+
+
+def test_peak_memory_of_a_model_on_two_gpus_is_that_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 100 + device.index)
+    parts = [SimpleNamespace(device=torch.device("cuda", number)) for number in (0, 1, 1)]
+    assert peak_memory_bytes(SimpleNamespace(parameters=lambda: iter(parts))) == 201

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator
 
 from restorelcc.base.errors import BadInput
 from restorelcc.models.packing import trees_of
+from restorelcc.stages.evaluate.batches import budgeted_lm
 from restorelcc.stages.evaluate.shared_prefix import (
     log_probabilities,
     scored,
@@ -48,7 +51,7 @@ def _stock(model: Any, requests: Requests, base: type = HFLM) -> list[tuple[floa
 def test_every_family_gives_lm_evals_log_likelihoods(family: str) -> None:
     model, requests = pico.pico(family), _requests()
     asked = scored(requests, 24)
-    reason = why_not_shared(model, asked, 0)
+    reason = why_not_shared(model, asked, 0, 100)
     expected = _stock(model, requests)
     if reason is None:
         found = shared_log_likelihoods(model, asked, budget=100, pad=0, quiet=True)
@@ -72,7 +75,7 @@ def test_a_large_vocabulary_rounds_as_lm_eval_does() -> None:
 
 def test_sharing_saves_tokens_and_leaves_none_out() -> None:
     sequences = [each.inputs for each in scored(_requests(), 24)]
-    trees = trees_of(sequences)
+    trees = trees_of(sequences, 100)
     assert sorted(number for _, members in trees for number in members) == list(range(len(sequences)))
     for tree, members in trees:
         for place, number in enumerate(members):
@@ -84,13 +87,46 @@ def test_sharing_saves_tokens_and_leaves_none_out() -> None:
 
 
 def test_sequences_without_a_common_start_stay_apart() -> None:
-    assert [members for _, members in trees_of([[5, 6, 7], [8, 9], [5, 6, 8], [5, 9, 9, 9, 9, 9]])] == [
+    assert [members for _, members in trees_of([[5, 6, 7], [8, 9], [5, 6, 8], [5, 9, 9, 9, 9, 9]], 99)] == [
         [0, 2],
         [3],
         [1],
     ]
-    (tree, members), *_ = trees_of([[1, 2, 3], [1, 2, 3]])
+    (tree, members), *_ = trees_of([[1, 2, 3], [1, 2, 3]], 99)
     assert (tree.trunk, tree.tails, members) == ([1, 2, 3], [[], []], [0, 1])
+
+
+def test_what_little_is_shared_makes_no_row_of_many() -> None:
+    """As with one request for each document, which share a BOS token: attention over all in one row costs far more."""
+    documents = [[1, *range(100 * number, 100 * number + 80)] for number in range(1, 11)]
+    assert [members for _, members in trees_of(documents, 8192)] == [[number] for number in range(10)]
+    choices = [[*range(100, 140), 200 + number] for number in range(10)]
+    trees = trees_of(choices, 45)
+    assert sorted(number for _, members in trees for number in members) == list(range(10))
+    assert [len(tree.ids) for tree, _ in trees] == [45, 45], "forty shared ones and one of each"
+
+
+def test_windows_of_running_text_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = pico.pico(), []
+    handle = model.register_forward_pre_hook(lambda *_: passes.append(True))
+    lm = budgeted_lm(sharing(HFLM, 16), 16, pretrained=model, tokenizer=pico.word_tokenizer(), max_length=16)
+    text = " ".join(f"w{number % 50 + 3}" for number in range(40))
+    found = lm.loglikelihood_rolling([SimpleNamespace(args=(text,))], disable_tqdm=True)
+    handle.remove()
+    assert len(passes) == 3
+    plain = HFLM(pretrained=model, tokenizer=pico.word_tokenizer(), batch_size=1, max_length=16)
+    assert found == pytest.approx(plain.loglikelihood_rolling([SimpleNamespace(args=(text,))], disable_tqdm=True))
+
+
+def test_a_batch_of_lm_eval_holds_the_budget_with_its_padding() -> None:
+    """The first request of a batch is its longest, and all are padded to it."""
+    lm = budgeted_lm(HFLM, 8192, pretrained=pico.pico(), tokenizer=pico.word_tokenizer(), max_length=2048)
+    lengths = [1000, 900, *[10] * 1000, 7]
+    requests = [(None, [3] * (length - 1), [4]) for length in lengths]
+    chunks = list(Collator.get_chunks(requests, fn=lm._batch_scheduler))
+    assert [len(request[1]) + 1 for chunk in chunks for request in chunk] == lengths
+    assert [len(chunk) for chunk in chunks] == [8, 819, 176]
+    assert [len(chunk) for chunk in Collator.get_chunks(requests, fn=lm._batch_scheduler)] == [8, 819, 176]
 
 
 def test_an_answer_longer_than_the_context_is_refused() -> None:

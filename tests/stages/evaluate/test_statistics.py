@@ -45,6 +45,21 @@ def test_a_planted_gain_is_found_and_no_gain_is_not() -> None:
     assert recovered_share(dense, pruned, noise, samples=2000, seed=0)["ci95"][0] < 0
 
 
+def test_equal_means_in_another_order_are_no_loss() -> None:
+    """np.mean([.1, .2, .3]) - np.mean([.3, .2, .1]) is 5.6e-17: a share of it would be 1e16."""
+    tasks = {right: np.array([1.0] * right + [0.0] * (10 - right)) for right in (1, 2, 3)}
+    dense, pruned = ({"a": tasks[a], "b": tasks[2], "c": tasks[b]} for a, b in ((1, 3), (3, 1)))
+    assert np.mean([0.1, 0.2, 0.3]) != np.mean([0.3, 0.2, 0.1])
+    everything = {task: np.ones(10) for task in "abc"}
+    for one, other in ((dense, pruned), (pruned, dense)):
+        found = recovered_share(one, other, everything, samples=500, seed=0)
+        assert (found["mean"], found["ci95"], found["reason"]) == (None, None, "pruning lost nothing")
+    better = dense | {"a": tasks[2]}
+    drawn = recovered_share(better, pruned, everything, samples=500, seed=0)
+    assert drawn["mean"] == pytest.approx((1 - 0.2) / (0.7 / 3 - 0.2))
+    assert drawn["ci95"] == [None, None], "in far more than a fortieth of the draws nothing is lost"
+
+
 def test_drawing_outcomes_is_drawing_items() -> None:
     """The interval equals that of a bootstrap over items, drawn one by one."""
     dense, pruned, restored = _model(0.95, 0), _model(0.6, 1), _model(0.3, 2, _model(0.6, 1))

@@ -41,6 +41,22 @@ def _margin(model: torch.nn.Module, pair: EncodedContrast) -> float:
     return total[0] - total[1]
 
 
+def test_small_gradients_of_a_float16_model_are_not_zero() -> None:
+    """Below 6e-8 float16 has no numbers."""
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        model = pico.pico()
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(1e-4)
+        model.to(dtype)
+        layout = head_layout(model)
+        batches = margin_batches(model, encode_contrasts(pico.word_tokenizer(), tuples(7), 99), token_budget=60, pad=0)
+        edit_LNHD = torch.ones(layout.layers, 1, layout.heads, layout.head_dim)
+        found.append(gradient_scores(model, batches, edit_LNHD))
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.02 * float(found[0].abs().max()))
+    assert bool((found[1] != 0).all())
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 @pytest.mark.parametrize("joint", [True, False])
 def test_scores_equal_forward_passes_one_by_one(family: str, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+import weakref
 from itertools import islice
 from typing import Any
 
@@ -30,7 +31,7 @@ from restorelcc.models.architectures import (
     out_projections,
     prunable_linears,
 )
-from restorelcc.models.checkpoints import load_model
+from restorelcc.models.checkpoints import load_entry, load_model
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.hooks import hooked
 from restorelcc.models.tensor_files import stored_tensors
@@ -154,9 +155,19 @@ def test_adapters_are_reported_unmerged_merged_and_with_the_zeros_put_back(
     by_pruning = 9  # biases that `refined` has added
     monkeypatch.setattr("restorelcc.stages.evaluate.evaluation.added_by_pruning", lambda _: by_pruning)
     cell, document = _trained(name, layout)
+    loaded: list[weakref.ref] = []
+
+    def load(*arguments: Any, **keywords: Any) -> Any:
+        assert not any(each() is not None for each in loaded), "one model at a time"
+        network = load_entry(*arguments, **keywords)
+        loaded.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr("restorelcc.stages.evaluate.evaluation.load_entry", load)
     assert document["kind"] == "adapter"
     assert {path.suffix for path in (layout.recovered(cell) / "adapter").iterdir()} == {".json", ".safetensors"}
     run_recovered(cell, EVALUATE, ENTRY, layout)
+    assert len(loaded) == 3
     metrics = read_json(layout.metrics(cell))
     merged, remasked = (metrics["variants"][key] for key in ("merged", "merged, zeros put back"))
     assert merged["perplexity"]["value"] == pytest.approx(metrics["perplexity"]["value"], rel=1e-3)
