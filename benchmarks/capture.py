@@ -36,9 +36,8 @@ from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout, out_projections
 from restorelcc.models.checkpoints import load_model, load_tokenizer
 from restorelcc.models.packing import alone, model_inputs, padded
-from restorelcc.models.runtime import return_large_buffers
+from restorelcc.models.runtime import return_large_buffers, tokens_of_a_pass
 from restorelcc.models.text import batches_by_length, encode_contrasts
-from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import HeadReader, Sample, plan, read_batches
 from restorelcc.stages.capture.parts import write_part
 from restorelcc.stages.capture.stage import LARGE_BUFFER, write_activations
@@ -216,7 +215,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("data/tiny"))
     parser.add_argument("--pruning", default="wanda-0.5")
     parser.add_argument("--samples", type=int, default=128, help="tuples of the large model")
-    parser.add_argument("--budget", type=int, default=CaptureConfig().token_budget, help="capture.token_budget")
+    budget = tokens_of_a_pass(torch.device("cpu"), "auto")
+    parser.add_argument("--budget", type=int, default=budget, help="capture.token_budget")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=2, help="rounds in which (a) takes part")
     parser.add_argument("--threads", type=int, default=0, help="0: one for the embedded model, as params.yaml has it")

@@ -39,7 +39,7 @@ from restorelcc.base.package_data import SOURCE
 from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_model, load_tokenizer
-from restorelcc.models.runtime import prepare
+from restorelcc.models.runtime import prepare, tokens_of_a_pass
 from restorelcc.models.text import EncodedPair, encode_contrasts
 from restorelcc.pipeline.plan_costs import shapes_of
 from restorelcc.pipeline.plan_rate import EFFICIENCY
@@ -160,7 +160,7 @@ def capture(network: PreTrainedModel, layout: Layout, rounds: int, samples: int 
 
 def _captured(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ours(case, CaptureConfig().token_budget, Path(folder))
+        ours(case, tokens_of_a_pass(torch.device("cpu"), CaptureConfig().token_budget), Path(folder))
 
 
 # evaluation

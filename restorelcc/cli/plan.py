@@ -120,7 +120,7 @@ def planned(params: Params, cells: list[Cell], layout: Layout, known: Known) -> 
             check_scores(network.config, parsed.name)
         if parsed.pruner in STRUCTURED_PRUNERS:
             check_whole_parts(network.config, str(cell.pruning))
-    shapes, work = shapes_of(network), workload(params, alias, layout)
+    shapes, work = shapes_of(network), workload(params, alias, layout, device)
     of_model = reached(device.type, known.threads) * known.flops_per_second
     of_cpu = reached("cpu", known.threads) * (known.flops_per_second_of_cpu or known.flops_per_second)
     without_model = {"probe": not needs_model(params.section(alias, "probe")), "corpus": not work.written}

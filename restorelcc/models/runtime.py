@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOGITS = {"cpu": 2**25, "cuda": 2**29}  # entries that stand in memory at once, several times over in training
+_PASS = {"cpu": 768, "cuda": 4096}  # tokens of a pass without logits
 _M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 
 
@@ -105,6 +106,12 @@ def computes_as(dtype: str, device: str) -> str:
 def loss_scale(model: nn.Module) -> float:
     """What the loss is multiplied with on its way back: small gradients of a float16 model would round to zero."""
     return 2.0**10 if any(part.dtype == torch.float16 for part in model.parameters()) else 1.0
+
+
+def tokens_of_a_pass(device: torch.device, budget: int | Literal["auto"]) -> int:
+    """Tokens of one forward pass that projects none onto the vocabulary; auto: 768 on a CPU, whose caches hold less of
+    a larger batch, and 4,096 on a GPU, which fewer would not keep busy."""
+    return _PASS["cuda" if device.type == "cuda" else "cpu"] if budget == "auto" else budget
 
 
 def positions_at_once(device: torch.device, vocabulary: int) -> int:

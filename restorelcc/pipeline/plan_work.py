@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
+
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.package_data import is_of_the_package
 from restorelcc.base.tables import EXAMPLES, read_table, read_texts
+from restorelcc.models.runtime import tokens_of_a_pass
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.plan_costs import (
     CHARACTERS,
@@ -41,7 +44,7 @@ OTHER_TASK = (1000, 100, 20)
 _WORLD_TASKS = 5  # of the embedded world
 
 
-def workload(params: Params, alias: str, layout: Layout) -> Workload:
+def workload(params: Params, alias: str, layout: Layout, device: torch.device) -> Workload:
     """Counts of params.yaml; lengths of the texts as in the corpus, where it is written already."""
     entry, section = params.models[alias], lambda name: params.section(alias, name)
     corpus, world, train = section("corpus"), section("corpus").microworld, section("compensate")
@@ -67,7 +70,7 @@ def workload(params: Params, alias: str, layout: Layout) -> Workload:
         compared=evaluate.generation.heldout_tokens,
         prompts=evaluate.generation.prompts,
         new_tokens=evaluate.generation.new_tokens,
-        token_budget=section("capture").token_budget,
+        token_budget=tokens_of_a_pass(device, section("capture").token_budget),
         train_batch=train.batch_size,
         runs=len(train.learning_rates),
         epochs=train.epochs,

@@ -71,7 +71,7 @@ EMBEDDED = {
     },
     "prune": {"samples": 256, "sequence_length": 2048, "token_budget": 4096, "seed": 42, "damping": 0.01}
     | {"slimgpt_first_layer": 1.0, "allocation": "uniform", "external": {}},
-    "capture": {"max_tokens": 1024, "token_budget": 768},
+    "capture": {"max_tokens": 1024, "token_budget": "auto"},
     "extract": {"solver": "auto"},
     "probe": {"score": "paper", "scores": ["paper", "relational", "gradient", "random", "mse", "kl", "energy"]}
     | {"components": 1, "solver": "auto", "steps": 200, "learning_rate": 0.01, "heldout_share": 0.3, "seed": 42},

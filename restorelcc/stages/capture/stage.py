@@ -92,7 +92,7 @@ def _run(
     }
     name = "-".join(filter(None, (f"capture_{kind}", cell.model, cell.pruning)))
     with part_folder(layout, name, _mark(metadata, config, reader)) as folder:
-        batches = plan(samples, config.token_budget, joint=reader.joint)
+        batches = plan(samples, tokens_of_a_pass(network.device, config.token_budget), joint=reader.joint)
         parts = _captured(folder, reader, samples, batches, len(roles), title)
         heads = head_layout(network)
         ids = [row["sample_id"] for row in rows]
