@@ -81,22 +81,19 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
     params = load_params(root / "params.yaml") if (root / "params.yaml").is_file() else None
-    absent = [] if params is None else lay_out_what_is_here(params, Layout(root.resolve()))
+    if params is not None:
+        lay_out_what_is_here(params, Layout(root.resolve()))
     fetch = ("fetch", "--run-cache", "--remote", name)
     fetched = dvc(root, *fetch, remote=name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
     answers = fetched or _answers(root, name)
     if answers and not fetched:  # one connection was cut, or there are files that the remote does not have
         fetched = dvc(root, *fetch, remote=name) == 0
-    count, missing = restored(root, name) if answers else restore_from_cache(root, name, download=False)
-    if params is not None and absent:
-        still = lay_out_what_is_here(params, Layout(root.resolve()))
-        if len(still) < len(absent) and answers:  # files of `dvc add`, which are here now
-            more, missing = restored(root, name)
-            count += more
-        for sentence in still:
+    found = restored(root, name) if answers else restore_from_cache(root, name, download=False)
+    if params is not None:
+        for sentence in lay_out_what_is_here(params, Layout(root.resolve())):  # with files of `dvc add`, here by now
             note(sentence)
-    say(f"{count} stages restored, {len(missing)} left to compute")
+    say(f"{found.restored} stages restored, {len(found.missing)} left to compute")
     if answers and (lost := lost_files(root)):
         raise StageFailed(
             f"{len(lost)} files of dvc.lock are missing or damaged in the remote, or could not be written here (see "

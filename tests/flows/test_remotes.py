@@ -10,6 +10,7 @@ import time
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import boto3
@@ -20,6 +21,7 @@ from flows.dag import read_dag
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.run_cache import _links_to
 from tests.flows.light import FEW, LightProject
 from tests.flows.servers import Cutter, free_port
 
@@ -119,9 +121,61 @@ def test_what_else_is_tracked_in_the_project_comes_along_and_the_flow_passes_it_
     bob = ann.clone(tmp_path / "bob")
     assert "0 left to compute" in ok(bob, remote, "pull")
     assert (bob.folder / "pairs.jsonl").read_text() == "{}" == (bob.folder / "shipped").read_text()
-    (bob.folder / "pairs.jsonl").write_text("edited")
+
+
+@pytest.mark.parametrize("remote", ["folder"], indirect=True)
+def test_an_older_version_of_a_tracked_file_gives_way_and_an_edit_stays(
+    computed: LightProject, remote: Remote, tmp_path: Path
+) -> None:
+    ann = computed.copy(tmp_path / "ann")
+    (ann.folder / "elsewhere").mkdir()
+    copied = {"cmd": "cp ../pairs.jsonl copied", "deps": ["../pairs.jsonl"], "outs": ["copied"]}
+    (ann.folder / "elsewhere/dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": copied}}))
+
+    def compute(text: str) -> None:
+        (ann.folder / "pairs.jsonl").write_text(text)
+        ann.sh("dvc", "add", "--quiet", "pairs.jsonl")
+        ann.sh("dvc", "repro", "--quiet", "elsewhere/dvc.yaml")
+        ann.commit(text)
+
+    def bobs() -> tuple[str, str, str]:
+        files = [bob.folder / name for name in ("pairs.jsonl", "elsewhere/copied")]
+        return *(file.read_text() for file in files), bob.sh("git", "status", "--porcelain")
+
+    ok(ann, remote, "share", remote.url)
+    compute("old")
+    ok(ann, remote, "push")
+    bob = ann.clone(tmp_path / "bob")
     ok(bob, remote, "pull")
+    assert bobs() == ("old", "old", "")
+
+    compute("new")
+    bob.sh("git", "pull", "--quiet")
+    done = bob.restorelcc("pull")
+    assert done.code == 1, done.text
+    assert "pairs.jsonl is not what pairs.jsonl.dvc names, and neither the cache nor the remote has" in done.text
+    assert bobs() == ("old", "old", ""), "dvc.lock keeps the entries of the new version"
+    ok(ann, remote, "push")
+    assert "0 left to compute" in ok(bob, remote, "pull")
+    assert bobs() == ("new", "new", "")
+
+    (bob.folder / "pairs.jsonl").write_text("edited")
+    assert "pairs.jsonl was edited and stays as it is: `dvc add pairs.jsonl` keeps" in ok(bob, remote, "pull")
     assert (bob.folder / "pairs.jsonl").read_text() == "edited"
+
+
+def test_a_stage_reads_a_tracked_file_through_the_links_of_data_inputs(tmp_path: Path) -> None:
+    """Of which DVC's graph has no edge."""
+    tracked, folder = tmp_path / "pairs.jsonl", tmp_path / "data/inputs/mine"
+    (folder / "calibration").mkdir(parents=True)
+    for name in ("instructions", "calibration/00000-pairs.jsonl"):
+        (folder / name).symlink_to(tracked)
+    (folder / "heldout").symlink_to(tmp_path / "heldout.jsonl")
+    with chdir(tmp_path):
+        for name, expected in (("instructions", True), ("calibration", True), ("heldout", False)):
+            stage = SimpleNamespace(deps=[SimpleNamespace(fs_path=str(folder / name))])
+            assert _links_to(stage, [tracked]) is expected
+            assert not _links_to(stage, [])
 
 
 @pytest.mark.parametrize("remote", ["s3", "ssh"], indirect=True)
