@@ -185,15 +185,23 @@ def _write_lock(stages: list[Any]) -> None:
 
 
 def opened(root: Path) -> Any:
+    """DVC's repository. Raises BadInput where there is none, and for another folder of a project, from which DVC finds
+    the repository too, but not the stages."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
 
+    if not root.is_dir():
+        raise BadInput(f"--root {root} is not a folder: correct its path")
     try:
-        return Repo(str(root.resolve()), _wait_for_lock=True)
+        repo = Repo(str(root.resolve()), _wait_for_lock=True)
     except NotDvcRepoError as error:
         raise BadInput(f"{root.resolve()} is not a DVC project: run in the project's folder or give --root") from error
     except DvcException as error:
         raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error
+    if not Path(repo.root_dir).samefile(root) and not (root / "params.yaml").is_file():
+        repo.close()
+        raise BadInput(f"{root.resolve()} is a folder of the project {repo.root_dir}: run there, or give --root")
+    return repo
 
 
 def main() -> None:

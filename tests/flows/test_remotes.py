@@ -297,6 +297,7 @@ def test_a_corrupted_object_is_refused(computed: LightProject, remote: Remote, t
     assert bob.artifacts() == ann.artifacts()
 
 
+OF_A_FOLDER = [[*verb, "--root", "versions"] for verb in (["share", "/nowhere"], ["push"], ["pull"])]
 BAD = [
     (["push"], "no remote is configured: run `restorelcc share URL`"),
     (["pull", "--remote", "elsewhere"], "remote 'elsewhere' is unknown: known are none"),
@@ -305,6 +306,8 @@ BAD = [
     (["share", "s3://"], "names no bucket"),
     (["share", "folder", "--endpoint", "http://x"], "--endpoint is the address of an S3 server"),
     (["push", "--root", "/"], "is not a DVC project"),
+    *((verb, "/project/versions is a folder of the project ") for verb in OF_A_FOLDER),
+    (["pull", "--root", "nowhere"], "--root nowhere is not a folder: correct its path"),
     (["share", ""], "the remote has no address"),
     (["share", "."], "is the project's own folder"),
     (["share", "data/remote"], "is the project's own folder"),
