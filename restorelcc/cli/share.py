@@ -93,7 +93,8 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
     if params is not None:
         for sentence in lay_out_what_is_here(params, Layout(root.resolve())):  # with files of `dvc add`, here by now
             note(sentence)
-    say(f"{found.restored} stages restored, {len(found.missing)} left to compute")
+    locked = f"{found.as_locked} as dvc.lock has them, " if found.as_locked else ""
+    say(f"{found.restored} stages restored, {locked}{len(found.missing)} left to compute")
     if answers and (lost := lost_files(root)):
         raise StageFailed(
             f"{len(lost)} files of dvc.lock are missing or damaged in the remote, or could not be written here (see "

@@ -51,9 +51,11 @@ def fetch_records(root: Path, remote: str) -> None:
 
 
 class Found(NamedTuple):
-    """What `restore_from_cache` brought back: how many stages, by what their inputs are; and names of the others."""
+    """What `restore_from_cache` brought back: how many stages by their inputs, and how many as dvc.lock has them, for
+    the files that they read are not on this machine; and the names of those that are left to compute."""
 
     restored: int
+    as_locked: int
     missing: list[str]
 
 
@@ -68,6 +70,7 @@ def restore_from_cache(root: Path, remote: str, only: set[str] | None = None, do
     from dvc.stage.cache import RunCacheNotFoundError
 
     restored: list[Any] = []
+    as_locked: list[str] = []
     missing: list[str] = []
     # DVC looks for a run-cache entry's dvc.yaml in the working folder.
     with chdir(root), opened(Path()) as repo, lock_repo(repo):
@@ -86,20 +89,17 @@ def restore_from_cache(root: Path, remote: str, only: set[str] | None = None, do
                 needs = {needed.addressing for needed in graph.successors(stage)}
                 if needs.intersection(missing) or _links_to(stage, old):
                     missing.append(name)
-                elif stage in wanted:
+                elif stage in wanted and stage.changed():
                     try:
-                        if not stage.changed():
-                            continue
-                        if name.startswith(f"{INPUTS}@"):
-                            _record(stage)
-                        else:
-                            _restore(repo, stage, download)
-                        restored.append(stage)
-                    except (RunCacheNotFoundError, FileNotFoundError):  # the latter: of a file that nothing tracks
+                        if _record(stage) if name.startswith(f"{INPUTS}@") else _restore(repo, stage, download):
+                            restored.append(stage)
+                    except RunCacheNotFoundError:
                         missing.append(name)
+                    except FileNotFoundError:  # of a file that nothing tracks
+                        (as_locked if _check_out_as_locked(repo, stage) else missing).append(name)
         finally:
             _write_lock(restored)
-    return Found(len(restored), missing)
+    return Found(len(restored), len(as_locked), missing)
 
 
 def _is_asked_for(stage: Any, only: set[str] | None) -> bool:
@@ -164,18 +164,36 @@ def _links_to(stage: Any, paths: list[Path]) -> bool:
     return any(link.is_relative_to(path) or path.is_relative_to(link) for link in links for path in paths)
 
 
-def _restore(repo: Any, stage: Any, download: bool) -> None:
+def _restore(repo: Any, stage: Any, download: bool) -> bool:
     """As `dvc repro --pull` restores a stage, without pulling the whole run-cache again for each."""
     repo.stage_cache.restore(stage, pull=download)
     stage.save()
     stage.commit()
+    return True
 
 
-def _record(stage: Any) -> None:
+def _check_out_as_locked(repo: Any, stage: Any) -> bool:
+    """Whether a stage's results could be checked out as dvc.lock has them: its command is what it was, and so is all
+    that it reads and that is on this machine."""
+    from dvc.exceptions import DvcException
+
+    there = [dep for dep in stage.deps if dep.exists]
+    if stage.changed_stage() or any(dep.changed() for dep in there) or not stage.outs_cached():
+        return False
+    try:
+        repo.checkout([stage.addressing])
+    except DvcException:  # something else is there that the cache does not have
+        return False
+    return True
+
+
+def _record(stage: Any) -> bool:
     """Note what lies under data/inputs, which was just made here; where it could not be, what dvc.lock has stays."""
-    if all(out.exists for out in stage.outs):
-        stage.save()
-        stage.commit()
+    if not all(out.exists for out in stage.outs):
+        return False
+    stage.save()
+    stage.commit()
+    return True
 
 
 def _write_lock(stages: list[Any]) -> None:
