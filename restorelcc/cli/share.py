@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,7 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
                 f"{altered[0]} was altered on this disk, and a push would spread it ({len(altered)} such files): run "
                 "`restorelcc doctor --cache --fix`, then `dvc repro`, then push again"
             )
+    _note_edits(root)
     if dvc(root, "push", "--run-cache", "--remote", name, remote=name):
         if full := full_remote(root, name):
             raise StageFailed(f"the push did not complete: {full}")
@@ -64,6 +66,16 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
             "by `dvc repro`, then push again; all others were pushed"
         )
     say("pushed; commit and push dvc.lock too, so that others see the same results")
+
+
+def _note_edits(root: Path) -> None:
+    """Say which files of `dvc add` others would get in another version than the one that is here."""
+    from restorelcc.pipeline.inputs import edited_sources
+    from restorelcc.pipeline.params import load_params
+
+    with suppress(BadInput):  # of params.yaml, which a push does not need
+        for sentence in edited_sources(load_params(root / "params.yaml"), Layout(root.resolve())):
+            note(sentence)
 
 
 def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:

@@ -422,6 +422,25 @@ def test_a_push_that_a_full_disk_ends_says_so(
             app(["push"], standalone_mode=False)
 
 
+def test_a_push_notes_tracked_files_that_were_edited(
+    bare: LightProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = bare.copy(tmp_path / "copy")
+    (project.folder / "tasks").mkdir()
+    (project.folder / "tasks/one.yaml").write_text("task: one\n")
+    project.set("models.tiny.tasks", ["tasks"])
+    project.sh("dvc", "add", "tasks")
+    sentence = "`tasks` is not what tasks.dvc names: run `dvc add tasks` and commit it"
+    monkeypatch.setattr("restorelcc.pipeline.watched.dvc", lambda *_, **__: 0)
+    with chdir(project.folder):
+        app(["share", str(tmp_path / "remote")], standalone_mode=False)
+        app(["push"], standalone_mode=False)
+        assert sentence not in capsys.readouterr().err
+        (project.folder / "tasks/one.yaml").write_text("task: two\n")
+        app(["push"], standalone_mode=False)
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_remote_takes_the_place_of_one_of_another_kind(bare: LightProject, tmp_path: Path) -> None:
     """Nothing of the first stays: DVC refuses settings of S3 for a folder."""
     project = bare.copy(tmp_path / "copy")
