@@ -241,7 +241,7 @@ def _declared(run: Run, name: str) -> list[Path]:
     for path in list(paths):  # weights that stay where they are, under digests that loading them verifies
         reference = path / "model_ref.json"
         if reference.is_file():
-            paths.append(Path(json.loads(reference.read_text())["source"]))
+            paths.append(Path(os.path.normpath(path / json.loads(reference.read_text())["source"])))
     return paths
 
 

@@ -99,7 +99,8 @@ def model_digest(folder: Path) -> str:
     Raises BadInput when that other folder is there and has other content than it had.
     """
     if (folder / REFERENCE).is_file():
-        if Path(read_document(folder / REFERENCE)["source"]).is_dir():
+        source = referred_folder(folder)
+        if source is not None and source.is_dir():
             check_unchanged(folder)
         return files_digest([folder / REFERENCE])
     if not folder.is_dir():
@@ -108,6 +109,17 @@ def model_digest(folder: Path) -> str:
         )
     config = folder / "config.json"
     return files_digest([*weight_files(folder), *([config] if config.is_file() else [])], work_around(folder))
+
+
+def referred_folder(folder: Path) -> Path | None:
+    """The folder that `folder`'s reference leads to, whether it is there or not; None for a hub id.
+
+    One of the same project is named from `folder`, as it is called here: data/, or a part of it, may be a link.
+    """
+    reference = read_document(folder / REFERENCE)
+    if reference.get("files") is not None:
+        return None
+    return Path(os.path.normpath(folder.absolute() / reference["source"]))
 
 
 def content_of(folder: Path) -> str | None:
@@ -152,10 +164,9 @@ def changed_parts(folder: Path) -> list[str]:
     Raises BadInput when that folder is not there, or its digests were not recorded yet.
     """
     path = folder / REFERENCE
-    reference: dict[str, Any] = read_document(path)
-    if reference.get("files") is not None:
+    source, recorded = referred_folder(folder), read_document(path).get("digests")
+    if source is None:
         return []
-    source, recorded = Path(reference["source"]), reference.get("digests")
     if not source.is_dir():
         raise BadInput(f"{path} points to {source}, which is not there: bring the folder back")
     if recorded is None:
@@ -167,10 +178,9 @@ def changed_parts(folder: Path) -> list[str]:
 def check_unchanged(folder: Path) -> None:
     """Raises BadInput when the folder that `folder`'s reference points to has other content than it had."""
     if changed := changed_parts(folder):
-        source = read_document(folder / REFERENCE)["source"]
         raise BadInput(
-            f"{source} has changed since {folder / REFERENCE} was written ({' and '.join(changed)}), and what was "
-            "computed from it does not belong to it any more: run `dvc repro`, or bring the old files back"
+            f"{referred_folder(folder)} has changed since {folder / REFERENCE} was written ({' and '.join(changed)}), "
+            "and what was computed from it does not belong to it any more: run `dvc repro`, or bring the old files back"
         )
 
 

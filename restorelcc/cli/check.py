@@ -41,6 +41,7 @@ def check(
 ) -> None:
     """Say what is wrong before a long stage runs."""
     from restorelcc.base.publish import check_writable
+    from restorelcc.pipeline.inputs import edited_sources
     from restorelcc.pipeline.named_sources import checkpoint_problems, problems
     from restorelcc.pipeline.params import hidden_changes, load_params
     from restorelcc.pipeline.versions import FOLDER, disagreements
@@ -69,7 +70,7 @@ def check(
         notes += [f"no stage of `dvc repro` will run: {sentence}" for sentence in disagreements(layout.root)]
     cells = grid_cells(checked.grid)
     told, stale = _compared_sources(checked, layout)
-    notes += [*hidden_changes(checked), *told]
+    notes += [*hidden_changes(checked), *told, *edited_sources(checked, layout)]
     if as_json:
         content = {"params": str(params), "evaluated": list(map(str, cells)), "notes": notes, "stale": stale}
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

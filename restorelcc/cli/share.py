@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,7 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
                 f"{altered[0]} was altered on this disk, and a push would spread it ({len(altered)} such files): run "
                 "`restorelcc doctor --cache --fix`, then `dvc repro`, then push again"
             )
+    _note_edits(root)
     if dvc(root, "push", "--run-cache", "--remote", name, remote=name):
         if full := full_remote(root, name):
             raise StageFailed(f"the push did not complete: {full}")
@@ -64,6 +66,16 @@ def push(remote: RemoteOption = None, root: RootOption = Path()) -> None:
             "by `dvc repro`, then push again; all others were pushed"
         )
     say("pushed; commit and push dvc.lock too, so that others see the same results")
+
+
+def _note_edits(root: Path) -> None:
+    """Say which files of `dvc add` others would get in another version than the one that is here."""
+    from restorelcc.pipeline.inputs import edited_sources
+    from restorelcc.pipeline.params import load_params
+
+    with suppress(BadInput):  # of params.yaml, which a push does not need
+        for sentence in edited_sources(load_params(root / "params.yaml"), Layout(root.resolve())):
+            note(sentence)
 
 
 def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
@@ -81,22 +93,20 @@ def pull(remote: RemoteOption = None, root: RootOption = Path()) -> None:
         name = remote_name(repo.config, remote)
         check_remote(repo, name)
     params = load_params(root / "params.yaml") if (root / "params.yaml").is_file() else None
-    absent = [] if params is None else lay_out_what_is_here(params, Layout(root.resolve()))
+    if params is not None:
+        lay_out_what_is_here(params, Layout(root.resolve()))
     fetch = ("fetch", "--run-cache", "--remote", name)
     fetched = dvc(root, *fetch, remote=name) == 0
     # With the connection gone, asking for every stage's files would only wait for as many timeouts.
     answers = fetched or _answers(root, name)
     if answers and not fetched:  # one connection was cut, or there are files that the remote does not have
         fetched = dvc(root, *fetch, remote=name) == 0
-    count, missing = restored(root, name) if answers else restore_from_cache(root, name, download=False)
-    if params is not None and absent:
-        still = lay_out_what_is_here(params, Layout(root.resolve()))
-        if len(still) < len(absent) and answers:  # files of `dvc add`, which are here now
-            more, missing = restored(root, name)
-            count += more
-        for sentence in still:
+    found = restored(root, name) if answers else restore_from_cache(root, name, download=False)
+    if params is not None:
+        for sentence in lay_out_what_is_here(params, Layout(root.resolve())):  # with files of `dvc add`, here by now
             note(sentence)
-    say(f"{count} stages restored, {len(missing)} left to compute")
+    locked = f"{found.as_locked} as dvc.lock has them, " if found.as_locked else ""
+    say(f"{found.restored} stages restored, {locked}{len(found.missing)} left to compute")
     if answers and (lost := lost_files(root)):
         raise StageFailed(
             f"{len(lost)} files of dvc.lock are missing or damaged in the remote, or could not be written here (see "

@@ -5,10 +5,11 @@ Looking at a folder takes no torch, so that light commands can.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-from restorelcc.base.digest import REFERENCE, check_unchanged, folder_digests, over_parts
+from restorelcc.base.digest import REFERENCE, check_unchanged, folder_digests, over_parts, referred_folder
 from restorelcc.base.documents import read_document, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
@@ -51,6 +52,15 @@ def write_reference(folder: Path, pinned: Pinned) -> None:
     write_document(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
 
 
+def name_from(place: Path, folder: Path, root: Path) -> None:
+    """Let a reference in `folder` to a folder of the project name it from `place`, where `folder` is published: so it
+    leads there in every clone, and its digest is the same. Until then it leads nowhere."""
+    path = folder / REFERENCE
+    source = referred_folder(folder) if path.is_file() else None
+    if source is not None and source.is_relative_to(root.absolute()):
+        write_document(path, read_document(path) | {"source": Path(os.path.relpath(source, place)).as_posix()})
+
+
 def local_folder(folder: Path, key: str | None = None, *, weights: bool = True, by_class: bool = True) -> Path:
     """The folder with the files of a model: its own, the one it refers to, or the hub's snapshot (downloaded once).
 
@@ -74,9 +84,9 @@ def _folder_of_files(folder: Path, key: str | None) -> Path:
         ):
             raise BadInput(f"{folder / REFERENCE} names no model: delete its folder and run dvc repro")
         source, commit = reference["source"], reference["revision"]
-        if reference.get("files") is None:
+        if (local := referred_folder(folder)) is not None:
             check_unchanged(folder)
-            return Path(source)
+            return local
         return fetch_model(Repository(key or str(folder), source), commit)
     if not (folder / "config.json").is_file():
         raise BadInput(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
+from restorelcc.base.messages import note
 from restorelcc.pipeline.inputs import STAGE as INPUTS
+from restorelcc.pipeline.inputs import lay_out_what_is_here
+from restorelcc.pipeline.params import load_params
 
 
 def lost_files(root: Path) -> list[str]:
@@ -46,11 +50,18 @@ def fetch_records(root: Path, remote: str) -> None:
         repo.stage_cache.pull(remote)
 
 
-def restore_from_cache(
-    root: Path, remote: str, only: set[str] | None = None, download: bool = True
-) -> tuple[int, list[str]]:
-    """Check out every stage (or `only` some) that somebody ran with the same inputs: how many; names of the others.
-    Files of `dvc add` that are not there are checked out as well.
+class Found(NamedTuple):
+    """What `restore_from_cache` brought back: how many stages by their inputs, and how many as dvc.lock has them, for
+    the files that they read are not on this machine; and the names of those that are left to compute."""
+
+    restored: int
+    as_locked: int
+    missing: list[str]
+
+
+def restore_from_cache(root: Path, remote: str, only: set[str] | None = None, download: bool = True) -> Found:
+    """Check out every stage (or `only` some) that somebody ran with the same inputs. Before that, check out the files
+    of `dvc add` that are not there, or there in an older version.
 
     `download`: files that are not in the local cache are fetched from the remote, stage by stage.
     """
@@ -59,6 +70,7 @@ def restore_from_cache(
     from dvc.stage.cache import RunCacheNotFoundError
 
     restored: list[Any] = []
+    as_locked: list[str] = []
     missing: list[str] = []
     # DVC looks for a run-cache entry's dvc.yaml in the working folder.
     with chdir(root), opened(Path()) as repo, lock_repo(repo):
@@ -67,28 +79,27 @@ def restore_from_cache(
             graph = repo.index.graph
             wanted = {stage for stage in graph if _is_asked_for(stage, only)}
             wanted.update(*(_sources(networkx.descendants(graph, stage)) for stage in list(wanted)))  # that they read
+            lacking = _bring_sources(repo, _sources(wanted), remote if download else None)
+            missing += [stage.addressing for stage in lacking]
+            old = [Path(out.fs_path) for stage in lacking for out in stage.outs]
             for stage in reversed(list(networkx.topological_sort(graph))):
+                if stage.is_data_source:
+                    continue
                 name = stage.addressing  # of a stage of this dvc.yaml, its name
                 needs = {needed.addressing for needed in graph.successors(stage)}
-                if needs.intersection(missing):
+                if needs.intersection(missing) or _links_to(stage, old):
                     missing.append(name)
-                elif stage.is_data_source:
-                    if stage in wanted and not _is_there(repo, stage, remote if download else None):
-                        missing.append(name)
-                elif stage in wanted:
+                elif stage in wanted and stage.changed():
                     try:
-                        if not stage.changed():
-                            continue
-                        if name.startswith(f"{INPUTS}@"):
-                            _record(stage)
-                        else:
-                            _restore(repo, stage, download)
-                        restored.append(stage)
-                    except (RunCacheNotFoundError, FileNotFoundError):  # the latter: of a file that nothing tracks
+                        if _record(stage) if name.startswith(f"{INPUTS}@") else _restore(repo, stage, download):
+                            restored.append(stage)
+                    except RunCacheNotFoundError:
                         missing.append(name)
+                    except FileNotFoundError:  # of a file that nothing tracks
+                        (as_locked if _check_out_as_locked(repo, stage) else missing).append(name)
         finally:
             _write_lock(restored)
-    return len(restored), missing
+    return Found(len(restored), len(as_locked), missing)
 
 
 def _is_asked_for(stage: Any, only: set[str] | None) -> bool:
@@ -102,34 +113,87 @@ def _sources(stages: set[Any]) -> set[Any]:
     return {stage for stage in stages if stage.is_data_source}
 
 
-def _is_there(repo: Any, stage: Any, remote: str | None) -> bool:
-    """Whether what `dvc add` or `dvc import` watches is there, when it has been checked out; one that was edited stays.
-    remote: where it is fetched from, if it may be."""
+def _bring_sources(repo: Any, stages: set[Any], remote: str | None) -> list[Any]:
+    """Bring what `dvc add` or `dvc import` watches to the version that its .dvc file names; those where neither the
+    cache nor the remote has it. What data/inputs links to is looked up again where files changed.
+
+    remote: where files are fetched from, if they may be.
+    """
+    brought = {stage: _bring(repo, stage, remote) for stage in sorted(stages, key=lambda stage: stage.addressing)}
+    if True in brought.values() and Path("params.yaml").is_file():
+        lay_out_what_is_here(load_params(Path("params.yaml")), Layout(Path.cwd()))
+    return [stage for stage, done in brought.items() if done is None]
+
+
+def _bring(repo: Any, stage: Any, remote: str | None) -> bool | None:
+    """Whether anything was checked out; None where it would have to be and neither the cache nor the remote has it.
+
+    Content that the cache has is another version, and is replaced. Any other is an edit, and stays.
+    """
     from dvc.exceptions import DvcException
 
-    if all(out.exists for out in stage.outs):
-        return True
-    try:
-        if remote:
-            repo.fetch([stage.addressing], remote=remote)
-        repo.checkout([stage.addressing])
-    except DvcException:  # neither the cache nor the remote has it
+    there = all(out.exists for out in stage.outs)
+    if there and not any(out.use_cache and out.hash_info and out.changed_checksum() for out in stage.outs):
         return False
-    return all(out.exists for out in stage.outs)
+    if remote and any(out.changed_cache() for out in stage.outs):
+        with suppress(DvcException):
+            repo.fetch([stage.addressing], remote=remote)
+    names = ", ".join(str(out) for out in stage.outs)
+    if any(out.changed_cache() for out in stage.outs):  # a checkout would delete what is there
+        if there:
+            note(f"{names} is not what {stage.addressing} names, and neither the cache nor the remote has that version")
+        return None
+    try:
+        repo.checkout([stage.addressing])
+    except DvcException:
+        note(
+            f"{names} was edited and stays as it is: `dvc add {names}` keeps the edit, "
+            f"`dvc checkout --force {stage.addressing}` takes the version that {stage.addressing} names"
+        )
+        return False
+    return True
 
 
-def _restore(repo: Any, stage: Any, download: bool) -> None:
+def _links_to(stage: Any, paths: list[Path]) -> bool:
+    """Whether a stage reads one of the paths through data/inputs, whose links are no edges of DVC's graph."""
+    if not paths:
+        return False
+    home = Layout(Path.cwd()).data / INPUTS
+    read = [path for dep in stage.deps if (path := Path(dep.fs_path)).is_relative_to(home)]
+    links = [link.readlink() for path in read for link in (path, *path.glob("*")) if link.is_symlink()]
+    return any(link.is_relative_to(path) or path.is_relative_to(link) for link in links for path in paths)
+
+
+def _restore(repo: Any, stage: Any, download: bool) -> bool:
     """As `dvc repro --pull` restores a stage, without pulling the whole run-cache again for each."""
     repo.stage_cache.restore(stage, pull=download)
     stage.save()
     stage.commit()
+    return True
 
 
-def _record(stage: Any) -> None:
+def _check_out_as_locked(repo: Any, stage: Any) -> bool:
+    """Whether a stage's results could be checked out as dvc.lock has them: its command is what it was, and so is all
+    that it reads and that is on this machine."""
+    from dvc.exceptions import DvcException
+
+    there = [dep for dep in stage.deps if dep.exists]
+    if stage.changed_stage() or any(dep.changed() for dep in there) or not stage.outs_cached():
+        return False
+    try:
+        repo.checkout([stage.addressing])
+    except DvcException:  # something else is there that the cache does not have
+        return False
+    return True
+
+
+def _record(stage: Any) -> bool:
     """Note what lies under data/inputs, which was just made here; where it could not be, what dvc.lock has stays."""
-    if all(out.exists for out in stage.outs):
-        stage.save()
-        stage.commit()
+    if not all(out.exists for out in stage.outs):
+        return False
+    stage.save()
+    stage.commit()
+    return True
 
 
 def _write_lock(stages: list[Any]) -> None:
@@ -139,15 +203,23 @@ def _write_lock(stages: list[Any]) -> None:
 
 
 def opened(root: Path) -> Any:
+    """DVC's repository. Raises BadInput where there is none, and for another folder of a project, from which DVC finds
+    the repository too, but not the stages."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
 
+    if not root.is_dir():
+        raise BadInput(f"--root {root} is not a folder: correct its path")
     try:
-        return Repo(str(root.resolve()), _wait_for_lock=True)
+        repo = Repo(str(root.resolve()), _wait_for_lock=True)
     except NotDvcRepoError as error:
         raise BadInput(f"{root.resolve()} is not a DVC project: run in the project's folder or give --root") from error
     except DvcException as error:
         raise BadInput(f"DVC cannot open {root.resolve()}: {error}") from error
+    if not Path(repo.root_dir).samefile(root) and not (root / "params.yaml").is_file():
+        repo.close()
+        raise BadInput(f"{root.resolve()} is a folder of the project {repo.root_dir}: run there, or give --root")
+    return repo
 
 
 def main() -> None:
@@ -156,8 +228,8 @@ def main() -> None:
     root, only = Path(asked["root"]), asked["only"]
     if asked["fetch"]:
         fetch_records(root, asked["remote"])
-    count, missing = restore_from_cache(root, asked["remote"], None if only is None else set(only))
-    write_json(Path(sys.argv[2]), {"restored": count, "missing": missing})
+    found = restore_from_cache(root, asked["remote"], None if only is None else set(only))
+    write_json(Path(sys.argv[2]), found._asdict())
 
 
 if __name__ == "__main__":

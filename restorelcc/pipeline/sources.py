@@ -7,13 +7,14 @@ compared with what is there now. What changed on this machine is a note: `dvc re
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.data_files import data_files
-from restorelcc.base.digest import REFERENCE, cached_file_digest, changed_parts, together
+from restorelcc.base.digest import REFERENCE, cached_file_digest, changed_parts, referred_folder, together
 from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
@@ -57,8 +58,7 @@ def _folder(folder: Path, stage: str) -> list[Comparison]:
         return [Comparison(f"not compared with its source: {error}", stale=False)]
     if not changed:
         return []
-    source = read_document(folder / REFERENCE)["source"]
-    return [_note(f"the {' and '.join(changed)} in {source} changed since `{stage}` ran")]
+    return [_note(f"the {' and '.join(changed)} in {referred_folder(folder)} changed since `{stage}` ran")]
 
 
 def _files(alias: str, layout: Layout) -> list[Comparison]:
@@ -84,15 +84,16 @@ def _note(what: str) -> Comparison:
 
 
 def _model(alias: str, entry: ModelEntry, layout: Layout) -> list[Comparison]:
-    path = layout.dense(Cell(alias)) / REFERENCE
-    recorded = read_document(path) if path.is_file() else {}
-    local = local_source(entry.source, layout.root)
+    folder = layout.dense(Cell(alias))
+    if not (folder / REFERENCE).is_file():
+        return []
+    recorded, local = read_document(folder / REFERENCE), local_source(entry.source, layout.root)
     # Another source or revision in params.yaml is a change that DVC sees itself.
-    if recorded.get("source") != (str(local) if local else entry.source) or (local is None and is_offline()):
+    if local is not None:
+        return _folder(folder, "dense") if str(referred_folder(folder)) == os.path.normpath(local) else []
+    if recorded["source"] != entry.source or is_offline():
         return []
     key, old = f"models.{alias}", recorded["revision"]
-    if local is not None:
-        return _folder(layout.dense(Cell(alias)), "dense")
     if resolved_commit(Repository(key, entry.source), entry.revision) == old:
         return []
     _, new, now, _ = pinned_source(key, entry.source, entry.revision, layout.root)

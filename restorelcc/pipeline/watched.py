@@ -14,6 +14,7 @@ from typing import Any
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.pipeline.remotes import FOR_THE_GROUP, check_remote, is_for_a_group, patience
+from restorelcc.pipeline.run_cache import Found
 
 _BUSY_SECONDS = 0.02  # of computing, in half the patience; a command that waits takes none
 
@@ -29,7 +30,7 @@ def dvc(root: Path, *arguments: str, remote: str | None = None) -> int:
     return _watched(root, command, remote, umask=FOR_THE_GROUP if writes else -1)
 
 
-def restored(root: Path, remote: str, only: set[str] | None = None, *, fetch: bool = False) -> tuple[int, list[str]]:
+def restored(root: Path, remote: str, only: set[str] | None = None, *, fetch: bool = False) -> Found:
     """`run_cache.restore_from_cache`, watched as a dvc command is; fetch: the run-cache's records as well.
 
     Raises BadInput where the remote says no more, and StageFailed where it fails otherwise.
@@ -42,8 +43,7 @@ def restored(root: Path, remote: str, only: set[str] | None = None, *, fetch: bo
         command = [sys.executable, "-P", "-m", "restorelcc.pipeline.run_cache", str(request), str(result)]
         if _watched(root, command, remote):
             raise StageFailed("results could not be brought back from the remote, see above: run it again")
-        found = read_json(result)
-    return found["restored"], found["missing"]
+        return Found(**read_json(result))
 
 
 def _watched(root: Path, command: list[str], remote: str | None, umask: int = -1) -> int:

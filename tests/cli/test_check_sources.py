@@ -129,3 +129,33 @@ def test_what_is_good_is_good_and_several_problems_are_counted(
     capsys.readouterr()
     assert _check(monkeypatch, "evaluate.datasets=nowhere", f"{MINE}.source=./nowhere") == 2
     assert "(and 1 more)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("known_tasks")
+def test_tracked_files_that_were_edited_are_noted_until_they_are_added(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dvc.repo import Repo
+
+    with Repo.init(str(folder), no_scm=True) as repo:
+        repo.add(["pairs.jsonl", "model", "tasks/items.jsonl", "other.jsonl"])
+        capsys.readouterr()
+        assert _check(monkeypatch, f"{MINE}.tasks=[tasks]") == 0
+        assert ".dvc" not in capsys.readouterr().err
+        for name in (
+            "pairs.jsonl",
+            "model/README.md",
+            "tasks/items.jsonl",
+            "other.jsonl",
+        ):  # of which none reads the last
+            with (folder / name).open("a") as file:
+                file.write("\n")
+        assert _check(monkeypatch, f"{MINE}.tasks=[tasks]") == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if ".dvc" in line]
+        assert notes == [
+            f"restorelcc: note: `{name}` is not what {name}.dvc names: run `dvc add {name}` and commit it"
+            for name in ("model", "pairs.jsonl", "tasks/items.jsonl")
+        ]
+        repo.add(["pairs.jsonl", "model", "tasks/items.jsonl"])
+    assert _check(monkeypatch, f"{MINE}.tasks=[tasks]") == 0
+    assert ".dvc" not in capsys.readouterr().err

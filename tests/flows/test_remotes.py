@@ -10,6 +10,7 @@ import time
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import boto3
@@ -20,6 +21,7 @@ from flows.dag import read_dag
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.run_cache import _links_to
 from tests.flows.light import FEW, LightProject
 from tests.flows.servers import Cutter, free_port
 
@@ -119,9 +121,61 @@ def test_what_else_is_tracked_in_the_project_comes_along_and_the_flow_passes_it_
     bob = ann.clone(tmp_path / "bob")
     assert "0 left to compute" in ok(bob, remote, "pull")
     assert (bob.folder / "pairs.jsonl").read_text() == "{}" == (bob.folder / "shipped").read_text()
-    (bob.folder / "pairs.jsonl").write_text("edited")
+
+
+@pytest.mark.parametrize("remote", ["folder"], indirect=True)
+def test_an_older_version_of_a_tracked_file_gives_way_and_an_edit_stays(
+    computed: LightProject, remote: Remote, tmp_path: Path
+) -> None:
+    ann = computed.copy(tmp_path / "ann")
+    (ann.folder / "elsewhere").mkdir()
+    copied = {"cmd": "cp ../pairs.jsonl copied", "deps": ["../pairs.jsonl"], "outs": ["copied"]}
+    (ann.folder / "elsewhere/dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": copied}}))
+
+    def compute(text: str) -> None:
+        (ann.folder / "pairs.jsonl").write_text(text)
+        ann.sh("dvc", "add", "--quiet", "pairs.jsonl")
+        ann.sh("dvc", "repro", "--quiet", "elsewhere/dvc.yaml")
+        ann.commit(text)
+
+    def bobs() -> tuple[str, str, str]:
+        files = [bob.folder / name for name in ("pairs.jsonl", "elsewhere/copied")]
+        return *(file.read_text() for file in files), bob.sh("git", "status", "--porcelain")
+
+    ok(ann, remote, "share", remote.url)
+    compute("old")
+    ok(ann, remote, "push")
+    bob = ann.clone(tmp_path / "bob")
     ok(bob, remote, "pull")
+    assert bobs() == ("old", "old", "")
+
+    compute("new")
+    bob.sh("git", "pull", "--quiet")
+    done = bob.restorelcc("pull")
+    assert done.code == 1, done.text
+    assert "pairs.jsonl is not what pairs.jsonl.dvc names, and neither the cache nor the remote has" in done.text
+    assert bobs() == ("old", "old", ""), "dvc.lock keeps the entries of the new version"
+    ok(ann, remote, "push")
+    assert "0 left to compute" in ok(bob, remote, "pull")
+    assert bobs() == ("new", "new", "")
+
+    (bob.folder / "pairs.jsonl").write_text("edited")
+    assert "pairs.jsonl was edited and stays as it is: `dvc add pairs.jsonl` keeps" in ok(bob, remote, "pull")
     assert (bob.folder / "pairs.jsonl").read_text() == "edited"
+
+
+def test_a_stage_reads_a_tracked_file_through_the_links_of_data_inputs(tmp_path: Path) -> None:
+    """Of which DVC's graph has no edge."""
+    tracked, folder = tmp_path / "pairs.jsonl", tmp_path / "data/inputs/mine"
+    (folder / "calibration").mkdir(parents=True)
+    for name in ("instructions", "calibration/00000-pairs.jsonl"):
+        (folder / name).symlink_to(tracked)
+    (folder / "heldout").symlink_to(tmp_path / "heldout.jsonl")
+    with chdir(tmp_path):
+        for name, expected in (("instructions", True), ("calibration", True), ("heldout", False)):
+            stage = SimpleNamespace(deps=[SimpleNamespace(fs_path=str(folder / name))])
+            assert _links_to(stage, [tracked]) is expected
+            assert not _links_to(stage, [])
 
 
 @pytest.mark.parametrize("remote", ["s3", "ssh"], indirect=True)
@@ -243,6 +297,7 @@ def test_a_corrupted_object_is_refused(computed: LightProject, remote: Remote, t
     assert bob.artifacts() == ann.artifacts()
 
 
+OF_A_FOLDER = [[*verb, "--root", "versions"] for verb in (["share", "/nowhere"], ["push"], ["pull"])]
 BAD = [
     (["push"], "no remote is configured: run `restorelcc share URL`"),
     (["pull", "--remote", "elsewhere"], "remote 'elsewhere' is unknown: known are none"),
@@ -251,6 +306,8 @@ BAD = [
     (["share", "s3://"], "names no bucket"),
     (["share", "folder", "--endpoint", "http://x"], "--endpoint is the address of an S3 server"),
     (["push", "--root", "/"], "is not a DVC project"),
+    *((verb, "/project/versions is a folder of the project ") for verb in OF_A_FOLDER),
+    (["pull", "--root", "nowhere"], "--root nowhere is not a folder: correct its path"),
     (["share", ""], "the remote has no address"),
     (["share", "."], "is the project's own folder"),
     (["share", "data/remote"], "is the project's own folder"),
@@ -363,6 +420,25 @@ def test_a_push_that_a_full_disk_ends_says_so(
         monkeypatch.setattr("restorelcc.pipeline.remotes._LEAST_ROOM", 2**62)
         with pytest.raises(StageFailed, match=r"did not complete: the disk of .*remote/files/md5 is full"):
             app(["push"], standalone_mode=False)
+
+
+def test_a_push_notes_tracked_files_that_were_edited(
+    bare: LightProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = bare.copy(tmp_path / "copy")
+    (project.folder / "tasks").mkdir()
+    (project.folder / "tasks/one.yaml").write_text("task: one\n")
+    project.set("models.tiny.tasks", ["tasks"])
+    project.sh("dvc", "add", "tasks")
+    sentence = "`tasks` is not what tasks.dvc names: run `dvc add tasks` and commit it"
+    monkeypatch.setattr("restorelcc.pipeline.watched.dvc", lambda *_, **__: 0)
+    with chdir(project.folder):
+        app(["share", str(tmp_path / "remote")], standalone_mode=False)
+        app(["push"], standalone_mode=False)
+        assert sentence not in capsys.readouterr().err
+        (project.folder / "tasks/one.yaml").write_text("task: two\n")
+        app(["push"], standalone_mode=False)
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_remote_takes_the_place_of_one_of_another_kind(bare: LightProject, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.dag import ROOT
-from tests.flows.light import LightProject
+from tests.flows.light import FEW, LightProject
 from tests.flows.servers import FAST_LOCK
 from tests.flows.user_files import MODEL, PRUNINGS, RATIO, user_params, write_user_files
 
@@ -279,6 +279,33 @@ def test_two_people_with_another_file_of_the_same_path_do_not_share_results(
     (other.folder / "dvc.lock").unlink()
     other.repro()
     assert (other.folder / f"data/corpus/{MODEL}/train.parquet").read_text() != edited
+
+
+def test_a_colleague_without_the_users_files_gets_the_results_as_recorded(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_user_files(home)
+    ann = LightProject(tmp_path / "ann", stages=FEW, code=())
+    ann.environment["PYTHONPATH"] = f"{ROOT}:{FAST_LOCK}"
+    ann.write_params(user_params(ann.params(), home))
+    stages = ann.repro()
+    assert ann.restorelcc("share", str(tmp_path / "remote")).code == 0
+    ann.commit("results")
+    assert ann.restorelcc("push").code == 0
+    home.rename(tmp_path / "on Ann's machine alone")
+
+    bob = ann.clone(tmp_path / "bob")
+    bob.environment["PYTHONPATH"] = ann.environment["PYTHONPATH"]
+    for restored in (1, 0):  # the report reads results alone, and nobody's files
+        text = bob.restorelcc("pull").text
+        counts = f"{restored} stages restored, {len(stages) - 2} as dvc.lock has them, 0 left to compute"
+        assert counts in text, text  # not `inputs`, of which there is nothing
+        assert "results computed from it can be read here, but not computed again" in text
+        assert bob.artifacts() == {
+            path: content for path, content in ann.artifacts().items() if not path.startswith("inputs/")
+        }
+        assert bob.sh("git", "status", "--porcelain") == ""
+    bob.set("prune.seed", 7)
+    assert f"{len(PRUNINGS) * 2 + 1} left to compute" in bob.restorelcc("pull").text
 
 
 def test_links_lead_to_files_and_none_of_them_is_ever_written(user: tuple[LightProject, Path]) -> None:

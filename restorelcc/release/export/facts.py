@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.digest import REFERENCE, file_digest, model_digest
+from restorelcc.base.digest import REFERENCE, file_digest, model_digest, referred_folder
 from restorelcc.base.documents import parse_yaml, read_document, read_metrics, read_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike
@@ -130,9 +130,11 @@ def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
 def _of_folder(folder: Path) -> tuple[str | None, str | None]:
     """(base model, licence) from the folder's model card, or from the hub's when the folder refers to a hub id."""
     if (folder / REFERENCE).is_file():
-        reference = read_document(folder / REFERENCE)
-        source = reference["source"]
-        return _of_folder(Path(source)) if Path(source).is_dir() else (source, _hub_licence(source))
+        local = referred_folder(folder)
+        if local is not None:
+            return _of_folder(local) if local.is_dir() else (str(local), None)
+        source = read_document(folder / REFERENCE)["source"]
+        return source, _hub_licence(source)
     card = _front_matter(folder / "README.md")
     base = card.get("base_model")
     return base if isinstance(base, str) else None, _in_words(card.get("license"))

@@ -25,7 +25,7 @@ from restorelcc.base.tables import CONTRAST, read_table
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
-from restorelcc.models.runtime import map_on_all_cores, prepare, return_large_buffers
+from restorelcc.models.runtime import map_on_all_cores, prepare, return_large_buffers, tokens_of_a_pass
 from restorelcc.models.text import EncodedContrast, context_length, encode_contrasts
 from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import (
