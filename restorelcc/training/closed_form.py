@@ -26,14 +26,18 @@ def mean_inputs(
 def input_moments(
     model: PreTrainedModel, linears: dict[str, nn.Linear], batches_BT: list[Tensor], title: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Means over all tokens of x [I] and of x x^T [I, I] for each linear's input x, float64."""
+    """Means over all tokens of x [I] and of x x^T [I, I] for each linear's input x, float64.
+
+    Linears that read one input, as q, k and v do, have the same tensors.
+    """
 
     def moments(x_NI: Tensor) -> Tensor:
         wide_NI = x_NI.double()
         return torch.cat([wide_NI.sum(dim=0, keepdim=True), wide_NI.T @ wide_NI])
 
     found = _means(model, linears, batches_BT, title, moments)
-    return {name: (both[0], both[1:]) for name, both in found.items()}
+    parted = {id(both): (both[0], both[1:]) for both in found.values()}
+    return {name: parted[id(both)] for name, both in found.items()}
 
 
 @torch.no_grad()
@@ -45,8 +49,14 @@ def _means(
     summed: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
+    first_of: dict[str, str] = {}  # the first linear that reads what another one reads
+    last: list[tuple[str, Tensor]] = []
 
     def add(name: str, x: Tensor) -> None:
+        if last and last[0][1] is x:
+            first_of[name] = last[0][0]
+            return
+        last[:] = [(name, x)]
         sum_of = summed(x.flatten(0, -2))
         sums[name] = sums[name] + sum_of if name in sums else sum_of
 
@@ -55,7 +65,8 @@ def _means(
             # The model, not its base model alone: weights that are spread over processes come together from its top.
             model(input_ids=tokens_BT, use_cache=False, logits_to_keep=1)
     count = sum(tokens_BT.numel() for tokens_BT in batches_BT)
-    return {name: sum_of / count for name, sum_of in sums.items()}
+    means = {name: sum_of / count for name, sum_of in sums.items()}
+    return {name: means[first_of.get(name, name)] for name in linears}
 
 
 def mean_output(weight_OI: Tensor, bias_O: Tensor | None, mean_I: Tensor) -> Tensor:

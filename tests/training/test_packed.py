@@ -9,6 +9,7 @@ import torch
 
 from restorelcc.models.packing import can_pack, even_lines
 from restorelcc.models.text import EncodedPair
+from restorelcc.stages.recover.adapters import with_adapters
 from restorelcc.training import losses
 from restorelcc.training.attached import SiteBiases, TrainableCompensation, attached, site_linears
 from restorelcc.training.compensation import Pairs, pairs_task
@@ -88,6 +89,23 @@ def test_what_enters_the_trained_blocks_is_kept_of_sequences_that_share_lines(fa
         with kept_below(model, first, [pair.ids for pair in pairs], "t", limit=2**20):
             for _ in range(2):
                 torch.testing.assert_close(task.summed_loss(list(range(len(pairs)))), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_always")
+def test_an_adapter_trains_on_shared_lines_as_on_pairs_alone() -> None:
+    adapted, pairs, found = with_adapters(pico.pico(), ("q", "o", "up"), 2), _pairs(), []
+    with torch.no_grad():
+        for name, part in adapted.named_parameters():
+            if "lora_B" in name:
+                part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(len(name))))
+    task = pairs_task(adapted, Pairs(pairs, pairs, 0))
+    for parts in ([list(range(len(pairs)))], [[row] for row in range(len(pairs))]):
+        adapted.zero_grad()
+        for part in parts:
+            task.summed_loss(part).backward()
+        found.append([part.grad.clone() for part in adapted.parameters() if part.grad is not None])
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_always")

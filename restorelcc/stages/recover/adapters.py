@@ -7,7 +7,7 @@ back. Letters: N tokens, O output features, I input features, R rank.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -89,13 +89,25 @@ def _trained(inputs: Inputs, *, dora: bool) -> Recovered:
     return Recovered(heads, adapter=adapted, params_trained=trained, training=training, unchanged=choice.unchanged)
 
 
-def eigenspace_factors(lost_OI: Tensor, gram_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+class Eigenspace(NamedTuple):
+    """X X^T = Q L Q^T of a linear's inputs, float64: L ascending, and Q with a direction in each column."""
+
+    values_I: Tensor
+    vectors_II: Tensor
+
+
+def eigenspace(gram_II: Tensor) -> Eigenspace:
+    """That of the mean of x x^T."""
+    return Eigenspace(*torch.linalg.eigh(gram_II.double()))
+
+
+def eigenspace_factors(lost_OI: Tensor, space: Eigenspace, rank: int) -> tuple[Tensor, Tensor]:
     """argmin over rank R of |(lost - B A) X|: B [O, R], A [R, I]. EoRA, arXiv 2410.21271, section 3.
 
     With X X^T = Q L Q^T the error is |(lost - B A) Q L^1/2|, so that the best is a truncated SVD of lost Q L^1/2, taken
     back by L^-1/2 Q^T. Directions that no input has are left out. float64.
     """
-    values_I, vectors_II = torch.linalg.eigh(gram_II.double())
+    values_I, vectors_II = space
     root_I = values_I.clamp_min(0).sqrt()
     inverse_I = torch.where(root_I > 1e-6 * root_I.max(), 1 / root_I.clamp_min(1e-300), torch.zeros_like(root_I))
     left_OR, singular_R, right_RI = torch.linalg.svd(lost_OI.double() @ vectors_II * root_I, full_matrices=False)
@@ -103,14 +115,14 @@ def eigenspace_factors(lost_OI: Tensor, gram_II: Tensor, rank: int) -> tuple[Ten
     return up_OR, (right_RI[:rank] * inverse_I) @ vectors_II.T
 
 
-def still_lost(lost_OI: Tensor, added_O: Tensor, mean_I: Tensor, gram_II: Tensor) -> Tensor:
+def still_lost(lost_OI: Tensor, added_O: Tensor, mean_I: Tensor, space: Eigenspace) -> Tensor:
     """The linear map that a pruned linear lacks, beside the bias that its pruning gave it. float64.
 
     It lacks E x - d of an input x, with E = W_dense - W_pruned and d = b_pruned - b_dense (`refined` prunes with
     d = E mean(x)). The least squares fit of that is E - d mean(x)^T G^+, with G = E[x x^T]: what the bias gives already
     is not given twice. `eigenspace_factors` of it is the best of rank R, since the rest is orthogonal to all inputs.
     """
-    values_I, vectors_II = torch.linalg.eigh(gram_II.double())
+    values_I, vectors_II = space
     kept_I = values_I > 1e-12 * values_I.max()
     inverse_I = torch.where(kept_I, 1 / values_I.clamp_min(1e-300), torch.zeros_like(values_I))
     constant_I = vectors_II @ (inverse_I * (vectors_II.T @ mean_I.double()))
@@ -126,13 +138,15 @@ def eora(inputs: Inputs) -> Recovered:
     del dense, linears
     model = inputs.pruned()
     heads, pruned = head_layout(model), site_linears(model, config.lora_sites)
-    factors = {}
+    factors, last = {}, None
     for name, linear in pruned.items():
         weight_OI, bias_O = before[name]
-        mean_I, gram_II = (moment.cpu() for moment in moments[name])
+        mean_I, gram_II = moments.pop(name)
+        if last is not gram_II:  # that of q is that of k and v
+            last, space = gram_II, eigenspace(gram_II.cpu())
         lost_OI = weight_OI.double() - linear.weight.cpu().double()
-        lost_OI = still_lost(lost_OI, _bias(linear) - bias_O, mean_I, gram_II)
-        factors[name] = eigenspace_factors(lost_OI, gram_II, config.rank)
+        lost_OI = still_lost(lost_OI, _bias(linear) - bias_O, mean_I.cpu(), space)
+        factors[name] = eigenspace_factors(lost_OI, space, config.rank)
     adapted = with_adapters(model, config.lora_sites, config.rank)
     for name, module in site_modules(adapted, config.lora_sites).items():
         up_OR, down_RI = factors[name]

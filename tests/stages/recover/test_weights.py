@@ -39,12 +39,13 @@ from restorelcc.models.walk import first_output, walk_blocks
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune.prune import prune_model
 from restorelcc.stages.recover import RecoverConfig
-from restorelcc.stages.recover.adapters import eigenspace_factors, still_lost, with_adapters
+from restorelcc.stages.recover.adapters import eigenspace, eigenspace_factors, still_lost, with_adapters
 from restorelcc.stages.recover.lofit import strongest_heads
 from restorelcc.stages.recover.reconstruct import _block_task
 from restorelcc.stages.recover.stage import run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.attached_weights import HeadScales, MaskedChange, MaskedLora, apply_change, attached_weights
+from restorelcc.training.closed_form import input_moments
 from restorelcc.training.config import SITES
 from restorelcc.training.pairs import read_pairs
 from tests import pico
@@ -225,17 +226,31 @@ def test_eigenspace_factors_are_the_best_of_their_rank_for_the_inputs() -> None:
     def error(up: torch.Tensor, down: torch.Tensor) -> float:
         return float(((lost - up @ down) @ inputs).norm())
 
-    up, down = eigenspace_factors(lost, gram, 2)
+    up, down = eigenspace_factors(lost, eigenspace(gram), 2)
     left, values, right = torch.linalg.svd(lost, full_matrices=False)
     plain = error(left[:, :2] * values[:2], right[:2])
     best = torch.linalg.svdvals(lost @ inputs)[2:].norm().item()
     assert error(up, down) == pytest.approx(best, rel=1e-6)
     assert error(up, down) < 0.8 * plain
-    whole = eigenspace_factors(lost, gram, 8)
+    whole = eigenspace_factors(lost, eigenspace(gram), 8)
     torch.testing.assert_close(whole[0] @ whole[1], lost)
-    dead = eigenspace_factors(lost, torch.diag(torch.tensor([1.0] * 7 + [0.0])), 8)
+    dead = eigenspace_factors(lost, eigenspace(torch.diag(torch.tensor([1.0] * 7 + [0.0]))), 8)
     torch.testing.assert_close((dead[0] @ dead[1])[:, :7], lost[:, :7])
     assert not (dead[0] @ dead[1])[:, 7].any(), "a feature that is never there gets no weight"
+
+
+def test_linears_that_read_one_input_have_one_matrix_of_it() -> None:
+    model, batches = pico.pico(), [pico.tokens(2, 5), pico.tokens(3, 4, seed=1)]
+    linears = site_linears(model, ("q", "k", "v", "o", "gate", "up", "down"))
+    found, apart = input_moments(model, linears, batches, "t"), {}
+    for name, linear in linears.items():
+        apart |= input_moments(model, {name: linear}, batches, "t")
+    for name in linears:
+        for one, other in zip(found[name], apart[name], strict=True):
+            assert torch.equal(one, other)
+    assert len({id(gram) for _, gram in found.values()}) == 4 * pico.LAYERS, (
+        "of q, k and v, of o, of gate and up, of down"
+    )
 
 
 def test_what_a_bias_gives_already_is_not_given_again() -> None:
@@ -244,17 +259,17 @@ def test_what_a_bias_gives_already_is_not_given_again() -> None:
     inputs = torch.randn(8, 200, generator=generator, dtype=torch.float64) + 2
     mean, gram = inputs.mean(dim=1), inputs @ inputs.T / 200
     wanted = lost @ inputs - (lost @ mean)[:, None]  # beside a bias lost @ mean
-    fitted = still_lost(lost, lost @ mean, mean, gram)
+    fitted = still_lost(lost, lost @ mean, mean, eigenspace(gram))
     torch.testing.assert_close(fitted, torch.linalg.lstsq(inputs.T, wanted.T).solution.T)
-    up, down = eigenspace_factors(fitted, gram, 2)
-    twice = eigenspace_factors(lost, gram, 2)
+    up, down = eigenspace_factors(fitted, eigenspace(gram), 2)
+    twice = eigenspace_factors(lost, eigenspace(gram), 2)
     unreached, best = (wanted - fitted @ inputs).norm(), torch.linalg.svdvals(fitted @ inputs)[2:].norm()
     error = (wanted - up @ down @ inputs).norm()
     assert float(error) == pytest.approx(float((unreached**2 + best**2).sqrt()), rel=1e-6)
     assert error < 0.5 * (wanted - twice[0] @ twice[1] @ inputs).norm()
-    torch.testing.assert_close(still_lost(lost, torch.zeros(12), mean, gram), lost, rtol=0, atol=0)
+    torch.testing.assert_close(still_lost(lost, torch.zeros(12), mean, eigenspace(gram)), lost, rtol=0, atol=0)
     dead = torch.diag(torch.tensor([1.0] * 7 + [0.0]))
-    assert still_lost(lost, lost @ mean, dead.diagonal(), dead).isfinite().all()
+    assert still_lost(lost, lost @ mean, dead.diagonal(), eigenspace(dead)).isfinite().all()
 
 
 def _pruned():
