@@ -19,7 +19,7 @@ def print_plans(plans: list[dict[str, Any]], reason: str) -> None:
             console.print()
         _print_plan(console, plan)
     if reason:
-        say(console, f"All stages are counted, whether they are finished or not: {reason}.")
+        say(console, f"All stages are counted, whether they are finished or not: {reason.rstrip('.')}.")
 
 
 def _print_plan(console: Console, plan: dict[str, Any]) -> None:

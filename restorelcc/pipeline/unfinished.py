@@ -14,6 +14,7 @@ from restorelcc.base.layout import Layout, project_of
 from restorelcc.pipeline.one_run import dvc_reads
 from restorelcc.pipeline.overrides import put_over
 from restorelcc.pipeline.params import Params, load_params
+from restorelcc.pipeline.workspace import other_runs
 from restorelcc.stages.inputs.stage import unlike
 
 PIPELINE = "dvc.yaml"
@@ -74,6 +75,7 @@ def finished(params: Params, layout: Layout, settings: tuple[str, ...] = ()) -> 
     if not any(path.exists() for cell in cells for path in (layout.corpus(cell), layout.dense(cell))):
         return set()  # all others depend on these
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
     moved = {path for alias in params.grid.model for path in _laid_out_anew(params, alias, layout)}
@@ -86,7 +88,9 @@ def finished(params: Params, layout: Layout, settings: tuple[str, ...] = ()) -> 
             graph = _without_inputs(stages_of(repo.index.graph, root / PIPELINE))
             status = repo.status()
     except DvcException as error:
-        raise CannotTell(first_line(error)) from error
+        runs = ", ".join(map(str, other_runs(root)))
+        busy = isinstance(error, LockError) or runs
+        raise CannotTell(f"{runs or 'another command'} is at work in {root}" if busy else first_line(error)) from error
     changed = {node.name for node in graph if node.addressing in status or _reads(node, moved)}
     return clean(_needs(graph), changed)
 

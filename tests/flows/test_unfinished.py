@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from dvc.repo import lock_repo
 from typer.testing import CliRunner
 
 from restorelcc.cli.app import app
@@ -61,6 +62,13 @@ def test_a_plan_says_what_is_left(project: LightProject, monkeypatch: pytest.Mon
 
 def test_part_of_a_row_is_a_count() -> None:
     assert [to_run_text({"runs": 5, "to_run": count}) for count in (0, 2, 5)] == ["none", "2 of 5", "all"]
+
+
+def test_while_another_command_is_at_work_nobody_knows(project: LightProject) -> None:
+    with repo_here(project.folder, project.environment) as repo, lock_repo(repo):
+        Path("data/corpus/tiny").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(CannotTell, match=r"^another command is at work in \S+$"):
+            finished_of(Path("params.yaml"), (), ["tiny"], ["wanda-0.5"])
 
 
 def test_without_dvc_all_is_counted_and_one_sentence_says_why(project: LightProject, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class Reader:
         Raises BadInput where `columns` maps a column that is not there, if it is needed."""
         if "task" in self.data.columns:
             return (self.optional("task") if needed or self.has("task") else "") or default
-        return (self.has("task") and isinstance(self.value("task"), str) and self.optional("task")) or default
+        named = self.has("task") and isinstance(self.value("task"), str)
+        return (self.optional("task") if named else "") or default
 
     def part(self, value: Any, role: str) -> str:
         """A value of a role, or an item of it, as text; empty where there is none."""
