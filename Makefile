@@ -26,7 +26,7 @@ UV_INSTALL := $(UV) pip install --quiet --python $(VENV)/bin/python --no-deps
 UV_CHECK := $(UV) pip check --quiet --python $(VENV)/bin/python
 
 .PHONY: help real repro graph flow share test coverage test-durations test-slow test-pins faults check docs study ablation bench bench-capture \
-	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-real bench-workflow release clean
+	bench-extract bench-probe bench-threads bench-prune bench-compensate bench-memory bench-overhead bench-packed bench-real bench-startup bench-workflow release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -127,7 +127,7 @@ check: $(READY)-lint $(READY)-test ## Lint, format check, spelling, types, decla
 	deptry restorelcc flows benchmarks
 	deptry tests --ignore DEP002,DEP004
 
-bench: bench-threads bench-prune bench-extract bench-probe bench-compensate ## Run the shorter benchmarks (minutes)
+bench: bench-threads bench-capture bench-prune bench-extract bench-probe bench-compensate ## Run the shorter benchmarks (minutes)
 
 bench-threads: $(READY) ## Time of one pretraining step of the embedded model, by number of threads
 	python -m benchmarks.threads

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stale import remove_stale_metrics
+from restorelcc.pipeline.unfinished import clean, stages_of
 from restorelcc.pipeline.workspace import mend
 
 _MODEL = re.compile(r" --model (\S+)")
@@ -44,11 +44,8 @@ class Dag:
 
     def clean(self) -> set[str]:
         """Stages that neither changed nor need one that did: they would not run."""
-        clean: set[str] = set()
-        for stage in self.stages:
-            if not stage.changed and clean.issuperset(stage.needs):
-                clean.add(stage.name)
-        return clean
+        changed = {stage.name for stage in self.stages if stage.changed}
+        return clean({stage.name: stage.needs for stage in self.stages}, changed)
 
 
 def read_dag(root: Path, params: Params) -> Dag:
@@ -78,17 +75,6 @@ def _changed(repo: Any) -> set[str] | None:
         return set(repo.status())
     except DvcException:
         return None
-
-
-def stages_of(graph: Any, file: Path) -> Any:
-    """DVC's graph with the stages of one dvc.yaml alone. What lies between two of them, such as a file of `dvc add` or
-    a stage of another folder, is taken out, and what was behind it is needed directly."""
-    graph = graph.copy()
-    for node in list(graph):
-        if node.is_data_source or Path(node.path).resolve() != file.resolve():
-            graph.add_edges_from(product(graph.predecessors(node), graph.successors(node)))
-            graph.remove_node(node)
-    return graph
 
 
 def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stage, ...]:

@@ -141,3 +141,12 @@ def test_a_release_that_cannot_be_changes_nothing(
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and said in done.stderr
     assert releasable("git", "rev-parse", "HEAD").stdout == before
     assert f'"{__version__}"' in (tmp_path / "restorelcc/__init__.py").read_text()
+
+
+def test_every_target_is_phony_and_bench_has_those_of_the_stages() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    phony = " ".join(re.findall(r"^\.PHONY:(.*)", text, re.MULTILINE)).split()
+    rules = dict(re.findall(r"^([\w-]+):([^\n=]*)##", text, re.MULTILINE))
+    assert set(rules) <= set(phony)
+    stages = {"bench-capture", "bench-prune", "bench-extract", "bench-probe", "bench-compensate"}
+    assert stages <= set(rules["bench"].split())

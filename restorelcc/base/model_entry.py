@@ -78,7 +78,7 @@ HUB_NAMES = ("c4", "wikitext", "alpaca")  # datasets of the hub that have a name
 HUB_PREFIX = "hub:"
 SELF, OWN_PREFIX = "self", "self:"  # data that the dense model writes itself, in answer to questions of a source
 SEQUENCE_LENGTH = {"prune": "sequence_length", "evaluate": "perplexity_tokens"}  # what an entry's length stands for
-ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold")
+ROLES = ("text", "question", "response", "instruction", "input", "output", "messages", "choices", "gold", "task")
 
 
 _RUNS = ("dtype", "device", "device_map", "max_memory", "threads")

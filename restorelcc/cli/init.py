@@ -128,7 +128,7 @@ def _needs(params: Params, alias: str, layout: Layout) -> dict[str, Any]:
     """What `restorelcc plan` says in all, and the memory of this machine."""
     import psutil
 
-    from restorelcc.cli.plan import known_of, planned
+    from restorelcc.pipeline.plan import known_of, planned
 
     cells = [params.cell(alias, pruning, None) for pruning in params.grid.pruning]
     plan = planned(params, cells, layout, known_of(params, alias, layout))

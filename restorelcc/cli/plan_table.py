@@ -11,12 +11,24 @@ from restorelcc.base.escaping import PlainTable, say
 _WORTH_IT = 1.5  # times as fast
 
 
-def print_plan(plan: dict[str, Any]) -> None:
-    """One row per stage, a total, and the assumptions behind the numbers."""
-    gpu = plan["device"] == "cuda"
+def print_plans(plans: list[dict[str, Any]], reason: str) -> None:
+    """One plan after another. `reason`: why none of them says what is left to run."""
+    console = Console()
+    for number, plan in enumerate(plans):
+        if number:
+            console.print()
+        _print_plan(console, plan)
+    if reason:
+        say(console, f"All stages are counted, whether they are finished or not: {reason.rstrip('.')}.")
+
+
+def _print_plan(console: Console, plan: dict[str, Any]) -> None:
+    """One row per stage, a total of what is left, and the assumptions behind the numbers."""
+    gpu, left = plan["device"] == "cuda", plan["left"]
     title = f"{plan['model']} ({plan['source']}): {plan['parameters'] / 1e6:,.1f} M parameters, {plan['layers']} layers"
     table = PlainTable(title=title)
-    for name in ("stage", "pruning", "runs", "memory", *(["GPU memory"] if gpu else []), "disk", "time"):
+    counted = ["runs", *(["to run"] if left else [])]
+    for name in ("stage", "pruning", *counted, "memory", *(["GPU memory"] if gpu else []), "disk", "time"):
         table.add_column(name, justify="left" if name in ("stage", "pruning") else "right")
     for row in plan["stages"]:
         memory = [size_text(row["memory"]), *([size_text(row["gpu_memory"])] if gpu else [])]
@@ -24,16 +36,21 @@ def print_plan(plan: dict[str, Any]) -> None:
             " ".join(filter(None, (row["stage"], row["recovery"]))),
             row["pruning"] or "",
             str(row["runs"]),
+            *([to_run_text(row)] if left else []),
             *memory,
             size_text(row["disk"]),
             time_text(row["seconds"]),
         )
-    stages = plan["stages"]
-    peak = [size_text(max(row[name] for row in stages)) for name in ("memory", *(["gpu_memory"] if gpu else []))]
-    total = [size_text(sum(row["disk"] for row in stages)), time_text(sum(row["seconds"] for row in stages))]
+    total = left or _of_all(plan["stages"])
+    peaks = [size_text(total[name]) for name in ("memory", *(["gpu_memory"] if gpu else []))]
     table.add_section()
-    table.add_row("most at once, sum", "", "", *peak, *total)
-    console = Console()
+    table.add_row(
+        f"{'left: ' if left else ''}most at once, sum",
+        *([""] * (1 + len(counted))),
+        *peaks,
+        size_text(total["disk"]),
+        time_text(total["seconds"]),
+    )
     table.show(console, ("runs", "pruning", "disk"))
     console.print()
     say(
@@ -55,7 +72,7 @@ def print_plan(plan: dict[str, Any]) -> None:
             + (f" with {size_text(each['gpu_memory'])} on the GPU" if each["gpu_memory"] else "")
             for name, each in budgets.items()
         )
-        say(console, f"With budget: {told} at most at once (models.{plan['model']}.budget).")
+        say(console, f"All stages with budget: {told} at most at once (models.{plan['model']}.budget).")
     if known := plan["accuracy"]:
         say(
             console,
@@ -65,7 +82,20 @@ def print_plan(plan: dict[str, Any]) -> None:
     say(console, f"Restored models are kept as {plan['restored']}.")
 
 
-def size_text(count: int) -> str:
+def to_run_text(row: dict[str, Any]) -> str:
+    """`all`, `none`, `2 of 5`."""
+    if row["to_run"] in (0, row["runs"]):
+        return "all" if row["to_run"] else "none"
+    return f"{row['to_run']} of {row['runs']}"
+
+
+def _of_all(stages: list[dict[str, Any]]) -> dict[str, float]:
+    """The most memory, and the sum of disk and time."""
+    most = {name: max(row[name] for row in stages) for name in ("memory", "gpu_memory")}
+    return most | {name: sum(row[name] for row in stages) for name in ("disk", "seconds")}
+
+
+def size_text(count: float) -> str:
     """`3.1 GiB`, of bytes."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
         if count >= unit:

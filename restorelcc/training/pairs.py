@@ -14,6 +14,7 @@ from restorelcc.models.text import EncodedPair, encode_pair
 from restorelcc.training.compensation import Pairs
 from restorelcc.training.config import FitConfig
 
+_NAMED = 20  # tasks that a message lists
 TRAIN, VALID = "train.parquet", "valid.parquet"
 
 
@@ -50,7 +51,9 @@ def _chosen(table: Path, rows: list[dict], config: FitConfig, count: int | None)
         tasks = sorted({row["task"] for row in rows})
         rows = [row for row in rows if row["task"] == config.task]
         if not rows:
+            known = ", ".join(tasks[:_NAMED]) + (f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else "")
             raise BadInput(
-                f"{table} has no pair of the task {config.task!r}: known are {', '.join(tasks)}; correct `task`"
+                f"{table} has no pair of the task {config.task!r}: known are {known}; correct `task`, or take more "
+                "pairs into the corpus (corpus.train, corpus.valid)"
             )
     return rows if count is None or count >= len(rows) else random.Random(config.seed).sample(rows, count)

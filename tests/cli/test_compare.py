@@ -14,7 +14,8 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import Fingerprint
 from restorelcc.base.tables import MEASURED, SAMPLES, TEXT_SCORES, read_metadata, read_table, write_table
 from restorelcc.cli.app import app
-from restorelcc.cli.compare import comparison, sentence, texts_sentence
+from restorelcc.cli.compare import sentence, texts_sentence
+from restorelcc.pipeline.comparison import comparison
 from tests.fingerprints import SWAPS, swapped
 from tests.stages.report.cells import CELLS, FINGERPRINT, metrics
 
@@ -74,6 +75,63 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
     assert found["pooled"]["difference"] == pytest.approx(0.5)
     assert found["b"]["seeds"] == 3
     assert found["b"]["mean"] == pytest.approx(0.5)
+
+
+def _right(count: int) -> list[int]:
+    return [1] * count + [0] * (100 - count)
+
+
+def test_the_recovered_share_is_of_all_seeds_and_of_the_projects_own_models(tmp_path: Path) -> None:
+    """Dense 90 %, pruned 50 %, and three seeds of 60, 70 and 80 %: 10, 20 and 30 points of 40."""
+    folder = tmp_path / "data" / "metrics" / "a"
+    (folder / "wanda-0.5").mkdir(parents=True)
+    _result(folder, "dense", _right(90), number=0)
+    pruned = _result(folder / "wanda-0.5", "pruned", _right(50))
+    one = _result(folder / "wanda-0.5", "heads-0.25", _right(60), number=3)
+    others = []
+    for count in (70, 80):
+        (aside := tmp_path / f"seed-{count}").mkdir()
+        others.append(_result(aside, "heads-0.25", _right(count), number=3))
+    alone = comparison([pruned], [one], samples=1000, seed=0)
+    assert alone["a"]["recovered"] is None, "it is what there is to recover from"
+    assert alone["b"]["recovered"]["mean"] == pytest.approx(0.25)
+    found = comparison([pruned], [one, *others], samples=1000, seed=0)["b"]["recovered"]
+    assert (found["mean"], found["seeds"]) == (pytest.approx(0.5), 3)
+    low, high = found["ci95"]
+    assert low < 0.2 and high > 0.8, "three seeds so far apart say little"
+    printed = CliRunner().invoke(app, ["compare", str(pruned), str(one), *(f"--also-b={path}" for path in others)])
+    assert "B recovered 50.0 % of the mean accuracy that pruning lost, 95 % interval over items and 3 seeds [" in (
+        printed.stdout
+    )
+
+
+def test_the_models_of_a_recovered_share_can_be_named(tmp_path: Path) -> None:
+    dense = _result(tmp_path, "d", _right(90), number=0)
+    pruned, one = _result(tmp_path, "p", _right(50)), _result(tmp_path, "h", _right(60), number=3)
+    other = _result(tmp_path, "i", _right(70), number=3)
+    found = comparison([one], [other], samples=200, seed=0)
+    assert (found["a"]["recovered"], found["b"]["recovered"]) == (None, None), "they lie in no project"
+    found = comparison([one], [other], samples=200, seed=0, dense=dense, pruned=pruned)
+    assert [found[side]["recovered"]["mean"] for side in "ab"] == pytest.approx([0.25, 0.5])
+    with pytest.raises(BadInput, match="neither A nor B was recovered from it"):
+        comparison([one], [other], samples=200, seed=0, dense=pruned, pruned=pruned)
+    digest = _result(tmp_path, "e", _right(90), digest="e", number=0)
+    with pytest.raises(BadInput, match="answered different items"):
+        comparison([one], [other], samples=200, seed=0, dense=digest, pruned=pruned)
+    worse = _result(tmp_path, "w", _right(40), number=0)
+    told = CliRunner().invoke(app, ["compare", *map(str, (one, other)), f"--dense={worse}", f"--pruned={pruned}"])
+    assert "The share of the loss that B recovered is not known: pruning lost nothing." in told.stdout
+
+
+def test_a_dense_model_of_another_measurement_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "metrics" / "a"
+    (folder / "wanda-0.5").mkdir(parents=True)
+    _result(folder, "dense", _right(90), digest="e", number=0)
+    pruned = _result(folder / "wanda-0.5", "pruned", _right(50))
+    one = _result(folder / "wanda-0.5", "heads-0.25", _right(60), number=3)
+    found = comparison([pruned], [one], samples=200, seed=0)
+    assert found["pooled"]["difference"] == pytest.approx(0.1)
+    assert "answered different items" in found["b"]["recovered"]["reason"]
 
 
 def test_one_side_is_one_model_with_several_seeds(tmp_path: Path) -> None:

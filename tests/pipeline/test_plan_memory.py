@@ -14,8 +14,8 @@ from restorelcc.__main__ import main
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES
-from restorelcc.cli.plan import Known, config_model, known_of, planned
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.plan import Known, config_model, known_of, planned
 from restorelcc.pipeline.plan_costs import LIBRARIES, START
 from restorelcc.pipeline.stages import STAGES
 from tests.dag import ROOT

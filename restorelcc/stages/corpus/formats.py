@@ -36,8 +36,9 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*\s+")
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its right response. `messages`: the conversation the question ends, where the data are chats;
-    `wrong`: the other choices, where the data are multiple choice; `row`: the number of the row it comes from."""
+    """A question with its right response. `task`: as the data name it, or else a name for the format; `messages`: the
+    conversation the question ends, where the data are chats; `wrong`: the other choices, where the data are multiple
+    choice; `row`: the number of the row it comes from."""
 
     task: str
     question: str
@@ -67,6 +68,7 @@ def _each_once(
     for reader, kind in _readers(rows, data, account, wanted):
         try:
             found = _unmarked(read(reader, kind))
+            found = replace(found, task=reader.task(found.task, needed=wanted != "prompts"))
         except Skipped as skipped:
             account.skip(str(skipped), reader.number)
             continue

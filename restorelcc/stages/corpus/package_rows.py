@@ -17,10 +17,15 @@ _LETTERS = "ABCDE"
 def package_rows(key: str, role: str) -> Rows:
     """The rows of a role, of its data sets in turn: {text} or {task, question, response}. `key`: of the source."""
     files = package_files(key, TEXTS[role])
-    found = [_distinct(map(_ROWS[name], documents(path))) for name, path in files.items()]
+    found = [_distinct(_named(name, map(_ROWS[name], documents(path)))) for name, path in files.items()]
     numbered = enumerate((row for turn in zip_longest(*found) for row in turn if row is not None), 1)
     origin = {"source": SOURCE, "version": package_version(), "datasets": list(files)}
     return Rows(f"the package ({key})", numbered, origin=origin)
+
+
+def _named(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Pairs with the data set they are from as their task; texts belong to none."""
+    return ({"task": name, **row} if "question" in row else row for row in rows)
 
 
 def _distinct(rows: Iterable[Row]) -> Iterator[Row]:

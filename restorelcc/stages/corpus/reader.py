@@ -20,6 +20,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "choices": ("choices", "options"),
     "gold": ("gold", "label", "answerKey", "answer"),
     "text": ("text",),
+    "task": ("task",),
 }
 
 
@@ -61,6 +62,16 @@ class Reader:
     def optional(self, role: str) -> str:
         """The value as text, empty where there is none."""
         return self.part(self.value(role), role)
+
+    def task(self, default: str, *, needed: bool) -> str:
+        """The name of the row's task. The default where the data have no such column, or the row nothing in it; a
+        column `task` that `columns` does not map may hold anything, and counts only where it is a text.
+
+        Raises BadInput where `columns` maps a column that is not there, if it is needed."""
+        if "task" in self.data.columns:
+            return (self.optional("task") if needed or self.has("task") else "") or default
+        named = self.has("task") and isinstance(self.value("task"), str)
+        return (self.optional("task") if named else "") or default
 
     def part(self, value: Any, role: str) -> str:
         """A value of a role, or an item of it, as text; empty where there is none."""

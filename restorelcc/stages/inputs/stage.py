@@ -35,12 +35,18 @@ def run(cell: Cell, named: Named, layout: Layout) -> None:
     Raises BadInput for a file that is not there, naming the key and the path.
     """
     entries, folder = lay_out(cell.model, named, layout.root), layout.inputs(cell)
-    for path in _below(folder):
-        if str(path.relative_to(folder)) not in entries:
-            path.unlink()  # before anything is put: a link may become a folder of links
+    for path in _others(folder, entries):
+        path.unlink()  # before anything is put: a link may become a folder of links
     for name, content in entries.items():
         if not is_put(folder / name, content):
             _put(folder / name, content)
+
+
+def unlike(cell: Cell, named: Named, layout: Layout) -> set[Path]:
+    """The links and documents that `run` would put or remove. Raises BadInput as it does."""
+    entries, folder = lay_out(cell.model, named, layout.root), layout.inputs(cell)
+    missing = (folder / name for name, content in entries.items() if not is_put(folder / name, content))
+    return {*_others(folder, entries), *missing}
 
 
 def lay_out(alias: str, named: Named, root: Path) -> Entries:
@@ -114,6 +120,11 @@ def _copies(datasets: str | dict[str, str] | None, root: Path) -> list[Path]:
     """The folders of evaluate.datasets."""
     named = [datasets] if isinstance(datasets, str) else list((datasets or {}).values())
     return [path for path in (absolute(root, text) for text in named) if path.is_dir()]
+
+
+def _others(folder: Path, entries: Entries) -> list[Path]:
+    """What lies in a folder and is none of the entries."""
+    return [path for path in _below(folder) if str(path.relative_to(folder)) not in entries]
 
 
 def _below(folder: Path) -> list[Path]:

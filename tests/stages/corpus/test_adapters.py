@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import DataFiles
 from restorelcc.stages.corpus.account import Account, Rows
-from restorelcc.stages.corpus.formats import Example, examples
+from restorelcc.stages.corpus.formats import Example, examples, prompts
 from restorelcc.stages.corpus.local import read_file
 
 CHAT = (
@@ -88,6 +89,33 @@ def test_own_names_of_columns_are_mapped(
 ) -> None:
     path = _written(tmp_path, kind, row)
     assert _read(path, columns=columns) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "task"),
+    [
+        ({}, {"task": " rte "}, "rte"),
+        ({"task": "kind"}, {"kind": "rte", "task": "x"}, "rte"),
+        ({"task": "kind"}, {"kind": 3}, "3"),
+        ({"task": "kind"}, {"kind": None}, "instructions"),
+        ({}, {"task": None}, "instructions"),
+        ({}, {"task": ["a", "b"]}, "instructions"),  # nobody said that it is the name of a task
+    ],
+)
+def test_a_column_with_the_task_names_it(
+    columns: dict[str, str], more: dict[str, Any], task: str, tmp_path: Path
+) -> None:
+    path = _written(tmp_path, "jsonl", {"question": "Who?", "response": "Me."} | more)
+    assert _read(path, columns=columns) == [replace(PAIR, task=task)]
+    asked = prompts(read_file(path, "f"), _data(path, columns=columns), Account())
+    assert [example.task for example in asked] == [task]
+
+
+def test_a_mapped_task_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path, "jsonl", {"question": "Who?", "response": "Me."})
+    with pytest.raises(BadInput, match="without the column `kind`"):
+        _read(path, columns={"task": "kind"})
+    assert list(prompts(read_file(path, "f"), _data(path, columns={"task": "kind"}), Account()))
 
 
 def test_a_template_of_ones_own_makes_the_question(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import CONTRAST, EXAMPLES, read_table
@@ -140,6 +141,29 @@ def test_no_later_stage_stops_at_a_row_of_the_corpus(too_long: TooLong, tmp_path
     assert account["shortened"] == (too_long == "shorten")
     assert account["skipped"] == ({"too long": {"count": 1, "first": 41}} if too_long == "drop" else {})
     assert sources["tokenizer"]["max_tokens"] == 32
+
+
+def test_pairs_of_one_task_are_trained_on_and_a_task_that_is_none_is_refused(tmp_path: Path) -> None:
+    from restorelcc.stages.compensate import CompensateConfig
+
+    layout, config, entry = _project(tmp_path, "drop")
+    rows = [
+        {"question": words(5, n), "response": words(3, 100 + n), "task": ("nli", "recall")[n % 2]} for n in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cell = Cell("own")
+    run(cell, config, entry, layout)
+    folder, dense = layout.corpus(cell), layout.dense(cell)
+    table = read_table(folder / "train.parquet", EXAMPLES)
+    asked = {row["question"]: row["task"] for row in rows}
+    assert all(row["task"] == asked[row["question"]] for row in table)
+    assert {row["task"] for row in read_table(folder / "contrast.parquet", CONTRAST)} == {"nli", "recall"}
+    count = sum(row["task"] == "nli" for row in table)
+    assert 0 < count < len(table) == len(read_pairs(folder, dense, CompensateConfig()).train)
+    assert len(read_pairs(folder, dense, CompensateConfig(task="nli")).train) == count
+    assert len(read_pairs(folder, dense, CompensateConfig(task="nli", examples=5)).train) == 5
+    with pytest.raises(BadInput, match="no pair of the task 'rte': known are nli, recall; correct `task`"):
+        read_pairs(folder, dense, CompensateConfig(task="rte"))
 
 
 def test_rows_that_are_dropped_make_room_for_others(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def test_data_sets_take_turns_and_each_row_comes_once(site: Path) -> None:
     texts = [row["text"] for _, row in package_rows("models.mine.data.calibration", "calibration").numbered]
     assert texts[:4] == ["passage 0", "story 0", "numbers 0", "passage 1"] and len(texts) == 36
     rows = package_rows("models.mine.data.instructions", "instructions")
-    pairs = [(row["question"], row["response"]) for _, row in rows.numbered]
+    numbered = list(rows.numbered)
+    assert [row["task"] for _, row in numbered[:6]] == list(TEXTS["instructions"])
+    pairs = [(row["question"], row["response"]) for _, row in numbered]
     assert pairs[:6] == [
         ("goal 0", "two 0"),
         ("sum 0", "it is 0"),
