@@ -27,6 +27,7 @@ from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.lockfile import read_lock
+from restorelcc.pipeline.named_sources import check_names
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.remotes import check_remote, remote_name
 from restorelcc.pipeline.run_cache import opened
@@ -63,6 +64,7 @@ def run_job(repository: str, revision: str, model: str, remote: str, limits: Lim
             check_remote(repo, remote_name(repo.config, remote), writes=True)
         bring_added(params, clone, model, remote)
         lay_out_inputs(params, model, Layout(clone))
+        check_names(params, model, Layout(clone))
         stages = read_dag(clone, params).stages
         own = {stage.name for stage in stages if stage.model == model}
         needed = own.union(*(stage.needs for stage in stages if stage.name in own))

@@ -33,6 +33,7 @@ from restorelcc.base.ending import tell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.named_sources import check_names
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.renamed import rename_in_file
 from restorelcc.pipeline.versions import FOLDER, write_versions
@@ -82,6 +83,7 @@ def plan(root: Path) -> Dag:
     params = load_params(file)
     for alias in params.grid.model:
         lay_out_inputs(params, alias, Layout(root))
+        check_names(params, alias, Layout(root))
     changed = write_versions(root) if (root / FOLDER).is_dir() else []
     dag = read_dag(root, params)
     for note in (*renamed, *changed, *dag.notes):

@@ -53,6 +53,23 @@ def checkpoint_problems(params: Params, alias: str, layout: Layout) -> list[str]
     return found
 
 
+def check_names(params: Params, alias: str, layout: Layout) -> None:
+    """Raises BadInput for the first task, copy of data, or folder of a model that there cannot be, without a look at
+    any weights: what a flow asks before it begins."""
+    root, entry = layout.root, params.models[alias]
+    _check_tasks(f"models.{alias}.tasks", entry.task_names, root)
+    _check_copies(params.section(alias, "evaluate").datasets, root)
+    for name, pruned in params.prune.external.get(alias, {}).items():
+        if f"external-{name}" in params.grid.pruning:
+            _check_source(f"prune.external.{alias}.{name}.source", pruned.source, root)
+    if not entry.is_microworld:
+        if gguf_file(f"models.{alias}.source", entry.source, root) is None:
+            _check_source(f"models.{alias}.source", entry.source, root)
+        encoder = params.section(alias, "corpus").encoder
+        if encoder not in (None, "auto"):
+            _check_source("corpus.encoder", str(encoder), root)
+
+
 def _try(found: list[str], check: Callable[..., Any], *arguments: Any) -> None:
     try:
         check(*arguments)
