@@ -26,6 +26,7 @@ from flows.clones import committed_revision, git, place_in_repository
 from flows.dag import Dag
 from flows.gates import Limits
 from flows.model_job import published_lock, subset
+from flows.named_files import added_files, check_in_clones, not_committed
 from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
 from restorelcc.base.errors import BadInput, StageFailed
@@ -86,6 +87,8 @@ def run_machines(
         _push(root, name, shared)
     clean = dag.clean()
     changed = [model for model, stages in per_model.items() if not stages <= clean]
+    if changed:
+        push_added(root, name)
     job |= {"revision": committed_revision(root), "remote": name}
     ended = _run_jobs(deployment, [job | {"model": model} for model in changed], hours)
     completed = [run.id for run in ended.values() if run.state and run.state.is_completed()]
@@ -123,12 +126,13 @@ def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> s
     must know who commits, where dvc.lock is to be committed at the end."""
     from dvc.repo import Repo
 
-    load_params(root / "params.yaml")
-    committed_revision(root)
+    params, revision = load_params(root / "params.yaml"), committed_revision(root)
     new_code = git(root, "status", "--porcelain", "--", *_CODE)
     edited = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")  # data, tasks
-    if changed := new_code or edited:
-        raise BadInput(f"{changed.split()[-1]} is not committed, but workers run committed revisions: commit it first")
+    check_in_clones(params, root, revision)
+    changed = (new_code or edited).split()[-1:] or not_committed(params, root, revision)[:1]
+    if changed:
+        raise BadInput(f"{changed[0]} is not committed, but workers run committed revisions: commit it first")
     if commit:
         try:
             git(root, "var", "GIT_COMMITTER_IDENT")
@@ -235,6 +239,13 @@ def _pull(root: Path, remote: str, stages: set[str]) -> None:
 def _push(root: Path, remote: str, stages: set[str]) -> None:
     if stages and dvc(root, "push", "--run-cache", "--remote", remote, *sorted(stages), remote=remote):
         raise StageFailed(f"the push to {remote!r} did not complete: run again")
+
+
+def push_added(root: Path, remote: str) -> None:
+    """Push what `dvc add` tracks and entries of the grid name, which jobs check out."""
+    files = added_files(load_params(root / "params.yaml"), root)
+    if files and dvc(root, "push", "--remote", remote, *files, remote=remote):
+        raise StageFailed(f"the push of {', '.join(files)} to {remote!r} did not complete: run again")
 
 
 def _commit(root: Path) -> None:

@@ -20,12 +20,14 @@ from prefect.states import Completed
 from flows.clones import fresh_clone
 from flows.dag import Dag, read_dag
 from flows.gates import Limits
+from flows.named_files import bring_added
 from flows.restore import run_stages
 from flows.tasks import in_words
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.lockfile import read_lock
+from restorelcc.pipeline.named_sources import check_names
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.remotes import check_remote, remote_name
 from restorelcc.pipeline.run_cache import opened
@@ -58,11 +60,13 @@ def run_job(repository: str, revision: str, model: str, remote: str, limits: Lim
         clone = fresh_clone(repository, home, revision) / folder
         check_versions(clone)
         params = load_params(clone / "params.yaml")
-        lay_out_inputs(params, model, Layout(clone))
-        stages = read_dag(clone, params).stages
-        own = {stage.name for stage in stages if stage.model == model}
         with opened(clone) as repo:  # before hours of computing
             check_remote(repo, remote_name(repo.config, remote), writes=True)
+        bring_added(params, clone, model, remote)
+        lay_out_inputs(params, model, Layout(clone))
+        check_names(params, model, Layout(clone))
+        stages = read_dag(clone, params).stages
+        own = {stage.name for stage in stages if stage.model == model}
         needed = own.union(*(stage.needs for stage in stages if stage.name in own))
         restored(clone, remote, needed, fetch=True)
         state = run_stages(subset(read_dag(clone, params), own), clone, limits)

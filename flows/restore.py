@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogHandler
@@ -27,15 +30,18 @@ from flows.artifacts import Progress, StageResult, publish_report, publish_stage
 from flows.dag import Dag, read_dag
 from flows.gates import Limits, gate_folder
 from flows.server import prefect_api
-from flows.stage_process import begin, end_all, stage_environment
+from flows.stage_process import end_all, stage_environment
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
 from restorelcc.base.ending import tell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline.inputs import lay_out_inputs
+from restorelcc.pipeline.named_sources import check_names
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.renamed import rename_in_file
 from restorelcc.pipeline.versions import FOLDER, write_versions
+
+_WORKERS_SECONDS = 60.0  # in which Dask's workers end the stages of a run
 
 
 @flow(name="restore", task_runner=ThreadPoolTaskRunner(), validate_parameters=True)
@@ -60,11 +66,13 @@ def run_grid(root: Path, limits: Limits) -> State:
 
 def run_stages(dag: Dag, root: Path, limits: Limits) -> State:
     """Run a DAG's stages; when the flow is cancelled or interrupted, all of them end."""
-    begin()
+    run = uuid4().hex
     try:
-        results = _submit_and_wait(dag, root, limits)
+        results = _submit_and_wait(dag, root, limits, run)
     except BaseException:
-        end_all()
+        end_all(run)
+        if client := _lasting_workers():
+            end_on_workers(client, run)
         raise
     publish_stages(results)
     failed = [result for result in results if result.outcome in (FAILED_STATE, "Crashed", BAD_INPUT_STATE)]
@@ -72,6 +80,20 @@ def run_stages(dag: Dag, root: Path, limits: Limits) -> State:
         name = BAD_INPUT_STATE if all(result.outcome == BAD_INPUT_STATE for result in failed) else FAILED_STATE
         return Failed(name=name, message=f"{summary(results)}. {'; '.join(result.message for result in failed)}")
     return Completed(message=summary(results))
+
+
+def _lasting_workers() -> Any:
+    """The client of Dask workers that outlive this flow, those of a scheduler with an address; None without them."""
+    context = FlowRunContext.get()
+    runner = context.task_runner if context else None
+    return getattr(runner, "_client", None) if getattr(runner, "address", None) else None
+
+
+def end_on_workers(client: Any, run: str) -> None:
+    """`end_all` on every Dask worker of a client; one that does not answer is not waited for without end."""
+    ending = Thread(target=client.run, args=(end_all, run), kwargs={"on_error": "ignore"}, daemon=True)
+    ending.start()
+    ending.join(_WORKERS_SECONDS)
 
 
 def plan(root: Path) -> Dag:
@@ -82,6 +104,7 @@ def plan(root: Path) -> Dag:
     params = load_params(file)
     for alias in params.grid.model:
         lay_out_inputs(params, alias, Layout(root))
+        check_names(params, alias, Layout(root))
     changed = write_versions(root) if (root / FOLDER).is_dir() else []
     dag = read_dag(root, params)
     for note in (*renamed, *changed, *dag.notes):
@@ -89,12 +112,12 @@ def plan(root: Path) -> Dag:
     return dag
 
 
-def _submit_and_wait(dag: Dag, root: Path, limits: Limits) -> list[StageResult]:
+def _submit_and_wait(dag: Dag, root: Path, limits: Limits, run: str) -> list[StageResult]:
     clean, progress = dag.clean(), Progress(len(dag.stages))
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage in dag.stages:
         futures[stage.name] = stage_task.submit(
-            command_of(stage, str(root)),
+            command_of(stage, str(root), run),
             limits,
             stage.name in clean,
             wait_for=[futures[name] for name in stage.needs],

@@ -52,11 +52,12 @@ class Command:
     resource: str
     slot: int | None = 0  # None: all of them
     every_gpu: bool = False
+    run: str = ""  # the run that it belongs to, which may be ended
 
 
-_running: set[subprocess.Popen[str]] = set()
+_running: dict[subprocess.Popen[str], str] = {}  # with the run that each belongs to
 _guard = threading.Lock()
-_ending = threading.Event()
+_ended: set[str] = set()  # runs
 
 
 def run_stage(command: Command, say: Callable[[str], None]) -> str:
@@ -74,15 +75,15 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
                 told.append(line)
             say(line)
 
-        code, lines = run_tied(arguments, Path(command.root), heard, _gpu(command))
+        code, lines = run_tied(arguments, Path(command.root), heard, _gpu(command), command.run)
         text = "\n".join(lines)
         if code == 0:
             return _outcome("\n".join(told))
         root = Path(command.root)
-        if mended := _mended(root):  # another run was killed meanwhile
+        if mended := _mended(root, command.run):  # another run was killed meanwhile
             say("; ".join(mended))
             continue
-        if not _BUSY.search(text) or _ending.is_set():
+        if not _BUSY.search(text) or command.run in _ended:
             raise _error(command.stage, code, lines)
         who = ", ".join(map(str, other_runs(root))) or "another run"
         say(f"{command.stage} or one of its inputs is in use by {who}: waiting {pause:g} s")
@@ -90,20 +91,23 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
         pause = min(2 * pause, 10.0)
 
 
-def _mended(root: Path) -> list[str]:
+def _mended(root: Path, run: str) -> list[str]:
     try:
-        return [] if _ending.is_set() else mend(root)
+        return [] if run in _ended else mend(root)
     except StageFailed as error:
         raise StageError(str(error)) from error
 
 
 def run_tied(
-    arguments: list[str], root: Path, say: Callable[[str], None], more: dict[str, str] | None = None
+    arguments: list[str], root: Path, say: Callable[[str], None], more: dict[str, str] | None = None, run: str = ""
 ) -> tuple[int, list[str]]:
-    """Run a command in its own process group; every line of its output goes to `say`. Exit code and last lines."""
+    """Run a command in its own process group; every line of its output goes to `say`. Exit code and last lines.
+
+    Raises StageError where the run that it belongs to has been ended.
+    """
     command = [sys.executable, "-I", "-S", str(_TIED), str(os.getpid()), *arguments]
     with _guard:
-        raise_if_ending()
+        raise_if_ending(run)
         process = subprocess.Popen(
             command,
             cwd=root,
@@ -115,7 +119,7 @@ def run_tied(
             errors="replace",
             start_new_session=True,
         )
-        _running.add(process)
+        _running[process] = run
     lines: list[str] = []
     try:
         assert process.stdout
@@ -126,7 +130,7 @@ def run_tied(
     finally:
         end_group(process)
         with _guard:
-            _running.discard(process)
+            _running.pop(process, None)
 
 
 def _throttled(stream: Iterable[str]) -> Iterator[str]:
@@ -206,11 +210,11 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def end_all() -> None:
-    """End every stage that this process runs, and start no more of them until `begin`."""
-    _ending.set()
+def end_all(run: str) -> None:
+    """End every stage of a run that this process runs, and start no more of them."""
+    _ended.add(run)
     with _guard:
-        running = list(_running)
+        running = [process for process, of_run in _running.items() if of_run == run]
     threads = [threading.Thread(target=end_group, args=(process,)) for process in running]
     for thread in threads:
         thread.start()
@@ -218,12 +222,7 @@ def end_all() -> None:
         thread.join()
 
 
-def raise_if_ending() -> None:
-    """Raises StageError while `end_all` is in force."""
-    if _ending.is_set():
+def raise_if_ending(run: str) -> None:
+    """Raises StageError after `end_all` of the run."""
+    if run in _ended:
         raise StageError("the run is being cancelled")
-
-
-def begin() -> None:
-    """Allow stages to start, after an earlier run in this process was ended."""
-    _ending.clear()

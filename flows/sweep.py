@@ -25,10 +25,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import ROOT
 from flows.clones import committed_revision, fresh_clone, git, given_axes, place_in_repository, share_cache, write_grid
 from flows.gates import Limits
+from flows.named_files import bring_added, check_in_clones, not_committed
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
 from restorelcc.base.errors import BadInput, StageFailed
-from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.params import Params, load_params
 from restorelcc.pipeline.params_file import read_params
 from restorelcc.pipeline.renamed import new_option
 from restorelcc.pipeline.running import held_lock
@@ -82,6 +83,8 @@ def run_sweep(root: Path, grid: dict[str, Any], name: str, revision: str, limits
     commit = check_sweep(root, grid, name, revision)
     with held_lock(root / ".work" / "locks" / f"sweep-{name}"):
         clone = prepare(root, grid, name, commit)
+        if left_out := not_in_sweep(root, load_params(clone / "params.yaml"), commit):
+            get_run_logger().warning(left_out)
         get_run_logger().info("runs in %s", clone)
         state = run_grid(clone, limits)
         if not state.is_completed():
@@ -113,18 +116,36 @@ def check_sweep(root: Path, grid: dict[str, Any], name: str, revision: str) -> s
         params.write_text(git(root, "show", f"{commit}:./params.yaml"), encoding="utf-8")
         try:
             given = given_axes(read_params(params), grid)
-            load_params(params, tuple(f"grid.{axis}={values}" for axis, values in given.items()))
+            asked = load_params(params, tuple(f"grid.{axis}={values}" for axis, values in given.items()))
         except BadInput as error:
             raise BadInput(f"{error} (a sweep runs a committed revision: {revision} is {commit[:9]})") from error
+    check_in_clones(asked, root, commit)
     return commit
 
 
+def not_in_sweep(root: Path, params: Params, commit: str) -> str | None:
+    """A sentence where params.yaml, or files that the grid's entries name, are not as in the commit that is checked
+    out: it runs as it was committed."""
+    if commit != committed_revision(root):
+        return None  # another one was asked for
+    names = [
+        *git(root, "diff", "--name-only", commit, "--", "params.yaml").split(),
+        *not_committed(params, root, commit),
+    ]
+    if not names:
+        return None
+    shown = [*names[:5], *([f"{len(names) - 5} more"] if names[5:] else [])]
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    return f"{', '.join(shown)} {are} not committed: the sweep runs {commit[:9]} without {them}"
+
+
 def prepare(root: Path, grid: dict[str, Any], name: str, commit: str) -> Path:
-    """The sweep's clone, with its grid in params.yaml."""
+    """The sweep's clone, with its grid in params.yaml, and with what `dvc add` tracks of what the grid names."""
     top, within = place_in_repository(root)
     clone = fresh_clone(str(top), root / ".work" / "sweeps" / name, commit) / within
     share_cache(clone, _cache_of(root))
     write_grid(clone, grid)
+    bring_added(load_params(clone / "params.yaml"), clone)
     return clone
 
 

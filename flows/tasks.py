@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import ParamSpec
 
 from prefect import task
@@ -61,8 +62,8 @@ def stage_task(command: Command, limits: Limits, clean: bool) -> State:
     if clean:
         return Completed(name=UNCHANGED, message="nothing that it depends on has changed", data=0.0)
     command = on_this_machine(command)
-    slots = limits.slots(command.resource)
-    with gate(command.resource, slots, every=command.every_gpu, meanwhile=raise_if_ending) as slot:
+    slots, ending = limits.slots(command.resource), partial(raise_if_ending, command.run)
+    with gate(command.resource, slots, every=command.every_gpu, meanwhile=ending) as slot:
         start = time.monotonic()
         try:
             outcome = run_stage(replace(command, slot=slot), logger.info)
@@ -79,6 +80,6 @@ def on_this_machine(command: Command) -> Command:
     return command if command.resource == CPU or visible_gpus() else replace(command, resource=CPU, every_gpu=False)
 
 
-def command_of(stage: Stage, root: str) -> Command:
+def command_of(stage: Stage, root: str, run: str = "") -> Command:
     """What goes to the task, and with Dask to another process."""
-    return Command(root, stage.name, stage.resource, every_gpu=stage.every_gpu)
+    return Command(root, stage.name, stage.resource, every_gpu=stage.every_gpu, run=run)

@@ -20,10 +20,9 @@ from restorelcc.base.package_data import TASKS, is_of_the_package, package_files
 from restorelcc.base.packages import gguf_file
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params
-from restorelcc.stages.inputs.files import absolute, files_below
+from restorelcc.stages.inputs.files import absolute, files_below, source_folder
 from restorelcc.stages.inputs.stage import lay_out
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _TASK_NAMES = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?:[ \t]*([^\n#]+)|^[ \t]*-[ \t]+([^\n#:]+)", re.M)
 _QUOTES = " \t\r\"',[]"
 _OTHER_TASKS = ("paper-7", "embedded")  # which are no tasks of lm-eval
@@ -54,6 +53,23 @@ def checkpoint_problems(params: Params, alias: str, layout: Layout) -> list[str]
     return found
 
 
+def check_names(params: Params, alias: str, layout: Layout) -> None:
+    """Raises BadInput for the first task, copy of data, or folder of a model that there cannot be, without a look at
+    any weights: what a flow asks before it begins."""
+    root, entry = layout.root, params.models[alias]
+    _check_tasks(f"models.{alias}.tasks", entry.task_names, root)
+    _check_copies(params.section(alias, "evaluate").datasets, root)
+    for name, pruned in params.prune.external.get(alias, {}).items():
+        if f"external-{name}" in params.grid.pruning:
+            _check_source(f"prune.external.{alias}.{name}.source", pruned.source, root)
+    if not entry.is_microworld:
+        if gguf_file(f"models.{alias}.source", entry.source, root) is None:
+            _check_source(f"models.{alias}.source", entry.source, root)
+        encoder = params.section(alias, "corpus").encoder
+        if encoder not in (None, "auto"):
+            _check_source("corpus.encoder", str(encoder), root)
+
+
 def _try(found: list[str], check: Callable[..., Any], *arguments: Any) -> None:
     try:
         check(*arguments)
@@ -80,14 +96,7 @@ def _check_own(params: Params, alias: str, layout: Layout) -> None:
 
 def _check_source(key: str, source: str, root: Path) -> None:
     """Raises BadInput for what is neither a folder nor may be a hub id: `org/name`, whose `org` is no folder here."""
-    path = absolute(root, source)
-    if path.is_dir():
-        return
-    if path.is_file():
-        raise BadInput(f"{key} is {source!r}, a file: give the folder that it lies in")
-    if not _HUB_ID.fullmatch(source):
-        raise BadInput(f"{key} is {source!r}, and there is no such folder: correct the path, or give a hub id")
-    if "/" in source and path.parent.is_dir():
+    if source_folder(key, source, root) is None and "/" in source and absolute(root, source).parent.is_dir():
         raise BadInput(
             f"{key} is {source!r}: there is a folder {source.partition('/')[0]!r} here, but no {source!r} in it: "
             "correct the path, or rename the folder where a hub id is meant"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 
 from flows.dag import Stage, read_dag
 from flows.gates import CPU, GPU, Limits, gate, gate_folder
+from flows.restore import end_on_workers
 from flows.stage_process import (
     RAN,
     RESTORED,
@@ -22,15 +24,16 @@ from flows.stage_process import (
     StageError,
     _gpu,
     _throttled,
-    begin,
     end_all,
     raise_if_ending,
     run_stage,
+    run_tied,
 )
 from flows.tasks import command_of, on_this_machine
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.params import load_params
 from tests.flows.light import LightProject
+from tests.flows.servers import wait_for
 
 GRID = {"pruning": ["wanda-0.5"], "head_ratio": [0.1], "recovery": ["bias"]}
 ON_GPU = {"capture_dense", "prune", "capture_pruned", "probe", "compensate", "recover"}
@@ -193,21 +196,45 @@ def test_a_run_that_is_cancelled_waits_for_no_device_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path))
-    begin()
     ended: list[str] = []
 
     def wait() -> None:
-        with pytest.raises(StageError) as error, gate(CPU, 1, meanwhile=raise_if_ending):
+        with pytest.raises(StageError) as error, gate(CPU, 1, meanwhile=partial(raise_if_ending, "mine")):
             ended.append("went in")
         ended.append(str(error.value))
 
     with gate(CPU, 1):
         waiting = threading.Thread(target=wait)
         waiting.start()
-        end_all()
+        end_all("another's")
+        time.sleep(0.3)
+        assert waiting.is_alive()
+        end_all("mine")
         waiting.join(10)
         assert not waiting.is_alive() and ended == ["the run is being cancelled"]
-    begin()
+
+
+def test_a_cancelled_run_ends_its_stages_on_dask_workers_and_no_others(tmp_path: Path) -> None:
+    """Workers of a scheduler that is there already outlive the flow."""
+    from distributed import Client, LocalCluster
+
+    quiet = {"dashboard_address": None, "silence_logs": True}
+    cluster = LocalCluster(n_workers=1, threads_per_worker=2, processes=True, local_directory=str(tmp_path), **quiet)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        sleep = {run: ["sh", "-c", f"touch {run}; exec sleep 600"] for run in ("mine", "theirs")}
+        runs = {
+            run: client.submit(run_tied, command, tmp_path, print, None, run, pure=False)
+            for run, command in sleep.items()
+        }
+        for run in runs:
+            wait_for((tmp_path / run).exists, f"the stage of {run}")
+        end_on_workers(client, "mine")
+        code, _ = runs["mine"].result(timeout=30)
+        assert code != 0
+        with pytest.raises(StageError, match="the run is being cancelled"):
+            client.submit(run_tied, sleep["mine"], tmp_path, print, None, "mine", pure=False).result(timeout=30)
+        assert not runs["theirs"].done()
+        end_on_workers(client, "theirs")
 
 
 # --- the folder of the gates, which lies where everybody may write

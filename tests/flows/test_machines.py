@@ -143,7 +143,12 @@ def test_who_commits_is_asked_before_anything_runs(tmp_path: Path, monkeypatch: 
 def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     """A worker's clone has the committed rows."""
     project = LightProject(tmp_path / "project", stages=STAGES, code=())
-    (project.folder / "rows.jsonl").write_text('{"text": "one"}\n')
+    for name in ("rows.jsonl", "shards/1.jsonl"):
+        (project.folder / name).parent.mkdir(exist_ok=True)
+        (project.folder / name).write_text('{"text": "one"}\n')
+    data = {"calibration": "shards", "instructions": "rows.jsonl", "heldout": "wikitext"}
+    project.set("models.mine", {"source": "org/name", "data": data})
+    project.set("grid.model", ["mine"])
     project.commit("data")
     (project.folder / "dvc.lock").write_text("schema: '2.0'\n")
     project.commit("lock")
@@ -151,6 +156,11 @@ def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     (project.folder / "notes.txt").write_text("in no commit, and no code")
     with pytest.raises(BadInput, match="no remote is configured"):
         machines.check_machines(project.folder, None)
+    shard = project.folder / "shards" / "2.jsonl"
+    shard.write_text('{"text": "new"}\n')
+    with pytest.raises(BadInput, match=r"shards/2\.jsonl is not committed, but workers run committed revisions"):
+        machines.check_machines(project.folder, None)
+    shard.unlink()
     (project.folder / "rows.jsonl").write_text('{"text": "two"}\n')
     with pytest.raises(BadInput, match=r"rows\.jsonl is not committed, but workers run committed revisions"):
         machines.check_machines(project.folder, None)

@@ -172,6 +172,24 @@ def test_without_a_server_the_flow_has_one_of_its_own_and_a_killed_stage_is_trie
     assert copy.repro() == [], "dvc.lock says so too"
 
 
+def test_what_check_refuses_by_its_name_ends_the_flow_before_a_stage_runs(
+    project: LightProject, tmp_path: Path
+) -> None:
+    copy = copied(project, tmp_path / "copy")
+    index = copy.folder / "lm_eval" / "tasks" / "__init__.py"  # lm-eval's own index takes ten seconds
+    index.parent.mkdir(parents=True)
+    index.parent.with_name("__init__.py").touch()
+    index.write_text(
+        "class TaskManager:\n    def __init__(self, include_path):\n        self.all_tasks = ['arc_easy']\n"
+    )
+    copy.set("models.tiny.tasks", ["arc_easi"])
+    copy.set("dense.pretrain.seed", 8)
+    done = copy.run(*FLOW)
+    sentence = "models.tiny.tasks has 'arc_easi', which is no task that lm-eval knows, no preset and no folder: did you"
+    assert (done.code, sentence in done.text) == (2, True), done.text[-2000:]
+    assert copy.executed() == []
+
+
 def test_an_emptied_lock_is_healed_and_nothing_computed_again(project: LightProject, tmp_path: Path) -> None:
     copy = copied(project, tmp_path / "copy")
     (copy.folder / "dvc.lock").write_text("")

@@ -18,12 +18,28 @@ from restorelcc.base.errors import BadInput
 _SKIPPED = {"__pycache__", ".git", ".ipynb_checkpoints"}
 _NOT_READ = re.compile(r"(readme|licen[cs]e).*|.*\.pyc", re.IGNORECASE)
 _TASK_FILES = (".yaml", ".yml")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
 
 
 def absolute(root: Path, text: str) -> Path:
     """The absolute form of a path of params.yaml."""
     return root / Path(text).expanduser()
+
+
+def source_folder(key: str, source: str, root: Path) -> Path | None:
+    """The folder that a source of a model or an encoder names; None for what may be a hub id, `name` or `org/name`.
+
+    Raises BadInput for what is neither: taken for a hub id, a folder that is missing would be another's model.
+    """
+    path = absolute(root, source)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise BadInput(f"{key} is {source!r}, a file: give the folder that it lies in")
+    if not _HUB_ID.fullmatch(source):
+        raise BadInput(f"{key} is {source!r}, and there is no such folder: correct the path, or give a hub id")
+    return None
 
 
 def files_below(folder: Path) -> list[Path]:

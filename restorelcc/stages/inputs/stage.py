@@ -20,11 +20,12 @@ from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
 from restorelcc.base.package_data import TASKS, TEXTS, is_of_the_package, package_files
 from restorelcc.base.packages import gguf_file
+from restorelcc.base.prunings import EXTERNAL
 from restorelcc.base.publish import put
 from restorelcc.base.task_code import check_trusted
 from restorelcc.base.weights import weight_files
 from restorelcc.stages.inputs import Named
-from restorelcc.stages.inputs.files import absolute, files_below, referred_files, task_paths
+from restorelcc.stages.inputs.files import absolute, files_below, referred_files, source_folder, task_paths
 
 Entries = dict[str, Path | dict[str, Any]]  # name below data/inputs/<model>: what a link leads to, or a document
 
@@ -32,7 +33,7 @@ Entries = dict[str, Path | dict[str, Any]]  # name below data/inputs/<model>: wh
 def run(cell: Cell, named: Named, layout: Layout) -> None:
     """Write data/inputs/<model>/. Links and documents that are right stay; the files behind links are never changed.
 
-    Raises BadInput for a file that is not there, naming the key and the path.
+    Raises BadInput for a file or folder that is not there, naming the key and the path.
     """
     entries, folder = lay_out(cell.model, named, layout.root), layout.inputs(cell)
     for path in _others(folder, entries):
@@ -66,11 +67,12 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
     folders = {"model": entry.source, "tokenizer": entry.source, "encoder": named.encoder}
     folders |= {f"external/{pruning}": named.external.get(pruning) for pruning in named.prunings}
     for name, source in folders.items():
-        path = absolute(root, source) if source else None
-        file = gguf_file(f"models.{alias}.source", source, root) if source and name in ("model", "tokenizer") else None
+        key = _key(alias, name)
+        file = gguf_file(key, source, root) if source and name in ("model", "tokenizer") else None
+        path = source_folder(key, source, root) if source and file is None else None
         if file is not None:
             found[name] = file
-        elif path is not None and path.is_dir():
+        elif path is not None:
             if name not in ("tokenizer", "encoder"):
                 weight_files(path)  # refuses a folder with two models, or without any
             found[name] = path.absolute()
@@ -82,6 +84,13 @@ def lay_out(alias: str, named: Named, root: Path) -> Entries:
         del found["tokenizer"]
         found |= {f"tokenizer/model/{path.relative_to(whole)}": path for path in files_below(whole)}
     return found | _tasks(alias, named, root)
+
+
+def _key(alias: str, name: str) -> str:
+    """The key of params.yaml that names what is laid out as data/inputs/<alias>/<name>."""
+    if name.startswith("external/"):
+        return f"prune.external.{alias}.{name.removeprefix(f'external/{EXTERNAL}-')}.source"
+    return "corpus.encoder" if name == "encoder" else f"models.{alias}.source"
 
 
 def _data(role: str, key: str, text: str, root: Path) -> Entries:

@@ -76,3 +76,19 @@ def test_a_folder_of_tasks_that_is_not_there_is_refused(tmp_path: Path) -> None:
     entry = ModelEntry(source="microworld", tasks=("arc_easy", "nowhere/tasks"))
     with pytest.raises(BadInput, match=r"models\.mine\.tasks has 'nowhere/tasks', and there is no such folder or task"):
         lay_out("mine", Named(entry=entry), tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/model", "./model", "../model", "~/nowhere/model", "models/mine/pruned"])
+def test_a_folder_that_is_not_there_is_not_taken_for_a_hub_id(source: str, tmp_path: Path) -> None:
+    missing = rf"is '{source}', and there is no such folder: correct the path, or give a hub id"
+    own, hub = ModelEntry(source=source), ModelEntry(source="org/name")
+    external = Named(entry=hub, prunings=("external-theirs",), external={"external-theirs": source})
+    for key, named in (
+        (r"models\.mine\.source", Named(entry=own)),
+        (r"corpus\.encoder", Named(entry=hub, encoder=source)),
+        (r"prune\.external\.mine\.theirs\.source", external),
+    ):
+        with pytest.raises(BadInput, match=f"{key} {missing}"):
+            lay_out("mine", named, tmp_path)
+    found = lay_out("mine", Named(entry=hub, encoder="auto"), tmp_path)
+    assert (found["model"], found["encoder"]) == ({"source": "org/name"}, {"source": "auto"})
