@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TypeVar
 
 import torch
@@ -100,6 +101,12 @@ def computes_as(dtype: str, device: str) -> str:
     """`float32 cpu`: the dtype and the kind of device that an entry of `models` means on this machine."""
     place = pick_device(device)
     return f"{str(pick_dtype(dtype, place)).removeprefix('torch.')} {place.type}"
+
+
+def computed_with(*packages: str) -> dict[str, str | int]:
+    """CPU threads, and the versions of torch, transformers and further packages: on other ones a run that was killed
+    would give other bits, and so does not go on."""
+    return {"threads": torch.get_num_threads()} | {name: version(name) for name in ("torch", "transformers", *packages)}
 
 
 def positions_at_once(device: torch.device, vocabulary: int) -> int:

@@ -13,6 +13,8 @@ from torch import nn
 from restorelcc.base.cell import Cell
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.base.publish import locked
 from restorelcc.base.tables import EXAMPLES, HEADS, read_table, write_table
 from restorelcc.models.architectures import all_blocks
 from restorelcc.models.runtime import computes_as
@@ -26,7 +28,7 @@ from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.training.config import SITES, FitConfig
 from restorelcc.training.loop import Fitted, Task, checkpointed_blocks, fit
 from restorelcc.training.losses import pair_losses, response_batch, response_loss, similar_parts
-from restorelcc.training.state import TrainingState
+from restorelcc.training.state import TrainingState, training_states
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, recovery_project
 
@@ -348,6 +350,48 @@ def test_a_stage_killed_while_it_trains_goes_on_and_ends_the_same(
     run(RESTORED, CONFIG, ENTRY, layout)
     assert layout.compensation(RESTORED).read_bytes() == expected
     assert not list(layout.work.iterdir())
+
+
+@pytest.mark.parametrize("changed", ["threads", "processes", "a package"])
+def test_a_state_of_another_setup_is_not_continued_and_goes_with_the_end(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, before = Layout(tmp_path), torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt), training_states(layout, "compensate", RESTORED, {}) as states:
+        states.part("ratio-0.5").of("rate-0.02").save({"now": torch.ones(2)}, {"steps": 2})
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), training_states(layout, "compensate", RESTORED, {}) as states:
+        assert states.part("ratio-0.5").of("rate-0.02").load() is not None, "the same setup goes on"
+        raise KeyboardInterrupt
+    try:
+        if changed == "threads":
+            torch.set_num_threads(before + 1)
+        elif changed == "processes":
+            monkeypatch.setenv("WORLD_SIZE", "2")
+        else:
+            monkeypatch.setattr("restorelcc.models.runtime.version", lambda name: f"{name} 0.1")
+        with pytest.raises(KeyboardInterrupt), training_states(layout, "compensate", RESTORED, {}) as other:
+            assert other.folder != states.folder and other.part("ratio-0.5").of("rate-0.02").load() is None
+            raise KeyboardInterrupt
+        assert list(layout.work.iterdir()) == [states.folder], "another setup's end that is not good deletes nothing"
+        with training_states(layout, "compensate", RESTORED, {}) as again:
+            assert again.folder == other.folder
+    finally:
+        torch.set_num_threads(before)
+    assert list(layout.work.iterdir()) == [], "nor does a state that nothing goes on with stay"
+
+
+def test_a_state_that_a_process_works_on_stays(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    busy, free = (layout.work / f"recover-pico-wanda-0.5-masked-{digit * 16}" for digit in "ab")
+    free.mkdir(parents=True)
+    with locked(busy):
+        cell = Cell(CELL.model, CELL.pruning, recovery="masked")
+        with training_states(layout, "recover", cell, {}):
+            pass
+        with training_states(layout, "recover", Cell(CELL.model, CELL.pruning, recovery="masked-lora"), {}):
+            pass
+        assert list(layout.work.iterdir()) == [busy]
 
 
 def test_a_ratio_that_rounds_to_no_head_and_pairs_of_no_use_are_refused(tmp_path: Path) -> None:
