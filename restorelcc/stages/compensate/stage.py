@@ -43,8 +43,8 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     network = _loaded(pruned, model)
     heads = head_layout(network)
     components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]
-    fingerprint = _fingerprint(config, model, layout, cell, parents)
-    with training_states(layout, "compensate", cell, fingerprint) as states:
+    settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
+    with training_states(layout, "compensate", cell, parents | settings) as states:
 
         def trained(ratio: float) -> Best:
             key = "compensate.auto_ratios" if cell.head_ratio == AUTO else "grid.head_ratio"
@@ -99,15 +99,7 @@ def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> di
     referred = referred_content(layout.pruned(cell))
     found = {"pruned_content": referred} if referred else {}
     found |= {"pruned": pruned, "components": file_digest(components), "ranking": file_digest(layout.heads(cell))}
+    found |= {name: file_digest(layout.corpus(cell) / name) for name in (TRAIN, VALID)}
+    if text := recorded.get("text"):
+        found["contrast.parquet"] = text  # what heads and components were found on
     return found | ({"dense": model_digest(layout.dense(cell))} if needs_dense(config) else {})
-
-
-def _fingerprint(
-    config: CompensateConfig, model: ModelEntry, layout: Layout, cell: Cell, parents: dict[str, str]
-) -> dict[str, str]:
-    """All settings and inputs that determine the result of training, so that only the same run continues from a saved
-    state."""
-    corpus = layout.corpus(cell)
-    tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID)}
-    settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
-    return parents | tables | settings

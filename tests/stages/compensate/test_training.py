@@ -11,15 +11,20 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.base.publish import locked
 from restorelcc.base.tables import EXAMPLES, HEADS, read_table, write_table
+from restorelcc.compensation.file import read_compensation
 from restorelcc.models.architectures import all_blocks
 from restorelcc.models.runtime import computes_as
 from restorelcc.models.text import EncodedPair
 from restorelcc.release.export.cell import cell_options
+from restorelcc.release.export.facts import cell_ancestors
+from restorelcc.release.provenance import parents_of
+from restorelcc.release.verify.files import check_parent
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training import loop
@@ -326,6 +331,23 @@ def test_the_stage_changes_nothing_but_the_compensation_and_is_byte_identical(tm
     options = cell_options(RESTORED, lambda _alias, _name: edited, layout)
     assert options.config["compensate"] == CONFIG.model_dump(mode="json") == training["settings"]
     assert options.names["method"]["name"] == "heads" and "down" not in options.names["method"]["does"]
+
+
+def test_an_export_says_on_which_data_the_compensation_was_trained(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path)
+    run(RESTORED, CONFIG, ENTRY, layout)
+    path, ancestors = layout.compensation(RESTORED), cell_ancestors(RESTORED, layout)
+    metadata = read_compensation(path)[1]
+    parents = parents_of(layout.pruned(RESTORED), path, metadata, ancestors)
+    for name in ("train.parquet", "valid.parquet"):
+        parent = parents[f"compensation.{name}"]
+        assert parent.path == layout.corpus(RESTORED) / name and parent.digest == file_digest(parent.path)
+        assert check_parent(name, tmp_path, parent.described(tmp_path), None) == f"{name} {parent.digest[:12]}"
+    older = {name: value for name, value in metadata.items() if not name.endswith(".parquet")}
+    assert "compensation.train.parquet" not in parents_of(layout.pruned(RESTORED), path, older, ancestors)
+    (layout.corpus(RESTORED) / "train.parquet").write_bytes(b"other pairs")
+    with pytest.raises(BadInput, match=r"is not what was recorded as compensation\.train\.parquet"):
+        parents_of(layout.pruned(RESTORED), path, metadata, ancestors)
 
 
 def test_a_stage_killed_while_it_trains_goes_on_and_ends_the_same(
