@@ -145,4 +145,5 @@ def test_folders_that_hold_no_known_checkpoint_are_bad_input(
         code, output = _inspect(capsys, monkeypatch, str(tmp_path / name))
         assert code == 2
         assert message in output
+        assert ("run `restorelcc inspect --family DIR`" in output) == (name in ("unknown", "experts"))
         assert output.count("\n") == 1, output
