@@ -16,6 +16,7 @@ import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout, project_of
+from restorelcc.base.messages import say_named
 
 if TYPE_CHECKING:
     from restorelcc.base.unfinished import Unfinished
@@ -61,7 +62,7 @@ def doctor(
         raise BadInput("doctor --quiet prints no result: leave --json out, or --quiet")
     if quiet:
         for finding in mended:
-            typer.echo(f"restorelcc: {finding.text}", err=True)
+            say_named(finding.text)
         _refuse_beside_another_run(root)
         return
     findings = [*mended, *_machine(root), *_packages(root), *_runs(root), *_crashed(root), *_left_work(params)]
