@@ -65,7 +65,7 @@ def doctor(
             say_named(finding.text)
         _refuse_beside_another_run(root)
         return
-    findings = [*mended, *_machine(root), *_packages(root), *_runs(root), *_crashed(root), *_left_work(params)]
+    findings = [*mended, *_machine(root, params), *_packages(root), *_runs(root), *_crashed(root), *_left_work(params)]
     findings += _dvc(root, cache)
     findings += _prefect()
     if as_json:
@@ -101,18 +101,23 @@ def _refuse_beside_another_run(root: Path) -> None:
         )
 
 
-def _machine(root: Path) -> Iterator[Finding]:
-    yield Finding(False, f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {_gpus()}")
+def _machine(root: Path, params: Path) -> Iterator[Finding]:
+    from restorelcc.pipeline.gpus import diagnosed
+    from restorelcc.pipeline.params import load_params
+
+    try:
+        given = load_params(params)
+        devices = {alias: given.models[alias].device for alias in given.grid.model}
+    except BadInput:  # `check` says what is wrong with it
+        devices = {}
+    gpus = diagnosed(devices)
+    yield Finding(False, f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {gpus.text}")
+    yield from (Finding(True, sentence) for sentence in gpus.faults)
     free = shutil.disk_usage(root).free
     text = f"{free / 2**30:.0f} GiB free in {root}"
     yield Finding(
         free < _LOW_DISK, text + ("" if free >= _LOW_DISK else ": make room, an artifact needs its size twice")
     )
-
-
-def _gpus() -> str:
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return f"{len(list(gpus.iterdir()))} GPUs" if gpus.is_dir() else "no GPU"
 
 
 def _packages(root: Path) -> Iterator[Finding]:
