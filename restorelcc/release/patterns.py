@@ -5,34 +5,38 @@ Letters: O output features, I input features.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from restorelcc.base.documents import read_json
 
 _ALWAYS = (4, 8)  # M that are looked for in any weight
 _AT_MOST_HALF = (2, 16)  # the same, where half of the weights are removed: little of these sizes is held by chance
 
-W = TypeVar("W", bound=Sequence)
+_PATTERN = re.compile("[0-9]{1,4}:[0-9]{1,4}")
 
 
 def recorded_groups(pruned: Path) -> tuple[int, ...]:
     """The M that a checkpoint was pruned to, by the prune stage's own account of it; none where there is no such."""
     report = pruned / "sparsity.json"
     pattern = read_json(report).get("pattern") if report.is_file() else None
-    return groups_of([pattern] if isinstance(pattern, str) else [])
+    return groups_of([pattern] if isinstance(pattern, str) and _PATTERN.fullmatch(pattern) else [])
 
 
 def groups_of(patterns: Iterable[str]) -> tuple[int, ...]:
     """Every M of some N:M, in order."""
-    return tuple(sorted({int(pattern.partition(":")[2]) for pattern in patterns}))
+    return tuple(sorted({group for pattern in patterns if (group := int(pattern.partition(":")[2]))}))
 
 
-def held_patterns(weight_OI: W, densest_group: Callable[[W, int], int | None], groups: Iterable[int] = ()) -> list[str]:
+def held_patterns(
+    weight_OI: Any, densest_group: Callable[[Any, int], int | None], groups: Iterable[int] = ()
+) -> list[str]:
     """The N:M with N < M that every group of every row holds.
 
-    densest_group: of a weight and M; groups: M to look for beside those that hardware and papers use.
+    densest_group: of a weight (a tensor, or an array that says which entries are not 0) and M; groups: M to look for
+    beside those that hardware and papers use.
     """
     asked = {*_ALWAYS, *groups}
     held = []

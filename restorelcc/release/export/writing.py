@@ -38,9 +38,9 @@ def write_weights(folder: Path, source: Source, route: Route, max_shard_bytes: i
     targeted = targeted_weights(source)
     planned = planned_tensors(source, route)
     written = write_shards(folder, planned, max_shard_bytes)
-    how = {"transposed": source.family.transposed, "groups": groups}
+    turned = source.family.transposed
     entries = {
-        tensor.name: tensor_entry(value, targeted=tensor.name in targeted, **how)
+        tensor.name: tensor_entry(value, targeted=tensor.name in targeted, transposed=turned, groups=groups)
         for tensor, value in progress(written, "export", "tensors", total=len(planned))
     }
     _check_class_has(folder)

@@ -17,7 +17,7 @@ from restorelcc.models.references import pinned_source
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.inspect.inspection import inspect_checkpoint
-from restorelcc.release.patterns import common_patterns, held_patterns
+from restorelcc.release.patterns import common_patterns, held_patterns, recorded_groups
 from restorelcc.release.verify.tensors import check_recorded
 from restorelcc.sparsity.patterns import densest_group
 from restorelcc.stages.prune.prune import prune_model
@@ -94,6 +94,13 @@ def test_patterns_of_any_size_are_named_in_inspect_record_and_verify(
         (tmp_path / "pruned" / "sparsity.json").unlink()
         found = inspect_checkpoint(tmp_path / "pruned")
         assert found["patterns"] == [pattern for pattern in held if pattern != "2:6"], "other sizes need no account"
+
+
+@pytest.mark.parametrize("said", ["2of4", "1:0", "", "2:", 4, None, ["2:4"]])
+def test_a_foreign_account_of_a_pattern_is_none(said: object, tmp_path: Path) -> None:
+    assert recorded_groups(tmp_path) == ()
+    write_document(tmp_path / "sparsity.json", {"pattern": said})
+    assert recorded_groups(tmp_path) == ()
 
 
 def test_chance_is_no_pattern_and_one_that_holds_another_is_not_repeated() -> None:
