@@ -21,8 +21,9 @@ KINDS = {
     ".txt": "txt",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+FOR_PEOPLE = r"(readme|licen[cs]es?)(\..*)?"  # names of readmes and licences; .dvcignore has the same
 # Files of a folder that hold no rows: hidden ones, _SUCCESS and the like, readmes, licences, caches of Python.
-_PASSED_OVER = re.compile(r"[._].*|__pycache__|(readme|licen[cs]e).*|.*\.pyc", re.IGNORECASE)
+_PASSED_OVER = re.compile(rf"[._].*|__pycache__|{FOR_PEOPLE}|.*\.pyc", re.IGNORECASE)
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=[-._\d/]|$)", re.IGNORECASE)
 _ADVICE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the table as CSV UTF-8, or as Parquet"),
@@ -47,8 +48,8 @@ def data_files(key: str, path: Path) -> list[Path]:
     """The files that a source names, in the order of their paths; `key` is the setting that holds the source.
 
     A folder stands for all data files in it and below, a name with `*`, `?` or `[` for those that it matches; hidden
-    files, readmes and names that begin with `_` are passed over. Raises BadInput where there is no such file, and for a
-    folder with files of other kinds, of several kinds, or of several splits.
+    files, readmes, licences and names that begin with `_` are passed over. Raises BadInput where there is no such file,
+    and for a folder with files of other kinds, of several kinds, or of several splits.
     """
     path = _as_spelled_on_disk(path)
     if _is(path, "is_dir"):

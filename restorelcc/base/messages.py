@@ -47,6 +47,11 @@ def say(text: str, level: Level = "info", **fields: Any) -> None:
     print(line(text, level, **fields), file=sys.stderr, flush=True)
 
 
+def say_named(text: str) -> None:
+    """`say` with the program's name in front, where the lines of DVC or `make` stand beside it."""
+    say(text if chosen("json") else f"restorelcc: {text}")
+
+
 def note(text: str) -> None:
     """`say` of something that the user may have to act on."""
     say(text if chosen("json") else f"restorelcc: note: {text}", "warning")

@@ -256,14 +256,16 @@ def table(
     params: ParamsOption = _PARAMS,
     as_json: ResultsOption = False,
 ) -> None:
-    from restorelcc.stages.report.results import changed_since
+    from restorelcc.stages.report.results import changed_since, gone_since
     from restorelcc.stages.report.terminal import print_results
 
     layout = Layout(_root(params))
-    changed = changed_since(layout)  # refuses a result that is damaged, before anything is printed
+    changed, gone = changed_since(layout), gone_since(layout)  # refuses damaged results before anything is printed
     print_results(layout.report, as_json=as_json)
     if changed:
         note(f"this report is older than the results of {', '.join(changed)}: run dvc repro report")
+    if gone:
+        note(f"the project has no results of {', '.join(gone)} any more: run dvc repro")
 
 
 @app.command(

@@ -10,14 +10,19 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.layout import Layout, project_of
+from restorelcc.base.messages import say_named
+
+if TYPE_CHECKING:
+    from restorelcc.base.unfinished import Unfinished
 
 _LOW_DISK = 5 * 2**30
+_DELETE = "`restorelcc doctor --fix` deletes it"
 
 
 class Finding(NamedTuple):
@@ -52,14 +57,16 @@ def doctor(
     if quiet and not fix:
         raise BadInput("doctor --quiet is for --fix: add it, or leave --quiet out")
     mended = list(_mended(root, cache)) if fix else []
+    mended += _without_left_work(params) if fix and not quiet else []  # `make repro` mends quietly, for any grid
     if quiet and as_json:
         raise BadInput("doctor --quiet prints no result: leave --json out, or --quiet")
     if quiet:
         for finding in mended:
-            typer.echo(f"restorelcc: {finding.text}", err=True)
+            say_named(finding.text)
         _refuse_beside_another_run(root)
         return
-    findings = [*mended, *_machine(root), *_packages(root), *_runs(root), *_crashed(root), *_dvc(root, cache)]
+    findings = [*mended, *_machine(root, params), *_packages(root), *_runs(root), *_crashed(root), *_left_work(params)]
+    findings += _dvc(root, cache)
     findings += _prefect()
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2, ensure_ascii=False))
@@ -94,18 +101,23 @@ def _refuse_beside_another_run(root: Path) -> None:
         )
 
 
-def _machine(root: Path) -> Iterator[Finding]:
-    yield Finding(False, f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {_gpus()}")
+def _machine(root: Path, params: Path) -> Iterator[Finding]:
+    from restorelcc.pipeline.gpus import diagnosed
+    from restorelcc.pipeline.params import load_params
+
+    try:
+        given = load_params(params)
+        devices = {alias: given.models[alias].device for alias in given.grid.model}
+    except BadInput:  # `check` says what is wrong with it
+        devices = {}
+    gpus = diagnosed(devices)
+    yield Finding(False, f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {gpus.text}")
+    yield from (Finding(True, sentence) for sentence in gpus.faults)
     free = shutil.disk_usage(root).free
     text = f"{free / 2**30:.0f} GiB free in {root}"
     yield Finding(
         free < _LOW_DISK, text + ("" if free >= _LOW_DISK else ": make room, an artifact needs its size twice")
     )
-
-
-def _gpus() -> str:
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return f"{len(list(gpus.iterdir()))} GPUs" if gpus.is_dir() else "no GPU"
 
 
 def _packages(root: Path) -> Iterator[Finding]:
@@ -161,6 +173,39 @@ def _scratch_homes(root: Path) -> list[Path]:
         layout.work,
         *(home for home in (layout.data / SCRATCH, *layout.data.glob(f"*/{SCRATCH}")) if home.is_dir()),
     ]
+
+
+def _left_work(params: Path) -> Iterator[Finding]:
+    """What stages that ended early keep, and whether one of the grid goes on with it."""
+    for work, of_grid in _unfinished(params):
+        text = f"{work.bytes / 2**20:,.1f} MiB of unfinished work lie in {work.folder}"
+        end = "the next run of that stage goes on with it, or deletes it at its end"
+        yield Finding(False, f"{text}: {end}" if of_grid else f"{text}, of no cell of the grid: {_DELETE}")
+
+
+def _without_left_work(params: Path) -> Iterator[Finding]:
+    """Delete the work of cells that are not in the grid; a line for each."""
+    from restorelcc.base.unfinished import delete_unfinished
+
+    for work, of_grid in _unfinished(params):
+        if not of_grid and delete_unfinished(work):
+            yield Finding(False, f"mended: {work.folder} is gone, unfinished work of no cell of the grid")
+
+
+def _unfinished(params: Path) -> Iterator[tuple[Unfinished, bool]]:
+    """Work that stages left, each with whether it is of the grid; all of it counts so where no grid can be read."""
+    from restorelcc.base.unfinished import STAGES, unfinished, work_name
+    from restorelcc.pipeline.params import load_params
+    from restorelcc.pipeline.stages import grid_cells
+
+    found = unfinished(Layout(project_of(params)))
+    if not found:
+        return
+    try:
+        ours = {work_name(STAGES[cell.kind], cell) for cell in grid_cells(load_params(params).grid)}
+    except BadInput:
+        ours = {work.name for work in found}
+    yield from ((work, work.name in ours) for work in found)
 
 
 def _dvc(root: Path, deep: bool) -> Iterator[Finding]:

@@ -125,7 +125,8 @@ def write_with_zero_biases(source: Path, config: PretrainedConfig, folder: Path)
     family = family_of_config(written)
     names = [f"{family.stored}.{layer}.{path}" for layer in range(text_config(written).num_hidden_layers)
              for path in biased_linears(written)]  # fmt: skip
-    weights = {name: stored[f"{name}.weight"].as_linear(family.transposed) for name in names}
+    there = [name for name in names if not family.partial or f"{name}.weight" in stored]  # hybrids: not in every layer
+    weights = {name: stored[f"{name}.weight"].as_linear(family.transposed) for name in there}
     planned = [PlannedTensor(name, tensor.dtype, tensor.shape, tensor.read) for name, tensor in stored.items()]
     planned += [_zeros(name, weight) for name, weight in weights.items() if f"{name}.bias" not in stored]
     for _ in write_shards(folder, planned):

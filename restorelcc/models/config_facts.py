@@ -17,6 +17,11 @@ from restorelcc.models.heads import HeadLayout
 # What config.layer_types calls layers with heads; others are linear attention, convolutions or state spaces.
 WITH_HEADS = ("full_attention", "sliding_attention", "hybrid")
 
+_FIND = (
+    "run `restorelcc inspect --family DIR`, which finds and proves its row, and add a row to "
+    "restorelcc/models/families.py (CONTRIBUTING.md has the recipe)"
+)
+
 
 def text_config(config: Any) -> Any:
     """The config of the decoder: of a model of text itself, of a model of pictures and text the part that says text."""
@@ -31,13 +36,10 @@ def family_of_config(config: Any) -> Family:
         known = ", ".join(name for name, family in FAMILIES.items() if family.experts)
         raise BadInput(
             f"model family {kind!r} is a mixture of experts that is not supported: known are {known}; use one of "
-            "these, or a dense model"
+            f"these or a dense model, or {_FIND}"
         )
     if found is None:
-        raise BadInput(
-            f"model family {kind!r} is not supported: known are {', '.join(FAMILIES)}; "
-            "to add one, add a row to restorelcc/models/families.py (CONTRIBUTING.md has the recipe)"
-        )
+        raise BadInput(f"model family {kind!r} is not supported: known are {', '.join(FAMILIES)}; to add one, {_FIND}")
     return found
 
 

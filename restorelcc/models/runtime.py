@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Literal, TypeVar
 
 import torch
@@ -112,6 +113,12 @@ def tokens_of_a_pass(device: torch.device, budget: int | Literal["auto"]) -> int
     """Tokens of one forward pass that projects none onto the vocabulary; auto: 768 on a CPU, whose caches hold less of
     a larger batch, and 4,096 on a GPU, which fewer would not keep busy."""
     return _PASS["cuda" if device.type == "cuda" else "cpu"] if budget == "auto" else budget
+
+
+def computed_with(*packages: str) -> dict[str, str | int]:
+    """CPU threads, and the versions of torch, transformers and further packages: on other ones a run that was killed
+    would give other bits, and so does not go on."""
+    return {"threads": torch.get_num_threads()} | {name: version(name) for name in ("torch", "transformers", *packages)}
 
 
 def positions_at_once(device: torch.device, vocabulary: int) -> int:

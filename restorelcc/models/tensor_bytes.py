@@ -97,12 +97,13 @@ def _nonzero(content: bytearray, code: str) -> NDArray[np.bool_]:
 
 
 def densest_group(nonzero_OI: NDArray[np.bool_], group: int) -> int | None:
-    """The most non-zeros in any group of `group` (2, 4 or 8) neighbours in a row; None when the groups do not fill a
-    row."""
+    """The most non-zeros in any group of `group` neighbours in a row; None when the groups do not fill a row."""
     if nonzero_OI.shape[1] % group or not nonzero_OI.size:
         return None
-    words = np.ascontiguousarray(nonzero_OI).reshape(-1).view(_GROUP_WORDS[group])
-    return int(np.bitwise_count(words).max())
+    nonzero = np.ascontiguousarray(nonzero_OI).reshape(-1)
+    if group in _GROUP_WORDS:
+        return int(np.bitwise_count(nonzero.view(_GROUP_WORDS[group])).max())
+    return int(np.count_nonzero(nonzero.reshape(-1, group), axis=1).max())
 
 
 def tensor_bytes(folder: Path) -> dict[str, TensorBytes]:

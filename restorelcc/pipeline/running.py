@@ -7,7 +7,6 @@ parent is gone, and until it has ended its lock makes the next one wait.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from filelock import lock_descriptor
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
+from restorelcc.base.messages import say_named
 from restorelcc.base.processes import end_as_interrupted, end_with_parent
 from restorelcc.base.progress import is_first_process
 from restorelcc.base.publish import check_writable
@@ -50,7 +50,7 @@ def held_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         if not lock_descriptor(file.fileno(), blocking=False):
-            print(f"restorelcc: {path.name} is running as process {lock_owner(path)}: waiting", file=sys.stderr)
+            say_named(f"{path.name} is running as process {lock_owner(path)}: waiting")
             lock_descriptor(file.fileno())
         file.truncate(0)
         file.write(str(os.getpid()))

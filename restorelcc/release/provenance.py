@@ -22,11 +22,11 @@ from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.base.stock_files import COMPENSATION as COMPENSATION
 from restorelcc.base.stock_files import OWN_FOLDER as OWN_FOLDER
 from restorelcc.models.shards import raw_bytes
+from restorelcc.release.patterns import held_patterns
 from restorelcc.sparsity.patterns import densest_group
 
 RECORD = "restorelcc.json"
 FORMAT = 1
-GROUP_SIZES = (4, 8)  # N:M patterns are looked for with these M
 _DIGEST = re.compile("[0-9a-f]{64}")
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0)]
@@ -38,7 +38,7 @@ class _Tensor(Form):
     shape: list[_Count]
     sha256: _Digest
     zeros: _Count | None = None  # both for weights that pruning targets, neither for others
-    patterns: list[Annotated[str, Field(pattern="^[0-9]{1,3}:[0-9]{1,3}$")]] | None = None
+    patterns: list[Annotated[str, Field(pattern="^[0-9]{1,4}:[0-9]{1,4}$")]] | None = None
 
     @model_validator(mode="after")
     def _zeros_and_patterns_go_together(self) -> _Tensor:
@@ -105,35 +105,22 @@ class Parent:
         return {"path": path, "digest": self.digest} | ({"content": self.content} if self.content else {})
 
 
-def tensor_entry(value: Tensor, *, targeted: bool, transposed: bool = False) -> dict[str, Any]:
+def tensor_entry(
+    value: Tensor, *, targeted: bool, transposed: bool = False, groups: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Digest, shape and dtype; for the weights that pruning targets also zeros and the N:M that they hold.
 
     transposed: whether targeted weights are stored [inputs, outputs], as GPT-2's are; N:M runs along the inputs.
+    groups: M to look for, beside those of `held_patterns`.
     """
     entry: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     entry["sha256"] = hashlib.sha256(raw_bytes(value)).hexdigest()
     if targeted:
         entry["zeros"] = int((value == 0).sum())
-        entry["patterns"] = held_patterns(value.T if transposed else value)
+        entry["patterns"] = held_patterns(value.T if transposed else value, densest_group, groups)
         if transposed:
             entry["transposed"] = True
     return entry
-
-
-def held_patterns(weight_OI: Tensor) -> list[str]:
-    """The N:M with N < M that every group of every row holds."""
-    densest = {group: densest_group(weight_OI, group) for group in GROUP_SIZES}
-    return [f"{keep}:{group}" for group, keep in densest.items() if keep is not None and keep < group]
-
-
-def common_patterns(entries: list[dict[str, Any]]) -> list[str]:
-    """Per M, the loosest N:M of all targeted weights; none where one weight holds none."""
-    common = []
-    for group in GROUP_SIZES:
-        kept = [int(text.split(":")[0]) for e in entries for text in e["patterns"] if text.endswith(f":{group}")]
-        if kept and len(kept) == len(entries):
-            common.append(f"{max(kept)}:{group}")
-    return common
 
 
 def parents_of(

@@ -6,6 +6,7 @@ Letters: O output features, I input features.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import family_of, prunable_linears
+from restorelcc.models.biases import write_with_zero_biases
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
-from restorelcc.sparsity.patterns import rounded
-from restorelcc.sparsity.streaming import copy_checkpoint, empty_model, linears_by_name
+from restorelcc.sparsity.patterns import retained
+from restorelcc.sparsity.streaming import copy_checkpoint, empty_model, linears_by_name, read_config
 
 
 class KeptCheckpoint:
@@ -27,17 +29,20 @@ class KeptCheckpoint:
     Of a checkpoint with former names, which no linear of the class goes by, it has the present names.
     """
 
-    def __init__(self, source: Path, folder: Path, *, shipped: bool = True) -> None:
+    def __init__(self, source: Path, folder: Path, *, shipped: bool = True, biased: bool = False) -> None:
         """source: a folder of weights and config (no reference); folder: what is there is replaced.
 
         shipped: False where another process writes the same, so that nothing need be copied: the model alone gets what
-        will be read back.
+        will be read back. biased: the copy has a zero bias on every linear that can carry one and has none, which may
+        take another class.
         """
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         by_name = linears_by_name(empty_model(source, torch.float32), stored_tensors(source))
-        self._copied = shipped or not by_name
-        if not by_name:
+        self._copied = shipped or biased or not by_name
+        if biased:
+            _copy_with_biases(source, folder, by_name=by_name)
+        elif not by_name:
             _rename(source, folder)
         elif shipped:
             copy_checkpoint(source, folder)
@@ -47,26 +52,35 @@ class KeptCheckpoint:
     def write(self, model: PreTrainedModel, linears: Iterable[nn.Linear], *, with_zeros: bool = False) -> None:
         """Write the weights of these linears of the model, which then has what will be read back.
 
-        with_zeros: zeros of the model are zeros of the file, also where the checkpoint has a number that is one only in
-        the model's dtype.
+        with_zeros: as `retained` has it.
         """
         chosen, turned = set(map(id, linears)), family_of(model).transposed
         for _, name, linear in prunable_linears(model):
             if id(linear) in chosen:
-                stored = self._stored[f"{name}.weight"].as_linear(turned)
-                value_OI = linear.weight.cpu()
-                kept_OI = retained(value_OI, stored.read())
-                if with_zeros:
-                    kept_OI.masked_fill_(value_OI == 0, 0)
-                if self._copied:
-                    stored.overwrite(kept_OI)
-                linear.weight.copy_(kept_OI)
+                self._write(self._stored[f"{name}.weight"].as_linear(turned), linear.weight, with_zeros=with_zeros)
+
+    @torch.no_grad()
+    def write_biases(self, model: PreTrainedModel) -> None:
+        """The same of the biases of all linears that pruning targets."""
+        for _, name, linear in prunable_linears(model):
+            if linear.bias is not None:
+                self._write(self._stored[f"{name}.bias"], linear.bias, with_zeros=True)
+
+    def _write(self, stored: StoredTensor, part: Tensor, *, with_zeros: bool) -> None:
+        kept = retained(part, stored.read(), with_zeros=with_zeros)
+        if self._copied:
+            stored.overwrite(kept)
+        part.copy_(kept)
 
 
-def retained(value: Tensor, before: Tensor) -> Tensor:
-    """The value in the dtype of `before`: its very bits wherever the two are one number in the value's dtype, which may
-    have fewer digits, and elsewhere the value rounded, but never to 0."""
-    return torch.where(value == before.to(value.dtype), before, rounded(value, before.dtype))
+def _copy_with_biases(source: Path, folder: Path, *, by_name: bool) -> None:
+    if by_name:
+        write_with_zero_biases(source, read_config(source), folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="renamed-", dir=folder.parent) as scratch:
+        renamed = Path(scratch) / "renamed"
+        _rename(source, renamed)
+        write_with_zero_biases(renamed, read_config(renamed), folder)
 
 
 def _rename(source: Path, folder: Path) -> None:

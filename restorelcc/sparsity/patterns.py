@@ -102,6 +102,17 @@ def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return result.masked_fill_(lost, _next_to_zero(dtype)) if lost.any() else result
 
 
+def retained(value: Tensor, before: Tensor, *, with_zeros: bool = False) -> Tensor:
+    """The value in the dtype of `before`: its very bits wherever the two are one number in the value's dtype, which may
+    have fewer digits, and elsewhere the value rounded, but never to 0.
+
+    with_zeros: zeros of the value are zeros of the result, also where `before` is 0 in the value's dtype alone.
+    """
+    value = value.to(before.device)
+    result = torch.where(value == before.to(value.dtype), before, rounded(value, before.dtype))
+    return result.masked_fill_(value == 0, 0) if with_zeros else result
+
+
 def _next_to_zero(dtype: torch.dtype) -> float:
     # Numbers below the smallest normal one may be flushed to 0, except for float16, which is widened where it is read.
     limits = torch.finfo(dtype)

@@ -26,7 +26,7 @@ from restorelcc.models.architectures import family_of, family_of_config, prunabl
 from restorelcc.models.checkpoint_check import loaded_config, refused
 from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.models.transposed import as_stored
-from restorelcc.sparsity.patterns import rounded
+from restorelcc.sparsity.patterns import retained, rounded
 
 
 def read_config(source: Path) -> PretrainedConfig:
@@ -139,7 +139,7 @@ class StreamedWeights:
 
     def _overwrite(self, stored: StoredTensor, value: Tensor) -> None:
         narrow = self._dtype not in (stored.dtype, torch.float32)
-        stored.overwrite(unchanged_kept(value, stored.read()) if narrow else value)
+        stored.overwrite(retained(value, stored.read(), with_zeros=True) if narrow else value)
 
     def _load(self, module: nn.Module, names: set[str], prefix: str = "") -> None:
         for name, _ in list(module.named_parameters()):
@@ -147,14 +147,6 @@ class StreamedWeights:
                 path, _, leaf = name.rpartition(".")
                 value = as_stored(module.get_submodule(path), leaf, self._stored[prefix + name].read())
                 _put(module, name, value.to(self._device, self._dtype))
-
-
-def unchanged_kept(value: Tensor, before: Tensor) -> Tensor:
-    """The value in the dtype of `before`, with the digits of `before` wherever the two are one number in the value's
-    dtype, which may have fewer. Zeros of the value stay zeros."""
-    value = value.to(before.device)
-    same = (value == before.to(value.dtype)) & (value != 0)
-    return torch.where(same, before, value.to(before.dtype))
 
 
 def _return_freed_memory() -> None:

@@ -1,24 +1,30 @@
 """The state of a training run on disk: safetensors and JSON in one file, replaced as a whole, deleted after the run.
 
-It is in .work/<stage>-<cell>-<fingerprint of settings and inputs>/: another setting or input never reads it.
+It is in .work/<stage>-<cell>-<mark>/ (`base.unfinished`): a run with other settings, inputs, packages or threads never
+reads it.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.digest import json_digest
+from restorelcc.base.digest import file_digest, together
 from restorelcc.base.documents import parse_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.progress import is_first_process, process_count, weights_are_shared_out
 from restorelcc.base.publish import put
+from restorelcc.base.unfinished import kept_work, mark_of, work_name
+from restorelcc.models.runtime import computed_with
 from restorelcc.models.tensors import read_all_tensors, write_tensors
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 class TrainingState:
@@ -51,21 +57,39 @@ class TrainingState:
 class TrainingStates:
     """The states of a stage's runs, one per learning rate or part."""
 
-    def __init__(self, layout: Layout, stage: str, cell: Cell, fingerprint: dict[str, str]) -> None:
-        """fingerprint: everything that decides what the training gives, as text."""
-        digest = json_digest(fingerprint)[:16]
-        self.folder = layout.work / f"{stage}-{str(cell).replace(' ', '-')}-{digest}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def part(self, name: str) -> TrainingStates:
         """The states of a part of the stage that has runs of its own."""
-        states = copy.copy(self)
-        states.folder = self.folder / name
-        return states
+        return TrainingStates(self.folder / name)
 
     def of(self, run: str) -> TrainingState:
         """The state of one run."""
         return TrainingState(self.folder / f"{run}.safetensors")
 
-    def clear(self) -> None:
-        """Forget all: the result is in place."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+@contextmanager
+def training_states(
+    layout: Layout, stage: str, cell: Cell, fingerprint: dict[str, str], uses: tuple[str, ...] = ()
+) -> Iterator[TrainingStates]:
+    """The states of a stage's runs for a cell, kept as `kept_work` keeps them. Of several processes the first one
+    holds and deletes them.
+
+    fingerprint: the settings and inputs that decide what the training gives, as text. What it is computed with counts
+    too: threads, processes, packages and code; uses: folders of the package beside those that train in any stage.
+    """
+    processes = {"processes": process_count(), "shared out": weights_are_shared_out()}
+    computed = computed_with("accelerate", "peft") | processes | {"code": _code(f"stages/{stage}", *uses)}
+    name, mark = work_name(stage, cell), mark_of(fingerprint | computed)
+    if is_first_process():
+        with kept_work(layout, name, mark) as folder:
+            yield TrainingStates(folder)
+    else:
+        yield TrainingStates(layout.work / f"{name}-{mark}")
+
+
+def _code(*folders: str) -> str:
+    """Digest of the code that trains; DVC watches the same files."""
+    ours = (_PACKAGE / name for name in ("models", "compensation", "training", *folders))
+    return together([file_digest(path) for folder in ours for path in sorted(folder.rglob("*.py"))])

@@ -6,14 +6,19 @@ import json
 import logging
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 
 from restorelcc.base import messages
 from restorelcc.base.ending import tell
 from restorelcc.base.errors import BadInput
+from restorelcc.base.layout import Layout
 from restorelcc.base.messages import choose, note, say
 from restorelcc.base.progress import bars_are_shown, notice
+from restorelcc.cli.doctor import Finding, doctor
+from restorelcc.pipeline.running import held_lock
+from restorelcc.stages.corpus.licences import announce
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +59,35 @@ def test_json_lines_say_level_and_stage(capsys: pytest.CaptureFixture[str]) -> N
         {"level": "info", "message": "49.98 % zeros", "stage": "prune"},
         {"level": "error", "message": "error: x is wrong", "code": 2},
     ]
+
+
+@pytest.mark.parametrize(
+    ("how", "levels"),
+    [({}, None), ({"as_json": True}, ["info"] * 3), ({"quiet": True}, [])],
+    ids=["text", "json", "quiet"],
+)
+def test_licences_waiting_and_mending_are_said_as_all_else(
+    how: dict[str, bool],
+    levels: list[str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    choose(**how)
+    announce({"instructions": {"source": "hub:some/data", "licence": "mit"}}, Layout(tmp_path))
+    monkeypatch.setattr("restorelcc.pipeline.running.lock_descriptor", lambda _, blocking=True: blocking)
+    monkeypatch.setattr("restorelcc.pipeline.running.lock_owner", lambda _: "17")
+    with held_lock(tmp_path / "locks" / "prune@tiny"):
+        pass
+    monkeypatch.setattr("restorelcc.cli.doctor._mended", lambda *_: [Finding(False, "mended: all")])
+    doctor(fix=True, quiet=True, params=tmp_path / "params.yaml")
+    said = capsys.readouterr().err.splitlines()
+    if levels is not None:
+        assert [json.loads(text)["level"] for text in said] == levels
+    else:
+        waiting = "restorelcc: prune@tiny is running as process 17: waiting"
+        assert said == ["data licence: some/data is under mit", waiting, "restorelcc: mended: all"]
+    assert (tmp_path / ".work" / "licences.json").exists() == (not how.get("quiet")), "what nobody read is said again"
 
 
 @pytest.mark.parametrize("word", ["quiet", "json"])

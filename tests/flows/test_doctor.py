@@ -76,3 +76,21 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     assert project.executed() == ["inputs@tiny"], "healed: the corpus came from the run-cache"
     project.sh("dvc", "config", "core.hardlink_lock", "true")
     assert "core.hardlink_lock is set, and a killed process keeps it" in project.restorelcc("doctor").text
+
+
+def test_unfinished_work_of_no_cell_of_the_grid_is_named_and_deleted(sound: LightProject, tmp_path: Path) -> None:
+    project = sound.copy(tmp_path / "copy")
+    ours, gone = (
+        project.folder / f".work/compensate-tiny-{pruning}-0.25-{'a' * 16}" for pruning in ("wanda-0.5", "wanda-0.3")
+    )
+    for folder in (ours, gone):
+        folder.mkdir(parents=True)
+        (folder / "rate-0.02.safetensors").write_bytes(bytes(2**20))
+    text = project.restorelcc("doctor").text
+    assert f"1.0 MiB of unfinished work lie in {gone}, of no cell of the grid: `restorelcc doctor --fix`" in text
+    assert f"1.0 MiB of unfinished work lie in {ours}: the next run of that stage goes on with it" in text
+    assert project.restorelcc("doctor", "--fix", "--quiet").code == 0
+    assert ours.is_dir() and gone.is_dir(), "`make repro` may be of another grid than the file's"
+    done = project.restorelcc("doctor", "--fix")
+    assert f"mended: {gone} is gone" in done.text
+    assert ours.is_dir() and not gone.exists()

@@ -72,5 +72,5 @@ def test_the_table_names_every_linear_of_a_block(family: str) -> None:
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     model = pico.pico("llama")
     model.config.model_type = "rwkv"
-    with pytest.raises(BadInput, match=r"rwkv.*llama, mistral.*add a row"):
+    with pytest.raises(BadInput, match=r"rwkv.*llama, mistral.*inspect --family DIR`.*add a row"):
         head_layout(model)

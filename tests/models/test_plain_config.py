@@ -178,7 +178,7 @@ def test_the_densest_group_is_that_of_the_weight(tmp_path: Path) -> None:
         stored = stored_tensors(tmp_path / str(dtype))
         for name, found in tensor_bytes(tmp_path / str(dtype)).items():
             if len(found.shape) == 2:
-                for group in (2, 4, 8):
+                for group in (2, 4, 6, 8, 16):
                     for turned in (False, True):
                         weight_OI = stored[name].as_linear(turned).read()
                         assert densest_group(found.as_linear(turned).nonzero(), group) == of_weight(weight_OI, group)

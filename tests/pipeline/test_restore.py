@@ -84,9 +84,14 @@ def test_a_checkpoint_that_another_tool_pruned(given: Path, tmp_path: Path, ran:
     record = json.loads((tmp_path / "out" / "restorelcc.json").read_text())
     assert record["route"]["relabelled_from"] == "mistral"
     assert record["sparsity"]["patterns"] == ["2:4", "4:8"]
-    assert {"pruned", "compensation", "compensation.components", "compensation.ranking", "pruned.dense"} <= set(
-        record["parents"]
-    )
+    trained_on = {f"compensation.{name}.parquet" for name in ("train", "valid", "contrast")}
+    assert {
+        "pruned",
+        "compensation",
+        "compensation.components",
+        "compensation.ranking",
+        "pruned.dense",
+    } | trained_on <= set(record["parents"])
     assert all(parent["path"] for parent in record["parents"].values())
     restored, pruned = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "out", given / "pruned"))
     with torch.no_grad():

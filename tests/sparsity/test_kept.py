@@ -13,7 +13,8 @@ from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.checkpoints import load_model
 from restorelcc.models.tensor_bytes import tensor_bytes
 from restorelcc.models.tensor_files import stored_tensors
-from restorelcc.sparsity.kept import KeptCheckpoint, retained
+from restorelcc.sparsity.kept import KeptCheckpoint
+from restorelcc.sparsity.patterns import retained
 from tests import pico
 from tests.release.export.restored import pruned_model
 

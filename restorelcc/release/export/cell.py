@@ -33,6 +33,7 @@ from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.facts import cell_ancestors, cell_facts
 from restorelcc.release.export.source import main_dtype
+from restorelcc.release.patterns import recorded_groups
 
 _SECTIONS = ("corpus", "prune", "capture", "extract", "probe", "compensate")
 
@@ -94,6 +95,7 @@ def cell_options(
         config=config,
         ancestors=cell_ancestors(cell, layout),
         recorded=_recorded(cell, layout),
+        groups=recorded_groups(layout.pruned(cell)),
         card=cell_facts(cell, layout, base_model=base_model, licence=licence, variant=merge and MERGES[merge]),
     )
 

@@ -24,12 +24,12 @@ from restorelcc.release.export.writing import Entries, check_has_tokenizer, cut_
 from restorelcc.release.folders import check_apart, check_output, copy_other_files, published_folder
 from restorelcc.release.original import keep_original, replaced_biases
 from restorelcc.release.packed.folder import pack_in_place
+from restorelcc.release.patterns import common_patterns, recorded_groups
 from restorelcc.release.provenance import (
     COMPENSATION,
     FORMAT,
     OWN_FOLDER,
     RECORD,
-    common_patterns,
     parents_of,
     versions,
 )
@@ -49,6 +49,7 @@ class ExportOptions:
     config: dict[str, Any] = field(default_factory=dict)
     ancestors: dict[str, Path] = field(default_factory=dict)  # see provenance.parents_of
     recorded: dict[str, str] = field(default_factory=dict)  # the same
+    groups: tuple[int, ...] = ()  # see patterns.held_patterns; those that `pruned` itself records are looked for anyway
     kept: bool = True  # whether the checkpoint that is written again stays where it is
     card: CardFacts = field(default_factory=CardFacts)
 
@@ -106,11 +107,12 @@ def _write(
     folder: Path, scratch: Path, source: Source, route: Route, options: ExportOptions
 ) -> tuple[Entries, list[str]]:
     if not options.cut:
-        entries = write_weights(folder, source, route, options.max_shard_bytes)
+        groups = (*options.groups, *recorded_groups(source.given))
+        entries = write_weights(folder, source, route, options.max_shard_bytes, groups)
         return entries, write_companions(folder, source)
     whole = scratch / "whole"
     whole.mkdir()
-    write_weights(whole, source, route, options.max_shard_bytes)
+    write_weights(whole, source, route, options.max_shard_bytes, ())
     write_companions(whole, source)
     entries = cut_out(whole, folder, options.max_shard_bytes)
     return entries, write_companions(folder, source)
@@ -147,7 +149,7 @@ def _sparsity(entries: Entries) -> dict[str, Any]:
         "targeted": total,
         "zeros": zeros,
         "share": zeros / total,
-        "patterns": common_patterns(list(targeted.values())),
+        "patterns": common_patterns([entry["patterns"] for entry in targeted.values()]),
     }
 
 

@@ -113,17 +113,20 @@ def _dense_digest(cell: Cell, layout: Layout) -> str | None:
 
 def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
     """Where to find the artifacts that a cell's compensation and pruned model name as their parents."""
+    tables = {name: layout.corpus(cell) / name for name in ("train.parquet", "valid.parquet")}
     known = {
         "compensation.components": layout.components(cell),
         "compensation.ranking": layout.heads(cell),
+        "compensation.dense": layout.dense(cell),
+        "compensation.contrast.parquet": layout.corpus(cell) / "contrast.parquet",
         "pruned.dense": layout.dense(cell),
         "pruned.calibration": layout.corpus(cell) / "calibration.parquet",
-    }
+    } | {f"compensation.{name}": path for name, path in tables.items()}
     if cell.recovery is not None:
-        tables = {name: layout.corpus(cell) / name for name in ("train.parquet", "valid.parquet")}
         own = {"pruned": layout.pruned(cell), "dense": layout.dense(cell), "components": layout.components(cell)}
         known |= {f"recovery.{name}": path for name, path in (tables | own).items()}
         known["recovery.calibration.parquet"] = layout.corpus(cell) / "calibration.parquet"
+        known["compensation.calibration.parquet"] = known["recovery.calibration.parquet"]
     return known
 
 

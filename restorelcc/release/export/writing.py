@@ -29,8 +29,8 @@ Entries = dict[str, dict[str, Any]]
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def write_weights(folder: Path, source: Source, route: Route, max_shard_bytes: int) -> Entries:
-    """Write config.json and the safetensors files; returns what every tensor is.
+def write_weights(folder: Path, source: Source, route: Route, max_shard_bytes: int, groups: tuple[int, ...]) -> Entries:
+    """Write config.json and the safetensors files; returns what every tensor is. groups: as `tensor_entry` has it.
 
     Raises StageFailed when the class of the config does not have exactly the biases that were written.
     """
@@ -38,8 +38,9 @@ def write_weights(folder: Path, source: Source, route: Route, max_shard_bytes: i
     targeted = targeted_weights(source)
     planned = planned_tensors(source, route)
     written = write_shards(folder, planned, max_shard_bytes)
+    turned = source.family.transposed
     entries = {
-        tensor.name: tensor_entry(value, targeted=tensor.name in targeted, transposed=source.family.transposed)
+        tensor.name: tensor_entry(value, targeted=tensor.name in targeted, transposed=turned, groups=groups)
         for tensor, value in progress(written, "export", "tensors", total=len(planned))
     }
     _check_class_has(folder)

@@ -23,9 +23,7 @@ from restorelcc.models.config_facts import family_of_config, layout_of_config, t
 from restorelcc.models.family import Family
 from restorelcc.models.references import local_folder
 from restorelcc.models.tensor_bytes import TensorBytes, densest_group, tensor_bytes
-
-# N:M patterns are looked for with these M, the ones hardware and papers use.
-GROUP_SIZES = (4, 8)
+from restorelcc.release.patterns import common_patterns, held_patterns, recorded_groups
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     family = family_of_config(config)
     stored = {name: tensor for name, tensor in tensor_bytes(source).items() if not family.is_mask(name)}
     tensors, layers = [], []
-    layout = layout_of_config(config)
+    layout, groups = layout_of_config(config), recorded_groups(folder)
     for layer in map(layout.block, range(layout.layers)):
-        own, structure = _inspect_layer(layer, family, config, stored)
+        own, structure = _inspect_layer(layer, family, config, stored, groups)
         tensors += own
         layers.append(_layer(layer, own, structure))
     zeros, total = sum(layer.zeros for layer in layers), sum(layer.total for layer in layers)
@@ -85,7 +83,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "targeted": total,
         "zeros": zeros,
         "sparsity": zeros / total,
-        "patterns": list(_common([layer.patterns for layer in layers])),
+        "patterns": common_patterns([tensor.patterns for tensor in tensors]),
         "heads_removed": sum(layer.heads_removed for layer in layers),
         "channels_removed": sum(layer.channels_removed for layer in layers),
         "biases": _biased(family, stored),
@@ -111,7 +109,7 @@ def biases_of(path: str, family: Family, stored: dict[str, TensorBytes]) -> list
 
 
 def _inspect_layer(
-    layer: int, family: Family, config: Any, stored: dict[str, TensorBytes]
+    layer: int, family: Family, config: Any, stored: dict[str, TensorBytes], groups: tuple[int, ...]
 ) -> tuple[list[InspectedTensor], tuple[int, int, int, int]]:
     """The block's targeted weights, and (heads, removed heads, channels, removed channels)."""
     tensors: list[InspectedTensor] = []
@@ -122,7 +120,7 @@ def _inspect_layer(
             continue
         found = _find(name, stored, family)
         nonzero_OI = found.nonzero()
-        tensors.append(_inspected(name, layer, found, nonzero_OI))
+        tensors.append(_inspected(name, layer, found, nonzero_OI, groups))
         read_I = np.logical_or.reduce(nonzero_OI, axis=0)  # what of the inputs is read at all
         if path == family.out_proj:
             heads = text_config(config).num_attention_heads
@@ -142,12 +140,10 @@ def _find(name: str, stored: dict[str, TensorBytes], family: Family) -> TensorBy
     return found.as_linear(family.transposed)
 
 
-def _inspected(name: str, layer: int, stored: TensorBytes, nonzero_OI: NDArray[np.bool_]) -> InspectedTensor:
-    patterns = []
-    for group in GROUP_SIZES:
-        keep = densest_group(nonzero_OI, group)
-        if keep is not None and keep < group:
-            patterns.append(f"{keep}:{group}")
+def _inspected(
+    name: str, layer: int, stored: TensorBytes, nonzero_OI: NDArray[np.bool_], groups: tuple[int, ...]
+) -> InspectedTensor:
+    patterns = held_patterns(nonzero_OI, densest_group, groups)
     total = nonzero_OI.size
     zeros = total - int(np.count_nonzero(nonzero_OI))
     return InspectedTensor(name, layer, stored.shape, stored.dtype, zeros, total, tuple(patterns))
@@ -155,14 +151,6 @@ def _inspected(name: str, layer: int, stored: TensorBytes, nonzero_OI: NDArray[n
 
 def _layer(layer: int, tensors: list[InspectedTensor], structure: tuple[int, int, int, int]) -> InspectedLayer:
     zeros, total = sum(tensor.zeros for tensor in tensors), sum(tensor.total for tensor in tensors)
-    return InspectedLayer(layer, zeros, total, _common([tensor.patterns for tensor in tensors]), *structure)
-
-
-def _common(patterns: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """Per group size, the loosest pattern of all, and none where one holds none: what the whole can promise."""
-    common = []
-    for group in GROUP_SIZES:
-        kept = [int(text.split(":")[0]) for held in patterns for text in held if text.endswith(f":{group}")]
-        if len(kept) == len(patterns):
-            common.append(f"{max(kept)}:{group}")
-    return tuple(common)
+    return InspectedLayer(
+        layer, zeros, total, tuple(common_patterns([tensor.patterns for tensor in tensors])), *structure
+    )

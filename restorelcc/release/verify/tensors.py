@@ -18,9 +18,11 @@ from restorelcc.compensation.fold import addition, with_addition
 from restorelcc.models.architectures import Family, text_config
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor
-from restorelcc.release.provenance import held_patterns, tensor_entry
+from restorelcc.release.patterns import groups_of, held_patterns
+from restorelcc.release.provenance import tensor_entry
 from restorelcc.release.routes import Route
 from restorelcc.release.verify.files import Violation
+from restorelcc.sparsity.patterns import densest_group
 
 Stored = dict[str, StoredTensor]
 
@@ -46,7 +48,8 @@ def _check_zeros(name: str, value: Tensor, entry: dict[str, Any]) -> None:
     zeros = int((value == 0).sum())
     if zeros != entry["zeros"]:
         raise Violation(f"{name} has {zeros:,} zeros, {entry['zeros']:,} when it was written: a zero was changed")
-    held = held_patterns(value.T if entry.get("transposed") is True else value)
+    weight_OI = value.T if entry.get("transposed") is True else value
+    held = held_patterns(weight_OI, densest_group, groups_of(entry["patterns"]))
     for pattern in entry["patterns"]:
         if not any(_at_least(other, pattern) for other in held):
             raise Violation(f"{name} no longer has the pattern {pattern}")

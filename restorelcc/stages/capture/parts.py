@@ -1,51 +1,17 @@
-"""Work that survives being killed: finished parts stay in .work/<stage>-<cell>-<fingerprint>/ until all is written.
-
-The fingerprint covers everything the parts depend on, so that a rerun finds its own parts and never another run's.
-"""
+"""Finished parts of a capture, which survive being killed in a folder of `base.unfinished`."""
 
 from __future__ import annotations
 
-import re
-import shutil
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from restorelcc.base.digest import json_digest
-from restorelcc.base.layout import Layout
-from restorelcc.base.publish import locked
-
 _OPEN_AT_ONCE = 128
 _PIECE = 1 << 20
-
-
-def mark_of(content: dict[str, Any]) -> str:
-    """16 hex digits that change with any of the content."""
-    return json_digest(content)[:16]
-
-
-@contextmanager
-def part_folder(layout: Layout, name: str, mark: str) -> Iterator[Path]:
-    """.work/<name>-<mark>, locked against a second process; deleted when the block ends well, kept when it does not.
-
-    Parts that other fingerprints left under the same name go too: what they were made of is no longer there. They stay
-    while a process works on them.
-    """
-    folder = layout.work / f"{name}-{mark}"
-    with locked(folder):
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
-    for other in layout.work.glob(f"{name}-*"):
-        if re.fullmatch(r"[0-9a-f]{16}", other.name.removeprefix(f"{name}-")):
-            with locked(other, wait=False) as free:
-                if free:
-                    shutil.rmtree(other, ignore_errors=True)
 
 
 def write_part(folder: Path, number: int, values: np.ndarray) -> Path:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from restorelcc.activations.store import NEGATIVE, POSITIVE, QUESTION, rows_at_once, stream_layer
@@ -22,10 +20,17 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.publish import published
 from restorelcc.base.tables import CONTRAST, read_table
+from restorelcc.base.unfinished import kept_work, mark_of, work_name
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_tokenizer
 from restorelcc.models.heads import HeadLayout
-from restorelcc.models.runtime import map_on_all_cores, prepare, return_large_buffers, tokens_of_a_pass
+from restorelcc.models.runtime import (
+    computed_with,
+    map_on_all_cores,
+    prepare,
+    return_large_buffers,
+    tokens_of_a_pass,
+)
 from restorelcc.models.text import EncodedContrast, context_length, encode_contrasts
 from restorelcc.stages.capture import CaptureConfig
 from restorelcc.stages.capture.capture import (
@@ -38,7 +43,7 @@ from restorelcc.stages.capture.capture import (
     response_samples,
     why_not_joint,
 )
-from restorelcc.stages.capture.parts import PartReader, finished_part, mark_of, part_folder, write_part
+from restorelcc.stages.capture.parts import PartReader, finished_part, write_part
 
 LARGE_BUFFER = 2 * 2**20  # bytes; for smaller buffers, asking the system again would take longer than their use
 _PARTS_FORMAT = 3  # raise when a batch's part would hold other numbers than before
@@ -90,8 +95,8 @@ def _run(
         **_parent(checkpoint),
         "responses": "none" if roles == (QUESTION,) else "joint" if reason is None else f"separate: {reason}",
     }
-    name = "-".join(filter(None, (f"capture_{kind}", cell.model, cell.pruning)))
-    with part_folder(layout, name, _mark(metadata, config, reader)) as folder:
+    name = work_name(f"capture_{kind}", cell)
+    with kept_work(layout, name, _mark(metadata, config, reader)) as folder:
         batches = plan(samples, tokens_of_a_pass(network.device, config.token_budget), joint=reader.joint)
         parts = _captured(folder, reader, samples, batches, len(roles), title)
         heads = head_layout(network)
@@ -136,12 +141,9 @@ def _tokens_digest(tuples: Sequence[EncodedContrast]) -> str:
 def _mark(metadata: dict[str, str], config: CaptureConfig, reader: HeadReader) -> str:
     """Of all that the bytes of a part, and which samples are in it, depend on."""
     network = reader.model
-    computed = {"device": network.device.type, "threads": torch.get_num_threads(), "joint": reader.joint}
-    versions = {name: version(name) for name in ("torch", "transformers")}
+    computed = {"device": network.device.type, "joint": reader.joint} | computed_with()
     attention = network.config._attn_implementation
-    return mark_of(
-        metadata | config.model_dump() | computed | versions | {"attention": attention, "format": _PARTS_FORMAT}
-    )
+    return mark_of(metadata | config.model_dump() | computed | {"attention": attention, "format": _PARTS_FORMAT})
 
 
 def _captured(

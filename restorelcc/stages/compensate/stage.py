@@ -26,7 +26,7 @@ from restorelcc.stages.compensate.heads import best_heads, smallest_good_ratio
 from restorelcc.stages.compensate.start import Lessons, initial_compensation, lessons, needs_dense, training_task
 from restorelcc.training.compensation import Best, Pairs, fit_compensation
 from restorelcc.training.pairs import TRAIN, VALID, read_pairs
-from restorelcc.training.state import TrainingStates
+from restorelcc.training.state import training_states
 
 
 def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout) -> None:
@@ -43,34 +43,34 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
     network = _loaded(pruned, model)
     heads = head_layout(network)
     components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]
-    states = TrainingStates(layout, "compensate", cell, _fingerprint(config, model, layout, cell, parents))
+    settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
+    with training_states(layout, "compensate", cell, parents | settings) as states:
 
-    def trained(ratio: float) -> Best:
-        key = "compensate.auto_ratios" if cell.head_ratio == AUTO else "grid.head_ratio"
-        chosen = best_heads(layout.heads(cell), heads, ratio, key)
-        initial = initial_compensation(network, chosen, components, config, pairs, learned)
-        task = training_task(network, pairs, config, learned)
-        title, stores = f"compensate {ratio:g}", states.part(f"ratio-{ratio:g}")
-        guess = config.start != "normal"
-        return fit_compensation(network, initial, pairs, config, title=title, stores=stores, task=task, guess=guess)
+        def trained(ratio: float) -> Best:
+            key = "compensate.auto_ratios" if cell.head_ratio == AUTO else "grid.head_ratio"
+            chosen = best_heads(layout.heads(cell), heads, ratio, key)
+            initial = initial_compensation(network, chosen, components, config, pairs, learned)
+            task = training_task(network, pairs, config, learned)
+            title, stores = f"compensate {ratio:g}", states.part(f"ratio-{ratio:g}")
+            guess = config.start != "normal"
+            return fit_compensation(network, initial, pairs, config, title=title, stores=stores, task=task, guess=guess)
 
-    ratio: float | None = None
-    compared: list[dict] = []
-    if cell.head_ratio == AUTO:
-        ratio, best, compared = smallest_good_ratio(network, pairs, config.auto_ratios, trained)
-    else:
-        best = trained(float(cell.head_ratio or 0))
-    if not is_first_process():
-        return
-    metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
-    metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
-    document = training_document(best, pairs) | {"settings": config.model_dump(mode="json")}
-    document |= {"head_ratio": ratio, "ratios": compared} if compared else {}
-    with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
-        frozen, how = best.compensation.frozen(heads), best.compensation.trained(heads)
-        write_compensation(tensors_path, frozen, metadata, how)
-        write_document(training_path, document)
-    states.clear()
+        ratio: float | None = None
+        compared: list[dict] = []
+        if cell.head_ratio == AUTO:
+            ratio, best, compared = smallest_good_ratio(network, pairs, config.auto_ratios, trained)
+        else:
+            best = trained(float(cell.head_ratio or 0))
+        if not is_first_process():
+            return
+        metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
+        metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
+        document = training_document(best, pairs) | {"settings": config.model_dump(mode="json")}
+        document |= {"head_ratio": ratio, "ratios": compared} if compared else {}
+        with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):
+            frozen, how = best.compensation.frozen(heads), best.compensation.trained(heads)
+            write_compensation(tensors_path, frozen, metadata, how)
+            write_document(training_path, document)
 
 
 def _loaded(folder: Path, model: ModelEntry) -> PreTrainedModel:
@@ -99,14 +99,7 @@ def _checked_parents(cell: Cell, layout: Layout, config: CompensateConfig) -> di
     referred = referred_content(layout.pruned(cell))
     found = {"pruned_content": referred} if referred else {}
     found |= {"pruned": pruned, "components": file_digest(components), "ranking": file_digest(layout.heads(cell))}
+    found |= {name: file_digest(layout.corpus(cell) / name) for name in (TRAIN, VALID)}
+    if text := recorded.get("text"):
+        found["contrast.parquet"] = text  # what heads and components were found on
     return found | ({"dense": model_digest(layout.dense(cell))} if needs_dense(config) else {})
-
-
-def _fingerprint(
-    config: CompensateConfig, model: ModelEntry, layout: Layout, cell: Cell, parents: dict[str, str]
-) -> dict[str, str]:
-    """Everything that determines the result of training, so that only the same run continues from a saved state."""
-    corpus = layout.corpus(cell)
-    tables = {name: file_digest(corpus / name) for name in (TRAIN, VALID)}
-    settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
-    return parents | tables | settings

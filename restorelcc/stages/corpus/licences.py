@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.messages import chosen, say
 from restorelcc.base.publish import scratch_folder
 from restorelcc.models.hub import Repository, licence_of
 from restorelcc.stages.corpus.hub_rows import named_dataset
@@ -32,7 +32,9 @@ def with_licences(origins: dict[str, dict[str, str]]) -> dict[str, dict[str, str
 
 
 def announce(origins: dict[str, dict[str, str]], layout: Layout) -> None:
-    """Say the licence of every dataset that was not said before in this project."""
+    """Say the licence of every dataset that was not said before in this project; with `-q` it is still to be said."""
+    if chosen("quiet"):
+        return
     said_file = layout.work / "licences.json"
     said = _said(said_file)
     for origin in origins.values():
@@ -41,7 +43,7 @@ def announce(origins: dict[str, dict[str, str]], layout: Layout) -> None:
             continue
         notes = [note for mark, note in _NOTES.items() if mark in licence.lower().split("-")]
         mark = f" ({', '.join(notes)})" if notes else ""
-        print(f"data licence: {origin['source'].removeprefix('hub:')} is under {licence}{mark}", file=sys.stderr)
+        say(f"data licence: {origin['source'].removeprefix('hub:')} is under {licence}{mark}", stage="corpus")
         said[origin["source"]] = licence
         with contextlib.suppress(OSError), scratch_folder(layout.work) as scratch:  # else it is said once more
             write_json(scratch / said_file.name, said)

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from restorelcc.base.data_files import FOR_PEOPLE
 from restorelcc.base.documents import StrictLoader, parse_yaml, read_text
 from restorelcc.base.errors import BadInput
 
 _SKIPPED = {"__pycache__", ".git", ".ipynb_checkpoints"}
-_NOT_READ = re.compile(r"(readme|licen[cs]e).*|.*\.pyc", re.IGNORECASE)
 _TASK_FILES = (".yaml", ".yml")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_READ_ANYWAY = (*_TASK_FILES, ".py")  # whatever they are called
+_NOT_READ = re.compile(rf"{FOR_PEOPLE}|.*\.pyc", re.IGNORECASE)
 _FUNCTION = re.compile(r"!function\s+[\"']?([\w.]+)\.\w+")
 
 
@@ -43,12 +45,13 @@ def source_folder(key: str, source: str, root: Path) -> Path | None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file in a folder and below, without hidden ones, caches and readmes."""
+    """Every file in a folder and below, without hidden ones, caches, readmes and licences."""
     found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part in _SKIPPED or part.startswith(".") for part in parts)
-        if not hidden and not _NOT_READ.fullmatch(path.name) and path.is_file():
+        passed_over = path.suffix not in _READ_ANYWAY and _NOT_READ.fullmatch(path.name)
+        if not hidden and not passed_over and path.is_file():
             found.append(path)
     return found
 

@@ -22,7 +22,7 @@ from restorelcc.base.publish import published
 from restorelcc.base.stock_files import has_tokenizer
 from restorelcc.base.tables import read_metadata, read_texts
 from restorelcc.models.architectures import prunable_linears
-from restorelcc.models.biases import give_zero_biases, write_with_zero_biases
+from restorelcc.models.biases import write_with_zero_biases
 from restorelcc.models.checkpoints import (
     context_of,
     copy_processors,
@@ -123,16 +123,12 @@ def _prune(job: Job, folder: Path) -> list[PrunedTensor]:
             copy_checkpoint(source, folder)
         weights = StreamedWeights(network, stored, job.device, written=stored_tensors(folder))
         return prune_model(network, job.pruning, job.batches_BT, job.config, weights)
-    if biases:
-        network = load_model(dense, job.dtype, job.device)
-        give_zero_biases(network)
-        results = prune_model(network, job.pruning, job.batches_BT, job.config)
-        network.save_pretrained(folder)
-        return results
-    kept = KeptCheckpoint(source, folder)
-    network = load_model(dense, job.dtype, job.device)
+    kept = KeptCheckpoint(source, folder, biased=biases)
+    network = load_model(folder if biases else dense, job.dtype, job.device)
     results = prune_model(network, job.pruning, job.batches_BT, job.config)
     kept.write(network, [linear for _, _, linear in prunable_linears(network)], with_zeros=True)
+    if biases:
+        kept.write_biases(network)
     return results
 
 

@@ -27,7 +27,7 @@ from restorelcc.stages.recover.reconstruct import reconstruct
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.stages.recover.weights import distilled, masked, masked_lora
 from restorelcc.training.pairs import TRAIN, VALID
-from restorelcc.training.state import TrainingStates
+from restorelcc.training.state import training_states
 
 METHODS: dict[str, Callable[[Inputs], Recovered]] = {
     "random": random,
@@ -54,18 +54,17 @@ def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) ->
     prepare(seed=config.seed, threads=model.threads)
     parents = _checked_parents(cell, layout)
     settings = {"config": config.model_dump_json(), "computed": computes_as(model.dtype, model.device)}
-    states = TrainingStates(layout, "recover", cell, parents | settings)
-    result = METHODS[name](Inputs(cell, config, model, layout, states))
-    if not is_first_process():
-        return
-    document = {"recovery": name, "what": RECOVERIES[name].does, "parents": parents}
-    document |= {"settings": config.model_dump(mode="json")}
-    with published(layout, layout.recovered(cell)) as (folder,):
-        folder.mkdir()
-        document |= _write(folder, result, cell, layout, parents)
-        write_document(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
-        write_manifest(folder)
-    states.clear()
+    with training_states(layout, "recover", cell, parents | settings, ("sparsity",)) as states:
+        result = METHODS[name](Inputs(cell, config, model, layout, states))
+        if not is_first_process():
+            return
+        document = {"recovery": name, "what": RECOVERIES[name].does, "parents": parents}
+        document |= {"settings": config.model_dump(mode="json")}
+        with published(layout, layout.recovered(cell)) as (folder,):
+            folder.mkdir()
+            document |= _write(folder, result, cell, layout, parents)
+            write_document(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
+            write_manifest(folder)
 
 
 def _write(folder: Path, result: Recovered, cell: Cell, layout: Layout, parents: dict[str, str]) -> dict:

@@ -153,6 +153,18 @@ def changed_since(layout: Layout) -> list[str]:
     return found
 
 
+def gone_since(layout: Layout) -> list[str]:
+    """The cells of the report whose metrics are not there: DVC removes them when it begins to compute them again."""
+    rows = read_document(layout.report / "results.json")["rows"]
+    return [row["cell"] for row in rows if not layout.metrics(_cell_of(row)).is_file()]
+
+
+def _cell_of(row: Row) -> Cell:
+    """The cell as its files are named: of `auto` the row's own ratio is the chosen one."""
+    names = row["cell"].split()
+    return Cell(*names[:2], recovery=names[2]) if row["kind"] == "recovered" else Cell(*names)
+
+
 def _read(path: Path) -> dict[str, Any]:
     return read_document(path) if path.is_file() else {}
 

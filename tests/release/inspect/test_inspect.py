@@ -9,10 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from restorelcc.__main__ import main
+from restorelcc.base.documents import write_document
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.models.architectures import FAMILIES
-from restorelcc.models.checkpoints import write_reference
+from restorelcc.models.checkpoints import save_checkpoint, write_reference
 from restorelcc.models.references import pinned_source
+from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.inspect.inspection import inspect_checkpoint
+from restorelcc.release.patterns import common_patterns, held_patterns, recorded_groups
+from restorelcc.release.verify.tensors import check_recorded
 from restorelcc.sparsity.patterns import densest_group
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
@@ -57,6 +63,56 @@ def test_counts_equal_a_numpy_count(
     assert (found["heads_removed"] > 0) == (pruning == "slimgpt-0.45")
 
 
+@pytest.mark.parametrize(
+    ("pruning", "held", "older"),
+    [
+        ("wanda-8of16", ["7:8", "8:16"], []),  # of so few groups none is full by chance
+        ("magnitude-12of16", ["12:16"], []),
+        ("magnitude-1of2", ["1:2", "2:4", "4:8"], ["2:4", "4:8"]),
+        ("wanda-2of6", ["2:6", "4:8"], ["4:8"]),
+    ],
+)
+def test_patterns_of_any_size_are_named_in_inspect_record_and_verify(
+    pruning: str, held: list[str], older: list[str], tmp_path: Path
+) -> None:
+    model = pico.pico("llama", hidden_size=48, intermediate_size=48, head_dim=12)
+    prune_model(model, parse_pruning(pruning), [pico.tokens()])
+    save_checkpoint(tmp_path / "pruned", model, pico.word_tokenizer())
+    pattern = str(parse_pruning(pruning).sparsity)
+    write_document(tmp_path / "pruned" / "sparsity.json", {"pattern": pattern, "layers": []})
+    found = inspect_checkpoint(tmp_path / "pruned")
+    assert found["patterns"] == held and all(set(held) - {"7:8"} <= {*layer["patterns"]} for layer in found["layers"])
+    record = export_checkpoint(tmp_path / "pruned", None, tmp_path / "out", ExportOptions())
+    assert record["sparsity"]["patterns"] == held
+    stored = stored_tensors(tmp_path / "out")
+    assert check_recorded(stored, record).endswith(f"zeros, {', '.join(held)}")
+    for entry in record["tensors"].values():
+        if "patterns" in entry:
+            entry["patterns"] = older  # as records had it before
+    check_recorded(stored, record)
+    if pruning != "magnitude-12of16":
+        (tmp_path / "pruned" / "sparsity.json").unlink()
+        found = inspect_checkpoint(tmp_path / "pruned")
+        assert found["patterns"] == [pattern for pattern in held if pattern != "2:6"], "other sizes need no account"
+
+
+@pytest.mark.parametrize("said", ["2of4", "1:0", "", "2:", 4, None, ["2:4"]])
+def test_a_foreign_account_of_a_pattern_is_none(said: object, tmp_path: Path) -> None:
+    assert recorded_groups(tmp_path) == ()
+    write_document(tmp_path / "sparsity.json", {"pattern": said})
+    assert recorded_groups(tmp_path) == ()
+
+
+def test_chance_is_no_pattern_and_one_that_holds_another_is_not_repeated() -> None:
+    weight_OI = torch.ones(2, 32)
+    weight_OI[:, [0, 20]] = 0  # at most 15 of any 16
+    assert held_patterns(weight_OI, densest_group) == []
+    assert held_patterns(weight_OI, densest_group, (16,)) == ["15:16"]
+    assert common_patterns([["2:4", "4:8", "8:16"], ["1:4", "2:8", "4:16"]]) == ["2:4", "4:8"]
+    assert common_patterns([["4:8", "6:16"], ["4:8", "7:16"]]) == ["4:8", "7:16"]
+    assert common_patterns([["2:4"], []]) == common_patterns([]) == []
+
+
 def test_one_weight_too_many_breaks_a_pattern() -> None:
     weight = torch.tensor([[1.0, 0, 0, 2, 0, 3, 4, 0]])
     assert densest_group(weight, 4) == 2
@@ -96,4 +152,5 @@ def test_folders_that_hold_no_known_checkpoint_are_bad_input(
         code, output = _inspect(capsys, monkeypatch, str(tmp_path / name))
         assert code == 2
         assert message in output
+        assert ("run `restorelcc inspect --family DIR`" in output) == (name in ("unknown", "experts"))
         assert output.count("\n") == 1, output

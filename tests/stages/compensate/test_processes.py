@@ -156,6 +156,17 @@ def _die_at_the_third_step(layout: Layout) -> None:
     run(RESTORED, CONFIG, ENTRY, layout)
 
 
+def _go_on(layout: Layout) -> None:
+    restore = fit._Run._restore
+
+    def told(self: Any, tensors: dict[str, Tensor], saved: dict[str, Any]) -> None:
+        print(f"goes on after step {saved['steps']}", flush=True)
+        restore(self, tensors, saved)
+
+    fit._Run._restore = told  # type: ignore[method-assign]
+    run(RESTORED, CONFIG, ENTRY, layout)
+
+
 @pytest.mark.parametrize("environment", [{}, SHARED_OUT], ids=["whole models", "shared out"])
 def test_when_one_process_dies_the_other_ends_and_the_next_run_goes_on(
     environment: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -167,7 +178,8 @@ def test_when_one_process_dies_the_other_ends_and_the_next_run_goes_on(
     assert not layout.compensation(RESTORED).exists() and not layout.training(RESTORED).exists()
     (state,) = layout.work.glob("compensate-*/*/rate-0.02.safetensors")
     assert '"steps": 2' in state.read_bytes()[:4096].decode("latin-1").replace("\\", "")
-    run(RESTORED, CONFIG, ENTRY, layout)
+    assert together(_go_on, layout, **environment) == [0, 0]
+    assert capfd.readouterr().out.count("goes on after step 2") == 2
     resumed, _ = _result(layout, RESTORED)
     layout.compensation(RESTORED).unlink()
     run(RESTORED, CONFIG, ENTRY, layout)

@@ -11,13 +11,20 @@ import torch
 from torch import nn
 
 from restorelcc.base.cell import Cell
+from restorelcc.base.digest import file_digest
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.layout import Layout
+from restorelcc.base.publish import locked
 from restorelcc.base.tables import EXAMPLES, HEADS, read_table, write_table
+from restorelcc.compensation.file import read_compensation
 from restorelcc.models.architectures import all_blocks
 from restorelcc.models.runtime import computes_as
 from restorelcc.models.text import EncodedPair
 from restorelcc.release.export.cell import cell_options
+from restorelcc.release.export.facts import cell_ancestors
+from restorelcc.release.provenance import parents_of
+from restorelcc.release.verify.files import check_parent
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.training import loop
@@ -27,7 +34,7 @@ from restorelcc.training.compensation import Pairs, fit_compensation, pairs_task
 from restorelcc.training.config import SITES, FitConfig
 from restorelcc.training.loop import Fitted, Task, fit
 from restorelcc.training.losses import pair_losses, response_batch, response_loss, similar_parts
-from restorelcc.training.state import TrainingState
+from restorelcc.training.state import TrainingState, training_states
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, recovery_project
 
@@ -327,6 +334,23 @@ def test_the_stage_changes_nothing_but_the_compensation_and_is_byte_identical(tm
     assert options.names["method"]["name"] == "heads" and "down" not in options.names["method"]["does"]
 
 
+def test_an_export_says_on_which_data_the_compensation_was_trained(tmp_path: Path) -> None:
+    layout = recovery_project(tmp_path)
+    run(RESTORED, CONFIG, ENTRY, layout)
+    path, ancestors = layout.compensation(RESTORED), cell_ancestors(RESTORED, layout)
+    metadata = read_compensation(path)[1]
+    parents = parents_of(layout.pruned(RESTORED), path, metadata, ancestors)
+    for name in ("train.parquet", "valid.parquet"):
+        parent = parents[f"compensation.{name}"]
+        assert parent.path == layout.corpus(RESTORED) / name and parent.digest == file_digest(parent.path)
+        assert check_parent(name, tmp_path, parent.described(tmp_path), None) == f"{name} {parent.digest[:12]}"
+    older = {name: value for name, value in metadata.items() if not name.endswith(".parquet")}
+    assert "compensation.train.parquet" not in parents_of(layout.pruned(RESTORED), path, older, ancestors)
+    (layout.corpus(RESTORED) / "train.parquet").write_bytes(b"other pairs")
+    with pytest.raises(BadInput, match=r"is not what was recorded as compensation\.train\.parquet"):
+        parents_of(layout.pruned(RESTORED), path, metadata, ancestors)
+
+
 def test_a_stage_killed_while_it_trains_goes_on_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +373,48 @@ def test_a_stage_killed_while_it_trains_goes_on_and_ends_the_same(
     run(RESTORED, CONFIG, ENTRY, layout)
     assert layout.compensation(RESTORED).read_bytes() == expected
     assert not list(layout.work.iterdir())
+
+
+@pytest.mark.parametrize("changed", ["threads", "processes", "a package"])
+def test_a_state_of_another_setup_is_not_continued_and_goes_with_the_end(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, before = Layout(tmp_path), torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt), training_states(layout, "compensate", RESTORED, {}) as states:
+        states.part("ratio-0.5").of("rate-0.02").save({"now": torch.ones(2)}, {"steps": 2})
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), training_states(layout, "compensate", RESTORED, {}) as states:
+        assert states.part("ratio-0.5").of("rate-0.02").load() is not None, "the same setup goes on"
+        raise KeyboardInterrupt
+    try:
+        if changed == "threads":
+            torch.set_num_threads(before + 1)
+        elif changed == "processes":
+            monkeypatch.setenv("WORLD_SIZE", "2")
+        else:
+            monkeypatch.setattr("restorelcc.models.runtime.version", lambda name: f"{name} 0.1")
+        with pytest.raises(KeyboardInterrupt), training_states(layout, "compensate", RESTORED, {}) as other:
+            assert other.folder != states.folder and other.part("ratio-0.5").of("rate-0.02").load() is None
+            raise KeyboardInterrupt
+        assert list(layout.work.iterdir()) == [states.folder], "another setup's end that is not good deletes nothing"
+        with training_states(layout, "compensate", RESTORED, {}) as again:
+            assert again.folder == other.folder
+    finally:
+        torch.set_num_threads(before)
+    assert list(layout.work.iterdir()) == [], "nor does a state that nothing goes on with stay"
+
+
+def test_a_state_that_a_process_works_on_stays(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    busy, free = (layout.work / f"recover-pico-wanda-0.5-masked-{digit * 16}" for digit in "ab")
+    free.mkdir(parents=True)
+    with locked(busy):
+        cell = Cell(CELL.model, CELL.pruning, recovery="masked")
+        with training_states(layout, "recover", cell, {}):
+            pass
+        with training_states(layout, "recover", Cell(CELL.model, CELL.pruning, recovery="masked-lora"), {}):
+            pass
+        assert list(layout.work.iterdir()) == [busy]
 
 
 def test_a_ratio_that_rounds_to_no_head_and_pairs_of_no_use_are_refused(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from restorelcc.base.data_files import data_files
 from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import files_below, referred_files
 from restorelcc.stages.inputs.stage import lay_out
+from tests.dag import ROOT
 
 
 def test_what_a_task_refers_to_is_found_across_files(tmp_path: Path) -> None:
@@ -92,3 +95,35 @@ def test_a_folder_that_is_not_there_is_not_taken_for_a_hub_id(source: str, tmp_p
             lay_out("mine", named, tmp_path)
     found = lay_out("mine", Named(entry=hub, encoder="auto"), tmp_path)
     assert (found["model"], found["encoder"]) == ({"source": "org/name"}, {"source": "auto"})
+
+
+NAMES = {
+    "tasks-1": (
+        ("license_exam.yaml", "license.yaml", "licenses/one.yaml", "readme.py", "licensed/rows.jsonl", "readmes.md"),
+        ("README", "readme.md", "Readme.zh-CN.md", "LICENSE", "Licence.txt", "LICENSES.txt", "a/LICENSE", ".x.yaml"),
+    ),
+    "instructions": (
+        ("licensed/1.jsonl", "license_exam.jsonl", "licences-of-all/1.jsonl", "readme-rows.jsonl"),
+        ("README.md", "a/LICENSE", "licenses/1.jsonl", "License.jsonl", "readme"),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", NAMES)
+def test_what_is_read_of_a_folder_is_what_dvc_watches_and_no_name_that_merely_begins_alike(
+    place: str, tmp_path: Path
+) -> None:
+    from dvc.fs import localfs
+    from dvc.repo import Repo
+
+    read, passed_over = NAMES[place]
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    folder = tmp_path / "data" / "inputs" / "m" / place
+    for name in (*read, *passed_over):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}\n")
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        watched = {str(Path(path).relative_to(folder)) for path in repo.dvcignore.find(localfs, str(folder))}
+    assert watched == set(read)
+    found = files_below(folder) if place == "tasks-1" else data_files("key", folder)
+    assert {str(path.relative_to(folder)) for path in found} == set(read)

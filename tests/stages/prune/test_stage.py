@@ -90,7 +90,7 @@ def test_the_tokenizer_is_the_dense_models_own(pruning: str, former: bool, tmp_p
     assert load_tokenizer(folder, padded=False).pad_token is None
 
 
-@pytest.mark.parametrize("pruning", ["wanda-0.5", "sparsegpt-0.5"])
+@pytest.mark.parametrize("pruning", ["wanda-0.5", "sparsegpt-0.5", "refined-0.5"])
 @pytest.mark.parametrize("computed", ["float32", "bfloat16"])
 def test_a_checkpoint_that_is_loaded_whole_keeps_its_dtypes_and_what_is_not_pruned(
     computed: str, pruning: str, tmp_path: Path
@@ -103,6 +103,9 @@ def test_a_checkpoint_that_is_loaded_whole_keeps_its_dtypes_and_what_is_not_prun
     save_file({name.removeprefix("model."): value for name, value in dense.items()}, path)
     run(Cell("pico", pruning), CONFIG, ENTRY.model_copy(update={"dtype": computed}), layout)
     pruned = load_file(layout.pruned(Cell("pico", pruning)) / "model.safetensors")
+    biases = {name: pruned.pop(name) for name in set(pruned) - set(dense)}
+    assert bool(biases) == (pruning == "refined-0.5")
+    assert all(value.dtype == torch.bfloat16 and value.any() for value in biases.values())
     assert {name: value.dtype for name, value in pruned.items()} == {name: value.dtype for name, value in dense.items()}
     changed = {name for name in dense if not torch.equal(dense[name], pruned[name])}
     assert changed == {f"{name}.weight" for _, name, _ in prunable_linears(pico.pico())}
@@ -111,9 +114,13 @@ def test_a_checkpoint_that_is_loaded_whole_keeps_its_dtypes_and_what_is_not_prun
     assert sum(int((pruned[name] == 0).sum()) for name in changed) == sum(pruned[name].numel() for name in changed) // 2
 
 
-def test_a_relabelled_checkpoint_has_the_tokens_of_the_dense_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("former", [False, True])
+def test_a_relabelled_checkpoint_has_the_tokens_of_the_dense_model(former: bool, tmp_path: Path) -> None:
     """By its class transformers chooses that of the tokenizer: a Mistral's is tokenizer.json as it stands."""
     layout = project(tmp_path, pico.pico("mistral", sliding_window=None))
+    if former:
+        path = layout.dense(Cell("pico")) / "model.safetensors"
+        save_file({name.removeprefix("model."): value for name, value in load_file(path).items()}, path)
     settings = layout.dense(Cell("pico")) / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
     folder = prune(layout, "refined-0.5")

@@ -22,7 +22,7 @@ from restorelcc.cli.app import app
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
 from restorelcc.stages.report.page import drawings
-from restorelcc.stages.report.results import changed_since, holm, read_results
+from restorelcc.stages.report.results import changed_since, gone_since, holm, read_results
 from restorelcc.stages.report.stage import run
 from restorelcc.stages.report.tables import (
     number,
@@ -322,6 +322,17 @@ def test_the_table_says_that_it_is_older_than_the_metrics(layout: Layout) -> Non
     assert json.loads(as_json.stdout) == read_document(layout.report / "results.json")
     told = CliRunner().invoke(app, ["table", "--params", str(layout.root / "params.yaml")])
     assert f"note: this report is older than the results of {CELLS[1]}: run dvc repro report" in told.output
+
+
+def test_the_table_says_whose_metrics_are_not_there_any_more(layout: Layout) -> None:
+    run(CELLS, ReportConfig(), layout)
+    assert gone_since(layout) == []
+    layout.metrics(CELLS[0]).unlink()  # as a run that was stopped leaves it
+    layout.metrics(CELLS[-1]).unlink()
+    assert gone_since(layout) == [str(CELLS[0]), str(CELLS[-1])] and changed_since(layout) == []
+    (layout.root / "params.yaml").touch()
+    told = CliRunner().invoke(app, ["table", "--params", str(layout.root / "params.yaml")])
+    assert f"note: the project has no results of {CELLS[0]}, {CELLS[-1]} any more: run dvc repro" in told.output
 
 
 def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves(layout: Layout) -> None:
