@@ -17,7 +17,7 @@ class Seen(NamedTuple):
     """What torch says; `problem` is the last thing that it said where it did not start."""
 
     cuda: str | None = None  # the version that it is built for
-    count: int = 0  # of GPUs that it can use
+    usable: int = 0  # GPUs that it can use
     problem: str | None = None
 
 
@@ -54,12 +54,12 @@ def diagnosed(devices: Mapping[str, str]) -> Diagnosis:
     if not listed and not named:
         return Diagnosis("no GPU", [])
     seen = seen_by_torch()
-    usable = f"torch can use {_gpus(seen.count)}"
+    usable = f"torch can use {_gpus(seen.usable)}"
     text = f"{_gpus(listed)} listed, {usable}" if listed else usable
-    broken = seen.problem is not None or (listed and not seen.count)
+    broken = seen.problem is not None or (listed and not seen.usable)
     faults = [_why_none(listed, seen)] if broken and set(devices.values()) != {"cpu"} else []
     for alias, name in named.items():
-        if int(name.partition(":")[2] or 0) >= seen.count:
+        if int(name.partition(":")[2] or 0) >= seen.usable:
             faults.append(
                 f"models.{alias}.device is {name!r}, and {usable}, counted from 0: write another number, auto or cpu"
             )

@@ -65,6 +65,8 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
             return
         metadata = parents | {"model": cell.model, "heads": str(heads.heads), "layers": str(heads.layers)}
         metadata |= {"head_dim": str(heads.head_dim), "head_ratio": str(ratio or cell.head_ratio)}
+        numbers = sum(part.numel() for part in best.compensation.parameters() if part.requires_grad)
+        metadata |= {"params_trained": str(numbers)}
         document = training_document(best, pairs) | {"settings": config.model_dump(mode="json")}
         document |= {"head_ratio": ratio, "ratios": compared} if compared else {}
         with published(layout, layout.compensation(cell), layout.training(cell)) as (tensors_path, training_path):

@@ -120,7 +120,8 @@ class Evaluation:
         self.metrics["params_added"] += added
         if self.cell.head_ratio == AUTO:
             self.metrics |= {"head_ratio": float(metadata["head_ratio"]), "head_ratio_auto": True}
-        self.metrics["params_trained"] = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
+        written = sum(part.numel() for part in (*trained.values(), *content.sites.values()))
+        self.metrics["params_trained"] = int(metadata.get("params_trained", written))
         self.metrics["file_bytes"] += added * stored_bytes(self.network, self.metrics["file_bytes"])
         return before
 

@@ -161,8 +161,9 @@ def gone_since(layout: Layout) -> list[str]:
 
 def _cell_of(row: Row) -> Cell:
     """The cell as its files are named: of `auto` the row's own ratio is the chosen one."""
-    names = row["cell"].split()
-    return Cell(*names[:2], recovery=names[2]) if row["kind"] == "recovered" else Cell(*names)
+    model, *rest = row["cell"].split()
+    pruning, last = (*rest, None, None)[:2]
+    return Cell(model, pruning, recovery=last) if row["kind"] == "recovered" else Cell(model, pruning, last)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -131,8 +131,9 @@ def test_every_mode_trains_and_folds_and_the_widest_is_evaluated(changes: dict, 
 @pytest.mark.parametrize(("parts", "zero"), [(("beta",), "bias"), (("bias",), "beta")])
 def test_a_part_that_does_not_train_stays_zero(parts: tuple, zero: str, layout: Layout) -> None:
     run(RESTORED, _config(parts=parts), ENTRY, layout)
-    tensors = read_tensors(layout.compensation(RESTORED), ("beta", "bias", "offset"))[0]
+    tensors, metadata = read_tensors(layout.compensation(RESTORED), ("beta", "bias", "offset"))
     assert not tensors[zero].any()
+    assert int(metadata["params_trained"]) == tensors[parts[0]].numel(), "and is not counted"
     assert tensors[parts[0]].any()
     assert tensors["offset"].any()
 
