@@ -31,6 +31,7 @@ TEMPLATES = "additional_chat_templates"  # subfolder with chat templates beside 
 # Of a model that sees or hears: how its input is made from pictures and sound.
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
+RECORD = "restorelcc.json"  # of an export
 COMPENSATION, ORIGINAL = "compensation.safetensors", "original.json"  # in it
 GENERATION = "generation_config.json"
 CONFIGS = ("config.json", "tokenizer_config.json", GENERATION)

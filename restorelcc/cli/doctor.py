@@ -176,36 +176,36 @@ def _scratch_homes(root: Path) -> list[Path]:
 
 
 def _left_work(params: Path) -> Iterator[Finding]:
-    """What stages that ended early keep, and whether one of the grid goes on with it."""
-    for work, of_grid in _unfinished(params):
+    """What stages that ended early keep, and whether one of them may go on with it."""
+    for work, known in _unfinished(params):
         text = f"{work.bytes / 2**20:,.1f} MiB of unfinished work lie in {work.folder}"
         end = "the next run of that stage goes on with it, or deletes it at its end"
-        yield Finding(False, f"{text}: {end}" if of_grid else f"{text}, of no cell of the grid: {_DELETE}")
+        yield Finding(False, f"{text}: {end}" if known else f"{text}, of no model of {params.name}: {_DELETE}")
 
 
 def _without_left_work(params: Path) -> Iterator[Finding]:
-    """Delete the work of cells that are not in the grid; a line for each."""
+    """Delete the work of models that params.yaml does not have; a line for each. A cell outside the grid may have been
+    asked for by hand, and its next run goes on with what it finds."""
     from restorelcc.base.unfinished import delete_unfinished
 
-    for work, of_grid in _unfinished(params):
-        if not of_grid and delete_unfinished(work):
-            yield Finding(False, f"mended: {work.folder} is gone, unfinished work of no cell of the grid")
+    for work, known in _unfinished(params):
+        if not known and delete_unfinished(work):
+            yield Finding(False, f"mended: {work.folder} is gone, unfinished work of no model of {params.name}")
 
 
 def _unfinished(params: Path) -> Iterator[tuple[Unfinished, bool]]:
-    """Work that stages left, each with whether it is of the grid; all of it counts so where no grid can be read."""
-    from restorelcc.base.unfinished import STAGES, unfinished, work_name
+    """Work that stages left, each with whether it is of a model of params.yaml; so it is where no model can be read."""
+    from restorelcc.base.unfinished import STAGES, unfinished
     from restorelcc.pipeline.params import load_params
-    from restorelcc.pipeline.stages import grid_cells
 
     found = unfinished(Layout(project_of(params)))
     if not found:
         return
     try:
-        ours = {work_name(STAGES[cell.kind], cell) for cell in grid_cells(load_params(params).grid)}
+        ours = tuple(f"{stage}-{alias}" for stage in STAGES.values() for alias in load_params(params).models)
     except BadInput:
-        ours = {work.name for work in found}
-    yield from ((work, work.name in ours) for work in found)
+        ours = tuple(work.name for work in found)
+    yield from ((work, f"{work.name}-".startswith(tuple(f"{name}-" for name in ours))) for work in found)
 
 
 def _dvc(root: Path, deep: bool) -> Iterator[Finding]:

@@ -99,8 +99,8 @@ def trees_of(sequences: Sequence[list[int]], longest: int) -> list[tuple[Tree, l
     """The sequences as trees, each with the numbers of its sequences: neighbours in the order of their tokens share
     their common start where that saves tokens, and no tree of several has more than `longest`.
 
-    A start of less than an eighth of a sequence, such as a BOS token, is not shared: attention over one row of many
-    sequences would cost more than the tokens that it saves.
+    A start of less than an eighth of the sequence that is added, such as a BOS token, is not shared: attention over one
+    row of many sequences would cost more than the tokens that it saves.
     """
     groups: list[tuple[int, list[int]]] = []  # tokens of the trunk, members
     for number in sorted(range(len(sequences)), key=sequences.__getitem__):
@@ -163,14 +163,15 @@ def lines_of(lengths: Sequence[int], longest: int = LINE) -> list[list[int]]:
     return lines
 
 
-def even_lines(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Which rows, by their number, share a line, so that one pass over all lines takes the least time.
+def even_lines(lengths: Sequence[int], width: int, most: int) -> list[list[int]]:
+    """Which rows, by their number, share a line, so that passes over all lines take the least time.
 
     A token of a line of T tokens costs 1 + T / (6 width): in a block, attention has 4 T width operations for it, beside
-    about 24 width^2 of the matrices. width: the model's.
+    about 24 width^2 of the matrices. width: the model's. A line of several rows has at most `most` tokens, and where
+    all lines can be had in one pass of as many, padding included, they are.
     """
     ordered = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    best: tuple[int, list[list[int]]] | None = None
+    best: tuple[bool, int, list[list[int]]] | None = None
     for count in range(1, len(ordered) + 1):
         lines: list[list[int]] = [[] for _ in range(count)]
         shortest = [(0, number) for number in range(count)]  # a heap: tokens of each line
@@ -179,10 +180,12 @@ def even_lines(lengths: Sequence[int], width: int) -> list[list[int]]:
             lines[number].append(row)
             heapreplace(shortest, (tokens + lengths[row], number))
         longest = max(shortest)[0]
-        cost = count * longest * (6 * width + longest)
-        if best is None or cost < best[0]:
-            best = cost, lines
-    return best[1] if best is not None else []
+        if longest > max(most, lengths[ordered[0]]):
+            continue
+        found = count * longest > most, count * longest * (6 * width + longest)
+        if best is None or found < best[:2]:
+            best = *found, lines
+    return best[2] if best is not None else []
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,14 @@ def write_reference(folder: Path, pinned: Pinned) -> None:
     write_document(folder / REFERENCE, {name: value for name, value in pinned._asdict().items() if value is not None})
 
 
-def name_from(place: Path, folder: Path, root: Path) -> None:
-    """Let a reference in `folder` to a folder of the project name it from `place`, where `folder` is published: so it
-    leads there in every clone, and its digest is the same. Until then it leads nowhere."""
-    path = folder / REFERENCE
-    source = referred_folder(folder) if path.is_file() else None
+def make_relative(place: Path, folder: Path, named: str, root: Path) -> None:
+    """Write a reference's folder of the project as a path relative to `place`, where `folder` will be published: so it
+    leads there in every clone, and its digest is the same. Until then it leads nowhere.
+
+    named: the source in params.yaml. A whole path stays one, since a clone need not have the folder.
+    """
+    path, relative = folder / REFERENCE, not Path(named).expanduser().is_absolute()
+    source = referred_folder(folder) if relative and path.is_file() else None
     if source is not None and source.is_relative_to(root.absolute()):
         write_document(path, read_document(path) | {"source": Path(os.path.relpath(source, place)).as_posix()})
 

@@ -96,7 +96,7 @@ def _recovered(
         return None
     scores = []
     for wanted, name in zip((Cell(cell.model), Cell(cell.model, cell.pruning)), named, strict=True):
-        path = name or _found(wanted, given)
+        path = name or _found(wanted, side, given)
         if path is None:
             return None
         try:
@@ -113,17 +113,14 @@ def _recovered(
     return statistics.recovered_share(scores[0], scores[1], runs, samples=samples, seed=seed)
 
 
-def _found(wanted: Cell, given: list[Result]) -> Path | None:
-    """The metrics of a cell: among those that are given, or in the project that one of them lies in."""
-    for each in given:
-        if each.cell == wanted:
-            return each.path
-    for each in given:
+def _found(wanted: Cell, side: list[Result], given: list[Result]) -> Path | None:
+    """The metrics of a cell: in the project that a file of the side lies in, or else among those that are given."""
+    for each in side:
         path = each.path.absolute()
         for layout in map(Layout, path.parents):
             if layout.metrics(each.cell) == path and layout.metrics(wanted).is_file():
                 return layout.metrics(wanted)
-    return None
+    return next((each.path for each in given if each.cell == wanted), None)
 
 
 def _check_seeds(side: list[Result]) -> None:

@@ -75,10 +75,10 @@ def _why_none(listed: int, seen: Seen) -> str:
         return f"torch does not start ({seen.problem}): install it again"
     if seen.cuda is None:
         return (
-            f"torch is a build without CUDA, while {_gpus(listed)} can be seen: install the build for it "
+            f"torch is a build without CUDA, while {_gpus(listed)} can be seen: install the build with CUDA "
             "(`make env TORCH_INDEX=<url>`), or write device: cpu"
         )
     return (
-        f"torch, built for CUDA {seen.cuda}, can use no GPU of {listed}: update the driver if it is older than that "
+        f"torch, built for CUDA {seen.cuda}, cannot use {_gpus(listed)}: update the driver if it is older than that "
         "(nvidia-smi says), show the GPUs to this container or in CUDA_VISIBLE_DEVICES, or write device: cpu"
     )

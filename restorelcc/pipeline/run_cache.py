@@ -91,8 +91,13 @@ def restore_from_cache(root: Path, remote: str, only: set[str] | None = None, do
                     missing.append(name)
                 elif stage in wanted and stage.changed():
                     try:
-                        if _record(stage) if name.startswith(f"{INPUTS}@") else _restore(repo, stage, download):
+                        if not name.startswith(f"{INPUTS}@"):
+                            _restore(repo, stage, download)
                             restored.append(stage)
+                        elif _record(stage):
+                            restored.append(stage)
+                        elif _entry_changed(stage):
+                            missing.append(name)
                     except RunCacheNotFoundError:
                         missing.append(name)
                     except FileNotFoundError:  # of a file that nothing tracks
@@ -164,12 +169,11 @@ def _links_to(stage: Any, paths: list[Path]) -> bool:
     return any(link.is_relative_to(path) or path.is_relative_to(link) for link in links for path in paths)
 
 
-def _restore(repo: Any, stage: Any, download: bool) -> bool:
+def _restore(repo: Any, stage: Any, download: bool) -> None:
     """As `dvc repro --pull` restores a stage, without pulling the whole run-cache again for each."""
     repo.stage_cache.restore(stage, pull=download)
     stage.save()
     stage.commit()
-    return True
 
 
 def _check_out_as_locked(repo: Any, stage: Any) -> bool:
@@ -194,6 +198,14 @@ def _record(stage: Any) -> bool:
     stage.save()
     stage.commit()
     return True
+
+
+def _entry_changed(stage: Any) -> bool:
+    """Whether the entry of the model is another than the one that the results in dvc.lock are of."""
+    from dvc.dependency import ParamsDependency
+
+    changed = [dep.workspace_status() for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    return any(key.startswith("models.") for files in changed for keys in files.values() for key in keys)
 
 
 def _write_lock(stages: list[Any]) -> None:

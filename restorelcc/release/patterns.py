@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.documents import read_json
+from restorelcc.base.stock_files import RECORD
 
 _ALWAYS = (4, 8)  # M that are looked for in any weight
 _AT_MOST_HALF = (2, 16)  # the same, where half of the weights are removed: little of these sizes is held by chance
@@ -18,11 +19,19 @@ _AT_MOST_HALF = (2, 16)  # the same, where half of the weights are removed: litt
 _PATTERN = re.compile("[0-9]{1,4}:[0-9]{1,4}")
 
 
-def recorded_groups(pruned: Path) -> tuple[int, ...]:
-    """The M that a checkpoint was pruned to, by the prune stage's own account of it; none where there is no such."""
-    report = pruned / "sparsity.json"
-    pattern = read_json(report).get("pattern") if report.is_file() else None
-    return groups_of([pattern] if isinstance(pattern, str) and _PATTERN.fullmatch(pattern) else [])
+def recorded_groups(folder: Path) -> tuple[int, ...]:
+    """The M that a checkpoint was pruned to, by the prune stage's own account of it, or the M that an export's record
+    names; none where there is neither."""
+    report, record = (_read(folder / name) for name in ("sparsity.json", RECORD))
+    named = record.get("sparsity")
+    listed = named.get("patterns") if isinstance(named, dict) else None
+    patterns = [report.get("pattern"), *(listed if isinstance(listed, list) else ())]
+    return groups_of([each for each in patterns if isinstance(each, str) and _PATTERN.fullmatch(each)])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else None
+    return found if isinstance(found, dict) else {}
 
 
 def groups_of(patterns: Iterable[str]) -> tuple[int, ...]:
@@ -42,7 +51,7 @@ def held_patterns(
     held = []
     for group in sorted({*asked, *_AT_MOST_HALF}):
         most = group - 1 if group in asked else group // 2
-        for part_OI in (weight_OI[:1], weight_OI):  # of most weights the first row tells that they hold none
+        for part_OI in (weight_OI[:1], weight_OI):  # the first row rules most weights out
             keep = densest_group(part_OI, group)
             if keep is None or keep > most:
                 break
@@ -52,8 +61,8 @@ def held_patterns(
 
 
 def common_patterns(of_each: Sequence[Sequence[str]]) -> list[str]:
-    """Per M, the loosest N:M of all weights; none where one holds none. Of M that are not looked for in any weight
-    those are left out that a smaller M implies: 8:16, where 4:8 is held."""
+    """Per M, the loosest N:M of all weights; none where one holds none. Beside 4 and 8, patterns are left out where a
+    smaller M implies them: 8:16 by 4:8."""
     common: dict[int, int] = {}
     for group in groups_of(pattern for held in of_each for pattern in held):
         kept = [int(pattern.split(":")[0]) for held in of_each for pattern in held if pattern.endswith(f":{group}")]

@@ -21,11 +21,11 @@ from restorelcc.base.digest import content_of, expect_digest, file_digest, model
 from restorelcc.base.documents import Form, checked_form, read_json
 from restorelcc.base.stock_files import COMPENSATION as COMPENSATION
 from restorelcc.base.stock_files import OWN_FOLDER as OWN_FOLDER
+from restorelcc.base.stock_files import RECORD as RECORD
 from restorelcc.models.shards import raw_bytes
 from restorelcc.release.patterns import held_patterns
 from restorelcc.sparsity.patterns import densest_group
 
-RECORD = "restorelcc.json"
 FORMAT = 1
 _DIGEST = re.compile("[0-9a-f]{64}")
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from restorelcc.models.runtime import loss_scale, positions_at_once
+from restorelcc.models.runtime import loss_scale
 from restorelcc.models.text import EncodedPair
 from restorelcc.training.attached import TrainableCompensation, attached
 from restorelcc.training.best import Choice, Start, fit_best
@@ -51,7 +51,6 @@ class Best:
 def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
     """-log P(response | question) of the pairs under the model as it is at each call."""
     lengths = [len(pair.ids) for pair in pairs.train]
-    most = positions_at_once(model.device, model.config.get_text_config().vocab_size)
 
     def summed_loss(rows: list[int]) -> Tensor:
         batch = packed_batch(model, [pairs.train[row] for row in rows], pairs.pad)
@@ -62,7 +61,7 @@ def pairs_task(model: PreTrainedModel, pairs: Pairs) -> Task:
         [response_tokens(pair) for pair in pairs.train],
         lambda: mean_loss(model, pairs.valid, pairs.pad),
         loss_scale(model),
-        lambda rows: parts_of_batch(model, lengths, rows, most),
+        lambda rows: parts_of_batch(model, lengths, rows),
     )
 
 

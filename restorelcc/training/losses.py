@@ -62,18 +62,21 @@ def packed_batch(model: PreTrainedModel, pairs: list[EncodedPair], pad: int) -> 
 
 
 def lines_that_pay(model: PreTrainedModel, lengths: list[int]) -> list[list[int]]:
-    """Which sequences, by their number, share a line of a pass.
+    """Which sequences, by their number, share a line.
 
     Each has a line of its own where all together are no more tokens than keep the device busy, whatever the padding,
     or where the model cannot keep sequences of one line apart.
     """
     if not _shares_lines(model) or len(lengths) * max(lengths) < enough_tokens(model):
         return [[number] for number in range(len(lengths))]
-    return even_lines(lengths, int(model.config.get_text_config().hidden_size))
+    config = model.config.get_text_config()
+    return even_lines(lengths, int(config.hidden_size), positions_at_once(model.device, int(config.vocab_size)))
 
 
-def parts_of_batch(model: PreTrainedModel, lengths: list[int], rows: list[int], most: int) -> list[list[int]]:
-    """The rows in parts of `most` tokens at most, unless one row alone has more, that take the least time."""
+def parts_of_batch(model: PreTrainedModel, lengths: list[int], rows: list[int]) -> list[list[int]]:
+    """The rows in parts that take the least time, each of as many tokens as may have logits at once, padding included,
+    unless one row alone has more."""
+    most = positions_at_once(model.device, int(model.config.get_text_config().vocab_size))
     if not _shares_lines(model):
         return similar_parts(lengths, rows, most=most, enough=enough_tokens(model))
     lines = lines_that_pay(model, [lengths[row] for row in rows])

@@ -77,10 +77,13 @@ def training_states(
     holds and deletes them.
 
     fingerprint: the settings and inputs that decide what the training gives, as text. What it is computed with counts
-    too: threads, processes, packages and code; uses: folders of the package beside those that train in any stage.
+    too: processes, packages, code, and threads where one process trains (several have to agree on the folder, and may
+    be on machines of different size); uses: folders of the package beside those that train in any stage.
     """
-    processes = {"processes": process_count(), "shared out": weights_are_shared_out()}
-    computed = computed_with("accelerate", "peft") | processes | {"code": _code(f"stages/{stage}", *uses)}
+    computed = computed_with("accelerate", "peft") | {"code": _code(f"stages/{stage}", *uses)}
+    if process_count() > 1:
+        del computed["threads"]
+        computed |= {"processes": process_count(), "shared out": weights_are_shared_out()}
     name, mark = work_name(stage, cell), mark_of(fingerprint | computed)
     if is_first_process():
         with kept_work(layout, name, mark) as folder:
@@ -90,6 +93,6 @@ def training_states(
 
 
 def _code(*folders: str) -> str:
-    """Digest of the code that trains; DVC watches the same files."""
-    ours = (_PACKAGE / name for name in ("models", "compensation", "training", *folders))
+    """Digest of the code that trains; DVC watches the same folders."""
+    ours = (_PACKAGE / name for name in ("base", "models", "compensation", "training", *folders))
     return together([file_digest(path) for folder in ours for path in sorted(folder.rglob("*.py"))])

@@ -78,19 +78,21 @@ def test_every_seeded_fault_is_named_with_its_cure(sound: LightProject, tmp_path
     assert "core.hardlink_lock is set, and a killed process keeps it" in project.restorelcc("doctor").text
 
 
-def test_unfinished_work_of_no_cell_of_the_grid_is_named_and_deleted(sound: LightProject, tmp_path: Path) -> None:
+def test_unfinished_work_of_no_model_is_named_and_deleted(sound: LightProject, tmp_path: Path) -> None:
     project = sound.copy(tmp_path / "copy")
-    ours, gone = (
-        project.folder / f".work/compensate-tiny-{pruning}-0.25-{'a' * 16}" for pruning in ("wanda-0.5", "wanda-0.3")
+    ours, by_hand, gone = (
+        project.folder / f".work/{name}-{'a' * 16}"
+        for name in ("compensate-tiny-wanda-0.5-0.25", "recover-tiny-wanda-0.3-lora", "compensate-tiny2-wanda-0.5-0.25")
     )
-    for folder in (ours, gone):
+    for folder in (ours, by_hand, gone):
         folder.mkdir(parents=True)
         (folder / "rate-0.02.safetensors").write_bytes(bytes(2**20))
     text = project.restorelcc("doctor").text
-    assert f"1.0 MiB of unfinished work lie in {gone}, of no cell of the grid: `restorelcc doctor --fix`" in text
-    assert f"1.0 MiB of unfinished work lie in {ours}: the next run of that stage goes on with it" in text
+    assert f"1.0 MiB of unfinished work lie in {gone}, of no model of params.yaml: `restorelcc doctor --fix`" in text
+    for folder in (ours, by_hand):
+        assert f"1.0 MiB of unfinished work lie in {folder}: the next run of that stage goes on with it" in text
     assert project.restorelcc("doctor", "--fix", "--quiet").code == 0
-    assert ours.is_dir() and gone.is_dir(), "`make repro` may be of another grid than the file's"
+    assert gone.is_dir(), "`make repro` looks at nothing else"
     done = project.restorelcc("doctor", "--fix")
     assert f"mended: {gone} is gone" in done.text
-    assert ours.is_dir() and not gone.exists()
+    assert ours.is_dir() and by_hand.is_dir() and not gone.exists()

@@ -306,6 +306,8 @@ def test_a_colleague_without_the_users_files_gets_the_results_as_recorded(tmp_pa
         assert bob.sh("git", "status", "--porcelain") == ""
     bob.set("prune.seed", 7)
     assert f"{len(PRUNINGS) * 2 + 1} left to compute" in bob.restorelcc("pull").text
+    bob.set(f"models.{MODEL}.sequence_length", 31)
+    assert f"{len(stages)} left to compute" in bob.restorelcc("pull").text, "nothing is of this entry"
 
 
 def test_links_lead_to_files_and_none_of_them_is_ever_written(user: tuple[LightProject, Path]) -> None:

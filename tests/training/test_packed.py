@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 
+from restorelcc.models.architectures import all_blocks
 from restorelcc.models.packing import can_pack, even_lines
 from restorelcc.models.text import EncodedPair
 from restorelcc.stages.recover.adapters import with_adapters
@@ -41,16 +42,18 @@ def _cost(lengths: list[int], lines: list[list[int]], width: int) -> int:
 @pytest.mark.parametrize("width", [1, 64, 576])
 def test_lines_take_the_least_time_or_nearly_so(width: int) -> None:
     lengths = [15, 4, 9, 3, 7, 12]
-    found = even_lines(lengths, width)
+    found = even_lines(lengths, width, 4096)
     assert sorted(row for line in found for row in line) == list(range(len(lengths)))
     ways = ([[row for row in range(6) if way[row] == line] for line in set(way)] for way in product(range(6), repeat=6))
     assert _cost(lengths, found, width) <= 1.05 * min(_cost(lengths, lines, width) for lines in ways)
 
 
 def test_one_line_where_matrices_cost_the_most_and_a_line_each_where_attention_does() -> None:
-    assert even_lines([], 64) == []
-    assert even_lines([300, 20, 10], 4096) == [[0, 1, 2]]
-    assert even_lines([20, 20, 20], 1) == [[0], [1], [2]]
+    assert even_lines([], 64, 9) == []
+    assert even_lines([300, 20, 10], 4096, 330) == [[0, 1, 2]]
+    assert even_lines([20, 20, 20], 1, 60) == [[0], [1], [2]]
+    assert even_lines([300, 250, 200], 576, 682) == [[0], [1], [2]], "750 tokens on a line would be too many"
+    assert even_lines([300, 20, 10], 4096, 100) == [[0], [1, 2]], "but a row alone may be longer"
 
 
 @pytest.mark.usefixtures("_always")
@@ -82,13 +85,20 @@ def test_losses_and_gradients_are_those_of_each_pair_alone(family: str) -> None:
 @pytest.mark.parametrize("family", pico.FAMILIES)
 def test_what_enters_the_trained_blocks_is_kept_of_sequences_that_share_lines(family: str) -> None:
     model, pairs = pico.pico(family), _pairs()
-    first = len(model.get_decoder().layers if hasattr(model.get_decoder(), "layers") else []) // 2 or 1
-    task = pairs_task(model, Pairs(pairs, pairs, 0))
+    task, rows, calls = pairs_task(model, Pairs(pairs, pairs, 0)), list(range(len(pairs))), []
+    first = next(iter(all_blocks(model)))
+    own = first.forward
+    first.forward = lambda *args, **keywords: calls.append(True) or own(*args, **keywords)
+    found = []
     with torch.no_grad():
-        whole = task.summed_loss(list(range(len(pairs))))
-        with kept_below(model, first, [pair.ids for pair in pairs], "t", limit=2**20):
-            for _ in range(2):
-                torch.testing.assert_close(task.summed_loss(list(range(len(pairs)))), whole, rtol=1e-5, atol=1e-5)
+        whole = task.summed_loss(rows)
+        for limit in (1, 2**20):
+            calls.clear()
+            with kept_below(model, 2, [pair.ids for pair in pairs], "t", limit=limit):
+                found += [task.summed_loss(rows), task.summed_loss(rows)]
+            assert len(calls) == (2 if limit == 1 else 1) * len(pairs), "each pair passes through it alone"
+    torch.testing.assert_close(found[0], whole, rtol=1e-5, atol=1e-5)
+    assert len({loss.item() for loss in found}) == 1, "the same bits whatever there is room for"
 
 
 @pytest.mark.usefixtures("_always")
@@ -121,10 +131,13 @@ def test_targets_of_the_dense_model_go_to_their_own_tokens() -> None:
 def test_parts_have_no_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = pico.pico(), [5, 0, 3, 1, 6]
     lengths = list(LENGTHS)
-    assert parts_of_batch(model, lengths, rows, 4096) == [rows], "few tokens stay as they are"
+    assert parts_of_batch(model, lengths, rows) == [rows], "few tokens stay as they are"
     monkeypatch.setattr(losses, "enough_tokens", lambda _model: 1)
-    assert parts_of_batch(model, lengths, rows, 4096) == [rows]
-    parts = parts_of_batch(model, lengths, rows, 20)
-    assert len(parts) > 1 and sorted(row for part in parts for row in part) == sorted(rows)
-    assert all(len(part) == 1 or sum(lengths[row] for row in part) <= 20 for part in parts)
-    assert parts_of_batch(model, lengths, [0], 3) == [[0]], "unless one row has more"
+    assert parts_of_batch(model, lengths, rows) == [rows]
+    monkeypatch.setattr(losses, "positions_at_once", lambda *_: 20)
+    for some in (rows, [2, 4, 7], list(range(len(lengths)))):
+        parts = parts_of_batch(model, lengths, some)
+        assert len(parts) > 1 and sorted(row for part in parts for row in part) == sorted(some)
+        for part in parts:
+            assert packed_batch(model, [_pairs()[row] for row in part], 0).tokens_BT.numel() <= 20
+    assert parts_of_batch(model, [21, 2], [0, 1]) == [[0], [1]], "unless one row has more"

@@ -18,7 +18,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.publish import published
 from restorelcc.base.tables import ITEMS, read_table, read_texts
 from restorelcc.models.checkpoints import save_checkpoint, write_source
-from restorelcc.models.references import name_from
+from restorelcc.models.references import make_relative
 from restorelcc.models.runtime import prepare
 from restorelcc.models.text import encode_documents
 from restorelcc.stages.dense import DenseConfig
@@ -33,7 +33,7 @@ def run(cell: Cell, config: DenseConfig, model: ModelEntry, layout: Layout) -> N
             _write_pretrained(folder, config, layout.corpus(cell) / "world")
         else:
             write_source(folder, f"models.{cell.model}", model.source, model.revision, layout.root)
-            name_from(layout.dense(cell), folder, layout.root)
+            make_relative(layout.dense(cell), folder, model.source, layout.root)
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerBase:

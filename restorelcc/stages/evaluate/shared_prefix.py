@@ -1,6 +1,6 @@
 """Log-likelihoods of lm-eval's requests with what they share computed once: a question for all of its choices.
 
-Requests that begin alike are one row whose sequences do not see one another (activations/packing.py), and the
+Requests that begin alike are one row whose sequences do not see one another (models/packing.py), and the
 vocabulary is projected only where a continuation's token is predicted. Each result is that of a pass over the request
 alone, up to rounding; where the model's attention cannot do it, or does not give that, lm-eval's own way is taken.
 

@@ -57,6 +57,7 @@ def _rival(rounding: Rounding, cell: Cell, config: EvaluateConfig, model: ModelE
     size = rounded_bytes(rival.network, rounding, rival.metrics["file_bytes"])
     round_linears(rival.network, rounding)
     rival.measure_quality()
+    rival.let_go()
     kept = {name: rival.metrics[name] for name in ("tasks", "mean", "perplexity", "bits_per_byte")}
     return {"bits": rounding.bits, "group": rounding.group, "file_bytes": size, **kept, "seconds": rival.elapsed()}
 

@@ -106,11 +106,12 @@ def gradient_scores(model: PreTrainedModel, batches: Sequence[MarginBatch], edit
         ]
         edited = added_to_inputs(enumerate(out_projections(model)), offsets.__getitem__, expected=layout.layers)
         with edited, torch.enable_grad():
-            (batch.margin_B(model).sum() * scale).backward()
+            times = scale / len(batch.token_K) if scale != 1.0 else 1.0  # of the mean over tokens, as in training
+            (batch.margin_B(model).sum() * times).backward()
         owner = torch.tensor([batch.samples[position] for position in batch.owner_R])
         for layer, offset in enumerate(offsets):
             assert offset.grad is not None
-            grad_RHD = layout.split(offset.grad[:, 0].cpu().double()) / scale
+            grad_RHD = layout.split(offset.grad[:, 0].cpu().double()) / times
             edit_NHD = edit_LNHD[layer].double()
             total_LH[layer] += (grad_RHD * (edit_NHD[owner] if len(edit_NHD) > 1 else edit_NHD)).sum(dim=(0, 2))
     return total_LH / count

@@ -33,7 +33,7 @@ from restorelcc.models.checkpoints import (
     write_reference,
     write_tokenizer,
 )
-from restorelcc.models.references import name_from, pinned_source
+from restorelcc.models.references import make_relative, pinned_source
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare, return_large_buffers
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.sparsity.kept import KeptCheckpoint
@@ -97,7 +97,9 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
                 report["allocation"]["outliers_above"] = config.allocation_outliers
         report["parents"] = {"dense": model_digest(layout.dense(cell)), "calibration": file_digest(calibration)}
         write_document(folder / "sparsity.json", report)
-        name_from(layout.pruned(cell), folder, layout.root)
+        if pruning.external is not None:
+            named = config.external[cell.model][pruning.external].source
+            make_relative(layout.pruned(cell), folder, named, layout.root)
         if pruning.external is None or has_tokenizer(folder):  # of another folder, the reference has the digests
             write_manifest(folder)
 

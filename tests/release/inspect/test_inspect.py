@@ -83,7 +83,7 @@ def test_patterns_of_any_size_are_named_in_inspect_record_and_verify(
     found = inspect_checkpoint(tmp_path / "pruned")
     assert found["patterns"] == held and all(set(held) - {"7:8"} <= {*layer["patterns"]} for layer in found["layers"])
     record = export_checkpoint(tmp_path / "pruned", None, tmp_path / "out", ExportOptions())
-    assert record["sparsity"]["patterns"] == held
+    assert record["sparsity"]["patterns"] == inspect_checkpoint(tmp_path / "out")["patterns"] == held
     stored = stored_tensors(tmp_path / "out")
     assert check_recorded(stored, record).endswith(f"zeros, {', '.join(held)}")
     for entry in record["tensors"].values():
@@ -100,6 +100,9 @@ def test_patterns_of_any_size_are_named_in_inspect_record_and_verify(
 def test_a_foreign_account_of_a_pattern_is_none(said: object, tmp_path: Path) -> None:
     assert recorded_groups(tmp_path) == ()
     write_document(tmp_path / "sparsity.json", {"pattern": said})
+    write_document(tmp_path / "restorelcc.json", {"sparsity": {"patterns": [said]}})
+    assert recorded_groups(tmp_path) == ()
+    write_document(tmp_path / "restorelcc.json", {"sparsity": said})
     assert recorded_groups(tmp_path) == ()
 
 

@@ -60,10 +60,17 @@ def test_a_folder_elsewhere_is_named_by_its_whole_path(tmp_path: Path) -> None:
     assert Path(_source(layout)).is_absolute()
 
 
+def test_a_whole_path_into_the_project_stays_one(tmp_path: Path) -> None:
+    """What git does not track is in no clone, and there the reference has to lead to this folder."""
+    layout = _project(tmp_path / "ann", str(tmp_path / "ann" / "models" / "dense"))
+    shutil.copytree(layout.data, tmp_path / "clone" / "data")
+    assert local_folder(Layout(tmp_path / "clone").dense(CELL)) == tmp_path / "ann" / "models" / "dense"
+
+
 def test_data_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "data").symlink_to(tmp_path / "disk" / "deep")
-    layout = _project(tmp_path / "project", str(tmp_path / "project" / "models" / "dense"))
+    layout = _project(tmp_path / "project", "models/dense")
     assert _source(layout) == "../../../models/dense"
     assert local_folder(layout.dense(CELL)) == layout.root / "models" / "dense"
