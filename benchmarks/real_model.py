@@ -256,8 +256,8 @@ def step(network: PreTrainedModel, layout: Layout, rounds: int) -> None:
         "A training step",
         [
             f"Batches of {BATCH} pairs, of {mean:,.0f} tokens on average, float32, {rounds} rounds with pairs of their "
-            "own. The floor is the model's own forward and backward through activations, over as many tokens in rows of one "
-            "length, with the loss at as many of them. The heads of a tenth are spread over all blocks. "
+            "own. The floor is the model's own forward and backward through activations, over as many tokens in rows "
+            "of one length, with the loss at as many of them. The heads of a tenth are spread over all blocks. "
             f"Where only heads from block {UPPER} train, what enters it is kept: `again` is a second epoch. The "
             "Trainer has LoRA on q_proj and v_proj and the library's collator.",
             "",
