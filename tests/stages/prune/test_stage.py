@@ -258,6 +258,8 @@ def test_an_external_checkpoint_is_referred_to_and_measured(tmp_path: Path) -> N
     ours = json.loads((elsewhere / "sparsity.json").read_text())
     folder = prune(layout, "external-mine", _external(mine=elsewhere))
     assert {path.name for path in folder.iterdir()} == {"model_ref.json", "sparsity.json"}
+    assert json.loads((folder / "model_ref.json").read_text())["source"] == str(elsewhere), "a whole path stays one"
+    folder = prune(layout, "external-mine", _external(mine="elsewhere"))
     assert json.loads((folder / "model_ref.json").read_text())["source"] == "../../../../elsewhere", "in every clone"
     report = json.loads((folder / "sparsity.json").read_text())
     assert report["requested"] is None
