@@ -19,9 +19,12 @@ _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "G
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Output of a git command. Raises StageFailed with git's own words."""
+    """Output of a git command; names in it may be bytes that are no UTF-8. Raises StageFailed with git's own words."""
     here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    done = subprocess.run(["git", *arguments], cwd=root, env=here, capture_output=True, text=True, check=False)
+    command = ["git", *arguments]
+    done = subprocess.run(
+        command, cwd=root, env=here, capture_output=True, text=True, errors="surrogateescape", check=False
+    )
     if done.returncode:
         raise StageFailed(f"git {arguments[0]} failed in {root}: {' '.join(done.stderr.split())}")
     return done.stdout.strip()

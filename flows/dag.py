@@ -11,9 +11,9 @@ from flows.gates import CPU, GPU
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
+from restorelcc.pipeline.left_to_run import clean, stages_of
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stale import remove_stale_metrics
-from restorelcc.pipeline.unfinished import clean, stages_of
 from restorelcc.pipeline.workspace import mend
 
 _MODEL = re.compile(r" --model (\S+)")

@@ -127,12 +127,16 @@ def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> s
     from dvc.repo import Repo
 
     params, revision = load_params(root / "params.yaml"), committed_revision(root)
-    new_code = git(root, "status", "--porcelain", "--", *_CODE)
-    edited = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")  # data, tasks
+    new_code = git(root, "status", "--porcelain", "-z", "--", *_CODE)
+    tracked = ("--untracked-files=no", "--", ".", ":(exclude)dvc.lock")  # data and tasks too
+    edited = git(root, "status", "--porcelain", "-z", *tracked)
     check_in_clones(params, root, revision)
-    changed = (new_code or edited).split()[-1:] or not_committed(params, root, revision)[:1]
-    if changed:
-        raise BadInput(f"{changed[0]} is not committed, but workers run committed revisions: commit it first")
+    told = "{} is not committed, but workers run committed revisions: commit it first"
+    if changed := new_code or edited:
+        first = changed.split("\0")[0].lstrip().partition(" ")[2].strip()  # after its state in one or two letters
+        raise BadInput(told.format(first))
+    if differing := not_committed(params, root, revision):
+        raise BadInput(differing[0].sentence or told.format(differing[0].name))
     if commit:
         try:
             git(root, "var", "GIT_COMMITTER_IDENT")

@@ -128,15 +128,23 @@ def not_in_sweep(root: Path, params: Params, commit: str) -> str | None:
     out: it runs as it was committed."""
     if commit != committed_revision(root):
         return None  # another one was asked for
-    names = [
-        *git(root, "diff", "--name-only", commit, "--", "params.yaml").split(),
-        *not_committed(params, root, commit),
-    ]
-    if not names:
-        return None
-    shown = [*names[:5], *([f"{len(names) - 5} more"] if names[5:] else [])]
-    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
-    return f"{', '.join(shown)} {are} not committed: the sweep runs {commit[:9]} without {them}"
+    edited = git(root, "diff", "--name-only", "--relative", "-z", commit, "--", "params.yaml").split("\0")
+    found = not_committed(params, root, commit)
+    absent = [each.name for each in found if not each.is_in_clone]
+    differing = [*filter(None, edited), *(each.name for each in found if each.is_in_clone)]
+    sentences = []
+    if absent:
+        are, them = ("is", "it") if len(absent) == 1 else ("are", "them")
+        sentences.append(f"{_listed(absent)} {are} not committed: the sweep runs {commit[:9]} without {them}")
+    if differing:
+        are, them, they = ("is", "it", "it is") if len(differing) == 1 else ("are", "them", "they are")
+        here = f"{_listed(differing)} {are} not committed as {they} here"
+        sentences.append(f"{here}: the sweep runs {them} as {they} in {commit[:9]}")
+    return "; ".join(sentences) or None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join([*names[:5], *([f"{len(names) - 5} more"] if names[5:] else [])])
 
 
 def prepare(root: Path, grid: dict[str, Any], name: str, commit: str) -> Path:

@@ -27,9 +27,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, bytes and seconds")] = False,
 ) -> None:
     """Estimate what the stages of the models need, ask DVC which of them are left, and print both."""
+    from restorelcc.pipeline.left_to_run import CannotTell, finished_of
     from restorelcc.pipeline.params import load_params
     from restorelcc.pipeline.plan import whole_plan, with_left
-    from restorelcc.pipeline.unfinished import CannotTell, finished_of
 
     settings, layout = tuple(set_ or ()), Layout(project_of(params))
     checked = load_params(params, settings)

@@ -9,6 +9,7 @@ from typing import Any
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.pipeline.added import added_here, differing
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.running import held_lock, stage_lock
 from restorelcc.stages.inputs.stage import lay_out, run
@@ -36,43 +37,30 @@ def lay_out_what_is_here(params: Params, layout: Layout) -> list[str]:
 
 def edited_sources(params: Params, layout: Layout) -> list[str]:
     """A sentence for each file and folder of `dvc add` that a model of the grid names and that is not what its .dvc
-    file names any more: others would get the old one."""
-    named = [path for alias in params.grid.model for path in _named(params, alias, layout.root)]
-    records = sorted({record for path in named for record in _records_of(path, layout.root)})
-    if not records:
+    file names: an edit, of which others would get the old version, or another version."""
+    root = layout.root.resolve()
+    added = [each for each in added_here(root) if not each.is_import]
+    if not added:
+        return []
+    named = [path for alias in params.grid.model for path in _paths_of(params, alias, root)]
+    wanted = [each for each in added if any(map(each.meets, named))]
+    if not wanted:
         return []
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     try:
-        with Repo(str(layout.root)) as repo:
-            added = [stage for record in records for stage in repo.stage.load_file(str(record)) if not stage.deps]
-            edited = [out for stage in added for out in stage.outs if out.exists and out.changed_checksum()]
-            return [_to_add(Path(out.fs_path), Path(out.stage.path), layout.root) for out in edited]
+        return [each.in_words(root) for each in differing(wanted, root)]
     except (DvcException, OSError):
         return []  # DVC says itself what it cannot read
 
 
-def _to_add(path: Path, record: Path, root: Path) -> str:
-    name, recorded = (os.path.relpath(each, root) for each in (path, record))
-    return f"`{name}` is not what {recorded} names: run `dvc add {name}` and commit it"
-
-
-def _named(params: Params, alias: str, root: Path) -> list[Path]:
+def _paths_of(params: Params, alias: str, root: Path) -> list[Path]:
     """The files and folders that a model names; none where one of them is not there."""
     try:
-        return [path for path in lay_out(alias, params.named(alias), root).values() if isinstance(path, Path)]
+        found = [path for path in lay_out(alias, params.named(alias), root).values() if isinstance(path, Path)]
     except BadInput:
         return []
-
-
-def _records_of(path: Path, root: Path) -> list[Path]:
-    """The .dvc files of a path in the project, of the folders that it lies in and of what lies in it."""
-    if not path.is_relative_to(root):
-        return []
-    around = [each for each in (path, *path.parents) if each != root and each.is_relative_to(root)]
-    found = [each.with_name(f"{each.name}.dvc") for each in around]
-    return [*filter(Path.is_file, found), *(path.rglob("*.dvc") if path.is_dir() else ())]
+    return [Path(os.path.normpath(path)) for path in found]
 
 
 def changed_since_the_last_run(layout: Layout, alias: str) -> list[str]:

@@ -143,10 +143,10 @@ def test_who_commits_is_asked_before_anything_runs(tmp_path: Path, monkeypatch: 
 def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     """A worker's clone has the committed rows."""
     project = LightProject(tmp_path / "project", stages=STAGES, code=())
-    for name in ("rows.jsonl", "shards/1.jsonl"):
+    for name in ("my rows.jsonl", "shards/1.jsonl"):
         (project.folder / name).parent.mkdir(exist_ok=True)
         (project.folder / name).write_text('{"text": "one"}\n')
-    data = {"calibration": "shards", "instructions": "rows.jsonl", "heldout": "wikitext"}
+    data = {"calibration": "shards", "instructions": "my rows.jsonl", "heldout": "wikitext"}
     project.set("models.mine", {"source": "org/name", "data": data})
     project.set("grid.model", ["mine"])
     project.commit("data")
@@ -161,8 +161,8 @@ def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"shards/2\.jsonl is not committed, but workers run committed revisions"):
         machines.check_machines(project.folder, None)
     shard.unlink()
-    (project.folder / "rows.jsonl").write_text('{"text": "two"}\n')
-    with pytest.raises(BadInput, match=r"rows\.jsonl is not committed, but workers run committed revisions"):
+    (project.folder / "my rows.jsonl").write_text('{"text": "two"}\n')
+    with pytest.raises(BadInput, match=r"^my rows\.jsonl is not committed, but workers run committed revisions"):
         machines.check_machines(project.folder, None)
 
 

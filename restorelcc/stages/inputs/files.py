@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -68,33 +68,49 @@ def task_paths(key: str, tasks: Iterable[str], root: Path) -> list[Path]:
     return found
 
 
-def referred_files(paths: list[Path], root: Path) -> list[Path]:
-    """What task files, or those in folders of tasks, refer to outside these folders, and what that refers to."""
+class _Reference(NamedTuple):
+    """A path that a task file names: it may be a file, a folder, a pattern, or not there."""
+
+    path: Path
+    is_included: bool = False
+    is_needed: bool = False
+    is_whole: bool = False  # named by a whole path
+
+
+def referred_files(paths: list[Path], root: Path, named: set[Path] | None = None) -> list[Path]:
+    """What task files, or those in folders of tasks, refer to outside these folders, and what that refers to.
+
+    `named`: takes every path that is named relatively, whether it is there or not: a file, a folder or a pattern. Then
+    nothing has to be there. Without it, raises BadInput for a file to include, or of data, that is not.
+    """
     inside = {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
     known, found, read = set(inside), [], set()
-    todo = [path for path in inside.values() if path.suffix in _TASK_FILES]
+    todo = [(path, False) for path in inside.values() if path.suffix in _TASK_FILES]
     while todo:
-        task_file = todo.pop()
+        task_file, is_elsewhere = todo.pop()
         if task_file.resolve() in read:
             continue
         read.add(task_file.resolve())
-        for path, is_included in _referred(task_file, root):
+        for path, is_included, is_needed, is_whole in _referred(task_file, root):
+            if named is None and is_needed and not path.exists():
+                raise BadInput(f"the task file {task_file} names {path}, which does not exist: correct the path")
+            if named is not None and not is_whole and not is_elsewhere:
+                named.add(path)
             if not path.is_file():
                 continue
             if path.resolve() not in known:
                 known.add(path.resolve())
                 found.append(path)
             if is_included or path.suffix in _TASK_FILES:  # lm-eval's own templates have no suffix
-                todo.append(path)
+                todo.append((path, is_whole or is_elsewhere))
     return sorted(found)
 
 
-def _referred(task_file: Path, root: Path) -> Iterator[tuple[Path, bool]]:
-    """Files that a task file includes (beside itself; True), calls as `!function` (beside itself, with what that may
-    import from beside it) or reads data from (counted from the project's folder, or from `data_dir` where that is).
+def _referred(task_file: Path, root: Path) -> Iterator[_Reference]:
+    """Files that a task file includes (beside itself), calls as `!function` (beside itself, with what that may import
+    from beside it) or reads data from (counted from the project's folder, or from `data_dir` where that is).
 
-    What cannot be parsed refers to nothing; the evaluation says what is wrong. Raises BadInput for a file to include,
-    or of data, that is not there.
+    What cannot be parsed refers to nothing; the evaluation says what is wrong.
     """
     try:
         text = read_text(task_file)
@@ -103,41 +119,46 @@ def _referred(task_file: Path, root: Path) -> Iterator[tuple[Path, bool]]:
         return
     for module in _FUNCTION.findall(text):
         called = task_file.parent / f"{module.replace('.', '/')}.py"
-        yield called, False
+        yield _Reference(called)
         if called.is_file():
-            yield from ((path, False) for path in files_below(called.parent) if path.suffix == ".py")
+            yield from (_Reference(path) for path in files_below(called.parent) if path.suffix == ".py")
     for where in _mappings_of(content):
-        yield from ((_there(task_file, task_file.parent / name), True) for name in _texts(where.get("include")))
-        yield from ((_there(task_file, path), False) for path in _named_files(where, root))
+        for name in _texts(where.get("include")):
+            yield _Reference(task_file.parent / name, is_included=True, is_needed=True, is_whole=_is_whole(name))
+        yield from _named_files(where, root)
         for key in ("data_dir", "dataset_path"):
             for name in _texts(where.get(key)):
-                yield from ((path, False) for path in _data_at(root, name.removeprefix("file://")))
+                found = _data_at(root, name.removeprefix("file://"))
+                yield from (reference._replace(is_needed=False) for reference in found)
 
 
-def _named_files(where: dict[str, Any], root: Path) -> list[Path]:
+def _named_files(where: dict[str, Any], root: Path) -> Iterator[_Reference]:
     """What `data_files` names, which has to be there; addresses are not looked at."""
     beside = where.get("data_dir")
-    base = absolute(root, beside) if isinstance(beside, str) and "://" not in beside else root
-    names = (name.removeprefix("file://") for name in _texts(where.get("data_files")))
-    return [path for name in names if "://" not in name for path in _data_at(base, name)]
+    beside = beside if isinstance(beside, str) and "://" not in beside else ""
+    base = absolute(root, beside)
+    for name in (name.removeprefix("file://") for name in _texts(where.get("data_files"))):
+        if "://" not in name:
+            found = _data_at(base, name)
+            yield from (each._replace(is_whole=True) for each in found) if _is_whole(beside) else found
 
 
-def _there(task_file: Path, path: Path) -> Path:
-    if not path.exists():
-        raise BadInput(f"the task file {task_file} names {path}, which does not exist: correct the path")
-    return path
-
-
-def _data_at(root: Path, name: str) -> Iterator[Path]:
+def _data_at(root: Path, name: str) -> Iterator[_Reference]:
+    """A path of data as it is named, and the files of a folder or a pattern."""
+    is_whole = _is_whole(name)
     if any(mark in name for mark in "*?["):
         base = Path(name).anchor or root
-        yield from sorted(Path(base).glob(name.removeprefix(Path(name).anchor)))
-        return
-    path = absolute(root, name)
-    if path.is_dir():
-        yield from files_below(path)
+        yield _Reference(root / name, is_whole=is_whole)
+        found = sorted(Path(base).glob(name.removeprefix(Path(name).anchor)))
     else:
-        yield path
+        path = absolute(root, name)
+        yield _Reference(path, is_needed=True, is_whole=is_whole)
+        found = files_below(path) if path.is_dir() else []
+    yield from (_Reference(path, is_whole=is_whole) for path in found)
+
+
+def _is_whole(name: str) -> bool:
+    return name.startswith(("/", "~"))
 
 
 def _mappings_of(content: Any) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from restorelcc.cli.app import app
 from restorelcc.cli.plan_table import to_run_text
+from restorelcc.pipeline.left_to_run import CannotTell, finished_of
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.plan import with_left
-from restorelcc.pipeline.unfinished import CannotTell, finished_of
 from tests.flows.in_process import repo_here
 from tests.flows.light import LightProject
 
