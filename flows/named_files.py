@@ -206,10 +206,10 @@ def _delete_left(sources: list[GridSource], committed: Committed, clone: Path) -
 
 def _sources(params: Params, root: Path, alias: str | None = None) -> list[GridSource]:
     """Every source with a path that starts at the project's folder, or with a name that could be one."""
-    from dvc.repo import Repo
+    from restorelcc.pipeline.run_cache import opened
 
     root = root.resolve()
-    with Repo(str(root), _wait_for_lock=True) as repo:
+    with opened(root) as repo:
         is_ignored = repo.dvcignore.is_ignored_file
     found: dict[tuple[str, str], GridSource] = {}
     for model in params.grid.model if alias is None else [alias]:

@@ -71,6 +71,7 @@ def test_a_sweep_times_those_of_its_head_ratios_that_are_timed(tmp_path: Path) -
     content = yaml.safe_load(SHIPPED.read_text())
     content["grid"] |= {"head_ratio": [0.1, 0.25], "speed": [0.1, 0.25]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / ".dvc").mkdir()
     _committed(tmp_path)
     for given, timed in (([0.25, 0.5], [0.25]), ([0.5], []), (None, [0.1, 0.25])):
         grid = {"pruning": ["wanda-0.6"], "head_ratio": given}
@@ -86,6 +87,7 @@ def test_a_sweep_reads_numbers_as_the_file_means_them(tmp_path: Path) -> None:
     text = text.replace("  speed: []", "  speed: [1e-1]")
     assert "[1e-3]" in text and "[1e-1]" in text
     (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / ".dvc").mkdir()
     _committed(tmp_path)
     grid = {"pruning": ["wanda-0.6"], "head_ratio": [0.1]}
     check_sweep(tmp_path, grid, "sweep", "HEAD")

@@ -24,7 +24,7 @@ BUILT = Seen("13.0", 1)
             Seen("13.0"),
             "auto",
             "1 GPU listed, torch can use no GPU",
-            "torch, built for CUDA 13.0, can use no GPU",
+            "torch, built for CUDA 13.0, cannot use 1 GPU: update",
         ),
         (
             1,
