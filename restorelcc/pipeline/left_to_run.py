@@ -87,6 +87,9 @@ def finished(params: Params, layout: Layout, settings: tuple[str, ...] = ()) -> 
         ):
             graph = _without_inputs(stages_of(repo.index.graph, root / PIPELINE))
             status = repo.status()
+    except FileNotFoundError as error:  # behind a link in a folder of links
+        gone = f"{error.filename} leads to a file that is not there any more"
+        raise CannotTell(f"{gone}; `restorelcc check` says which key names it") from error
     except DvcException as error:
         runs = ", ".join(map(str, other_runs(root)))
         busy = isinstance(error, LockError) or runs

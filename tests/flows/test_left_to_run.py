@@ -71,6 +71,18 @@ def test_while_another_command_is_at_work_nobody_knows(project: LightProject) ->
             finished_of(Path("params.yaml"), (), ["tiny"], ["wanda-0.5"])
 
 
+def test_a_link_to_a_file_that_is_gone_ends_no_plan(project: LightProject, tmp_path: Path) -> None:
+    """As where data lay in an environment that was deleted; of several files there is a folder of links."""
+    own = project.copy(tmp_path / "own")
+    links = own.folder / "data" / "inputs" / "tiny" / "calibration"
+    links.unlink()
+    links.mkdir()
+    (links / "coqa").symlink_to(tmp_path / "gone")
+    (own.folder / "data" / "corpus" / "tiny").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(CannotTell, match=r"calibration/coqa leads to a file that is not there any more; "):
+        finished(own)
+
+
 def test_without_dvc_all_is_counted_and_one_sentence_says_why(project: LightProject, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text((project.folder / "params.yaml").read_text())
     done = CliRunner().invoke(app, ["plan", "--params", str(tmp_path / "params.yaml"), "--model", "tiny"])
