@@ -216,11 +216,12 @@ def test_a_run_that_is_cancelled_waits_for_no_device_of_another(
 
 def test_a_cancelled_run_ends_its_stages_on_dask_workers_and_no_others(tmp_path: Path) -> None:
     """Workers of a scheduler that is there already outlive the flow."""
-    from distributed import Client, LocalCluster
-
+    dask = pytest.importorskip("distributed")  # of prefect-dask, the extra `dask`
     quiet = {"dashboard_address": None, "silence_logs": True}
-    cluster = LocalCluster(n_workers=1, threads_per_worker=2, processes=True, local_directory=str(tmp_path), **quiet)
-    with cluster, Client(cluster, set_as_default=False) as client:
+    cluster = dask.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=True, local_directory=str(tmp_path), **quiet
+    )
+    with cluster, dask.Client(cluster, set_as_default=False) as client:
         sleep = {run: ["sh", "-c", f"touch {run}; exec sleep 600"] for run in ("mine", "theirs")}
         runs = {
             run: client.submit(run_tied, command, tmp_path, print, None, run, pure=False)
