@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,16 @@ def prepare(*, seed: int, threads: int) -> None:
     # With deterministic algorithms torch writes over every new buffer, also that of a model made without its weights:
     # time, and memory that nobody uses, for values that nothing here reads.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def give_back_memory() -> None:
+    """Free the models that nothing refers to any more, but they themselves: accelerate's and FSDP's hooks make circles.
+
+    A model that is loaded next is spread over the memory that is free then.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -37,9 +37,10 @@ class KeptCheckpoint:
         take another class.
         """
         self.folder = folder
-        shutil.rmtree(folder, ignore_errors=True)
         by_name = linears_by_name(empty_model(source, torch.float32), stored_tensors(source))
         self._copied = shipped or biased or not by_name
+        if self._copied:
+            shutil.rmtree(folder, ignore_errors=True)
         if biased:
             _copy_with_biases(source, folder, by_name=by_name)
         elif not by_name:

@@ -97,7 +97,7 @@ def fit_best(
         except Diverged as problem:
             if not runs and rate == config.learning_rates[-1]:
                 raise
-            notice(title, f"{problem}; this rate is no candidate")
+            notice(title, f"{problem.found}; this rate is no candidate")
             diverged.append(rate)
             continue
         if best is None or fitted.valid_loss < best.valid_loss:

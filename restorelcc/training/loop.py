@@ -64,7 +64,11 @@ class Fitted:
 
 
 class Diverged(StageFailed):
-    """A loss or gradient of a run is no longer a finite number."""
+    """A loss or gradient of a run is no longer a finite number. `found` says where, without the advice."""
+
+    def __init__(self, found: str, kept: str = "") -> None:
+        super().__init__(f"{found}: lower the learning_rates{kept}")
+        self.found = found
 
 
 class Store(Protocol):
@@ -223,7 +227,7 @@ class _Run:
         loss, norm = self._gathered(summed)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss's gradient is {norm}"
-            raise Diverged(self._failure(what, self.state.steps + 1))
+            raise self._diverged(what, self.state.steps + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.state.learning_rate * (1 - self.state.steps / self.total)
         self.optimizer.step()
@@ -244,11 +248,11 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm)
         return loss.item(), norm.item()
 
-    def _failure(self, what: str, step: int) -> str:
+    def _diverged(self, what: str, step: int) -> Diverged:
         kept = ""
         if self.saved_step:
             kept = f"; the last good state, of step {self.saved_step}, is kept in {self.store}"
-        return f"{self.title}: {what} at step {step} of {self.total}: lower the learning_rates{kept}"
+        return Diverged(f"{self.title}: {what} at step {step} of {self.total}", kept)
 
     def _end_epoch(self, bar: object) -> None:
         state = self.state
@@ -256,7 +260,7 @@ class _Run:
         state.epoch_loss = 0.0
         state.valid_losses.append(_validated(self.task, self.accelerator))
         if not math.isfinite(state.valid_losses[-1]):
-            raise Diverged(self._failure(f"the validation loss is {state.valid_losses[-1]}", state.steps))
+            raise self._diverged(f"the validation loss is {state.valid_losses[-1]}", state.steps)
         patience = self.config.patience
         if patience is None or state.valid_losses[-1] <= min(state.valid_losses):
             self.best = {name: part.detach().clone() for name, part in self.named.items()}
@@ -273,11 +277,12 @@ class _Run:
         if self.store is None or not self.accelerator.is_main_process:
             return
         started = time.monotonic()
-        tensors: dict[str, Tensor] = {f"now.{name}": part for name, part in self.named.items()}
-        tensors |= {f"best.{name}": part for name, part in self.best.items()}
-        for name, part in self.named.items():
-            for key, value in self.optimizer.state.get(part, {}).items():
-                tensors[f"adam.{key}.{name}"] = value
+        tensors: dict[str, Tensor] = {f"best.{name}": part for name, part in self.best.items()}
+        if not self.state.stopped:  # nothing goes on from the end of a run
+            tensors |= {f"now.{name}": part for name, part in self.named.items()}
+            for name, part in self.named.items():
+                for key, value in self.optimizer.state.get(part, {}).items():
+                    tensors[f"adam.{key}.{name}"] = value
         self.saved_step = self.state.steps
         # safetensors refuses tensors that share memory: each is saved as a copy of its own.
         self.store.save(
@@ -291,8 +296,8 @@ class _Run:
         self.saved_step = self.state.steps
         with torch.no_grad():
             for name, part in self.named.items():
-                part.copy_(tensors[f"now.{name}"])
                 self.best[name] = tensors[f"best.{name}"].to(part)
+                part.copy_(tensors.get(f"now.{name}", self.best[name]))
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     if (value := tensors.get(f"adam.{key}.{name}")) is not None:
                         self.optimizer.state[part][key] = value if key == "step" else value.to(part)

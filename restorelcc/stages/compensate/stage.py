@@ -19,7 +19,7 @@ from restorelcc.compensation.file import write_compensation
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoints import load_entry, load_model
 from restorelcc.models.placement import shared_out
-from restorelcc.models.runtime import computes_as, pick_device, pick_dtype, prepare
+from restorelcc.models.runtime import computes_as, give_back_memory, pick_device, pick_dtype, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.heads import best_heads, smallest_good_ratio
@@ -40,6 +40,7 @@ def run(cell: Cell, config: CompensateConfig, model: ModelEntry, layout: Layout)
         dense = _loaded(layout.dense(cell), model)
         learned = lessons(dense, config, pairs)
         del dense
+        give_back_memory()
     network = _loaded(pruned, model)
     heads = head_layout(network)
     components = read_tensors(layout.components(cell), ("directions", "loadings"))[0]

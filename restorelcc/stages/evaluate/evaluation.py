@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import platform
 import time
@@ -27,7 +26,7 @@ from restorelcc.compensation.file import adapter_digest, check_ratio, read_compe
 from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.models.placement import all_at_hand
-from restorelcc.models.runtime import prepare
+from restorelcc.models.runtime import give_back_memory, prepare
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
@@ -160,7 +159,7 @@ class Evaluation:
     def let_go(self) -> None:
         """Free the model; everything is measured. Forwards that were replaced on it refer to it in circles."""
         del self.network
-        gc.collect()
+        give_back_memory()
 
     def measure_quality(self, *, of_blocks: bool = False) -> None:
         """Tasks, perplexity and sparsity: what does not depend on the machine's speed, nor on another model.

@@ -20,6 +20,7 @@ from restorelcc.base.progress import notice
 from restorelcc.compensation.adapter import quiet_peft
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linears_of
 from restorelcc.models.placement import whole
+from restorelcc.models.runtime import give_back_memory
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears, site_paths
 from restorelcc.training.best import fit_best
@@ -136,6 +137,7 @@ def eora(inputs: Inputs) -> Recovered:
     moments = input_moments(dense, linears, inputs.calibration(), "input grams")
     before = {name: (linear.weight.detach().cpu(), _bias(linear)) for name, linear in linears.items()}
     del dense, linears
+    give_back_memory()
     model = inputs.pruned()
     heads, pruned = head_layout(model), site_linears(model, config.lora_sites)
     factors, last = {}, None

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.heads import HeadLayout, chosen_count
+from restorelcc.models.runtime import give_back_memory
 from restorelcc.models.tensors import read_tensors
 from restorelcc.stages.recover.result import HEAD_RATIO, Inputs, Recovered
 from restorelcc.training.attached import HeadCompensation, SiteBiases, TrainableCompensation, site_linears
@@ -69,11 +70,12 @@ def meanshift(inputs: Inputs) -> Recovered:
     means_I = mean_inputs(dense, linears, inputs.calibration(), "mean inputs")
     outputs_O = {name: mean_output(linears[name].weight, linears[name].bias, mean) for name, mean in means_I.items()}
     del dense, linears
+    give_back_memory()
     model = inputs.pruned()
     pruned = site_linears(model, sites)
-    start = {
-        name: removed_bias(outputs_O[name], pruned[name].weight, pruned[name].bias, mean_I)
-        for name, mean_I in means_I.items()
+    start = {  # the pruned model may be spread over the devices in another way
+        name: removed_bias(outputs_O[name].cpu(), linear.weight.cpu(), linear.bias, means_I[name].cpu())
+        for name, linear in pruned.items()
     }
     found = Recovered.by(model, TrainableCompensation(None, SiteBiases(pruned, start)))
     return dataclasses.replace(found, params_trained=0)

@@ -51,7 +51,8 @@ class Inputs:
     def kept(self, *, streamed: bool = False) -> KeptCheckpoint:
         """A copy of the pruned checkpoint that trained weights are written to; of several processes the first one's is
         shipped. streamed: what was written is read back from it, so that each process needs a copy."""
-        folder = self.states.folder / f"checkpoint-{os.environ.get('LOCAL_RANK', '0')}"
+        rank = os.environ.get("RANK", "0")  # not that on its machine: machines may share the folder
+        folder = self.states.folder / f"checkpoint-{rank}"
         source = local_folder(self.layout.pruned(self.cell))
         return KeptCheckpoint(source, folder, shipped=streamed or is_first_process())
 

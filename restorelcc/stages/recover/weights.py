@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import head_layout
+from restorelcc.models.runtime import give_back_memory
 from restorelcc.sparsity.kept import KeptCheckpoint
 from restorelcc.stages.recover.result import Inputs, Recovered
 from restorelcc.training.attached import site_linears
@@ -49,6 +50,7 @@ def distilled(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Recov
         pairs, dense = inputs.pairs(), inputs.dense()
         targets, valid = (dense_targets(dense, each, pairs.pad, _TOP_K) for each in (pairs.train, pairs.valid))
         del dense
+        give_back_memory()
         first = method(inputs.part("weights"))
         assert first.checkpoint is not None
         model = first.mended(inputs.entry)

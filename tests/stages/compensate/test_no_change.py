@@ -18,6 +18,7 @@ from restorelcc.base.tables import EXAMPLES, write_table
 from restorelcc.cli.export import say_what_was_written
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.models.tensors import read_all_tensors
 from restorelcc.release.export.apply import apply_compensation, remove_compensation
 from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
@@ -33,7 +34,7 @@ from restorelcc.stages.report.stage import run as run_report
 from restorelcc.training.best import Choice, Start, fit_best
 from restorelcc.training.config import FitConfig
 from restorelcc.training.loop import Diverged, Fitted, Task, fit
-from restorelcc.training.state import TrainingState
+from restorelcc.training.state import TrainingState, TrainingStates
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, words
 
@@ -249,8 +250,10 @@ def test_interrupted_no_change_ends_the_same(layout: Layout, monkeypatch: pytest
     assert [path.read_bytes() for path in files] == expected
 
 
-def test_a_rate_with_which_training_diverges_is_no_candidate(capsys: pytest.CaptureFixture[str]) -> None:
-    """The good runs count; where every rate diverges, that is the answer."""
+def test_a_rate_with_which_training_diverges_is_no_candidate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The good runs count; where every rate diverges, that is the answer, and the state before it is kept."""
 
     class Weight(nn.Module):
         def __init__(self) -> None:
@@ -264,13 +267,26 @@ def test_a_rate_with_which_training_diverges_is_no_candidate(capsys: pytest.Capt
         return ((weight.w - 1).square().sum() * (float("nan") if far else 1.0)) * len(rows)
 
     task = Task(loss, [1] * 8, lambda: float((weight.w.detach() - 1).square()))
-    config = FitConfig(learning_rates=(10.0, 0.05), epochs=2, batch_size=2)
-    choice = fit_best(weight, task, config, title="t")
+    config = FitConfig(learning_rates=(10.0, 0.05), epochs=2, batch_size=2, checkpoint_steps=1)
+    stores = TrainingStates(tmp_path)
+    choice = fit_best(weight, task, config, title="t", stores=stores.part("one"))
     assert (choice.learning_rate, choice.diverged) == (0.05, [10.0])
     assert [run.learning_rate for run in choice.runs] == [0.05]
     assert choice.as_json()["diverged"] == [10.0]
     assert 0 < weight.w.item() < 1
-    assert "this rate is no candidate" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "this rate is no candidate" in said
+    assert "is kept in" not in said, "it is deleted when the stage ends"
+    ended, _ = read_all_tensors(Path(str(stores.part("one").of("rate-0.05"))))
+    assert set(ended) == {"best.w"}, "nothing goes on from the end of a run"
+    again = fit_best(weight, task, config, title="t", stores=stores.part("one"))
+    assert again.as_json() == choice.as_json()
     nn.init.zeros_(weight.w)
-    with pytest.raises(Diverged, match="lower the learning_rates"):
-        fit_best(weight, task, config.model_copy(update={"learning_rates": (10.0, 9.0)}), title="t")
+    with pytest.raises(Diverged, match=r"lower the learning_rates; the last good state, of step \d, is kept in"):
+        fit_best(
+            weight,
+            task,
+            config.model_copy(update={"learning_rates": (10.0, 9.0)}),
+            title="t",
+            stores=stores.part("none"),
+        )

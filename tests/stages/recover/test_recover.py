@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from restorelcc.base.documents import read_json
 from restorelcc.base.errors import BadInput
@@ -18,7 +21,7 @@ from restorelcc.compensation.file import read_compensation
 from restorelcc.compensation.fold import fold
 from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout, out_projections, prunable_linears
-from restorelcc.models.checkpoints import load_model
+from restorelcc.models.checkpoints import load_entry, load_model
 from restorelcc.models.heads import HeadLayout
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.recover import RecoverConfig
@@ -27,7 +30,7 @@ from restorelcc.stages.recover.result import Inputs
 from restorelcc.stages.recover.stage import METHODS, run
 from restorelcc.training.attached import site_linears
 from restorelcc.training.closed_form import mean_inputs
-from restorelcc.training.state import TrainingState
+from restorelcc.training.state import TrainingState, TrainingStates
 from tests import pico
 from tests.recovery_project import CELL, ENTRY, EVALUATE, evaluated_project, log_likelihoods, recovery_project
 
@@ -118,6 +121,37 @@ def test_the_mean_shift_gives_each_linear_its_dense_mean_output(layout: Layout) 
         mean = means[name].float()
         torch.testing.assert_close(sparse[name].weight @ mean + bias, linears[name].weight @ mean)
         assert bias.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["meanshift", "eora", "reconstruct-distilled"])
+def test_the_dense_model_is_gone_when_the_pruned_one_is_loaded(
+    name: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a module refers to itself, as those do that accelerate has spread over devices."""
+    loaded: list[weakref.ref] = []
+
+    def load(*arguments: Any, **keywords: Any) -> PreTrainedModel:
+        assert not any(each() is not None for each in loaded), "one model at a time"
+        network = load_entry(*arguments, **keywords)
+        network.circle = {"of": network}
+        loaded.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr("restorelcc.stages.recover.result.load_entry", load)
+    run(_cell(name), CONFIG, ENTRY, layout)
+    assert len(loaded) == 2
+
+
+def test_processes_that_share_a_folder_have_a_copy_each(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two machines there are two processes of local rank 0."""
+    inputs = Inputs(_cell("masked"), CONFIG, ENTRY, layout, TrainingStates(layout.work / "states"))
+    first = inputs.kept()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "1")
+    second = inputs.kept()
+    assert (first.folder / "model.safetensors").is_file()
+    assert second.folder != first.folder
+    shutil.rmtree(layout.work / "states")
 
 
 def test_mean_inputs_are_those_of_all_tokens() -> None:
