@@ -14,6 +14,7 @@ from pathlib import Path
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.publish import replace_text
+from restorelcc.pipeline.workspace import other_runs, wait_for_others
 
 FOLDER = "versions"
 CODE = "code"  # below it: digests of the installed package's folders
@@ -121,8 +122,12 @@ def check_versions(root: Path) -> None:
 
 
 def write_versions(root: Path) -> list[str]:
-    """Write what is installed; one line per change. Files of what has not changed are left alone."""
+    """Write what is installed; one line per change. Files of what has not changed are left alone, and all of them as
+    long as a run is at work here, which depends on them."""
     changed, code = differences(root), changed_code(root)
+    if (changed or code) and other_runs(root):
+        wait_for_others(root, FOLDER)
+        return write_versions(root)
     for package, (_, new) in changed.items():
         write_version(root, package, new)
     for folder, digest in code.items():
