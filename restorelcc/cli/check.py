@@ -23,7 +23,7 @@ def add(app: typer.Typer) -> None:
     app.command(
         "check",
         help="Check params.yaml, and whether the sources of its models moved; --model: read a model's data through. "
-        "Writes nothing.",
+        "Writes nothing outside of .work.",
     )(check)
 
 
