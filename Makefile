@@ -175,6 +175,9 @@ bench-workflow: $(READY) ## No-op repro by grid size, the flow's overhead per st
 release: ## Give the commit a version and its tag: make release TAG=v1.2.3; pushes nothing
 	@$(PYTHON) .ci/release.py $(TAG)
 
-clean: ## Remove the environment and scratch files; artifacts and the DVC cache stay
-	rm -rf $(VENV) .work site .pytest_cache .mypy_cache .ruff_cache
+# In .work lie also a Prefect server's database (docs/schedules.md) and the clones of sweeps with their reports.
+clean: ## Remove the environment and scratch files; artifacts, the DVC cache, sweeps and Prefect's database stay
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	test ! -d .work || find .work -mindepth 1 -maxdepth 1 ! -name prefect ! -name sweeps -exec rm -rf {} +
+	@for kept in .work/prefect .work/sweeps; do test ! -d $$kept || echo "$$kept stays: delete it by hand"; done
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

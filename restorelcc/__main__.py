@@ -6,7 +6,7 @@ import os
 import sys
 
 from restorelcc.base.ending import pipe_closed, tell
-from restorelcc.base.processes import end_as_interrupted, end_with_parent
+from restorelcc.base.processes import end_as_interrupted, end_with_parent, run_code_that_dvc_records
 
 # What libraries read from the environment when they load.
 DEFAULTS = {
@@ -31,6 +31,7 @@ def set_defaults() -> None:
 def main() -> None:
     """Run a command; if it fails, end with its one sentence and its exit code."""
     try:
+        run_code_that_dvc_records()
         end_as_interrupted()
         end_with_parent()  # before the imports, which take seconds
         set_defaults()

@@ -63,6 +63,7 @@ SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/var/lib/", "/
 OWN_VARIABLES = {
     "DVC_STAGE": "whether DVC runs the stage",
     "DVC_ROOT": "whether that DVC still lives",
+    "PYTHONPATH": "where a stage that was started with other code than the project's finds it",
     "USE_HUB_KERNELS": "kernels of a hub are never loaded",
     "_RESTORELCC_SETTINGS_OF_ONE_RUN": "what `restorelcc run --set` changes; DVC has compared the changed settings",
     "RESTORELCC_PROGRESS": "bars or none",

@@ -27,7 +27,7 @@ from restorelcc.pipeline.one_run import VARIABLE
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stages import STAGES
 from restorelcc.pipeline.stale import grid_outs, remove_stale_metrics, stale_metrics
-from restorelcc.pipeline.versions import installed, read_groups, read_versions
+from restorelcc.pipeline.versions import installed, read_groups
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.stage import lay_out
 from tests.dag import PACKAGE, ROOT, imported_modules, module_file, module_name, packages, rooms, stage_folders
@@ -124,14 +124,15 @@ def test_every_file_that_a_model_can_name_is_a_dependency() -> None:
 
 def test_every_recorded_package_is_used_by_a_stage() -> None:
     used = set().union(*(packages(folder) for folder in stage_folders()))
-    assert set(read_versions(ROOT)) == used
+    assert {package for group in read_groups(ROOT).values() for package in group} == used
 
 
 def test_versions_are_those_of_the_lock() -> None:
     locked = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
     lock = {package["name"]: package["version"] for package in locked if package["name"] != "restorelcc"}
-    for package, recorded in read_versions(ROOT).items():
-        assert recorded == lock[package.lower()] == installed(package)
+    for group in read_groups(ROOT).values():
+        for package, recorded in group.items():
+            assert recorded == lock[package.lower()] == installed(package)
 
 
 def test_a_run_of_another_grid_deletes_no_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

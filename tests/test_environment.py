@@ -64,3 +64,21 @@ def test_make_refuses_a_folder_without_git_before_it_installs_anything(target: s
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     done = subprocess.run(["make", "in-git"], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0
+
+
+def test_make_clean_leaves_what_a_server_and_sweeps_keep(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    kept = [".work/prefect/prefect.db", ".work/sweeps/first/data/report/index.html", "data/tiny/dense/config.json"]
+    for name in (*kept, ".work/write-x/file", ".work/.hidden", ".venv/bin/python", "site/index.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def clean() -> str:
+        done = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert ".work/prefect stays: delete it by hand\n.work/sweeps stays: delete it by hand\n" in clean()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"Makefile", *kept}
+    shutil.rmtree(tmp_path / ".work")
+    assert "stays" not in clean()

@@ -1,4 +1,5 @@
-"""Processes: a stage that ends with the DVC that started it, and whether a process that a file names still runs.
+"""Processes: a stage that runs the code which DVC records and ends with the DVC that started it, and whether a process
+that a file names still runs.
 
 Imports nothing heavy: it is what a command does first.
 """
@@ -19,12 +20,33 @@ from types import FrameType
 from restorelcc.base.errors import StageFailed, Terminated
 
 _PR_SET_PDEATHSIG = 1
+_PACKAGE = Path(__file__).parents[1]
 RWLOCK = Path(".dvc") / "tmp" / "rwlock"  # which process reads or writes what, as DVC notes it
 
 
 def started_by_dvc() -> bool:
     """Whether this process is a stage that DVC runs."""
     return "DVC_STAGE" in os.environ
+
+
+def run_code_that_dvc_records() -> None:
+    """Started by DVC in a folder with other code, on which the stage depends: begin again with that, and do not return.
+
+    The command of an environment imports the clone that was installed there, also in another one: that of `dvc exp run
+    --temp`, or a second worktree. Raises StageFailed where Python imports this code nevertheless.
+    """
+    folder = Path.cwd()
+    own = folder / _PACKAGE.name
+    if not (started_by_dvc() and (own / "base").is_dir()) or own.samefile(_PACKAGE):
+        return
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if path[0] == str(folder):
+        raise StageFailed(
+            f"DVC records the code in {own}, and Python imports that of {_PACKAGE} although PYTHONPATH begins with "
+            f"{folder}: run it in an environment that does not put another folder before that"
+        )
+    again = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, path)])}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", _PACKAGE.name, *sys.argv[1:]], again)
 
 
 def end_as_interrupted() -> None:

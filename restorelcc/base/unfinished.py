@@ -1,6 +1,7 @@
 """Work that survives being killed: what is finished of it stays in .work/<name>-<mark>/ until all is written.
 
-The mark covers everything the work depends on, so that a rerun finds its own and never another run's.
+The mark covers everything the work depends on, so that a rerun finds its own and never another run's. Of texts that a
+model writes for its own data, .work/words/models.<model>/ has the batches; there each file's name covers what it is of.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Unfinished(NamedTuple):
     """Work of a stage that ended before all was written."""
 
     folder: Path
-    name: str  # `work_name`
+    name: str  # `work_name`; of a model's own words `models.<model>`
     bytes: int
 
 
@@ -67,7 +68,17 @@ def unfinished(layout: Layout) -> list[Unfinished]:
     """Work that is kept and that no process has at hand, in the order of its names."""
     ours = re.compile(rf"((?:{'|'.join(STAGES.values())})-[a-z0-9.-]+)-{_MARK}")
     found = [(path, match[1]) for path in left_behind(layout.work, "*-*") if (match := ours.fullmatch(path.name))]
+    found += [(path, path.name) for path in left_behind(_words(layout), "models.*")]
     return [Unfinished(path, name, sum(map(_size, path.rglob("*")))) for path, name in found]
+
+
+def words_folder(layout: Layout, key: str) -> Path:
+    """Where the batches of texts lie that a model has written for its own data. key: `models.<model>`."""
+    return _words(layout) / key
+
+
+def _words(layout: Layout) -> Path:
+    return layout.work / "words"
 
 
 def _size(path: Path) -> int:

@@ -23,7 +23,7 @@ def add(app: typer.Typer) -> None:
     app.command(
         "check",
         help="Check params.yaml, and whether the sources of its models moved; --model: read a model's data through. "
-        "Writes nothing.",
+        "Writes nothing outside of .work.",
     )(check)
 
 
@@ -152,15 +152,21 @@ def _check_files(params: Params, alias: str, layout: Layout) -> None:
 
 
 def _read_through(params: Params, alias: str, layout: Layout, *, as_json: bool) -> None:
-    """Print what the data of a model hold. Raises BadInput with the first problem where there is one."""
+    """Print what the data of a model hold. Raises BadInput with the first problem where there is one: of what was read,
+    and if there is none, of all else that the model names."""
+    from restorelcc.pipeline.named_sources import problems
+
     entry = params.models[alias]
     if entry.is_microworld:
         say(f"{alias} is the embedded model, which brings its data itself")
         if not entry.tasks and not as_json:
+            if others := problems(params, alias, layout):
+                raise BadInput(_first_of(others))
             return
     from restorelcc.cli.read_through import print_reading, read_through
 
     found = read_through(params, alias, layout)
+    found["problems"] = found["problems"] or problems(params, alias, layout)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:

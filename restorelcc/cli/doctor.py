@@ -202,10 +202,13 @@ def _unfinished(params: Path) -> Iterator[tuple[Unfinished, bool]]:
     if not found:
         return
     try:
-        ours = tuple(f"{stage}-{alias}" for stage in STAGES.values() for alias in load_params(params).models)
+        models = load_params(params).models
     except BadInput:
-        ours = tuple(work.name for work in found)
-    yield from ((work, f"{work.name}-".startswith(tuple(f"{name}-" for name in ours))) for work in found)
+        yield from ((work, True) for work in found)
+        return
+    cells = tuple(f"{stage}-{alias}-" for stage in STAGES.values() for alias in models)
+    words = {f"models.{alias}" for alias in models}
+    yield from ((work, work.name in words or f"{work.name}-".startswith(cells)) for work in found)
 
 
 def _dvc(root: Path, deep: bool) -> Iterator[Finding]:

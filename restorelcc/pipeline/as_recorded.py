@@ -17,6 +17,7 @@ from restorelcc.base.layout import Layout
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.running import stage_name
 from restorelcc.pipeline.stages import STAGES
+from restorelcc.pipeline.versions import FOLDER
 from restorelcc.stages.inputs.files import files_below
 
 # What a stage reads of the user's files, by their names below data/inputs/<model>; by the stage's folder.
@@ -26,6 +27,8 @@ READ: dict[str, tuple[str, ...]] = {
     "prune": ("external/{pruning}",),
     "evaluate": ("tasks-1", "tasks-2", "beside"),
 }
+# The files of versions/ that a stage depends on; those that are not here: `numerics`.
+VERSIONS: dict[str, tuple[str, ...]] = {"corpus": ("numerics", "corpus"), "evaluate": ("numerics", "evaluate")}
 _PACKAGE = Path(__file__).parents[1]
 _STEERING = ("cli", "pipeline", "release")  # folders of the package that no result depends on
 _SMALL = 2**20  # bytes; of a larger file, and of code, size and time say whether it was changed
@@ -76,8 +79,11 @@ def _given(params_file: Path, overrides: tuple[str, ...], stage: str, cell: Cell
 
 
 def _files(layout: Layout, stage: str, cell: Cell) -> dict[str, str]:
-    names = READ.get(STAGES[stage].folder, ())
-    tops = [layout.inputs(Cell(cell.model)) / name.format(pruning=cell.pruning) for name in names]
+    """What the stage depends on below data/inputs, its part of the entry as it was laid out too, and in versions/."""
+    folder, laid_out = STAGES[stage].folder, layout.inputs(Cell(cell.model))
+    names = (*READ.get(folder, ()), f"settings/{folder}.json")
+    tops = [laid_out / name.format(pruning=cell.pruning) for name in names]
+    tops += [layout.root / FOLDER / group for group in VERSIONS.get(folder, ("numerics",))]
     found = {}
     for top in tops:
         below = files_below(top) if top.is_dir() else [top]  # without the caches that Python writes beside a task

@@ -9,17 +9,25 @@ from typing import Any
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.processes import started_by_dvc
 from restorelcc.pipeline.added import added_here, differing
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.running import held_lock, stage_lock
-from restorelcc.stages.inputs.stage import lay_out, run
+from restorelcc.pipeline.workspace import other_runs, wait_for_others
+from restorelcc.stages.inputs.stage import lay_out, run, unlike
 
 STAGE = "inputs"
 
 
 def lay_out_inputs(params: Params, alias: str, layout: Layout) -> None:
-    """Make DVC watch the files that a model names. Raises BadInput for one that is missing."""
+    """Make DVC watch the files that a model names. Raises BadInput for one that is missing.
+
+    What a run at work here depends on stays until it has ended: DVC would record its result as one of the change. A
+    stage, whose own run is at work, does not wait.
+    """
     cell = Cell(alias)
+    while not started_by_dvc() and other_runs(layout.root) and unlike(cell, params.named(alias), layout):
+        wait_for_others(layout.root, STAGE)
     with held_lock(stage_lock(layout, STAGE, cell)):
         run(cell, params.named(alias), layout)
 

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from contextlib import chdir
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from restorelcc.base.publish import put
 from restorelcc.pipeline.dvc_log import told
 from restorelcc.pipeline.one_run import dvc_reads, environment
 from restorelcc.pipeline.overrides import put_over
-from restorelcc.pipeline.workspace import mend, other_runs
+from restorelcc.pipeline.workspace import mend, wait_for_others
 
 _EXIT = re.compile(r"exited with (-?\d+)")
 _SAID = {1, 2, 130, 143}  # exit codes of `restorelcc`, which has printed its sentence then
@@ -62,7 +61,7 @@ def reproduce(layout: Layout, target: str | None, title: str, settings: tuple[st
         except DvcException as error:
             if not any(isinstance(cause, LockError) for cause in _causes(error)):
                 raise _ended(error, target or "the project") from error
-            _wait_for_others(layout.root, title)
+            wait_for_others(layout.root, title)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -71,14 +70,6 @@ def _causes(error: BaseException) -> list[BaseException]:
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     return causes
-
-
-def _wait_for_others(root: Path, title: str) -> None:
-    runs = other_runs(root)
-    notice(title, f"{', '.join(map(str, runs)) or 'another run'} is at work in {root}: waiting")
-    while runs and other_runs(root):
-        time.sleep(0.5)
-    time.sleep(0.1)
 
 
 def _ended(error: BaseException, target: str) -> StageEnded | StageFailed:

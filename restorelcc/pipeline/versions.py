@@ -14,6 +14,7 @@ from pathlib import Path
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.publish import replace_text
+from restorelcc.pipeline.workspace import other_runs, wait_for_others
 
 FOLDER = "versions"
 CODE = "code"  # below it: digests of the installed package's folders
@@ -59,15 +60,16 @@ def _read(path: Path) -> dict[str, str]:
         raise BadInput(f"{path} must hold lines package==version: restore it with `git checkout {FOLDER}`") from error
 
 
-def read_versions(root: Path) -> dict[str, str]:
-    """Package to recorded version, of all groups."""
-    return {package: recorded for group in read_groups(root).values() for package, recorded in group.items()}
-
-
 def differences(root: Path) -> dict[str, tuple[str, str]]:
-    """Package to (recorded, installed) where they differ; what is not installed cannot have computed anything."""
-    found = {package: (recorded, installed(package)) for package, recorded in read_versions(root).items()}
-    return {package: (old, new) for package, (old, new) in found.items() if new is not None and old != new}
+    """Package to (recorded, installed) where they differ in any group: each is a dependency of its own. What is not
+    installed cannot have computed anything."""
+    found: dict[str, tuple[str, str]] = {}
+    for group in read_groups(root).values():
+        for package, old in group.items():
+            new = installed(package)
+            if new is not None and old != new:
+                found.setdefault(package, (old, new))
+    return found
 
 
 def code_digest(folder: str) -> str:
@@ -121,8 +123,12 @@ def check_versions(root: Path) -> None:
 
 
 def write_versions(root: Path) -> list[str]:
-    """Write what is installed; one line per change. Files of what has not changed are left alone."""
+    """Write what is installed; one line per change. Files of what has not changed are left alone, and all of them as
+    long as a run is at work here, which depends on them."""
     changed, code = differences(root), changed_code(root)
+    if (changed or code) and other_runs(root):
+        wait_for_others(root, FOLDER)
+        return write_versions(root)
     for package, (_, new) in changed.items():
         write_version(root, package, new)
     for folder, digest in code.items():

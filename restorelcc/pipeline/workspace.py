@@ -19,6 +19,7 @@ from filelock import lock_descriptor
 
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.processes import RWLOCK, is_running
+from restorelcc.base.progress import notice
 from restorelcc.pipeline.lockfile import FILE, heal, read_lock
 
 _PATIENCE_SECONDS = 30.0
@@ -55,6 +56,15 @@ def other_runs(root: Path) -> list[Run]:
     """Living processes, other than this one, that read or write artifacts here."""
     owners = dict.fromkeys(_owners(_rwlock(root) or {}))
     return [run for run in owners if run.pid != os.getpid() and is_running(*run)]
+
+
+def wait_for_others(root: Path, title: str) -> None:
+    """Wait until no other process reads or writes artifacts here; says under `title` which one it waits for."""
+    runs = other_runs(root)
+    notice(title, f"{', '.join(map(str, runs)) or 'another run'} is at work in {root}: waiting")
+    while runs and other_runs(root):
+        time.sleep(0.5)
+    time.sleep(0.1)
 
 
 @contextmanager

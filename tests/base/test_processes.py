@@ -50,3 +50,44 @@ def test_a_stage_ends_when_dvc_is_killed(tmp_path: Path, between: str) -> None:
         dvc.kill()
         assert dvc.stdout.read() == "", "the pipe closes when the stage has ended too"
     assert time.monotonic() - before < 300, "it did not sleep on"
+
+
+def _installed(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`restorelcc corpus --model tiny` of the environment, in another clone."""
+    code = "from restorelcc.__main__ import main; main()"
+    inherited = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    variables = inherited | {"PYTHONPATH": str(ROOT), "DVC_STAGE": "corpus@tiny"} | environment
+    command = [sys.executable, "-P", "-c", code, "corpus", "--model", "tiny"]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_a_stage_runs_the_code_of_the_folder_that_dvc_records(tmp_path: Path) -> None:
+    package = tmp_path / "restorelcc"
+    (package / "base").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("import os, sys; print(__file__, *sys.argv[1:], os.environ['PYTHONPATH'])")
+    done = _installed(tmp_path)
+    told = f"{package / '__main__.py'} corpus --model tiny {tmp_path}{os.pathsep}{ROOT}\n"
+    assert (done.stdout, done.stderr) == (told, "")
+
+    nested = tmp_path / "in" / "a" / "subfolder"
+    nested.mkdir(parents=True)
+    package.rename(nested / "restorelcc")
+    done = _installed(nested, DVC_ROOT=str(tmp_path))
+    assert done.stdout.startswith(str(nested / "restorelcc" / "__main__.py"))
+
+
+def test_a_stage_begins_again_once(tmp_path: Path) -> None:
+    """Where something is put before PYTHONPATH, the code that runs is not what DVC records, and stays it."""
+    (tmp_path / "clone" / "restorelcc" / "base").mkdir(parents=True)
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "sitecustomize.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
+    done = _installed(tmp_path / "clone", PYTHONPATH=str(first))
+    assert done.returncode == 1
+    assert f"DVC records the code in {tmp_path / 'clone' / 'restorelcc'}, and Python imports that of" in done.stderr
+
+
+def test_a_project_without_code_of_its_own_runs_what_is_installed(tmp_path: Path) -> None:
+    done = _installed(tmp_path)
+    assert done.returncode == 2 and "params.yaml" in done.stderr

@@ -268,6 +268,22 @@ def test_items_of_own_tasks_are_counted(
     assert tasks("[tasks]", "--set", "models.mine.settings={evaluate: {datasets: copies}}") == ({"mine_items": 2}, "")
 
 
+@pytest.mark.parametrize("model", ["mine", "tiny"])
+def test_what_is_not_read_is_there_too(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copies of data sets, for one, which only the tasks of the hub would read."""
+    settings = f"models.{model}.settings={{evaluate: {{datasets: nowhere}}}}"
+    (folder / "nowhere").mkdir()
+    assert _check(monkeypatch, "--model", model, "--set", settings) == 0
+    (folder / "nowhere").rmdir()
+    assert _check(monkeypatch, "--model", model, "--set", settings) == 2
+    error = "restorelcc: error: evaluate.datasets is 'nowhere', and there is no such folder"
+    assert error in capsys.readouterr().err
+    assert _check(monkeypatch, "--model", model, "--json", "--set", settings) == 2
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 1
+
+
 def test_without_a_model_check_is_what_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,10 +130,10 @@ def _end_with_caller(connection):
 
 
 def restorelcc(arguments):
-    from restorelcc.__main__ import main
-
+    command = importlib.import_module("restorelcc.__main__")
+    command.run_code_that_dvc_records = lambda: None  # what is imported here is the same code
     sys.argv = ["restorelcc", *arguments]
-    main()
+    command.main()
 
 
 # What commands import that run DVC, at once or when they need it; then Prefect's, and those of stages.

@@ -84,15 +84,19 @@ def test_unfinished_work_of_no_model_is_named_and_deleted(sound: LightProject, t
         project.folder / f".work/{name}-{'a' * 16}"
         for name in ("compensate-tiny-wanda-0.5-0.25", "recover-tiny-wanda-0.3-lora", "compensate-tiny2-wanda-0.5-0.25")
     )
-    for folder in (ours, by_hand, gone):
+    words, gone_words = (project.folder / f".work/words/models.{name}" for name in ("tiny", "tiny-2"))
+    for folder in (ours, by_hand, gone, words, gone_words):
         folder.mkdir(parents=True)
         (folder / "rate-0.02.safetensors").write_bytes(bytes(2**20))
     text = project.restorelcc("doctor").text
-    assert f"1.0 MiB of unfinished work lie in {gone}, of no model of params.yaml: `restorelcc doctor --fix`" in text
-    for folder in (ours, by_hand):
+    for folder in (gone, gone_words):
+        named = f"1.0 MiB of unfinished work lie in {folder}, of no model of params.yaml: `restorelcc doctor --fix`"
+        assert named in text
+    for folder in (ours, by_hand, words):
         assert f"1.0 MiB of unfinished work lie in {folder}: the next run of that stage goes on with it" in text
     assert project.restorelcc("doctor", "--fix", "--quiet").code == 0
-    assert gone.is_dir(), "`make repro` looks at nothing else"
+    assert gone.is_dir() and gone_words.is_dir(), "`make repro` looks at nothing else"
     done = project.restorelcc("doctor", "--fix")
-    assert f"mended: {gone} is gone" in done.text
-    assert ours.is_dir() and by_hand.is_dir() and not gone.exists()
+    assert f"mended: {gone} is gone" in done.text and f"mended: {gone_words} is gone" in done.text
+    assert ours.is_dir() and by_hand.is_dir() and words.is_dir()
+    assert not gone.exists() and not gone_words.exists()

@@ -18,7 +18,7 @@ from restorelcc.pipeline.versions import (
     check_versions,
     differences,
     installed,
-    read_versions,
+    read_groups,
     write_version,
     write_versions,
 )
@@ -127,8 +127,8 @@ def test_versions_are_those_installed_and_a_stage_refuses_others(tmp_path: Path)
         check_versions(tmp_path)
     assert write_versions(tmp_path) == [f"{FOLDER}: numpy 0.1 -> {installed('numpy')}"]
     check_versions(tmp_path)
-    recorded = {"no-such-package": "1.0", "numpy": installed("numpy"), "jinja2": installed("jinja2")}
-    assert read_versions(tmp_path) == recorded
+    numerics = {"no-such-package": "1.0", "numpy": installed("numpy")}
+    assert read_groups(tmp_path) == {"numerics": numerics, "report": {"jinja2": installed("jinja2")}}
     file = tmp_path / FOLDER / "numerics"
     stamp = file.stat().st_mtime_ns
     assert write_versions(tmp_path) == []
@@ -137,6 +137,19 @@ def test_versions_are_those_installed_and_a_stage_refuses_others(tmp_path: Path)
     file.write_text("numpy\n")
     with pytest.raises(BadInput, match=r"numerics must hold lines package==version: .*`git checkout versions`"):
         check_versions(tmp_path)
+
+
+@pytest.mark.parametrize("older", ["numerics", "report"])
+def test_a_package_has_its_installed_version_in_every_group(tmp_path: Path, older: str) -> None:
+    """As after a merge of which one file was taken."""
+    (tmp_path / FOLDER).mkdir()
+    for group in ("numerics", "report"):
+        version = "0.1" if group == older else installed("pyarrow")
+        (tmp_path / FOLDER / group).write_text(f"pyarrow=={version}\n")
+    with pytest.raises(BadInput, match=r"pyarrow .* where versions/ has 0\.1: run `restorelcc versions`"):
+        check_versions(tmp_path)
+    assert write_versions(tmp_path) == [f"{FOLDER}: pyarrow 0.1 -> {installed('pyarrow')}"]
+    assert read_groups(tmp_path) == {group: {"pyarrow": installed("pyarrow")} for group in ("numerics", "report")}
 
 
 def test_a_lock_is_free_when_its_owner_is_gone(tmp_path: Path) -> None:

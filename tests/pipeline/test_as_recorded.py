@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from restorelcc.base.cell import Cell
 from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
 from restorelcc.pipeline import as_recorded as module
-from restorelcc.pipeline.as_recorded import READ, as_recorded
+from restorelcc.pipeline import inputs, workspace
+from restorelcc.pipeline import versions as package_versions
+from restorelcc.pipeline.as_recorded import READ, VERSIONS, as_recorded
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.stages import STAGES
+from restorelcc.pipeline.workspace import Run
 from tests.dag import ROOT
 
 CORPUS = ("corpus", Cell("mine"))
@@ -29,6 +34,7 @@ def project(tmp_path: Path) -> Path:
     content["grid"] |= {"model": ["mine"]}
     content["models"] = {"mine": {"source": "some/model", "data": data, "tasks": ["arc_easy"]}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(ROOT / "versions", tmp_path / "versions")
     (tmp_path / "texts.txt").write_text("one\ntwo")
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "a.jsonl").write_text('{"question": "q", "response": "r"}')
@@ -40,6 +46,16 @@ def _set(folder: Path, section: str, **values: object) -> None:
     content = yaml.safe_load((folder / "params.yaml").read_text())
     content[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+
+def _laid_out(folder: Path, stage: str) -> None:
+    """As another run does whose settings of the model are others."""
+    settings = (f"models.mine.settings={{{stage}: {{seed: 7}}}}",)
+    lay_out_inputs(load_params(folder / "params.yaml", settings), "mine", Layout(folder))
+
+
+def _installed(folder: Path, group: str) -> None:
+    (folder / "versions" / group).write_text("numpy==9.9\n")
 
 
 def _renamed(folder: Path) -> None:
@@ -63,6 +79,9 @@ def _run(folder: Path, stage: str, cell: Cell, change: Callable[[Path], object],
         (CORPUS, lambda folder: (folder / "texts.txt").write_text("one\ntwo\nthree"), "texts.txt"),
         (CORPUS, lambda folder: (folder / "pairs" / "a.jsonl").write_text("{}"), "a.jsonl"),
         (CORPUS, lambda folder: (folder / "texts.txt").unlink(), "texts.txt"),
+        (PRUNE, lambda folder: _laid_out(folder, "prune"), "settings/prune.json"),
+        (PRUNE, lambda folder: _installed(folder, "numerics"), "versions/numerics"),
+        (CORPUS, lambda folder: _installed(folder, "corpus"), "versions/corpus"),
     ],
 )
 def test_a_change_ends_the_stage(
@@ -104,6 +123,8 @@ def _touched(folder: Path) -> None:
         (PRUNE, lambda folder: (folder / "texts.txt").write_text("one")),
         (CORPUS, _touched),
         (CORPUS, lambda folder: _set(folder, "prune", samples=3)),
+        (CORPUS, lambda folder: _laid_out(folder, "prune")),
+        (PRUNE, lambda folder: _installed(folder, "corpus")),
     ],
 )
 def test_what_the_stage_does_not_use_may_change(
@@ -160,3 +181,37 @@ def test_the_files_are_those_that_dvc_watches() -> None:
         deps = [dep.removeprefix(prefix) for dep in stages[name]["deps"] if dep.startswith(prefix)]
         watched = {dep.replace("${item.pruning}", "{pruning}") for dep in deps if not dep.startswith("settings/")}
         assert watched == set(READ.get(stage.folder, ())), name
+        groups = [dep.removeprefix("versions/") for dep in stages[name]["deps"] if dep.startswith("versions/")]
+        assert groups == list(VERSIONS.get(stage.folder, ("numerics",))), name
+
+
+def test_what_a_run_at_work_depends_on_is_laid_out_when_it_has_ended(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, versions = project / "data/inputs/mine/settings/prune.json", project / "versions/numerics"
+    old, seen = (settings.read_text(), "numpy==0.1\n"), list[tuple[str, str]]()
+    versions.write_text("numpy==0.1\n")
+
+    def at_work(root: Path) -> list[Run]:
+        seen.append((settings.read_text(), versions.read_text()))
+        return [Run(12, "dvc repro")] if len(seen) < 4 else []
+
+    for place in (workspace, inputs, package_versions):
+        monkeypatch.setattr(place, "other_runs", at_work)
+    params = load_params(project / "params.yaml", ("models.mine.settings={prune: {seed: 7}}",))
+    lay_out_inputs(params, "mine", Layout(project))
+    assert json.loads(settings.read_text())["section"] == {"seed": 7}
+    assert len(seen) == 5 and set(seen) == {old}, "and was looked at once more"
+    assert "inputs: process 12 (dvc repro) is at work in" in capsys.readouterr().err
+
+    seen.clear()
+    package_versions.write_versions(project)
+    assert f"numpy=={package_versions.installed('numpy')}" in versions.read_text().splitlines()
+    assert len(seen) == 5 and {found for _, found in seen} == {"numpy==0.1\n"}
+
+    seen.clear()
+    lay_out_inputs(params, "mine", Layout(project))
+    assert len(seen) == 1, "nothing would change, so two flows over one grid share its stages"
+    monkeypatch.setenv("DVC_STAGE", "evaluate_dense@mine")
+    lay_out_inputs(load_params(project / "params.yaml"), "mine", Layout(project))
+    assert settings.read_text() == old[0] and len(seen) == 1, "a stage does not wait for its own run"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
 
@@ -11,9 +15,11 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from restorelcc.cli.run import run
 from restorelcc.pipeline import one_run
 from restorelcc.pipeline.overrides import put_over
 from restorelcc.pipeline.params import load_params
+from restorelcc.pipeline.running import held_lock
 from tests.dag import ROOT
 
 STAGE = """
@@ -84,3 +90,27 @@ def test_stages_take_the_settings_and_nobody_else_does(monkeypatch: pytest.Monke
     assert (found.report.decimals, found.grid.head_ratio) == (4, (0.5,))
     assert json.loads(variables[one_run.VARIABLE]) == ["report.decimals=4", "grid.head_ratio=[0.5]"]
     assert one_run.environment(()) == {}
+
+
+def test_a_run_waits_for_the_one_before_it_and_then_looks_at_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would lay out the settings of their models in one place."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("restorelcc.cli.check.check", lambda _, settings, *__, **___: asked.append(tuple(settings)))
+    monkeypatch.setattr("restorelcc.pipeline.reproduce.reproduce", lambda *_: None)
+    monkeypatch.setattr("restorelcc.stages.report.terminal.print_results", lambda *_, **__: None)
+    with ThreadPoolExecutor(1) as pool:
+        with held_lock(tmp_path / ".work/locks/run"):
+            second = pool.submit(run, params=tmp_path / "params.yaml", set_=["prune.samples=64"])
+            said = ""
+            while "waiting" not in said and not second.done():
+                time.sleep(0.05)
+                said += capsys.readouterr().err
+            assert said == f"restorelcc: run is running as process {os.getpid()}: waiting\n"
+            assert not asked and not (tmp_path / "data").exists()
+        second.result(60)
+    assert asked == [("prune.samples=64",)]
+    assert (tmp_path / "data/inputs/tiny/settings/prune.json").is_file()

@@ -28,6 +28,7 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
 from restorelcc.base.publish import Scratch, put
 from restorelcc.base.tables import write_table
+from restorelcc.base.unfinished import words_folder
 from restorelcc.models.checkpoints import load_entry, write_source
 from restorelcc.models.continuation import Continuation, Sampling, batches_of, continued
 from restorelcc.models.response_mask import RENDERED, join_pair, split_pairs
@@ -175,7 +176,7 @@ class Writer:
     def _name(self, *parts: Any) -> Path:
         versions = [version(name) for name in ("torch", "transformers")]
         told = json.dumps([self.digest, versions, *map(repr, parts)])
-        return _parts(Layout(self.root), self.key) / f"{hashlib.sha256(told.encode()).hexdigest()}.json"
+        return words_folder(Layout(self.root), self.key) / f"{hashlib.sha256(told.encode()).hexdigest()}.json"
 
     @cached_property
     def _network(self) -> PreTrainedModel:
@@ -194,13 +195,9 @@ class Writer:
         self.held.close()
 
 
-def _parts(layout: Layout, key: str) -> Path:
-    return layout.work / "words" / key
-
-
 def forget_parts(layout: Layout, key: str) -> None:
     """Delete what an interrupted run would have gone on from. key: `models.<name>`."""
-    shutil.rmtree(_parts(layout, key), ignore_errors=True)
+    shutil.rmtree(words_folder(layout, key), ignore_errors=True)
 
 
 def _of_user(question: str) -> tuple[dict[str, str], ...]:
