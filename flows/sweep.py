@@ -165,8 +165,13 @@ def _cache_of(root: Path) -> Path:
 
 
 def keep(root: Path, clone: Path, name: str) -> None:
-    """Save the clone as an experiment, and bring it into the project's repository, where `dvc exp show` lists it."""
-    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
+    """Save the clone as an experiment, and bring it into the project's repository, where `dvc exp show` lists it.
+
+    Of the pipeline that ran: without a target DVC saves every .dvc file and dvc.yaml of the repository, and ends where
+    an output of one is not in the clone.
+    """
+    options = ["--force", "--name", name, "--message", f"sweep {name}", "--include-untracked", "dvc.lock"]
+    command = [sys.executable, "-m", "dvc", "exp", "save", *options, "dvc.yaml"]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise StageFailed(f"dvc exp save failed in {clone}: {' '.join(done.stderr.split())}")

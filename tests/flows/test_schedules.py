@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -19,9 +20,9 @@ from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import serve
-from flows.clones import write_grid
+from flows.clones import committed_revision, fresh_clone, git, write_grid
 from flows.serve import nightly
-from flows.sweep import check_sweep, prepare
+from flows.sweep import check_sweep, keep, prepare
 from flows.sweep import main as sweep_main
 from flows.sweep import sweep as sweep_flow
 from restorelcc.base.errors import BadInput
@@ -137,6 +138,38 @@ def test_a_killed_clone_is_made_anew_and_the_users_folder_left_alone(tmp_path: P
     (left / "kept").write_text("artifacts stay")
     prepare(root, grid, "night", check_sweep(root, grid, "night", "HEAD"))
     assert (left / "kept").is_file()
+
+
+def test_a_sweep_keeps_its_pipeline_whatever_else_the_repository_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of `dvc add` that the grid does not name, and a pipeline in another folder, are not in the clone."""
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "me")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "me@x")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    root = tmp_path / "team" / "models"
+    (root / "elsewhere").mkdir(parents=True)
+    (root / "params.yaml").write_text("x: 1\n")
+    copied = {"cmd": "cp params.yaml ours.txt", "deps": ["params.yaml"], "outs": ["ours.txt"]}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"ours": copied}}))
+    theirs = {"cmd": "echo theirs > theirs.txt", "deps": ["../unnamed.jsonl"], "outs": ["theirs.txt"]}
+    (root / "elsewhere" / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"theirs": theirs}}))
+    (root / "unnamed.jsonl").write_text("{}")
+    subprocess.run(["git", "init", "--quiet", str(root.parent)], check=True)
+    with Repo.init(str(root), subdir=True) as repo:
+        repo.add(str(root / "unnamed.jsonl"))
+    _committed(root.parent)
+    commit = committed_revision(root)
+    clone = fresh_clone(str(root.parent), tmp_path / "clone", commit) / "models"
+    (clone / "params.yaml").write_text("x: 2\n")
+    monkeypatch.chdir(clone)
+    with Repo() as repo:
+        repo.reproduce()
+    keep(root, clone, "night")
+    saved = git(root, "show", f"refs/exps/{commit[:2]}/{commit[2:]}/night:./dvc.lock")
+    assert hashlib.md5(b"x: 2\n").hexdigest() in saved and "theirs" not in saved
+    assert git(root, "show", f"refs/exps/{commit[:2]}/{commit[2:]}/night:./params.yaml") == "x: 2"
 
 
 def test_flows_run_the_project_that_one_is_in(tmp_path: Path) -> None:
