@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 from filelock import lock_descriptor
+from pydantic import Field
 
 from restorelcc.base.errors import BadInput
 from restorelcc.pipeline.gpus import listed_gpus, seen_by_torch
 
 CPU, GPU = "cpu", "gpu"
+AtLeastOne = Annotated[int, Field(ge=1)]  # of a flow's parameters, which Prefect's UI and API check by it
 _UNLISTED = (Path("/dev/dxg"), Path("/dev/kfd"))  # of WSL 2 and of ROCm: NVIDIA's driver lists no GPU there
 
 

@@ -21,11 +21,12 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling, Crashed, Failed
+from pydantic import Field
 
 from flows import ROOT
 from flows.clones import committed_revision, git, place_in_repository
 from flows.dag import Dag
-from flows.gates import Limits
+from flows.gates import AtLeastOne, Limits
 from flows.model_job import published_lock, subset
 from flows.named_files import added_files, check_in_clones, not_committed
 from flows.restore import command_line, plan, run_here, run_stages
@@ -50,8 +51,8 @@ def machines(
     repository: str | None = None,
     remote: str | None = None,
     deployment: str = DEPLOYMENT,
-    job_hours: float = 48,
-    parallel: int | None = None,
+    job_hours: Annotated[float, Field(gt=0)] = 48,
+    parallel: AtLeastOne | None = None,
     commit: bool = True,
 ) -> State:
     """Run the committed grid on all workers of a pool.

@@ -16,11 +16,16 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import serve
 from flows.clones import committed_revision, fresh_clone, git, write_grid
+from flows.machines import machines
+from flows.model_job import model_job
+from flows.restore import restore
 from flows.serve import nightly
 from flows.sweep import check_sweep, keep, prepare
 from flows.sweep import main as sweep_main
@@ -209,6 +214,20 @@ def test_every_axis_of_a_sweep_is_an_option(monkeypatch: pytest.MonkeyPatch) -> 
     assert repr(checked) == "[1, 1.0, 0.1, 'auto']", "1 and 1.0 name different stages"
     with pytest.raises(BadInput, match="--head-ratio is 'a tenth'"):
         sweep_main(head_ratio=["a tenth"])
+
+
+@pytest.mark.parametrize("flow", [restore, sweep_flow, machines, model_job], ids=lambda flow: flow.name)
+def test_a_flow_takes_no_number_of_stages_below_one(flow: Flow[..., Any]) -> None:
+    """Prefect's UI and API give them, too; with none a stage would wait for ever."""
+    given = dict.fromkeys(flow.parameters.required or (), "x")
+    names = {"parallel", "gpus"} & set(flow.parameters.properties)
+    assert "parallel" in names
+    for name in names:
+        assert flow.validate_parameters(given | {name: 1})[name] == 1
+        assert flow.validate_parameters(given | {name: None})[name] is None
+        for number in (0, -1):
+            with pytest.raises(ParameterTypeError, match="greater than or equal to 1"):
+                flow.validate_parameters(given | {name: number})
 
 
 def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path: Path) -> None:
