@@ -6,17 +6,24 @@ import contextlib
 import os
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 from filelock import lock_descriptor
+from pydantic import Field
 
 from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.gpus import listed_gpus, seen_by_torch
 
 CPU, GPU = "cpu", "gpu"
+AtLeastOne = Annotated[int, Field(ge=1)]  # of a flow's parameters, which Prefect's UI and API check by it
+_UNLISTED = (Path("/dev/dxg"), Path("/dev/kfd"))  # of WSL 2 and of ROCm: NVIDIA's driver lists no GPU there
 
 
 def gate_folder() -> Path:
@@ -58,15 +65,16 @@ class Limits:
 def gate(
     resource: str, slots: int, *, every: bool = False, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[int | None]:
-    """Wait for one of the resource's slots and hold it; yields its number. every: hold all of them; yields None.
+    """Wait for one of the resource's slots and hold it; yields its number. every: hold every GPU; yields None.
 
     meanwhile: called while it waits; what it raises ends the wait.
     """
     folder = gate_folder()
-    files = [(folder / name).open("a") for name in _slot_names(resource, slots)]
+    names = _every_slot(folder, slots) if every else _slot_names(resource, slots)
+    files = [(folder / name).open("a") for name in names]
     try:
         if every:
-            for file in sorted(files, key=lambda file: file.name):  # two that want all of them never wait in a circle
+            for file in files:
                 _wait_for_one([file.fileno()], meanwhile)
             yield None
         else:
@@ -78,11 +86,23 @@ def gate(
 
 def _slot_names(resource: str, slots: int) -> list[str]:
     """A GPU's slots are named after the GPU, so that flows that see different GPUs do not share slots."""
-    devices = visible_gpus() if resource == GPU else []
-    if not devices:
+    if resource != GPU:
         return [f"{resource}-{number}" for number in range(slots)]
-    names = [device.strip().replace("/", "_") for device in devices]
-    return [f"{resource}-{names[number % len(names)]}.{number // len(names)}" for number in range(slots)]
+    gpus = _gpu_names()
+    return [f"{gpus[number % len(gpus)]}.{number // len(gpus)}" for number in range(slots)]
+
+
+def _every_slot(folder: Path, slots: int) -> list[str]:
+    """The slots of all visible GPUs, however few stages may run at once, and those that other flows have made of them.
+    Sorted: two that want all of them never wait in a circle."""
+    gpus = _gpu_names()
+    made = (path.name for path in folder.iterdir() if path.name.rpartition(".")[0] in gpus)
+    return sorted({*_slot_names(GPU, max(slots, len(gpus))), *made})
+
+
+def _gpu_names() -> list[str]:
+    """What the slots of the visible GPUs begin with; one name for all where none can be told."""
+    return [f"{GPU}-{device.strip().replace('/', '_')}" for device in visible_gpus() or ["any"]]
 
 
 def _wait_for_one(descriptors: list[int], meanwhile: Callable[[], None]) -> int:
@@ -99,5 +119,22 @@ def visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip() not in ("", "-1")]
-    listed = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number in range(len(list(listed.iterdir())))] if listed.is_dir() else []
+    return [str(number) for number in range(listed_gpus() or _unlisted_gpus())]
+
+
+def may_have_gpu(limits: Limits) -> bool:
+    """Whether stages of this machine may use a GPU: one is visible, or it is said how many they may use and nothing
+    hides them."""
+    told = limits.gpus is not None and "CUDA_VISIBLE_DEVICES" not in os.environ
+    return told or bool(visible_gpus())
+
+
+_asking, _seen = threading.Lock(), cache(seen_by_torch)
+
+
+def _unlisted_gpus() -> int:
+    """How many GPUs torch can use, asked once, where there is a device of a driver that lists none."""
+    if not any(device.exists() for device in _UNLISTED):
+        return 0
+    with _asking:  # a flow's stages are threads
+        return _seen().usable

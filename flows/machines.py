@@ -6,6 +6,7 @@ the text conflicts), and runs the stage that needs all models: the report. Pushe
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +21,17 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling, Crashed, Failed
+from pydantic import Field
 
 from flows import ROOT
 from flows.clones import committed_revision, git, place_in_repository
 from flows.dag import Dag
-from flows.gates import Limits
+from flows.gates import AtLeastOne, Limits
 from flows.model_job import published_lock, subset
 from flows.named_files import added_files, check_in_clones, not_committed
 from flows.restore import command_line, plan, run_here, run_stages
 from flows.tasks import in_words
+from restorelcc.base.documents import read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_without_credentials, without_credentials
 from restorelcc.pipeline.lockfile import merge, read_lock
@@ -48,8 +51,8 @@ def machines(
     repository: str | None = None,
     remote: str | None = None,
     deployment: str = DEPLOYMENT,
-    job_hours: float = 48,
-    parallel: int | None = None,
+    job_hours: Annotated[float, Field(gt=0)] = 48,
+    parallel: AtLeastOne | None = None,
     commit: bool = True,
 ) -> State:
     """Run the committed grid on all workers of a pool.
@@ -122,17 +125,15 @@ def waves(dag: Dag) -> tuple[set[str], dict[str, set[str]], set[str]]:
 
 
 def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> str:
-    """The remote's name, after all checks: workers run committed revisions, so everything must be committed; and git
-    must know who commits, where dvc.lock is to be committed at the end."""
+    """The remote's name, after all checks: workers run committed revisions, so all that their stages read must be
+    committed; and git must know who commits, where dvc.lock is to be committed at the end."""
     from dvc.repo import Repo
 
     params, revision = load_params(root / "params.yaml"), committed_revision(root)
-    new_code = git(root, "status", "--porcelain", "-z", "--", *_CODE)
-    tracked = ("--untracked-files=no", "--", ".", ":(exclude)dvc.lock")  # data and tasks too
-    edited = git(root, "status", "--porcelain", "-z", *tracked)
+    changed = git(root, "status", "--porcelain", "-z", "--", *_CODE, *read_by_stages(root))
     check_in_clones(params, root, revision)
     told = "{} is not committed, but workers run committed revisions: commit it first"
-    if changed := new_code or edited:
+    if changed:
         first = changed.split("\0")[0].lstrip().partition(" ")[2].strip()  # after its state in one or two letters
         raise BadInput(told.format(first))
     if differing := not_committed(params, root, revision):
@@ -149,6 +150,19 @@ def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> s
         name = remote_name(repo.config, remote)
         check_remote(repo, name, writes=True)
     return name
+
+
+def read_by_stages(root: Path) -> list[str]:
+    """The files and folders of the repository that dvc.yaml names as what stages read, seen from the project's folder.
+    Those that it names by cell are results, or links to what an entry of the grid names."""
+    top, root = place_in_repository(root)[0], root.resolve()
+    found = set()
+    for each in read_yaml(root / "dvc.yaml")["stages"].values():
+        stage = each.get("do", each)  # of a `foreach`
+        params = [file for entry in stage.get("params", []) if isinstance(entry, dict) for file in entry]
+        found |= {root / stage.get("wdir", "") / file for file in (*stage.get("deps", []), *params)}
+    paths = [os.path.relpath(path, root) for path in found if Path(os.path.normpath(path)).is_relative_to(top)]
+    return sorted(path for path in paths if "${" not in path)
 
 
 def _check_deployment(name: str, root: Path) -> None:

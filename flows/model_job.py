@@ -19,7 +19,7 @@ from prefect.states import Completed
 
 from flows.clones import fresh_clone
 from flows.dag import Dag, read_dag
-from flows.gates import Limits
+from flows.gates import AtLeastOne, Limits
 from flows.named_files import bring_added
 from flows.restore import run_stages
 from flows.tasks import in_words
@@ -38,7 +38,7 @@ from restorelcc.pipeline.watched import dvc, restored
 
 @flow(name="model-job", flow_run_name="{model}", validate_parameters=True)
 def model_job(
-    repository: str, revision: str, model: str, remote: str, parallel: int | None = None, folder: str = "."
+    repository: str, revision: str, model: str, remote: str, parallel: AtLeastOne | None = None, folder: str = "."
 ) -> State:
     """Run one model's stages in this worker's clone, and push the results.
 

@@ -28,7 +28,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows import ROOT
 from flows.artifacts import Progress, StageResult, publish_report, publish_stages, summary
 from flows.dag import Dag, read_dag
-from flows.gates import Limits, gate_folder
+from flows.gates import AtLeastOne, Limits, gate_folder
 from flows.server import prefect_api
 from flows.stage_process import end_all, stage_environment
 from flows.tasks import BAD_INPUT_STATE, FAILED_STATE, SKIPPED_STATE, command_of, in_words, stage_task
@@ -45,7 +45,7 @@ _WORKERS_SECONDS = 60.0  # in which Dask's workers end the stages of a run
 
 
 @flow(name="restore", task_runner=ThreadPoolTaskRunner(), validate_parameters=True)
-def restore(parallel: int | None = None, gpus: int | None = None) -> State:
+def restore(parallel: AtLeastOne | None = None, gpus: AtLeastOne | None = None) -> State:
     """Run every stage of params.yaml's grid that DVC finds changed.
 
     Args:

@@ -21,10 +21,11 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows import ROOT
 from flows.clones import committed_revision, fresh_clone, git, given_axes, place_in_repository, share_cache, write_grid
-from flows.gates import Limits
+from flows.gates import AtLeastOne, Limits
 from flows.named_files import bring_added, check_in_clones, not_committed
 from flows.restore import command_line, run_grid, run_here, runner_for
 from flows.tasks import in_words
@@ -45,9 +46,9 @@ def sweep(
     recoveries: list[str] | None = None,
     name: str = "sweep",
     revision: str = "HEAD",
-    skip_when_late_minutes: int = 60,
-    parallel: int | None = None,
-    gpus: int | None = None,
+    skip_when_late_minutes: Annotated[int, Field(ge=0)] = 60,
+    parallel: AtLeastOne | None = None,
+    gpus: AtLeastOne | None = None,
 ) -> State:
     """Run a grid and keep it as the DVC experiment `name` of the revision.
 
@@ -165,8 +166,13 @@ def _cache_of(root: Path) -> Path:
 
 
 def keep(root: Path, clone: Path, name: str) -> None:
-    """Save the clone as an experiment, and bring it into the project's repository, where `dvc exp show` lists it."""
-    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
+    """Save the clone as an experiment, and bring it into the project's repository, where `dvc exp show` lists it.
+
+    Of the pipeline that ran: without a target DVC saves every .dvc file and dvc.yaml of the repository, and ends where
+    an output of one is not in the clone.
+    """
+    options = ["--force", "--name", name, "--message", f"sweep {name}", "--include-untracked", "dvc.lock"]
+    command = [sys.executable, "-m", "dvc", "exp", "save", *options, "dvc.yaml"]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise StageFailed(f"dvc exp save failed in {clone}: {' '.join(done.stderr.split())}")

@@ -17,7 +17,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
 from flows.dag import Stage
-from flows.gates import CPU, Limits, gate, visible_gpus
+from flows.gates import CPU, Limits, gate, may_have_gpu
 from flows.stage_process import UNCHANGED, Command, StageError, raise_if_ending, run_stage
 from restorelcc.base.errors import BadInput, StageFailed
 
@@ -61,7 +61,7 @@ def stage_task(command: Command, limits: Limits, clean: bool) -> State:
     logger = get_run_logger()
     if clean:
         return Completed(name=UNCHANGED, message="nothing that it depends on has changed", data=0.0)
-    command = on_this_machine(command)
+    command = on_this_machine(command, limits)
     slots, ending = limits.slots(command.resource), partial(raise_if_ending, command.run)
     with gate(command.resource, slots, every=command.every_gpu, meanwhile=ending) as slot:
         start = time.monotonic()
@@ -75,9 +75,10 @@ def stage_task(command: Command, limits: Limits, clean: bool) -> State:
     return Completed(name=outcome, message=f"{outcome} in {seconds:.1f} s", data=seconds)
 
 
-def on_this_machine(command: Command) -> Command:
+def on_this_machine(command: Command, limits: Limits) -> Command:
     """A stage that may use a GPU takes a CPU core where there is no GPU."""
-    return command if command.resource == CPU or visible_gpus() else replace(command, resource=CPU, every_gpu=False)
+    as_it_is = command.resource == CPU or may_have_gpu(limits)
+    return command if as_it_is else replace(command, resource=CPU, every_gpu=False)
 
 
 def command_of(stage: Stage, root: str, run: str = "") -> Command:

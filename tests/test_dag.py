@@ -18,6 +18,7 @@ import networkx
 import pytest
 import yaml
 from dvc.repo import Repo
+from filelock import lock_descriptor
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.layout import Layout
@@ -26,7 +27,7 @@ from restorelcc.cli.app import app, report
 from restorelcc.pipeline.one_run import VARIABLE
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.stages import STAGES
-from restorelcc.pipeline.stale import grid_outs, remove_stale_metrics, stale_metrics
+from restorelcc.pipeline.stale import grid_outs, remove_stale_metrics, remove_stale_metrics_if_alone, stale_metrics
 from restorelcc.pipeline.versions import installed, read_groups
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.stage import lay_out
@@ -138,7 +139,7 @@ def test_versions_are_those_of_the_lock() -> None:
 def test_a_run_of_another_grid_deletes_no_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run --model mine` and `report --set` leave those of the other models for `export` and the next full run."""
     asked: list[object] = []
-    monkeypatch.setattr("restorelcc.pipeline.stale.remove_stale_metrics", lambda *given: asked.append(given))
+    monkeypatch.setattr("restorelcc.pipeline.stale.remove_stale_metrics_if_alone", lambda *given: asked.append(given))
     monkeypatch.setattr("restorelcc.stages.report.stage.run", lambda *_: SimpleNamespace(missing=[]))
     monkeypatch.setattr("restorelcc.pipeline.versions.check_versions", lambda *_: None)
     for name in ("params.yaml", "dvc.yaml"):
@@ -170,7 +171,8 @@ def test_stale_metrics_are_what_no_cell_of_the_grid_writes(tmp_path: Path) -> No
     assert stale == {out for out in metrics if "heads-0.1." in out or "heads-1.0." in out} != set()
 
 
-def test_only_what_dvc_can_bring_back_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _with_metrics(tmp_path: Path) -> None:
+    """A project with metrics of a and b, some by hand; DVC's cache has b's."""
     stages = {
         "e": {"cmd": "x", "matrix": {"model": "${grid.model}"}, "metrics": ["data/metrics/${item.model}/dense.json"]}
     }
@@ -186,6 +188,10 @@ def test_only_what_dvc_can_bring_back_is_removed(tmp_path: Path, capsys: pytest.
     cached = tmp_path / ".dvc/cache/files/md5" / known[:2] / known[2:]
     cached.parent.mkdir(parents=True)
     cached.write_text("b/dense.json")
+
+
+def test_only_what_dvc_can_bring_back_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _with_metrics(tmp_path)
     removed = remove_stale_metrics(Layout(tmp_path), {"model": ["a"]})
     assert [str(path.relative_to(tmp_path)) for path in removed] == ["data/metrics/b/dense.json"]
     left = {
@@ -195,6 +201,26 @@ def test_only_what_dvc_can_bring_back_is_removed(tmp_path: Path, capsys: pytest.
     }
     assert {"notes.md", "own-1.txt"} <= left and (tmp_path / "data/metrics/b/by-hand.json").is_file()
     assert "left as they are: data/metrics/b/by-hand.json, data/metrics/notes.md" in capsys.readouterr().err
+
+
+def test_metrics_stay_while_another_run_may_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run --model b` beside a flow of another grid: between its stages it holds DVC's lock, in one it is noted."""
+    _with_metrics(tmp_path)
+    layout, grid, metrics = Layout(tmp_path), {"model": ["a"]}, tmp_path / "data/metrics/b/dense.json"
+    with subprocess.Popen([sys.executable, "-c", "input()", "repro"], stdin=subprocess.PIPE) as other:
+        run = {"pid": other.pid, "cmd": "-c repro"}
+        for noted, ours in (({"read": {"x": [run]}}, False), ({"write": {str(layout.report): run}}, True)):
+            (tmp_path / ".dvc/tmp/rwlock").write_text(json.dumps(noted))
+            monkeypatch.delenv("DVC_STAGE", raising=False)
+            assert remove_stale_metrics(layout, grid) == [] and metrics.is_file()
+            monkeypatch.setenv("DVC_STAGE", "report")  # whoever writes the report is the DVC that runs this stage
+            with (tmp_path / ".dvc/tmp/lock").open("a") as held:
+                assert lock_descriptor(held.fileno(), blocking=False)
+                remove_stale_metrics_if_alone(layout, grid)
+                assert metrics.is_file()
+            remove_stale_metrics_if_alone(layout, grid)
+            assert metrics.is_file() is not ours
+        other.kill()
 
 
 @pytest.mark.parametrize("stage", DVC)

@@ -233,7 +233,7 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: Resu
     from restorelcc.pipeline.one_run import settings_of_this_run
     from restorelcc.pipeline.params import load_params
     from restorelcc.pipeline.running import stage_running
-    from restorelcc.pipeline.stale import remove_stale_metrics
+    from restorelcc.pipeline.stale import remove_stale_metrics_if_alone
     from restorelcc.pipeline.versions import check_versions
     from restorelcc.stages.report.stage import run
 
@@ -241,7 +241,7 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: Resu
     check_versions(layout.root)
     with stage_running(layout, "report"):
         if not set_ and not settings_of_this_run():  # a view of another grid, for once, leaves everything as it is
-            remove_stale_metrics(layout, checked.grid.model_dump())
+            remove_stale_metrics_if_alone(layout, checked.grid.model_dump())
         results = run(grid_cells(checked.grid), checked.report, layout)
     if results.missing:
         say(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", "warning")

@@ -66,6 +66,7 @@ def restore_from_cache(root: Path, remote: str, only: set[str] | None = None, do
     `download`: files that are not in the local cache are fetched from the remote, stage by stage.
     """
     import networkx
+    from dvc.exceptions import ConfirmRemoveError
     from dvc.repo import lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
@@ -99,6 +100,9 @@ def restore_from_cache(root: Path, remote: str, only: set[str] | None = None, do
                         elif _entry_changed(stage):
                             missing.append(name)
                     except RunCacheNotFoundError:
+                        missing.append(name)
+                    except ConfirmRemoveError:
+                        _note_in_the_way(stage)
                         missing.append(name)
                     except FileNotFoundError:  # of a file that nothing tracks
                         (as_locked if _check_out_as_locked(repo, stage) else missing).append(name)
@@ -187,8 +191,19 @@ def _check_out_as_locked(repo: Any, stage: Any) -> bool:
     try:
         repo.checkout([stage.addressing])
     except DvcException:  # something else is there that the cache does not have
+        _note_in_the_way(stage)
         return False
     return True
+
+
+def _note_in_the_way(stage: Any) -> None:
+    """Say which outputs are others than those that would be checked out, and in no cache: DVC deletes none of these."""
+    stage.save_outs(allow_missing=True)
+    if names := ", ".join(str(out) for out in stage.outs if out.use_cache and out.exists and out.changed_cache()):
+        note(
+            f"{stage.addressing} is not restored, because the cache does not have {names} as it is here: "
+            f"`dvc commit --force {stage.addressing}` keeps that; deleting it and pulling again brings the shared one"
+        )
 
 
 def _record(stage: Any) -> bool:

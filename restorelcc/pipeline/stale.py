@@ -5,19 +5,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from restorelcc.base.documents import read_yaml
+from restorelcc.base.errors import StageFailed
 from restorelcc.base.layout import Layout
+from restorelcc.base.processes import started_by_dvc
 from restorelcc.base.progress import notice
+from restorelcc.pipeline.workspace import dvc_lock, other_runs
 
 
 def remove_stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
     """Delete from data/metrics the files that no stage of the grid writes and DVC's cache has: when a cell comes back
     into the grid, its metrics come back without being computed. What the cache has not stays, and that is told.
+
+    All stay while another run is under way: it may be of another grid, and need them. So that none goes on to its next
+    stage meanwhile, the caller holds DVC's lock.
     """
     found = stale_metrics(layout, grid)
+    if found and other_runs(layout.root, layout.report if started_by_dvc() else None):
+        return []
     stale = _kept_by_dvc(found, layout.root) if found else []
     if own := [str(path.relative_to(layout.root)) for path in found if path not in stale]:
         more = f" and {len(own) - 3} more" if len(own) > 3 else ""
@@ -28,6 +37,13 @@ def remove_stale_metrics(layout: Layout, grid: dict[str, Any]) -> list[Path]:
         if not any(folder.iterdir()):
             folder.rmdir()
     return stale
+
+
+def remove_stale_metrics_if_alone(layout: Layout, grid: dict[str, Any]) -> None:
+    """`remove_stale_metrics` under DVC's lock; nothing is deleted where somebody else holds it."""
+    if (layout.root / ".dvc").is_dir() and stale_metrics(layout, grid):
+        with suppress(StageFailed), dvc_lock(layout.root, patience=0):
+            remove_stale_metrics(layout, grid)
 
 
 def _kept_by_dvc(paths: list[Path], root: Path) -> list[Path]:

@@ -52,10 +52,17 @@ def faults(root: Path) -> list[str]:
     return [*filter(None, [_rwlock_fault(root)]), *broken]
 
 
-def other_runs(root: Path) -> list[Run]:
-    """Living processes, other than this one, that read or write artifacts here."""
-    owners = dict.fromkeys(_owners(_rwlock(root) or {}))
-    return [run for run in owners if run.pid != os.getpid() and is_running(*run)]
+def other_runs(root: Path, own: Path | None = None) -> list[Run]:
+    """Living processes, other than this one, that read or write artifacts here; nor the one that writes `own`: of a
+    stage, the DVC that started it is told by an output."""
+    noted = _rwlock(root) or {}
+    mine = {_run(entry) for name, entry in noted.get("write", {}).items() if own and _same_path(name, own)}
+    owners = dict.fromkeys(_owners(noted))
+    return [run for run in owners if run.pid != os.getpid() and run not in mine and is_running(*run)]
+
+
+def _same_path(name: str, path: Path) -> bool:
+    return Path(name).resolve() == path.resolve()
 
 
 def wait_for_others(root: Path, title: str) -> None:
@@ -68,17 +75,18 @@ def wait_for_others(root: Path, title: str) -> None:
 
 
 @contextmanager
-def dvc_lock(root: Path) -> Iterator[None]:
-    """Hold the lock that every dvc command takes. Raises StageFailed, with its owner, after half a minute."""
+def dvc_lock(root: Path, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock that every dvc command takes. Raises StageFailed, with its owner, after so many seconds, by default
+    half a minute."""
     path = root / ".dvc" / "tmp" / "lock"
-    with _held(path):
+    with _held(path, patience):
         yield
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _held(path: Path, patience: float | None = None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + (_PATIENCE_SECONDS if patience is None else patience)
     with path.open("a+") as file:
         while not lock_descriptor(file.fileno(), blocking=False):
             if time.monotonic() > deadline:
@@ -101,10 +109,13 @@ def _rwlock(root: Path) -> dict[str, Any] | None:
 
 
 def _owners(content: dict[str, Any]) -> Iterator[Run]:
-    for entry in content.get("write", {}).values():
-        yield Run(int(entry["pid"]), str(entry["cmd"]))
+    yield from map(_run, content.get("write", {}).values())
     for entries in content.get("read", {}).values():
-        yield from (Run(int(entry["pid"]), str(entry["cmd"])) for entry in entries)
+        yield from map(_run, entries)
+
+
+def _run(entry: dict[str, Any]) -> Run:
+    return Run(int(entry["pid"]), str(entry["cmd"]))
 
 
 def _rwlock_fault(root: Path) -> str | None:
@@ -132,10 +143,10 @@ def _mend_rwlock(root: Path) -> str | None:
             return None
         kept: dict[str, Any] = {"write": {}, "read": {}}
         for name, entry in content.get("write", {}).items():
-            if Run(int(entry["pid"]), str(entry["cmd"])) not in gone:
+            if _run(entry) not in gone:
                 kept["write"][name] = entry
         for name, entries in content.get("read", {}).items():
-            left = [entry for entry in entries if Run(int(entry["pid"]), str(entry["cmd"])) not in gone]
+            left = [entry for entry in entries if _run(entry) not in gone]
             if left:
                 kept["read"][name] = left
         scratch = path.with_name(f"{path.name}.{os.getpid()}")

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import lock_descriptor
 
+from flows import gates
 from flows.dag import Stage, read_dag
-from flows.gates import CPU, GPU, Limits, gate, gate_folder
+from flows.gates import CPU, GPU, Limits, gate, gate_folder, visible_gpus
 from flows.restore import end_on_workers
 from flows.stage_process import (
     RAN,
@@ -31,6 +33,7 @@ from flows.stage_process import (
 )
 from flows.tasks import command_of, on_this_machine
 from restorelcc.base.errors import BadInput
+from restorelcc.pipeline.gpus import Seen
 from restorelcc.pipeline.params import load_params
 from tests.flows.light import LightProject
 from tests.flows.servers import wait_for
@@ -83,10 +86,29 @@ def test_the_machine_that_runs_a_stage_decides_whether_and_how_many_gpus_there_a
     stages = _stages(project, monkeypatch, "" if slots == 3 else "0,1,2", device_map="auto")
     command = command_of(stages["prune"], "root")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    command = on_this_machine(command)
+    limits = Limits(8)
+    command = on_this_machine(command, limits)
     assert (command.resource, command.every_gpu) == ((GPU, True) if slots == 3 else (CPU, False))
-    assert Limits(8).slots(command.resource) == slots
-    assert on_this_machine(command_of(stages["report"], "root")).resource == CPU
+    assert limits.slots(command.resource) == slots
+    assert on_this_machine(command_of(stages["report"], "root"), limits).resource == CPU
+
+
+def test_a_gpu_that_is_not_listed_has_a_gate_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under WSL 2 and ROCm, where torch is asked, and wherever `--gpus` is given."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gates, "listed_gpus", lambda: 0)
+    monkeypatch.setattr(gates, "_UNLISTED", (tmp_path / "dxg",))
+    asked: list[bool] = []
+    monkeypatch.setattr(gates, "_seen", lambda: asked.append(True) or Seen("12.8", 2))
+    command = Command("root", "prune", GPU)
+    assert on_this_machine(command, Limits()).resource == CPU and not asked
+    assert on_this_machine(command, Limits(gpus=1)).resource == GPU and not asked
+    with monkeypatch.context() as hidden:
+        hidden.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert on_this_machine(command, Limits(gpus=1)).resource == CPU
+    (tmp_path / "dxg").touch()
+    assert on_this_machine(command, Limits()).resource == GPU and asked
+    assert visible_gpus() == ["0", "1"] and Limits().slots(GPU) == 2
 
 
 @pytest.mark.parametrize("entry", [{"device": "cuda:1"}, {"device_map": "auto"}, {"device_map": "auto", "device": CPU}])
@@ -169,6 +191,37 @@ def test_a_stage_that_needs_every_gpu_has_them_alone(tmp_path: Path) -> None:
             continue
         assert "all" not in inside and not (gpu == "all" and inside)
         inside.append(gpu)
+
+
+def _is_free(gpus: str, slots: int, monkeypatch: pytest.MonkeyPatch, *, every: bool = False) -> bool:
+    """Whether a stage of a flow that sees these GPUs would not have to wait."""
+
+    def give_up() -> None:
+        raise TimeoutError
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    try:
+        with gate(GPU, slots, every=every, meanwhile=give_up):
+            return True
+    except TimeoutError:
+        return False
+
+
+def test_every_gpu_is_all_of_them_however_few_stages_may_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with gate(GPU, 1, every=True):
+        assert not any(_is_free(gpu, 1, monkeypatch) for gpu in "0123")
+        assert _is_free("4", 1, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with gate(GPU, 2), gate(GPU, 2) as second:
+        assert second == 1
+    assert _is_free("0,1,2,3", 1, monkeypatch, every=True)
+    with (tmp_path / "gpu-3.1").open("a") as held:
+        assert lock_descriptor(held.fileno(), blocking=False)
+        assert not _is_free("0,1,2,3", 1, monkeypatch, every=True), "the second slot of a flow that has two of it"
 
 
 def test_a_gate_is_opened_again_by_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

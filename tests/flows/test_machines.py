@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+import yaml
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
@@ -149,13 +150,27 @@ def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     data = {"calibration": "shards", "instructions": "my rows.jsonl", "heldout": "wikitext"}
     project.set("models.mine", {"source": "org/name", "data": data})
     project.set("grid.model", ["mine"])
+    (project.folder / "README.md").write_text("about it")
+    (project.folder / "scripts").mkdir()
+    (project.folder / "scripts" / "own.py").write_text("print()")
+    pipeline = yaml.safe_load((project.folder / "dvc.yaml").read_text())
+    elsewhere = ["/etc/hostname", "../../elsewhere.txt", "data/metrics/${item.model}/dense.json"]
+    own = {"cmd": "python own.py", "wdir": "scripts", "deps": ["own.py", *elsewhere], "params": [{"own.yaml": None}]}
+    pipeline["stages"]["own"] = own
+    (project.folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    assert {"scripts/own.py", "scripts/own.yaml"} <= set(machines.read_by_stages(project.folder))
     project.commit("data")
     (project.folder / "dvc.lock").write_text("schema: '2.0'\n")
     project.commit("lock")
     (project.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     (project.folder / "notes.txt").write_text("in no commit, and no code")
+    (project.folder / "README.md").write_text("an edit of what no stage reads")
     with pytest.raises(BadInput, match="no remote is configured"):
         machines.check_machines(project.folder, None)
+    (project.folder / "scripts/own.py").write_text("print('edited')")
+    with pytest.raises(BadInput, match=r"^scripts/own\.py is not committed, but workers run committed revisions"):
+        machines.check_machines(project.folder, None)
+    project.sh("git", "checkout", "--quiet", "scripts")
     shard = project.folder / "shards" / "2.jsonl"
     shard.write_text('{"text": "new"}\n')
     with pytest.raises(BadInput, match=r"shards/2\.jsonl is not committed, but workers run committed revisions"):

@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from flows.dag import read_dag
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.cli.app import app
 from restorelcc.pipeline.params import load_params
-from restorelcc.pipeline.run_cache import _links_to
+from restorelcc.pipeline.run_cache import _links_to, restore_from_cache
 from tests.flows.light import FEW, LightProject
 from tests.flows.servers import Cutter, free_port
 
@@ -176,6 +177,40 @@ def test_a_stage_reads_a_tracked_file_through_the_links_of_data_inputs(tmp_path:
             stage = SimpleNamespace(deps=[SimpleNamespace(fs_path=str(folder / name))])
             assert _links_to(stage, [tracked]) is expected
             assert not _links_to(stage, [])
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_result_that_is_here_alone_stays_and_others_are_restored(
+    locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that was killed before DVC took its result, and that a colleague has run since, with other bytes."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    root = tmp_path / "project"
+    root.mkdir()
+    texts = {"first": "in.txt", "second": "first.txt", "other": "in.txt"}
+    stages = {
+        name: {"cmd": f"echo {name} > {name}.txt", "deps": [dep], "outs": [f"{name}.txt"]}
+        for name, dep in texts.items()
+    }
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "in.txt").write_text("in")
+    with chdir(root), Repo.init(no_scm=True) as repo:
+        repo.reproduce()
+    for name in ("second.txt", "other.txt"):
+        (root / name).unlink()
+    (root / "first.txt").unlink()
+    (root / "first.txt").write_text("another result")
+    if not locked:
+        (root / "dvc.lock").unlink()
+    found = restore_from_cache(root, "none", download=False)
+    assert found == (1, 0, ["first", "second"])
+    assert (root / "other.txt").read_text() == "other\n"
+    assert (root / "first.txt").read_text() == "another result"
+    told = "note: first is not restored, because the cache does not have first.txt as it is here: `dvc commit --force"
+    assert told in capsys.readouterr().err
+    (root / "first.txt").unlink()
+    assert restore_from_cache(root, "none", download=False) == (2, 0, [])
+    assert (root / "first.txt").read_text() == "first\n"
 
 
 @pytest.mark.parametrize("remote", ["s3", "ssh"], indirect=True)

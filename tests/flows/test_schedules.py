@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -15,13 +16,18 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import serve
-from flows.clones import write_grid
+from flows.clones import committed_revision, fresh_clone, git, write_grid
+from flows.machines import machines
+from flows.model_job import model_job
+from flows.restore import restore
 from flows.serve import nightly
-from flows.sweep import check_sweep, prepare
+from flows.sweep import check_sweep, keep, prepare
 from flows.sweep import main as sweep_main
 from flows.sweep import sweep as sweep_flow
 from restorelcc.base.errors import BadInput
@@ -139,6 +145,38 @@ def test_a_killed_clone_is_made_anew_and_the_users_folder_left_alone(tmp_path: P
     assert (left / "kept").is_file()
 
 
+def test_a_sweep_keeps_its_pipeline_whatever_else_the_repository_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of `dvc add` that the grid does not name, and a pipeline in another folder, are not in the clone."""
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "me")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "me@x")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    root = tmp_path / "team" / "models"
+    (root / "elsewhere").mkdir(parents=True)
+    (root / "params.yaml").write_text("x: 1\n")
+    copied = {"cmd": "cp params.yaml ours.txt", "deps": ["params.yaml"], "outs": ["ours.txt"]}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"ours": copied}}))
+    theirs = {"cmd": "echo theirs > theirs.txt", "deps": ["../unnamed.jsonl"], "outs": ["theirs.txt"]}
+    (root / "elsewhere" / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"theirs": theirs}}))
+    (root / "unnamed.jsonl").write_text("{}")
+    subprocess.run(["git", "init", "--quiet", str(root.parent)], check=True)
+    with Repo.init(str(root), subdir=True) as repo:
+        repo.add(str(root / "unnamed.jsonl"))
+    _committed(root.parent)
+    commit = committed_revision(root)
+    clone = fresh_clone(str(root.parent), tmp_path / "clone", commit) / "models"
+    (clone / "params.yaml").write_text("x: 2\n")
+    monkeypatch.chdir(clone)
+    with Repo() as repo:
+        repo.reproduce()
+    keep(root, clone, "night")
+    saved = git(root, "show", f"refs/exps/{commit[:2]}/{commit[2:]}/night:./dvc.lock")
+    assert hashlib.md5(b"x: 2\n").hexdigest() in saved and "theirs" not in saved
+    assert git(root, "show", f"refs/exps/{commit[:2]}/{commit[2:]}/night:./params.yaml") == "x: 2"
+
+
 def test_flows_run_the_project_that_one_is_in(tmp_path: Path) -> None:
     new_project(tmp_path / "mine")
     (tmp_path / "mine" / "deep").mkdir()
@@ -176,6 +214,20 @@ def test_every_axis_of_a_sweep_is_an_option(monkeypatch: pytest.MonkeyPatch) -> 
     assert repr(checked) == "[1, 1.0, 0.1, 'auto']", "1 and 1.0 name different stages"
     with pytest.raises(BadInput, match="--head-ratio is 'a tenth'"):
         sweep_main(head_ratio=["a tenth"])
+
+
+@pytest.mark.parametrize("flow", [restore, sweep_flow, machines, model_job], ids=lambda flow: flow.name)
+def test_a_flow_takes_no_number_of_stages_below_one(flow: Flow[..., Any]) -> None:
+    """Prefect's UI and API give them, too; with none a stage would wait for ever."""
+    given = dict.fromkeys(flow.parameters.required or (), "x")
+    names = {"parallel", "gpus"} & set(flow.parameters.properties)
+    assert "parallel" in names
+    for name in names:
+        assert flow.validate_parameters(given | {name: 1})[name] == 1
+        assert flow.validate_parameters(given | {name: None})[name] is None
+        for number in (0, -1):
+            with pytest.raises(ParameterTypeError, match="greater than or equal to 1"):
+                flow.validate_parameters(given | {name: number})
 
 
 def test_a_bad_sweep_ends_before_anything_starts(project: LightProject, tmp_path: Path) -> None:
