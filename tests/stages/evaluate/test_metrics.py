@@ -10,6 +10,7 @@ import pytest
 
 from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
+from restorelcc.base.model_entry import ModelEntry
 from restorelcc.stages.evaluate.harness import accuracies, item_rows, run_harness, task_metrics
 from restorelcc.stages.evaluate.statistics import compare_ratios, sums_of
 from restorelcc.stages.evaluate.tasks import Asked, load_tasks, selected_tasks
@@ -135,13 +136,16 @@ def test_shots_of_a_users_own_file_are_kept_and_those_of_tasks_of_lm_eval_are_as
     examples = [row | {"question": "w60 w61"} for row in rows(6)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     kwargs = {"data_files": data, "cache_dir": str(tmp_path / "cache")}
-    write_task(tmp_path / "tasks", "choice", num_fewshot=2, training_split="train", dataset_kwargs=kwargs)
+    path = write_task(tmp_path / "tasks", "choice", num_fewshot=2, training_split="train", dataset_kwargs=kwargs)
     results = _results(tmp_path / "tasks")
     assert task_metrics(results)["choice"]["shots"] == 2
     assert all(sample["arguments"][0][0].count("w60 w61") == 2 for sample in results["samples"]["choice"])
     again = _results(tmp_path / "tasks")
     assert [row["digest"] for row in item_rows(again)] == [row["digest"] for row in item_rows(results)]
     assert task_metrics(_results(tmp_path / "tasks", shots=0))["choice"]["shots"] == 0
+    entry = ModelEntry.model_validate({"source": "some/model", "tasks": [{"name": str(path), "num_fewshot": 0}]})
+    assert entry.tasks_document == [{"name": str(path), "num_fewshot": 0}], "nothing was said of trust"
+    assert load_tasks(entry.tasks_document)["scoring"]["choice"].shots == 0
     with pytest.raises(BadInput, match=r"num_fewshot 7, and there are 6 examples in its split 'train'"):
         load_tasks([Asked(str(tmp_path / "tasks"), shots=7)])
 
