@@ -192,25 +192,35 @@ def sums_of(rows: list[dict[str, Any]], task: str) -> Sums | None:
 def compare_ratios(first: list[Sums], second: list[Sums], way: str, *, samples: int, seed: int) -> dict[str, Any]:
     """second - first of a metric that is no accuracy, RATIOS[way], with its paired bootstrap interval, as `compare`.
 
-    Several models of a side are seeds. There is no McNemar's test of such scores.
+    Several models of a side are seeds. There is no McNemar's test of such scores. Numbers that are beyond what one can
+    hold are None, as in the metrics: the perplexity per word of a language without blanks can be.
     """
     generator = np.random.default_rng(seed)
     models, items, of_ratio = [*first, *second], len(first[0][0]), RATIOS[way]
     if any(len(score_N) != items for score_N, _ in models):
         raise BadInput("the models were measured on different items: run `dvc repro`")
     drawn = []
-    for start in range(0, samples, step := max(1, _CHUNK // items)):
-        counts_SN = generator.multinomial(items, np.full(items, 1 / items), min(step, samples - start))
-        drawn.append([of_ratio((counts_SN @ score_N) / (counts_SN @ weight_N)) for score_N, weight_N in models])
-    values_RS = np.concatenate(drawn, axis=1)
-    one_S, two_S = (_over_runs(part, generator) for part in (values_RS[: len(first)], values_RS[len(first) :]))
-    low, high = np.quantile(two_S - one_S, [0.025, 0.975])
-    one, two = (
-        float(np.mean([of_ratio(score_N.sum() / weight_N.sum()) for score_N, weight_N in side]))
-        for side in (first, second)
-    )
-    found = {"first": one, "second": two, "difference": two - one, "ci95": [float(low), float(high)], "n": items}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for start in range(0, samples, step := max(1, _CHUNK // items)):
+            counts_SN = generator.multinomial(items, np.full(items, 1 / items), min(step, samples - start))
+            drawn.append([of_ratio((counts_SN @ score_N) / (counts_SN @ weight_N)) for score_N, weight_N in models])
+        values_RS = np.concatenate(drawn, axis=1)
+        one_S, two_S = (_over_runs(part, generator) for part in (values_RS[: len(first)], values_RS[len(first) :]))
+        apart_S = two_S - one_S
+        one, two = (
+            _finite(np.mean([of_ratio(score_N.sum() / weight_N.sum()) for score_N, weight_N in side]))
+            for side in (first, second)
+        )
+    apart = None if one is None or two is None else _finite(two - one)
+    ci95 = None
+    if apart is not None and np.isfinite(apart_S).all():
+        ci95 = [float(bound) for bound in np.quantile(apart_S, [0.025, 0.975])]
+    found = {"first": one, "second": two, "difference": apart, "ci95": ci95, "n": items}
     return found | {"won": None, "lost": None, "p": None}
+
+
+def _finite(value: float | np.floating[Any]) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def compare_texts(

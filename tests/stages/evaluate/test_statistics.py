@@ -8,6 +8,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.statistics import (
     check_same_items,
     compare,
+    compare_ratios,
     compare_runs,
     compare_texts,
     mcnemar,
@@ -194,6 +195,22 @@ def test_a_null_difference_is_found_in_five_of_a_hundred_repetitions() -> None:
 def test_a_planted_difference_is_found() -> None:
     by_interval, by_test = _simulated(100, 0.4, seed=2)
     assert min(by_interval, by_test) >= 0.95
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_perplexity_beyond_all_numbers_has_no_difference() -> None:
+    """exp(800) overflows; exp(600) does not, but of some draws exp(sum / weight) may."""
+    weight, low, high = np.ones(10), np.full(10, -2.0), np.full(10, -800.0)
+    nothing = {"difference": None, "ci95": None, "n": 10, "won": None, "lost": None, "p": None}
+    found = compare_ratios([(low, weight)], [(high, weight)], "weighted_perplexity", samples=200, seed=0)
+    assert found == {"first": pytest.approx(np.exp(2)), "second": None} | nothing
+    found = compare_ratios([(high, weight)], [(high, weight)], "weighted_perplexity", samples=200, seed=0)
+    assert found == {"first": None, "second": None} | nothing
+    uneven = np.array([-200.0, -1000.0] * 5)
+    found = compare_ratios([(low, weight)], [(uneven, weight)], "perplexity", samples=200, seed=0)
+    assert found["difference"] == pytest.approx(np.exp(600)) and found["ci95"] is None
+    bits = compare_ratios([(low, weight)], [(high, weight)], "bits_per_byte", samples=200, seed=0)
+    assert bits["ci95"] == pytest.approx([798 / np.log(2)] * 2)
 
 
 def _texts(log_likelihoods: list[float], tokens: list[int]) -> list[dict]:
