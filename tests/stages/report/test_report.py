@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_document, read_json, write_document
+from restorelcc.base.documents import read_document, read_json, rounded, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
@@ -136,11 +136,12 @@ def test_the_commands_that_do_it_again_stand_each_on_a_line_of_its_own(made: Lay
     assert texts["report.md"].partition("```sh\n")[2].partition("\n```")[0].splitlines() == expected
 
 
-@pytest.mark.parametrize("label", ["1.0", "1", "auto"])
+@pytest.mark.parametrize("label", ["1.0", "1", "auto", "0.3333333333"])
 def test_a_head_ratio_is_written_as_in_the_names_of_files(label: str, layout: Layout) -> None:
     cell = Cell("a", "wanda-0.5", label)
     auto = {"head_ratio": 0.25, "head_ratio_auto": True} if label == "auto" else {}
-    write_document(layout.metrics(cell), metrics(replace(cell, head_ratio="1"), 0.85) | auto)
+    ratio = "1" if label == "auto" else label
+    write_document(layout.metrics(cell), rounded(metrics(replace(cell, head_ratio=ratio), 0.85)) | auto)
     write_document(layout.details(cell), details(replace(cell, head_ratio="1"), 0.85))
     grid = [*CELLS[:2], cell]
     run(grid, ReportConfig(), layout)
