@@ -251,9 +251,9 @@ def nothing_won(rows: list[Row], decimals: int) -> list[str]:
 
 
 def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
-    if ci95 is None or None in ci95:
-        return "(its interval is unbounded)"
-    return interval_text(ci95, decimals)
+    if ci95 is None:
+        return "(without an interval: a task has a single item)"
+    return "(its interval is unbounded)" if None in ci95 else interval_text(ci95, decimals)
 
 
 def unchanged(rows: list[Row]) -> list[str]:

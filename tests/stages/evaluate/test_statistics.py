@@ -166,6 +166,22 @@ def test_scores_between_zero_and_one_have_an_interval_but_no_mcnemar() -> None:
     assert found["pooled"]["ci95"][0] > 0.3
 
 
+@pytest.mark.parametrize("items", [{"a": 1}, {"a": 1, "b": 30}])
+def test_a_task_of_one_item_gives_no_interval(items: dict[str, int]) -> None:
+    """Every draw of one item is that item: an interval of width zero would call any difference beyond chance."""
+    worse, better = ({task: np.full(count, score) for task, count in items.items()} for score in (0.0, 1.0))
+    found = compare(worse, better, samples=200, seed=0)
+    assert (found["pooled"]["difference"], found["pooled"]["ci95"]) == (1.0, None)
+    assert found["tasks"]["a"]["ci95"] is None
+    if "b" in items:
+        assert found["tasks"]["b"]["ci95"] == [1.0, 1.0]
+    share = recovered_share(better, worse, better, samples=200, seed=0)
+    assert (share["mean"], share["ci95"]) == (1.0, None)
+    one = [(np.array([-1.0]), np.ones(1)), (np.array([-2.0]), np.ones(1))]
+    found = compare_ratios(one[:1], one[1:], "perplexity", samples=200, seed=0)
+    assert (found["difference"], found["ci95"]) == (pytest.approx(np.exp(2) - np.exp(1)), None)
+
+
 def _simulated(repetitions: int, gain: float, seed: int) -> tuple[float, float]:
     """Share of simulated pairs of models that bootstrap and McNemar call different, at the 5 % level.
 

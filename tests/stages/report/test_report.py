@@ -489,7 +489,10 @@ def test_rivals_are_in_the_tables_of_what_was_measured_of_them(layout: Layout) -
         (0.0, [0.0, 0.0], "heads 0.25: nothing was recovered: 0.0 % [0.0, 0.0]."),
         (0.1, [-0.2, 0.4], "heads 0.25: nothing was recovered beyond doubt: 10.0 % [-20.0, 40.0]."),
         (0.1, [None, None], "heads 0.25: nothing was recovered beyond doubt: 10.0 % (its interval is unbounded)."),
-        (-0.1, None, "heads 0.25: nothing was recovered: -10.0 % (its interval is unbounded)."),
+        (
+            *(0.1, None),
+            "heads 0.25: nothing was recovered beyond doubt: 10.0 % (without an interval: a task has a single item).",
+        ),
     ],
 )
 def test_where_nothing_was_won_back_every_form_says_so(
