@@ -175,7 +175,8 @@ def _as_written(row: Row) -> Row:
 
 
 def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
-    """What the stage that recovers took, where this machine ran it."""
+    """What the stage that recovers took when it last ran on this machine, which DVC may have brought an earlier result
+    back to since; None where it never ran here."""
     stage = "recover" if cell.recovery is not None else "compensate"
     log = layout.log(stage, cell)
     return read_json(log).get("seconds") if log.is_file() else None

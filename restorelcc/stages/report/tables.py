@@ -303,7 +303,7 @@ def picks(rows: list[Row], decimals: int) -> Table:
                     "of": f"{len(fitting)} measured",
                     "trained": "-" if best["params_trained"] is None else f"{best['params_trained']:,}",
                     "params +": f"{best['params_added']:,}",
-                    "seconds": number(best["recovery_seconds"], 1),
+                    "seconds, when last run here": number(best["recovery_seconds"], 1),
                 }
             )
     return table

@@ -251,6 +251,7 @@ def test_seconds_of_the_stages_that_ran_here_are_in_every_form(layout: Layout) -
     texts = _texts(layout)
     assert "| prune | 1 | 12.3 | 12.3 |" in texts["report.md"]
     assert "12.3" in texts["report.html"] and '"prune"' in texts["results.json"]
+    assert "Where DVC has brought an earlier result back since, that was another run;" in texts["report.html"]
 
 
 def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layout) -> None:
@@ -361,6 +362,7 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
         "| weights may change, zeros stay | masked | 80.0 | [70.0, 90.0] | 4 measured | 77 | 64 | 12.5 |",
         "| only an adapter may be added | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
         "| no responses to learn from | meanshift | 20.0 | [10.0, 30.0] | 1 measured | 77 | 64 | - |",
+        "| trained | params + | seconds, when last run here |",
     ):
         assert line in texts["report.md"]
     assert "What to pick" in texts["report.html"] and "lora, merged" in texts["report.html"]
