@@ -119,6 +119,18 @@ def test_a_metric_that_lm_eval_cannot_aggregate_does_not_end_the_run(tmp_path: P
     assert task["value"] is not None
 
 
+@pytest.mark.parametrize("first", ["acc", "acc_mutual_info"])
+def test_choices_that_are_asked_without_their_question_too_are_no_more_choices(first: str, tmp_path: Path) -> None:
+    means = {"aggregation": "mean", "higher_is_better": True}
+    names = sorted(["acc", "acc_mutual_info"], key=lambda name: name != first)
+    write_task(tmp_path / "tasks", "choice", metric_list=[{"metric": name, **means} for name in names])
+    write_task(tmp_path / "plain", "choice")
+    found, plain = (item_rows(_results(tmp_path / name)) for name in ("tasks", "plain"))
+    assert [row["log_likelihoods"] for row in found] == [pytest.approx(row["log_likelihoods"]) for row in plain]
+    assert [(row["prediction"], row["gold"]) for row in found] == [(row["prediction"], row["gold"]) for row in plain]
+    assert {len(row["log_likelihoods"]) for row in found} == {2}
+
+
 def test_of_several_filters_the_first_counts_and_all_are_kept(tmp_path: Path) -> None:
     first = [{"function": "regex", "regex_pattern": "(w[0-9]+)"}, {"function": "take_first"}]
     filters = [{"name": "strict", "filter": first}, {"name": "as-written", "filter": [{"function": "take_first"}]}]
