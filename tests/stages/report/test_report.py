@@ -23,6 +23,7 @@ from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
 from restorelcc.stages.report.page import drawings
 from restorelcc.stages.report.results import changed_since, gone_since, holm, read_results
+from restorelcc.stages.report.sentences import worse_text
 from restorelcc.stages.report.stage import run
 from restorelcc.stages.report.tables import (
     number,
@@ -166,6 +167,19 @@ def test_text_that_got_worse_is_told_wherever_the_verdict_is(
     for text in (texts["report.md"], texts["report.html"], capsys.readouterr().out):
         assert text.count("other text got worse") == 1
         assert "heads 0.25: other text got worse: perplexity 4.75 on the held-out texts, 3.50 before" in text
+
+
+def test_who_trains_nothing_is_not_told_to_train_otherwise(layout: Layout) -> None:
+    cells = [Cell("a", "wanda-0.5", recovery=name) for name in ("masked", "meanshift", "eora")]
+    for cell in cells:
+        content = metrics(cell, 0.8)
+        content |= {"recovery": cell.recovery, "perplexity": content["perplexity"] | {"value": 4.75}}
+        write_document(layout.metrics(cell), content)
+        write_document(layout.details(cell), details(cell, 0.8))
+    said = worse_text(read_results([*CELLS[:2], *cells], layout).rows)
+    assert [sentence.partition(":")[0] for sentence in said] == ["masked", "meanshift", "eora"]
+    assert [sentence.endswith("3.50 before.") for sentence in said] == [False, True, True]
+    assert said[0].endswith("3.50 before. Train with lower rates, or on more varied pairs.")
 
 
 @pytest.mark.parametrize(("ci95", "told"), [([0.101, 0.402], True), ([-0.01, 0.402], False)])
