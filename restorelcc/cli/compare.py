@@ -80,7 +80,7 @@ def print_comparison(found: dict[str, Any]) -> None:
             shown = "-" if task["ci95"] is None else f"[{', '.join(number(bound) for bound in task['ci95'])}]"
         table.add_row(name, *values, shown, won, lost, p_text(task["p"]))
     if rows:
-        table.show(console, ("A only", "B only", "p"))
+        table.show(console, ("A only", "B only", "p"), "--json")
         console.print()
         say(console, sentence(found))
     for letter, side in (("A", a), ("B", b)):

@@ -51,6 +51,14 @@ def test_a_planted_difference_is_printed_and_a_null_one_is_called_that(tmp_path:
     assert same["pooled"]["p"] == 1.0
 
 
+def test_columns_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    paths = [_result(tmp_path, name, [1, 0] * 20) for name in "ab"]
+    narrow = {"FORCE_COLOR": "1", "COLUMNS": "50"}
+    printed = CliRunner().invoke(app, ["compare", *map(str, paths)], env=narrow).stdout
+    assert "Not shown at this width: A only, B only; --json has them." in printed
+    assert "Not shown" not in CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
+
+
 def test_one_item_tells_nothing_beyond_chance(tmp_path: Path) -> None:
     paths = [_result(tmp_path, name, scores) for name, scores in (("a", [0, 0, 0]), ("b", [1, 1, 1]))]
     printed = CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
