@@ -303,10 +303,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def cell_of(metrics: dict[str, Any], path: Path) -> Cell:
     """The cell that a metrics document is of. Its head ratio is written as in the file's name where that is the same
-    number: DVC knows 1 and 1.0 as two names."""
+    number, of whose figures the document has nine: DVC knows 1 and 1.0 as two names."""
     ratio = metrics["head_ratio"]
     label = None if ratio is None else AUTO if metrics.get("head_ratio_auto") else str(ratio)
-    if label not in (None, AUTO) and _as_number(named := path.stem.removeprefix("heads-")) == ratio:
+    if label not in (None, AUTO) and rounded(_as_number(named := path.stem.removeprefix("heads-"))) == rounded(ratio):
         label = named
     return Cell(metrics["model"], metrics["pruning"], label, metrics.get("recovery"))
 

@@ -99,8 +99,9 @@ class PlainTable(Table):
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(for_terminal, cells), **options)
 
-    def show(self, console: Console, drop: Iterable[str] = ()) -> list[str]:
+    def show(self, console: Console, drop: Iterable[str] = (), elsewhere: str = "") -> list[str]:
         """Print it. Where a terminal is too narrow, the columns of `drop` go, in their order, until the rest fits.
+        elsewhere: where all of them are, which a line below says with their titles.
 
         A file or a pipe gets all columns, as wide as they are. Returns the titles that were left out.
         """
@@ -121,6 +122,8 @@ class PlainTable(Table):
             console.width = self._width(console)
         console.print(self)
         console.width = before
+        if left_out and elsewhere:
+            say(console, f"Not shown at this width: {', '.join(left_out)}; {elsewhere} has them.")
         return left_out
 
     def fits(self, console: Console) -> bool:

@@ -206,7 +206,7 @@ Task = Annotated[
 
 def _settings(task: TaskChoice) -> dict[str, Any]:
     """What is said of a task beside its name; that nobody trusts it goes without saying."""
-    return {key: value for key, value in task.model_dump().items() if value not in (None, False)}
+    return {key: value for key, value in task.model_dump().items() if value is not None and value is not False}
 
 
 class ModelEntry(Section):

@@ -23,6 +23,7 @@ class Recovery:
     does: str
     ships: Ships = "biases"
     labels: bool = True  # whether it learns from responses; the others need text alone
+    trains: bool = True  # whether anything is learned step by step; the others compute it
     sites: tuple[str, ...] = ()  # linears whose biases the result needs; `heads`: offsets of heads
 
 
@@ -39,6 +40,7 @@ RECOVERIES: dict[str, Recovery] = {
     "meanshift": Recovery(
         "FLAP-style: the removed weights times the mean of their inputs, as a bias; nothing is trained",
         labels=False,
+        trains=False,
         sites=("o", "down"),
     ),
     "lofit": Recovery("LoFiT: heads chosen by the scales they learn, then an offset on each", sites=("heads",)),
@@ -50,6 +52,7 @@ RECOVERIES: dict[str, Recovery] = {
         "low-rank factors of the removed weights in the eigenspace of their inputs; nothing is trained",
         "adapter",
         labels=False,
+        trains=False,
     ),
     "masked": Recovery("all surviving weights trained, no zero filled", "checkpoint"),
     "masked-lora": Recovery("LoRA multiplied with the mask, so that merging fills no zero", "checkpoint"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+_NO_INTERVAL = "a task has a single item, so there is no interval"
 FIRST = Annotated[Path, typer.Argument(metavar="A.json", help="metrics that an evaluate stage wrote")]
 SECOND = Annotated[Path, typer.Argument(metavar="B.json", help="metrics of the model to compare with it")]
 
@@ -79,7 +80,7 @@ def print_comparison(found: dict[str, Any]) -> None:
             shown = "-" if task["ci95"] is None else f"[{', '.join(number(bound) for bound in task['ci95'])}]"
         table.add_row(name, *values, shown, won, lost, p_text(task["p"]))
     if rows:
-        table.show(console, ("A only", "B only", "p"))
+        table.show(console, ("A only", "B only", "p"), "--json")
         console.print()
         say(console, sentence(found))
     for letter, side in (("A", a), ("B", b)):
@@ -95,11 +96,11 @@ def recovered_sentence(letter: str, share: dict[str, Any]) -> str:
 
     if share["mean"] is None:
         return f"The share of the loss that {letter} recovered is not known: {share['reason']}."
+    told = f"{letter} recovered {percent(share['mean'], 1)} % of the mean accuracy that pruning lost"
+    if share["ci95"] is None:
+        return f"{told}; {_NO_INTERVAL}."
     seeds = f" and {share['seeds']} seeds" if share["seeds"] > 1 else ""
-    return (
-        f"{letter} recovered {percent(share['mean'], 1)} % of the mean accuracy that pruning lost, 95 % interval over "
-        f"items{seeds} {interval_text(share['ci95'], 1)}."
-    )
+    return f"{told}, 95 % interval over items{seeds} {interval_text(share['ci95'], 1)}."
 
 
 def texts_sentence(texts: dict[str, Any]) -> str:
@@ -122,8 +123,11 @@ def sentence(found: dict[str, Any]) -> str:
     apart = f" Not in the mean, because its metric is not an accuracy: {', '.join(others)}." if others else ""
     if pooled is None:
         return f"No mean accuracy can be compared.{apart}"
-    low, high = pooled["ci95"]
     size, items = f"{100 * abs(pooled['difference']):.1f} points", f"{pooled['n']:,} items"
+    if pooled["ci95"] is None:
+        items = "1 item" if pooled["n"] == 1 else items
+        return f"B - A is {100 * pooled['difference']:.1f} points on {items}; {_NO_INTERVAL}.{apart}"
+    low, high = pooled["ci95"]
     if low > 0 or high < 0:
         return f"B is {size} {'better' if low > 0 else 'worse'} than A on {items}, beyond chance (95 %).{apart}"
     return f"No difference beyond chance: B - A is {100 * pooled['difference']:.1f} points on {items}.{apart}"

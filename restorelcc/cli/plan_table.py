@@ -51,7 +51,7 @@ def _print_plan(console: Console, plan: dict[str, Any]) -> None:
         size_text(total["disk"]),
         time_text(total["seconds"]),
     )
-    table.show(console, ("runs", "pruning", "disk"))
+    table.show(console, ("runs", "disk", "pruning"), "--json")  # without the pruning, rows of several look alike
     console.print()
     say(
         console,

@@ -156,16 +156,43 @@ def tokenizer_folder(folder: Path) -> Path:
 
 
 def lend_tokenizer(lender: Path, folder: Path) -> list[str]:
-    """Copy a model's tokenizer, chat template and generation config beside the reference to a checkpoint without a
-    tokenizer. Returns the names of the files; none where the checkpoint has a tokenizer."""
+    """Copy a model's tokenizer and chat template beside the reference to a checkpoint without a tokenizer. Returns the
+    names of the files; none where the checkpoint has a tokenizer."""
     own, source = local_folder(folder, weights=False), tokenizer_folder(lender)
     if has_tokenizer(own) or not has_tokenizer(source):
         return []
     names = tokenizer_files(source)
-    if not (own / GENERATION).is_file() and (source / GENERATION).is_file():
-        names.append(Path(GENERATION))
     _copy(names, source, folder)
     return list(map(str, names))
+
+
+def lend_generation(lender: Path, folder: Path) -> bool:
+    """Copy a model's generation config beside the reference to a checkpoint without one, so that both end texts alike.
+    Returns whether there was one to copy, and need to."""
+    if not (local_folder(folder, weights=False) / GENERATION).is_file():
+        copy_generation(lender, folder)
+    return (folder / GENERATION).is_file()
+
+
+# What decides how a model writes greedily, with the values that change nothing (transformers' own).
+_WRITING: dict[str, Any] = {
+    **{"eos_token_id": [], "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0},
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), None),
+}
+
+
+def writing_settings(folder: Path) -> dict[str, Any]:
+    """How a model writes, by its generation config, its own or the one lent to it, or else by its config.json."""
+    source = local_folder(folder, weights=False)
+    if (file := _generation_file(folder, source)) is not None:
+        config = GenerationConfig.from_dict(read_json(file))
+    else:
+        config = GenerationConfig.from_model_config(loaded_config(source))
+    found = {name: getattr(config, name, None) for name in _WRITING}
+    settings = {name: _WRITING[name] if value is None else value for name, value in found.items()}
+    ends = settings["eos_token_id"]
+    return settings | {"eos_token_id": sorted(ends) if isinstance(ends, list | tuple) else [ends]}
 
 
 def write_tokenizer(source: Path, folder: Path) -> None:
@@ -187,7 +214,7 @@ def copy_generation(source: Path, folder: Path) -> None:
 
 def _generation_file(folder: Path, source: Path) -> Path | None:
     """The generation config of a model folder whose files are in `source`: theirs, or else the one that the dense model
-    has lent (`lend_tokenizer`); None for neither."""
+    has lent (`lend_generation`); None for neither."""
     if (source / GENERATION).is_file():
         return source / GENERATION
     if not (folder / GENERATION).is_file():

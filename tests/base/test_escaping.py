@@ -139,6 +139,9 @@ def test_a_column_that_is_dropped_leaves_room_for_the_others() -> None:
     for row in (("evaluate", "10", "1,000 KiB", "39 s"), ("all", "100", "11.4 MiB", "2.3 min")):
         table.add_row(*row)
     console = Console(file=io.StringIO(), width=30, force_terminal=True)
-    assert table.show(console, ("runs", "disk")) == ["runs"]
+    assert table.show(console, ("runs", "disk"), "--json") == ["runs"]
     written = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "1,000 KiB     39 s" in written and len(written.splitlines()) == 4
+    assert "1,000 KiB     39 s" in written
+    assert written.splitlines()[4:] == ["Not shown at this width: runs; --json has them."]
+    wide = Console(file=io.StringIO(), width=30)
+    assert table.show(wide, ("disk",), "--json") == [] and "Not shown" not in wide.file.getvalue()  # type: ignore[attr-defined]

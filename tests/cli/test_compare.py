@@ -51,6 +51,21 @@ def test_a_planted_difference_is_printed_and_a_null_one_is_called_that(tmp_path:
     assert same["pooled"]["p"] == 1.0
 
 
+def test_columns_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    paths = [_result(tmp_path, name, [1, 0] * 20) for name in "ab"]
+    narrow = {"FORCE_COLOR": "1", "COLUMNS": "50"}
+    printed = CliRunner().invoke(app, ["compare", *map(str, paths)], env=narrow).stdout
+    assert "Not shown at this width: A only, B only; --json has them." in printed
+    assert "Not shown" not in CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
+
+
+def test_one_item_tells_nothing_beyond_chance(tmp_path: Path) -> None:
+    paths = [_result(tmp_path, name, scores) for name, scores in (("a", [0, 0, 0]), ("b", [1, 1, 1]))]
+    printed = CliRunner().invoke(app, ["compare", *map(str, paths)]).stdout
+    assert "B - A is 100.0 points on 3 items; a task has a single item, so there is no interval." in printed
+    assert "beyond chance" not in printed
+
+
 def test_a_refusal_names_the_stage_as_the_grid_writes_its_head_ratio(tmp_path: Path) -> None:
     of_ratio = dict.fromkeys(("heads-1.0", "copy"), metrics(Cell("a", "wanda-0.5", "1.0"), 0.5))
     for name, content in of_ratio.items():

@@ -59,6 +59,7 @@ BAD = [
         r"key 'models\.tiny\.tasks\.0\.metrc' is unknown: did you mean 'models\.tiny\.tasks\.0\.metric'",
     ),
     ("models.tiny.tasks=[{metric: acc}]", r"key 'models\.tiny\.tasks\.0\.name' is missing"),
+    ("speed.prefill_turns=10", r"speed\.prefill_turns is 10, and there are 9 turns \(speed\.turns\): give that many"),
     ("models.tiny.tasks=[{name: rte, num_fewshot: -1}]", r"models\.tiny\.tasks\.0\.num_fewshot is -1: .*greater than"),
     ("models.tiny.tasks=[{name: rte, metric: [acc]}]", r"tasks\.0\.metric is \['acc'\]: text belongs here"),
     ("models.tiny.tasks=[3]", r"models\.tiny\.tasks\.0 is 3: text belongs here"),

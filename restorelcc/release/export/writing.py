@@ -15,7 +15,7 @@ from restorelcc.base.progress import notice, progress
 from restorelcc.base.stock_files import CODE, GENERATION, PICKLES, PROCESSOR_FILES, has_tokenizer, tokenizer_files
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import config_document, former_rope_keys
-from restorelcc.models.checkpoints import load_model, load_tokenizer, local_folder, tokenizer_folder
+from restorelcc.models.checkpoints import copy_generation, load_model, load_tokenizer, local_folder, tokenizer_folder
 from restorelcc.models.shards import write_shards
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.release.export.folding import planned_tensors
@@ -90,6 +90,7 @@ def write_companions(folder: Path, source: Source) -> list[str]:
         if found := next((place / name for place in places if (place / name).is_file()), None):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(found, folder / name)
+    copy_generation(source.given, folder)  # which may be lent to it
     for pattern in _LICENCES:
         for path in sorted(given.glob(pattern)):
             for each in [path] if path.is_file() else sorted(path.rglob("*")):  # LICENSES/ is a folder of them

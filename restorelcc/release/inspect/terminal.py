@@ -32,7 +32,7 @@ def print_inspection(found: dict[str, Any]) -> None:
         f"{found['channels_removed']} of {channels}",
     )
     console = Console()
-    table.show(console, ("channels removed", "heads removed"))
+    table.show(console, ("channels removed", "heads removed"), "--json")
     console.print()
     say(
         console,

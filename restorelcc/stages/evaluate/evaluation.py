@@ -161,17 +161,18 @@ class Evaluation:
         del self.network
         give_back_memory()
 
-    def measure_quality(self, *, of_blocks: bool = False) -> None:
+    def measure_quality(self, *, of_blocks: bool = False, averaged: dict[str, bool] | None = None) -> None:
         """Tasks, perplexity and sparsity: what does not depend on the machine's speed, nor on another model.
 
         of_blocks: perplexity of blocks too, of which the rounded and merged models have no line anywhere.
+        averaged: which tasks count into the mean; None: those of the dense model, or its own.
         """
         config, seconds = self.config, self.details["seconds"]
         started = time.perf_counter()
         how: dict[str, Any] = {"batch_size": config.batch_size, "limit": config.limit, "seed": config.seed}
         results = run_harness(self.network, self.tokenizer, self._tasks, **how)
         self._cache.cleanup()
-        self.averaged = averaged_tasks(results, self.cell, self.layout)
+        self.averaged = averaged_tasks(results, self.cell, self.layout) if averaged is None else averaged
         self.rows, tasks = item_rows(results), task_metrics(results, self.averaged, config.seed)
         self.metrics["tasks"] = tasks
         counted = [task["value"] for task in tasks.values() if task["averaged"]]

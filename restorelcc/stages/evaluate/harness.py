@@ -187,7 +187,7 @@ def item_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         chosen = _scoring(results, task)
         samples = [sample for sample in results["samples"][task] if sample["filter"] == chosen.filter]
         for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
-            likelihoods = _likelihoods(sample["filtered_resps"])
+            likelihoods = _likelihoods(sample)
             prediction = max(range(len(likelihoods)), key=likelihoods.__getitem__) if likelihoods else None
             score, weight = chosen.per_item(sample[chosen.metric]) or (None, None)
             right = score is not None and chosen.way == MEAN and score >= 0.5
@@ -208,9 +208,11 @@ def item_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _likelihoods(responses: list[Any]) -> list[float]:
-    """Of a multiple-choice item; generated text has none."""
-    return [float(response[0]) for response in responses if isinstance(response, tuple | list)]
+def _likelihoods(sample: dict[str, Any]) -> list[float]:
+    """Of the choices of a multiple-choice item; generated text has none. For acc_mutual_info, lm-eval asks each choice
+    without its question too, after all of them with it."""
+    found = [float(response[0]) for response in sample["filtered_resps"] if isinstance(response, tuple | list)]
+    return found[: len(found) // 2] if "acc_mutual_info" in sample["metrics"] else found
 
 
 def _digest(sample: dict[str, Any]) -> str:

@@ -46,17 +46,26 @@ def run_dense(cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Lay
     evaluation.details["seconds"]["total"] = evaluation.elapsed()
     evaluation.let_go()  # before the next model is loaded
     evaluation.details["rivals"] = {
-        name: _rival(ROUNDINGS[name], cell, config, model, layout) for name in dict.fromkeys(config.rivals)
+        name: _rival(ROUNDINGS[name], evaluation.averaged, cell, config, model, layout)
+        for name in dict.fromkeys(config.rivals)
     }
     evaluation.write()
 
 
-def _rival(rounding: Rounding, cell: Cell, config: EvaluateConfig, model: ModelEntry, layout: Layout) -> dict[str, Any]:
-    """What the dense model measures rounded to few bits, and the bytes that it would take."""
+def _rival(
+    rounding: Rounding,
+    averaged: dict[str, bool],
+    cell: Cell,
+    config: EvaluateConfig,
+    model: ModelEntry,
+    layout: Layout,
+) -> dict[str, Any]:
+    """What the dense model measures rounded to few bits, and the bytes that it would take. averaged: which tasks count
+    into its own mean, and so into the rival's."""
     rival = Evaluation(cell, config, model, layout, layout.dense(cell), at_hand=True)
     size = rounded_bytes(rival.network, rounding, rival.metrics["file_bytes"])
     round_linears(rival.network, rounding)
-    rival.measure_quality()
+    rival.measure_quality(averaged=averaged)
     rival.let_go()
     kept = {name: rival.metrics[name] for name in ("tasks", "mean", "perplexity", "bits_per_byte")}
     return {"bits": rounding.bits, "group": rounding.group, "file_bytes": size, **kept, "seconds": rival.elapsed()}

@@ -92,7 +92,8 @@ def recovered_share(
     Several restored models (of several training seeds) are averaged, and the interval covers items and seeds. A draw in
     which pruning lost nothing bounds the share on neither side; where such draws reach into a tail, that end of the
     interval is None. When pruning lost nothing on the items themselves, mean and interval are None and `reason` says
-    so. Raises BadInput when the models were not measured on the same items.
+    so; of a task with a single item there is a share, without an interval. Raises BadInput when the models were not
+    measured on the same items.
     """
     runs = restored if isinstance(restored, list) else [restored]
     generator = np.random.default_rng(seed)
@@ -110,7 +111,12 @@ def recovered_share(
     # Lossless draws could lie on either side: each tail keeps only what they leave of its 2.5 %.
     tail = 0.025 - lossless
     interval = [None, None] if tail <= 0 else [float(bound) for bound in np.quantile(share_S, [tail, 1 - tail])]
-    return {"mean": gained / lost, "ci95": interval} | method
+    return {"mean": gained / lost, "ci95": interval if _varies(dense) else None} | method
+
+
+def _varies(model: Scores) -> bool:
+    """Whether draws of the items say how far chance reaches: every draw of a single item is that item."""
+    return min(map(len, model.values())) > 1
 
 
 def _over_runs(means_RS: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -147,7 +153,8 @@ def compare(first: Scores, second: Scores, *, samples: int, seed: int) -> dict[s
     """second - first on the same items: per task, and pooled with every task its own stratum.
 
     {"tasks": {name: {first, second, difference, ci95, won, lost, p, n}}, "pooled": {... of mean task accuracy}}: ci95
-    by paired bootstrap, p by McNemar's test (None for scores between 0 and 1), pooled over the items of all tasks.
+    by paired bootstrap (None where a task has a single item), p by McNemar's test (None for scores between 0 and 1),
+    pooled over the items of all tasks.
     """
     return compare_runs([first], [second], samples=samples, seed=seed)
 
@@ -176,7 +183,7 @@ def _difference(
         "first": point[0],
         "second": point[1],
         "difference": point[1] - point[0],
-        "ci95": [float(low), float(high)],
+        "ci95": [float(low), float(high)] if _varies(first[0]) else None,
     }
     return found | {"n": sum(map(len, first[0].values()))} | _test(first, second)
 
@@ -192,25 +199,36 @@ def sums_of(rows: list[dict[str, Any]], task: str) -> Sums | None:
 def compare_ratios(first: list[Sums], second: list[Sums], way: str, *, samples: int, seed: int) -> dict[str, Any]:
     """second - first of a metric that is no accuracy, RATIOS[way], with its paired bootstrap interval, as `compare`.
 
-    Several models of a side are seeds. There is no McNemar's test of such scores.
+    Several models of a side are seeds. There is no McNemar's test of such scores. Numbers that are beyond what one can
+    hold are None, as in the metrics: the perplexity per word of a language without blanks can be. So is the interval of
+    a single item.
     """
     generator = np.random.default_rng(seed)
     models, items, of_ratio = [*first, *second], len(first[0][0]), RATIOS[way]
     if any(len(score_N) != items for score_N, _ in models):
         raise BadInput("the models were measured on different items: run `dvc repro`")
     drawn = []
-    for start in range(0, samples, step := max(1, _CHUNK // items)):
-        counts_SN = generator.multinomial(items, np.full(items, 1 / items), min(step, samples - start))
-        drawn.append([of_ratio((counts_SN @ score_N) / (counts_SN @ weight_N)) for score_N, weight_N in models])
-    values_RS = np.concatenate(drawn, axis=1)
-    one_S, two_S = (_over_runs(part, generator) for part in (values_RS[: len(first)], values_RS[len(first) :]))
-    low, high = np.quantile(two_S - one_S, [0.025, 0.975])
-    one, two = (
-        float(np.mean([of_ratio(score_N.sum() / weight_N.sum()) for score_N, weight_N in side]))
-        for side in (first, second)
-    )
-    found = {"first": one, "second": two, "difference": two - one, "ci95": [float(low), float(high)], "n": items}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for start in range(0, samples, step := max(1, _CHUNK // items)):
+            counts_SN = generator.multinomial(items, np.full(items, 1 / items), min(step, samples - start))
+            drawn.append([of_ratio((counts_SN @ score_N) / (counts_SN @ weight_N)) for score_N, weight_N in models])
+        values_RS = np.concatenate(drawn, axis=1)
+        one_S, two_S = (_over_runs(part, generator) for part in (values_RS[: len(first)], values_RS[len(first) :]))
+        apart_S = two_S - one_S
+        one, two = (
+            _finite(np.mean([of_ratio(score_N.sum() / weight_N.sum()) for score_N, weight_N in side]))
+            for side in (first, second)
+        )
+    apart = None if one is None or two is None else _finite(two - one)
+    ci95 = None
+    if items > 1 and apart is not None and np.isfinite(apart_S).all():
+        ci95 = [float(bound) for bound in np.quantile(apart_S, [0.025, 0.975])]
+    found = {"first": one, "second": two, "difference": apart, "ci95": ci95, "n": items}
     return found | {"won": None, "lost": None, "p": None}
+
+
+def _finite(value: float | np.floating[Any]) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def compare_texts(
@@ -233,8 +251,7 @@ def compare_texts(
     tokens_N = np.array([row["tokens"] for row in sides[0]], dtype=float)
     pairs = [(loss_N, tokens_N) for loss_N in losses]
     found = compare_ratios(pairs[: len(first)], pairs[len(first) :], MEAN, samples=samples, seed=seed)
-    kept = {name: found[name] for name in ("first", "second", "difference", "ci95", "n")}
-    return kept if count > 1 else kept | {"ci95": None}
+    return {name: found[name] for name in ("first", "second", "difference", "ci95", "n")}
 
 
 def _test(first: list[Scores], second: list[Scores]) -> dict[str, Any]:

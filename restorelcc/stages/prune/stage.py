@@ -19,19 +19,21 @@ from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice
 from restorelcc.base.prunings import Pruning, parse_pruning
 from restorelcc.base.publish import published
-from restorelcc.base.stock_files import has_tokenizer
+from restorelcc.base.stock_files import GENERATION, has_tokenizer
 from restorelcc.base.tables import read_metadata, read_texts
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import write_with_zero_biases
 from restorelcc.models.checkpoints import (
     context_of,
     copy_processors,
+    lend_generation,
     lend_tokenizer,
     load_model,
     load_tokenizer,
     local_folder,
     write_reference,
     write_tokenizer,
+    writing_settings,
 )
 from restorelcc.models.references import make_relative, pinned_source
 from restorelcc.models.runtime import pick_device, pick_dtype, prepare, return_large_buffers
@@ -100,7 +102,8 @@ def run(cell: Cell, config: PruneConfig, model: ModelEntry, layout: Layout) -> N
         if pruning.external is not None:
             named = config.external[cell.model][pruning.external].source
             make_relative(layout.pruned(cell), folder, named, layout.root)
-        if pruning.external is None or has_tokenizer(folder):  # of another folder, the reference has the digests
+        lent = has_tokenizer(folder) or (folder / GENERATION).is_file()
+        if pruning.external is None or lent:  # of another folder, the reference has the digests
             write_manifest(folder)
 
 
@@ -148,11 +151,25 @@ def _refer(job: Job, folder: Path) -> list[PrunedTensor]:
     check_fits(f"{key} ({entry.source})", network, dense_network)
     if lent := lend_tokenizer(job.layout.dense(job.cell), folder):
         notice(f"prune {job.cell}", f"{entry.source} has no tokenizer: the dense model's is used ({', '.join(lent)})")
+    if lend_generation(job.layout.dense(job.cell), folder):
+        notice(f"prune {job.cell}", f"{entry.source} has no {GENERATION}: the dense model's is used")
+    _say_how_it_writes(job, entry.source, folder)
     load_tokenizer(folder)
     if can_stream(network, stored) and can_stream(dense_network, dense_stored):
         weights = StreamedWeights(network, stored, job.device)
         return measure_external(network, weights, dense_stored, job.batches_BT, job.config)
     return counted(load_model(folder, job.dtype, job.device), dense_stored)
+
+
+def _say_how_it_writes(job: Job, source: str, folder: Path) -> None:
+    """Where a checkpoint's own settings make it write by other rules than the dense model."""
+    own, dense = writing_settings(folder), writing_settings(job.layout.dense(job.cell))
+    if differing := [f"{name} {own[name]}, not {dense[name]}" for name in own if own[name] != dense[name]]:
+        notice(
+            f"prune {job.cell}",
+            f"{source} writes by other settings than the dense model ({'; '.join(differing)}): texts that they write "
+            "differ by that too, copy the dense model's generation_config.json into it to compare them",
+        )
 
 
 def _parameters(folder: Path, dtype: torch.dtype) -> int:

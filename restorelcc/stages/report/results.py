@@ -12,6 +12,7 @@ from restorelcc.base.documents import cell_of, parse_json, read_document, read_j
 from restorelcc.base.errors import BadInput
 from restorelcc.base.fingerprint import check_measured_alike, read_fingerprint
 from restorelcc.base.layout import Layout
+from restorelcc.base.progress import notice
 from restorelcc.base.tables import SAMPLES, TEXT_SCORES, read_table
 
 
@@ -108,7 +109,7 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
         ]
         if own:
             restored = [cell for cell in cells if (cell.model, cell.pruning) == (model, pruning) and cell.head_ratio]
-            speeds = [document for cell in restored for document in _speeds(cell, layout)]
+            speeds = [document for cell in restored for document in _speeds(cell, rows.get(cell), layout)]
             results.groups.append(Group(model, pruning, own, speeds))
     tested = [row for row in results.rows if row["p"] is not None and row["kind"] in ("restored", "recovered")]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
@@ -116,8 +117,9 @@ def read_results(cells: list[Cell], layout: Layout) -> Results:
     return results
 
 
-def _speeds(cell: Cell, layout: Layout) -> list[dict[str, Any]]:
-    """What the stage `speed` measured for a cell, if it did. Raises BadInput for the file of another cell."""
+def _speeds(cell: Cell, row: Row | None, layout: Layout) -> list[dict[str, Any]]:
+    """What the stage `speed` measured for a cell, if it did, and on the very model that the row is of: the file of a
+    stage that was run by hand, or by an earlier grid, stays. Raises BadInput for the file of another cell."""
     path = layout.speed(cell)
     if not path.is_file():
         return []
@@ -125,7 +127,19 @@ def _speeds(cell: Cell, layout: Layout) -> list[dict[str, Any]]:
     names = ("model", "pruning", "head_ratio")
     if any(document.get(name) != getattr(cell, name) for name in names):
         raise BadInput(f"{path} is not of {cell}: run `dvc repro`")
-    return [document]
+    if row is None:  # it is told as not evaluated
+        return []
+    digests = row["details"].get("digests") or {}
+    timed, parents = (digests.get("model"), digests.get("compensation")), document.get("parents") or {}
+    if timed == (parents.get("pruned"), parents.get("compensation")):
+        return [document]
+    again = f"restorelcc speed --model {cell.model} --pruning {cell.pruning} --head-ratio {cell.head_ratio}"
+    notice(
+        "report",
+        f"{path.relative_to(layout.root)} was timed on another model than the one evaluated, and is left out: "
+        f"run `{again}`, or name the ratio in grid.speed",
+    )
+    return []
 
 
 def _check_items(cell: Cell, metrics: dict[str, Any], layout: Layout) -> None:
@@ -175,7 +189,8 @@ def _as_written(row: Row) -> Row:
 
 
 def _recovery_seconds(cell: Cell, layout: Layout) -> float | None:
-    """What the stage that recovers took, where this machine ran it."""
+    """What the stage that recovers took when it last ran on this machine, which DVC may have brought an earlier result
+    back to since; None where it never ran here."""
     stage = "recover" if cell.recovery is not None else "compensate"
     log = layout.log(stage, cell)
     return read_json(log).get("seconds") if log.is_file() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from restorelcc.base.recoveries import RECOVERIES
 from restorelcc.stages.report.results import Group, Row, rivals_of
 from restorelcc.stages.report.tables import against_pruned, bounds_text, number, percent, size_text
 
@@ -73,10 +74,15 @@ def worse_text(rows: list[Row]) -> list[str]:
         return []
     return [
         f"{row['what']}: other text got worse: {_perplexity_in_words(row)} on the held-out texts, {number(before)} "
-        "before. Train with lower rates, or on more varied pairs."
+        f"before.{' Train with lower rates, or on more varied pairs.' if _trains(row) else ''}"
         for row in rows
         if row["kind"] in ("restored", "recovered") and _is_worse(row, before)
     ]
+
+
+def _trains(row: Row) -> bool:
+    """Whether there are rates and pairs to change."""
+    return row["recovery"] not in RECOVERIES or RECOVERIES[row["recovery"]].trains
 
 
 def _is_worse(row: Row, before: float) -> bool:

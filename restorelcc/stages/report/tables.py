@@ -251,9 +251,9 @@ def nothing_won(rows: list[Row], decimals: int) -> list[str]:
 
 
 def _interval_in_words(ci95: list[float | None] | None, decimals: int) -> str:
-    if ci95 is None or None in ci95:
-        return "(its interval is unbounded)"
-    return interval_text(ci95, decimals)
+    if ci95 is None:
+        return "(without an interval: a task has a single item)"
+    return "(its interval is unbounded)" if None in ci95 else interval_text(ci95, decimals)
 
 
 def unchanged(rows: list[Row]) -> list[str]:
@@ -303,7 +303,7 @@ def picks(rows: list[Row], decimals: int) -> Table:
                     "of": f"{len(fitting)} measured",
                     "trained": "-" if best["params_trained"] is None else f"{best['params_trained']:,}",
                     "params +": f"{best['params_added']:,}",
-                    "seconds": number(best["recovery_seconds"], 1),
+                    "seconds, when last run here": number(best["recovery_seconds"], 1),
                 }
             )
     return table

@@ -29,9 +29,7 @@ def print_results(folder: Path, console: Console | None = None, *, as_json: bool
     pruned_rows = (row for row in rows if row["pruning"] is not None)
     for (model, pruning), group in groupby(pruned_rows, key=lambda row: (row["model"], row["pruning"])):
         shown = [*([dense[model]] if model in dense else []), *group]
-        left_out = table_of_rows(summary(shown, decimals), f"{model}, {pruning}").show(console, _FIRST_TO_GO)
-        if left_out:
-            say(console, f"Not shown at this width: {', '.join(left_out)}; the report has them.")
+        table_of_rows(summary(shown, decimals), f"{model}, {pruning}").show(console, _FIRST_TO_GO, "the report")
         console.print()
         if shown[0]["tasks"]:
             show_in_parts(console, [task_columns(each, decimals) for row in shown for each in (row, *rivals_of(row))])

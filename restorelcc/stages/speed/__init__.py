@@ -5,7 +5,7 @@ Here: the `speed` section of params.yaml. The stage runs for the head ratios of 
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from restorelcc.base.section import Section
 
@@ -19,3 +19,12 @@ class SpeedConfig(Section):
     prefill: int = Field(default=128, ge=1)  # tokens of a prompt that is read at once
     prefill_turns: int = Field(default=3, ge=3)  # of the turns, those that read it
     seed: int = Field(default=42, ge=0)  # of the tokens
+
+    @model_validator(mode="after")
+    def _prefill_has_its_turns(self) -> SpeedConfig:
+        if self.prefill_turns > self.turns:
+            raise ValueError(
+                f"speed.prefill_turns is {self.prefill_turns}, and there are {self.turns} turns (speed.turns): give "
+                "that many at most"
+            )
+        return self

@@ -10,6 +10,7 @@ import pytest
 
 from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
+from restorelcc.base.model_entry import ModelEntry
 from restorelcc.stages.evaluate.harness import accuracies, item_rows, run_harness, task_metrics
 from restorelcc.stages.evaluate.statistics import compare_ratios, sums_of
 from restorelcc.stages.evaluate.tasks import Asked, load_tasks, selected_tasks
@@ -118,6 +119,18 @@ def test_a_metric_that_lm_eval_cannot_aggregate_does_not_end_the_run(tmp_path: P
     assert task["value"] is not None
 
 
+@pytest.mark.parametrize("first", ["acc", "acc_mutual_info"])
+def test_choices_that_are_asked_without_their_question_too_are_no_more_choices(first: str, tmp_path: Path) -> None:
+    means = {"aggregation": "mean", "higher_is_better": True}
+    names = sorted(["acc", "acc_mutual_info"], key=lambda name: name != first)
+    write_task(tmp_path / "tasks", "choice", metric_list=[{"metric": name, **means} for name in names])
+    write_task(tmp_path / "plain", "choice")
+    found, plain = (item_rows(_results(tmp_path / name)) for name in ("tasks", "plain"))
+    assert [row["log_likelihoods"] for row in found] == [pytest.approx(row["log_likelihoods"]) for row in plain]
+    assert [(row["prediction"], row["gold"]) for row in found] == [(row["prediction"], row["gold"]) for row in plain]
+    assert {len(row["log_likelihoods"]) for row in found} == {2}
+
+
 def test_of_several_filters_the_first_counts_and_all_are_kept(tmp_path: Path) -> None:
     first = [{"function": "regex", "regex_pattern": "(w[0-9]+)"}, {"function": "take_first"}]
     filters = [{"name": "strict", "filter": first}, {"name": "as-written", "filter": [{"function": "take_first"}]}]
@@ -135,13 +148,16 @@ def test_shots_of_a_users_own_file_are_kept_and_those_of_tasks_of_lm_eval_are_as
     examples = [row | {"question": "w60 w61"} for row in rows(6)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     kwargs = {"data_files": data, "cache_dir": str(tmp_path / "cache")}
-    write_task(tmp_path / "tasks", "choice", num_fewshot=2, training_split="train", dataset_kwargs=kwargs)
+    path = write_task(tmp_path / "tasks", "choice", num_fewshot=2, training_split="train", dataset_kwargs=kwargs)
     results = _results(tmp_path / "tasks")
     assert task_metrics(results)["choice"]["shots"] == 2
     assert all(sample["arguments"][0][0].count("w60 w61") == 2 for sample in results["samples"]["choice"])
     again = _results(tmp_path / "tasks")
     assert [row["digest"] for row in item_rows(again)] == [row["digest"] for row in item_rows(results)]
     assert task_metrics(_results(tmp_path / "tasks", shots=0))["choice"]["shots"] == 0
+    entry = ModelEntry.model_validate({"source": "some/model", "tasks": [{"name": str(path), "num_fewshot": 0}]})
+    assert entry.tasks_document == [{"name": str(path), "num_fewshot": 0}], "nothing was said of trust"
+    assert load_tasks(entry.tasks_document)["scoring"]["choice"].shots == 0
     with pytest.raises(BadInput, match=r"num_fewshot 7, and there are 6 examples in its split 'train'"):
         load_tasks([Asked(str(tmp_path / "tasks"), shots=7)])
 

@@ -29,6 +29,7 @@ from restorelcc.stages.evaluate.rivals import (
 )
 from restorelcc.stages.evaluate.stage import run_dense
 from tests import pico
+from tests.stages.evaluate.own_tasks import write_task
 
 CELL = Cell("m")
 ENTRY = ModelEntry(source="some/model", threads=1, data=DataFiles(calibration="c", instructions="i", heldout="h"))
@@ -97,14 +98,31 @@ def test_a_pruned_model_takes_the_bytes_of_its_packed_file() -> None:
     assert packed_bytes(model, whole) == whole - saved
 
 
-def test_the_dense_model_is_measured_with_its_rivals_and_its_own_metrics_stay(tmp_path: Path) -> None:
-    layout, model = Layout(tmp_path), pico.pico()
-    save_checkpoint(layout.dense(CELL), model, pico.word_tokenizer())
-    tasks = layout.corpus(CELL) / "tasks"
+def _dense(root: Path) -> Layout:
+    layout = Layout(root)
+    save_checkpoint(layout.dense(CELL), pico.pico(), pico.word_tokenizer())
     texts = [" ".join(f"w{3 + (7 * row + 5 * word) % 60}" for word in range(12)) for row in range(8)]
     write_texts(layout.corpus(CELL) / "heldout.parquet", texts)
-    write_document(tasks / "tasks.json", {"embedded": []})
-    found = {}
+    write_document(layout.corpus(CELL) / "tasks" / "tasks.json", {"embedded": []})
+    return layout
+
+
+def test_the_tasks_that_count_for_the_dense_model_count_for_every_rival(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a task's scores lie in [0, 1] could turn out otherwise for each of them."""
+    layout, kept = _dense(tmp_path), iter([{"choice": False}])
+    write_task(tmp_path / "own", "choice")
+    monkeypatch.setattr("restorelcc.stages.evaluate.evaluation.averaged_tasks", lambda *_: next(kept))
+    run_dense(CELL, EvaluateConfig.model_validate(CONFIG), ENTRY.model_copy(update={"tasks": ("own",)}), layout)
+    rivals = read_json(layout.details(CELL))["rivals"]
+    assert set(rivals) == {"int8", "int4"}
+    for measured in (read_json(layout.metrics(CELL)), *rivals.values()):
+        assert (measured["tasks"]["choice"]["averaged"], measured["mean"]) == (False, None)
+
+
+def test_the_dense_model_is_measured_with_its_rivals_and_its_own_metrics_stay(tmp_path: Path) -> None:
+    layout, model, found = _dense(tmp_path), pico.pico(), {}
     for rivals in ((), ("int8", "int4")):
         config = EvaluateConfig.model_validate(CONFIG | {"rivals": rivals})
         run_dense(CELL, config, ENTRY, layout)

@@ -347,6 +347,25 @@ def test_without_any_accuracy_nothing_is_averaged_and_the_reason_is_given(layout
     assert "No share of the lost accuracy can be given" in text
 
 
+def test_a_perplexity_per_word_beyond_all_numbers_ends_no_stage(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a language without blanks, where a text is one word."""
+    from lm_eval.api.task import ConfigurableTask
+
+    monkeypatch.setattr(ConfigurableTask, "count_words", lambda *_: 1)
+    shutil.copytree(layout.root, tmp_path, dirs_exist_ok=True)
+    elsewhere = Layout(tmp_path)
+    write_task(tmp_path / "own", "rolling", [{"question": _words(400, n)} for n in range(4)])
+    write_document(elsewhere.corpus(DENSE) / "tasks" / "tasks.json", {"embedded": []})
+    entry = ENTRY.model_copy(update={"tasks": ("own",)})
+    run_dense(DENSE, CONFIG, entry, elsewhere)
+    assert read_json(elsewhere.metrics(DENSE))["tasks"]["rolling"]["value"] is None
+    run_pruned(PRUNED, CONFIG, entry, elsewhere)
+    found = read_json(elsewhere.details(PRUNED))["versus"]["dense"]["rolling"]
+    assert (found["first"], found["second"], found["difference"], found["ci95"]) == (None, None, None, None)
+
+
 def test_random_weights_trip_the_sanity_gate_and_nothing_is_written(layout: Layout) -> None:
     before = layout.metrics(DENSE).stat().st_mtime_ns
     with pytest.raises(

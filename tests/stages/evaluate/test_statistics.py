@@ -8,6 +8,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.stages.evaluate.statistics import (
     check_same_items,
     compare,
+    compare_ratios,
     compare_runs,
     compare_texts,
     mcnemar,
@@ -165,6 +166,22 @@ def test_scores_between_zero_and_one_have_an_interval_but_no_mcnemar() -> None:
     assert found["pooled"]["ci95"][0] > 0.3
 
 
+@pytest.mark.parametrize("items", [{"a": 1}, {"a": 1, "b": 30}])
+def test_a_task_of_one_item_gives_no_interval(items: dict[str, int]) -> None:
+    """Every draw of one item is that item: an interval of width zero would call any difference beyond chance."""
+    worse, better = ({task: np.full(count, score) for task, count in items.items()} for score in (0.0, 1.0))
+    found = compare(worse, better, samples=200, seed=0)
+    assert (found["pooled"]["difference"], found["pooled"]["ci95"]) == (1.0, None)
+    assert found["tasks"]["a"]["ci95"] is None
+    if "b" in items:
+        assert found["tasks"]["b"]["ci95"] == [1.0, 1.0]
+    share = recovered_share(better, worse, better, samples=200, seed=0)
+    assert (share["mean"], share["ci95"]) == (1.0, None)
+    one = [(np.array([-1.0]), np.ones(1)), (np.array([-2.0]), np.ones(1))]
+    found = compare_ratios(one[:1], one[1:], "perplexity", samples=200, seed=0)
+    assert (found["difference"], found["ci95"]) == (pytest.approx(np.exp(2) - np.exp(1)), None)
+
+
 def _simulated(repetitions: int, gain: float, seed: int) -> tuple[float, float]:
     """Share of simulated pairs of models that bootstrap and McNemar call different, at the 5 % level.
 
@@ -194,6 +211,22 @@ def test_a_null_difference_is_found_in_five_of_a_hundred_repetitions() -> None:
 def test_a_planted_difference_is_found() -> None:
     by_interval, by_test = _simulated(100, 0.4, seed=2)
     assert min(by_interval, by_test) >= 0.95
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_perplexity_beyond_all_numbers_has_no_difference() -> None:
+    """exp(800) overflows; exp(600) does not, but of some draws exp(sum / weight) may."""
+    weight, low, high = np.ones(10), np.full(10, -2.0), np.full(10, -800.0)
+    nothing = {"difference": None, "ci95": None, "n": 10, "won": None, "lost": None, "p": None}
+    found = compare_ratios([(low, weight)], [(high, weight)], "weighted_perplexity", samples=200, seed=0)
+    assert found == {"first": pytest.approx(np.exp(2)), "second": None} | nothing
+    found = compare_ratios([(high, weight)], [(high, weight)], "weighted_perplexity", samples=200, seed=0)
+    assert found == {"first": None, "second": None} | nothing
+    uneven = np.array([-200.0, -1000.0] * 5)
+    found = compare_ratios([(low, weight)], [(uneven, weight)], "perplexity", samples=200, seed=0)
+    assert found["difference"] == pytest.approx(np.exp(600)) and found["ci95"] is None
+    bits = compare_ratios([(low, weight)], [(high, weight)], "bits_per_byte", samples=200, seed=0)
+    assert bits["ci95"] == pytest.approx([798 / np.log(2)] * 2)
 
 
 def _texts(log_likelihoods: list[float], tokens: list[int]) -> list[dict]:

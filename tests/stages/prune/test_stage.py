@@ -1,6 +1,7 @@
 """The stage on disk: streamed equals in memory, what sparsity.json says, checkpoints from elsewhere, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from restorelcc.base.cell import Cell
 from restorelcc.base.errors import BadInput, StageFailed
+from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.base.tables import read_texts, write_texts
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.continuation import end_tokens
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.calibration import calibration_batches
 from restorelcc.stages.prune.prune import prune_model
@@ -283,6 +286,25 @@ def test_the_biases_of_an_external_checkpoint_are_compared_as_the_model_computes
         weights["model.decoder.layers.0.fc1.bias"] += 1
         save_file(weights, tmp_path / "elsewhere" / "model.safetensors", {"format": "pt"})
         (tmp_path / "elsewhere" / "restorelcc-manifest.json").unlink(missing_ok=True)
+
+
+def test_an_external_checkpoint_writes_as_the_dense_model_or_it_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layout, elsewhere, name = project(tmp_path, pico.pico()), tmp_path / "elsewhere", "generation_config.json"
+    shutil.copytree(layout.dense(Cell("pico")), elsewhere)
+    (layout.dense(Cell("pico")) / name).write_text(json.dumps({"eos_token_id": [9, 2], "temperature": 0.6}))
+    (elsewhere / name).unlink()
+    folder = prune(layout, "external-mine", _external(mine=elsewhere))
+    assert {path.name for path in folder.iterdir()} >= {name, MANIFEST}
+    assert end_tokens(load_model(folder, torch.float32, CPU)) == [9, 2]
+    told = capfd.readouterr().err
+    assert f"has no {name}: the dense model's is used" in told and "writes by other settings" not in told
+    (elsewhere / name).write_text(json.dumps({"eos_token_id": 2, "repetition_penalty": 1.3, "top_p": 0.9}))
+    folder = prune(layout, "external-mine", _external(mine=elsewhere))
+    assert not (folder / name).exists() and end_tokens(load_model(folder, torch.float32, CPU)) == [2]
+    said = "than the dense model (eos_token_id [2], not [2, 9]; repetition_penalty 1.3, not 1.0)"
+    assert said in capfd.readouterr().err
 
 
 def test_an_external_checkpoint_without_zeros_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from restorelcc.base.manifest import write_manifest
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import write_compensation
 from restorelcc.models.architectures import head_layout
-from restorelcc.models.checkpoints import lend_tokenizer, load_entry, write_reference
+from restorelcc.models.checkpoints import lend_generation, lend_tokenizer, load_entry, write_reference
 from restorelcc.models.continuation import end_tokens
 from restorelcc.models.references import pinned_source
 from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
@@ -31,13 +31,14 @@ CONFIG = RecoverConfig(learning_rates=(0.02,), epochs=1, batch_size=8, max_token
 GENERATION, ENDS = "generation_config.json", [2, 9]
 
 
-def _lent(root: Path, *, own: list[int] | None = None, former: bool = False) -> Layout:
-    """The pruned model is elsewhere, without a tokenizer. own: end tokens of its own; former: names as of old."""
+def _lent(root: Path, *, own: list[int] | None = None, former: bool = False, tokenizer: bool = False) -> Layout:
+    """The pruned model is elsewhere. own: end tokens of its own; former: names as of old; tokenizer: it has one."""
     layout = recovery_project(root / "project")
     dense = layout.dense(CELL) / GENERATION
     write_json(dense, read_json(dense) | {"eos_token_id": ENDS})
     elsewhere = layout.pruned(CELL).rename(root / "elsewhere")
-    for path in [*elsewhere.glob("tokenizer*"), elsewhere / "sparsity.json", elsewhere / GENERATION]:
+    own_tokenizer = [] if tokenizer else elsewhere.glob("tokenizer*")
+    for path in [*own_tokenizer, elsewhere / "sparsity.json", elsewhere / GENERATION]:
         path.unlink()
     if own is not None:
         write_json(elsewhere / GENERATION, {"eos_token_id": own})
@@ -47,7 +48,8 @@ def _lent(root: Path, *, own: list[int] | None = None, former: bool = False) -> 
             {name.removeprefix("model."): value for name, value in load_file(file).items()}, file, {"format": "pt"}
         )
     write_reference(layout.pruned(CELL), pinned_source("k", str(elsewhere), None, root))
-    assert (GENERATION in lend_tokenizer(layout.dense(CELL), layout.pruned(CELL))) == (own is None)
+    assert bool(lend_tokenizer(layout.dense(CELL), layout.pruned(CELL))) == (not tokenizer)
+    assert lend_generation(layout.dense(CELL), layout.pruned(CELL)) == (own is None)
     write_manifest(layout.pruned(CELL))
     write_components(layout, head_layout(pico.pico()))
     return layout
@@ -57,9 +59,10 @@ def _ends(layout: Layout, which: str) -> list[int]:
     return end_tokens(load_entry(getattr(layout, which)(CELL), ENTRY))
 
 
+@pytest.mark.parametrize("tokenizer", [False, True])
 @pytest.mark.parametrize("former", [False, True])
-def test_both_models_end_texts_at_the_same_tokens(former: bool, tmp_path: Path) -> None:
-    layout = _lent(tmp_path, former=former)
+def test_both_models_end_texts_at_the_same_tokens(former: bool, tokenizer: bool, tmp_path: Path) -> None:
+    layout = _lent(tmp_path, former=former, tokenizer=tokenizer)
     assert _ends(layout, "pruned") == _ends(layout, "dense") == ENDS
 
 
@@ -90,9 +93,9 @@ def test_what_is_recovered_and_exported_keeps_every_end_token(name: str, former:
     assert read_json(tmp_path / "out" / GENERATION)["eos_token_id"] == ENDS
 
 
-@pytest.mark.parametrize("former", [False, True])
-def test_an_export_with_a_compensation_keeps_every_end_token(former: bool, tmp_path: Path) -> None:
-    layout = _lent(tmp_path, former=former)
+@pytest.mark.parametrize(("former", "tokenizer"), [(False, False), (True, False), (False, True)])
+def test_an_export_with_a_compensation_keeps_every_end_token(former: bool, tokenizer: bool, tmp_path: Path) -> None:
+    layout = _lent(tmp_path, former=former, tokenizer=tokenizer)
     write_compensation(tmp_path / "free.safetensors", Compensation(heads_of(pico.pico())), {})
     export_checkpoint(layout.pruned(CELL), tmp_path / "free.safetensors", tmp_path / "out", ExportOptions())
     assert read_json(tmp_path / "out" / GENERATION)["eos_token_id"] == ENDS

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restorelcc.base.cell import Cell
-from restorelcc.base.documents import read_document, read_json, write_document
+from restorelcc.base.documents import read_document, read_json, rounded, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.tables import MEASURED, SAMPLES, write_table
@@ -23,6 +23,7 @@ from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
 from restorelcc.stages.report.page import drawings
 from restorelcc.stages.report.results import changed_since, gone_since, holm, read_results
+from restorelcc.stages.report.sentences import worse_text
 from restorelcc.stages.report.stage import run
 from restorelcc.stages.report.tables import (
     number,
@@ -136,11 +137,12 @@ def test_the_commands_that_do_it_again_stand_each_on_a_line_of_its_own(made: Lay
     assert texts["report.md"].partition("```sh\n")[2].partition("\n```")[0].splitlines() == expected
 
 
-@pytest.mark.parametrize("label", ["1.0", "1", "auto"])
+@pytest.mark.parametrize("label", ["1.0", "1", "auto", "0.3333333333"])
 def test_a_head_ratio_is_written_as_in_the_names_of_files(label: str, layout: Layout) -> None:
     cell = Cell("a", "wanda-0.5", label)
     auto = {"head_ratio": 0.25, "head_ratio_auto": True} if label == "auto" else {}
-    write_document(layout.metrics(cell), metrics(replace(cell, head_ratio="1"), 0.85) | auto)
+    ratio = "1" if label == "auto" else label
+    write_document(layout.metrics(cell), rounded(metrics(replace(cell, head_ratio=ratio), 0.85)) | auto)
     write_document(layout.details(cell), details(replace(cell, head_ratio="1"), 0.85))
     grid = [*CELLS[:2], cell]
     run(grid, ReportConfig(), layout)
@@ -165,6 +167,19 @@ def test_text_that_got_worse_is_told_wherever_the_verdict_is(
     for text in (texts["report.md"], texts["report.html"], capsys.readouterr().out):
         assert text.count("other text got worse") == 1
         assert "heads 0.25: other text got worse: perplexity 4.75 on the held-out texts, 3.50 before" in text
+
+
+def test_who_trains_nothing_is_not_told_to_train_otherwise(layout: Layout) -> None:
+    cells = [Cell("a", "wanda-0.5", recovery=name) for name in ("masked", "meanshift", "eora")]
+    for cell in cells:
+        content = metrics(cell, 0.8)
+        content |= {"recovery": cell.recovery, "perplexity": content["perplexity"] | {"value": 4.75}}
+        write_document(layout.metrics(cell), content)
+        write_document(layout.details(cell), details(cell, 0.8))
+    said = worse_text(read_results([*CELLS[:2], *cells], layout).rows)
+    assert [sentence.partition(":")[0] for sentence in said] == ["masked", "meanshift", "eora"]
+    assert [sentence.endswith("3.50 before.") for sentence in said] == [False, True, True]
+    assert said[0].endswith("3.50 before. Train with lower rates, or on more varied pairs.")
 
 
 @pytest.mark.parametrize(("ci95", "told"), [([0.101, 0.402], True), ([-0.01, 0.402], False)])
@@ -250,6 +265,7 @@ def test_seconds_of_the_stages_that_ran_here_are_in_every_form(layout: Layout) -
     texts = _texts(layout)
     assert "| prune | 1 | 12.3 | 12.3 |" in texts["report.md"]
     assert "12.3" in texts["report.html"] and '"prune"' in texts["results.json"]
+    assert "Where DVC has brought an earlier result back since, that was another run;" in texts["report.html"]
 
 
 def test_without_any_cell_there_is_no_report_and_the_old_one_stays(layout: Layout) -> None:
@@ -360,6 +376,7 @@ def test_with_other_methods_the_report_says_what_to_pick_and_what_merging_leaves
         "| weights may change, zeros stay | masked | 80.0 | [70.0, 90.0] | 4 measured | 77 | 64 | 12.5 |",
         "| only an adapter may be added | lora | 92.0 | [82.0, 102.0] | 1 measured | 77 | 64 | - |",
         "| no responses to learn from | meanshift | 20.0 | [10.0, 30.0] | 1 measured | 77 | 64 | - |",
+        "| trained | params + | seconds, when last run here |",
     ):
         assert line in texts["report.md"]
     assert "What to pick" in texts["report.html"] and "lora, merged" in texts["report.html"]
@@ -488,7 +505,10 @@ def test_rivals_are_in_the_tables_of_what_was_measured_of_them(layout: Layout) -
         (0.0, [0.0, 0.0], "heads 0.25: nothing was recovered: 0.0 % [0.0, 0.0]."),
         (0.1, [-0.2, 0.4], "heads 0.25: nothing was recovered beyond doubt: 10.0 % [-20.0, 40.0]."),
         (0.1, [None, None], "heads 0.25: nothing was recovered beyond doubt: 10.0 % (its interval is unbounded)."),
-        (-0.1, None, "heads 0.25: nothing was recovered: -10.0 % (its interval is unbounded)."),
+        (
+            *(0.1, None),
+            "heads 0.25: nothing was recovered beyond doubt: 10.0 % (without an interval: a task has a single item).",
+        ),
     ],
 )
 def test_where_nothing_was_won_back_every_form_says_so(

@@ -132,13 +132,19 @@ def test_ratios_are_of_the_same_turn() -> None:
     assert found["prefill"]["times_dense"][1] == 2.0
 
 
-def test_the_report_shows_what_was_timed_and_refuses_another_cells(tmp_path: Path) -> None:
+def test_the_report_shows_what_was_timed_of_the_model_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("restorelcc.stages.report.figures.static_files", lambda *_: {})
     layout, cell = _project(tmp_path, "wanda-0.5")
     run(cell, SHORT, ENTRY, layout)
     write_grid(layout)
     shown = Cell("a", "wanda-0.5", "0.25")
     cells = [Cell("a"), Cell("a", "wanda-0.5"), shown]
     document = read_document(layout.speed(cell)) | {"model": "a", "head_ratio": "0.25"}
+    beside, timed = read_document(layout.details(shown)), document["parents"]
+    digests = {"model": timed["pruned"], "compensation": timed["compensation"]}
+    write_document(layout.details(shown), beside | {"digests": digests})
     write_document(layout.speed(shown), document)
     results = run_report(cells, ReportConfig(), layout)
     assert [each["head_ratio"] for each in results.groups[0].speeds] == ["0.25"]
@@ -150,6 +156,14 @@ def test_the_report_shows_what_was_timed_and_refuses_another_cells(tmp_path: Pat
     write_document(layout.speed(shown), document | {"head_ratio": "0.1"})
     with pytest.raises(BadInput, match=r"is not of a wanda-0\.5 0\.25"):
         run_report(cells, ReportConfig(), layout)
+    write_document(layout.speed(shown), document)
+    capfd.readouterr()
+    for part in digests:
+        write_document(layout.details(shown), beside | {"digests": digests | {part: "c0ffee"}})
+        assert run_report(cells, ReportConfig(), layout).groups[0].speeds == []
+        told = capfd.readouterr().err
+        assert "heads-0.25.speed.json was timed on another model than the one evaluated, and is left out" in told
+        assert "run `restorelcc speed --model a --pruning wanda-0.5 --head-ratio 0.25`" in told
 
 
 def test_only_head_ratios_of_the_grid_are_timed() -> None:
