@@ -238,11 +238,12 @@ def report(params: ParamsOption = _PARAMS, set_: SetOption = None, as_json: Resu
     from restorelcc.stages.report.stage import run
 
     checked, layout = load_params(params, tuple(set_ or ())), Layout(project_of(params))
+    settings = (*settings_of_this_run(), *(set_ or ()))
     check_versions(layout.root)
     with stage_running(layout, "report"):
-        if not set_ and not settings_of_this_run():  # a view of another grid, for once, leaves everything as it is
+        if not settings:  # a view of another grid, for once, leaves everything as it is
             remove_stale_metrics_if_alone(layout, checked.grid.model_dump())
-        results = run(grid_cells(checked.grid), checked.report, layout)
+        results = run(grid_cells(checked.grid), checked.report, layout, settings)
     if results.missing:
         say(f"restorelcc: the report lacks {', '.join(results.missing)}: run dvc repro", "warning")
     if as_json or os.environ.get("RESTORELCC_TABLE") != "0":  # whoever runs DVC may print it last

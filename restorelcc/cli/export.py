@@ -82,9 +82,11 @@ def export(
         assert pruned is not None
         parts, options = Parts(pruned, compensation), ExportOptions(card=file_facts(pruned, **known))
     else:
+        from restorelcc.pipeline.made_with import made_with
+
         layout = Layout(project_of(params))
         parts = cell_parts(named, layout, merge)
-        options = cell_options(named, checked.section, layout, **known, merge=merge)
+        options = cell_options(named, made_with(named, checked, layout), layout, **known, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)
     say_what_was_written(out, export_cell(parts, out, options, merge), as_json=as_json)
 

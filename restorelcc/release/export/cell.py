@@ -17,6 +17,7 @@ from restorelcc.base.digest import expect_digest, model_digest
 from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
+from restorelcc.base.progress import notice
 from restorelcc.base.recoveries import (
     COMPENSATIONS,
     EVERY_BIAS,
@@ -78,21 +79,32 @@ def method_name(cell: Cell, sites: tuple[str, ...] = ()) -> str:
 
 def cell_options(
     cell: Cell,
-    section: Callable[[str, str], BaseModel],
+    section: Callable[[str, str], BaseModel | None],
     layout: Layout,
     *,
     base_model: str | None = None,
     licence: str | None = None,
     merge: str | None = None,
 ) -> ExportOptions:
-    """Names, settings, ancestors and card of a cell; section: by model and name, with what the model puts over it."""
+    """Names, settings, ancestors and card of a cell; section: by model and name, with what the model puts over it, or
+    None where it is not known, which the record says then."""
     names = (*_SECTIONS[:4], "recover") if cell.recovery else _SECTIONS
-    config: dict[str, Any] = {name: section(str(cell.model), name).model_dump(mode="json") for name in names}
-    config[names[-1]] = _settings(cell, layout) or config[names[-1]]
+    given = {name: section(str(cell.model), name) for name in names}
+    config: dict[str, Any] = {name: each.model_dump(mode="json") for name, each in given.items() if each is not None}
+    if own := _settings(cell, layout):
+        config[names[-1]] = own
+    unknown = tuple(name for name in names if name not in config)
+    if unknown:
+        notice(
+            "export",
+            f"the record leaves out the settings of {', '.join(unknown)}, for dvc.lock does not say that this result "
+            "goes back to them: run the stages by `restorelcc run` or `dvc repro`, then export again",
+        )
     named = {"model": cell.model, "pruning": cell.pruning} | _recovered_how(cell, layout)
     return ExportOptions(
         names=named | {"method": _method(cell, config, layout, merge)},
         config=config,
+        unknown=unknown,
         ancestors=cell_ancestors(cell, layout),
         recorded=_recorded(cell, layout),
         groups=recorded_groups(layout.pruned(cell)),

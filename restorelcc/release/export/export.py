@@ -47,6 +47,7 @@ class ExportOptions:
     overwrite: bool = False
     names: dict[str, Any] = field(default_factory=dict)  # model, pruning, head_ratio or recovery; method
     config: dict[str, Any] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()  # sections that `config` leaves out, since nothing says what they were
     ancestors: dict[str, Path] = field(default_factory=dict)  # see provenance.parents_of
     recorded: dict[str, str] = field(default_factory=dict)  # the same
     groups: tuple[int, ...] = ()  # see patterns.held_patterns; those that `pruned` itself records are looked for anyway
@@ -91,6 +92,7 @@ def export_checkpoint(pruned: Path, compensation: Path | None, out: Path, option
             "parents": {name: parent.described(out) for name, parent in parents.items()},
             "sparsity": _sparsity(entries),
             "config": options.config,
+            **({"config_unknown": list(options.unknown)} if options.unknown else {}),
             "versions": versions(),
             "made": sorted({*made, RECORD} if options.verbatim else {*made, RECORD, "README.md"}),
         }

@@ -53,7 +53,7 @@ def local_data(
             raise BadInput(
                 f"the data set {path}{f' ({name})' if name else ''} of task {task or path!r} cannot be loaded "
                 f"({reason}): give a local copy of it in evaluate.datasets, or access to the hub; paths in "
-                "data_files start at the folder that the command runs in"
+                "data_files start at the folder of params.yaml"
             ) from error
 
     datasets.load_dataset = load_dataset

@@ -5,6 +5,7 @@ Only names and task files are read here, never a weight or a row: this runs befo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ class _Reference(NamedTuple):
     is_included: bool = False
     is_needed: bool = False
     is_whole: bool = False  # named by a whole path
+    is_data: bool = False  # counted from the project's folder, where it is not whole
 
 
 def referred_files(paths: list[Path], root: Path, named: set[Path] | None = None) -> list[Path]:
@@ -83,27 +85,52 @@ def referred_files(paths: list[Path], root: Path, named: set[Path] | None = None
     `named`: takes every path that is named relatively, whether it is there or not: a file, a folder or a pattern. Then
     nothing has to be there. Without it, raises BadInput for a file to include, or of data, that is not.
     """
-    inside = {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
-    known, found, read = set(inside), [], set()
+    inside = _given(paths)
+    known, found = set(inside), []
+    for task_file, is_elsewhere, reference in _references(inside, root):
+        path = reference.path
+        if named is None and reference.is_needed and not path.exists():
+            raise BadInput(f"the task file {task_file} names {path}, which does not exist: correct the path")
+        if named is not None and not reference.is_whole and not is_elsewhere:
+            named.add(path)
+        if path.is_file() and path.resolve() not in known:
+            known.add(path.resolve())
+            found.append(path)
+    return sorted(found)
+
+
+def check_whole(key: str, paths: list[Path]) -> None:
+    """Raises BadInput for task files, or those in folders of tasks, that name their data from the project's folder, and
+    so mean other files, or none, in another project."""
+    for task_file, _, reference in _references(_given(paths), Path.cwd()):
+        if reference.is_data and not reference.is_whole and (reference.is_needed or reference.path.exists()):
+            raise BadInput(
+                f"{key}: the task file {task_file} names its data by a path that counts from a project's folder, and "
+                f"the work folder is another one: write the whole path, {os.path.normpath(reference.path)}"
+            )
+
+
+def _given(paths: list[Path]) -> dict[Path, Path]:
+    """The files that are given, and those in folders that are, by where they really lie."""
+    return {path.resolve(): path for given in paths for path in ([given] if given.is_file() else files_below(given))}
+
+
+def _references(inside: dict[Path, Path], root: Path) -> Iterator[tuple[Path, bool, _Reference]]:
+    """Everything that task files name, and those that they include: the file that names it, whether that is one that
+    a whole path leads to, and what it names."""
+    read = set[Path]()
     todo = [(path, False) for path in inside.values() if path.suffix in _TASK_FILES]
     while todo:
         task_file, is_elsewhere = todo.pop()
         if task_file.resolve() in read:
             continue
         read.add(task_file.resolve())
-        for path, is_included, is_needed, is_whole in _referred(task_file, root):
-            if named is None and is_needed and not path.exists():
-                raise BadInput(f"the task file {task_file} names {path}, which does not exist: correct the path")
-            if named is not None and not is_whole and not is_elsewhere:
-                named.add(path)
-            if not path.is_file():
-                continue
-            if path.resolve() not in known:
-                known.add(path.resolve())
-                found.append(path)
-            if is_included or path.suffix in _TASK_FILES:  # lm-eval's own templates have no suffix
-                todo.append((path, is_whole or is_elsewhere))
-    return sorted(found)
+        for reference in _referred(task_file, root):
+            yield task_file, is_elsewhere, reference
+            path = reference.path
+            # lm-eval's own templates have no suffix.
+            if path.is_file() and (reference.is_included or path.suffix in _TASK_FILES):
+                todo.append((path, reference.is_whole or is_elsewhere))
 
 
 def _referred(task_file: Path, root: Path) -> Iterator[_Reference]:
@@ -129,7 +156,8 @@ def _referred(task_file: Path, root: Path) -> Iterator[_Reference]:
         for key in ("data_dir", "dataset_path"):
             for name in _texts(where.get(key)):
                 found = _data_at(root, name.removeprefix("file://"))
-                yield from (reference._replace(is_needed=False) for reference in found)
+                is_data = key == "dataset_path"  # a `data_dir` alone may be of a data set of the hub
+                yield from (reference._replace(is_needed=False, is_data=is_data) for reference in found)
 
 
 def _named_files(where: dict[str, Any], root: Path) -> Iterator[_Reference]:
@@ -148,13 +176,13 @@ def _data_at(root: Path, name: str) -> Iterator[_Reference]:
     is_whole = _is_whole(name)
     if any(mark in name for mark in "*?["):
         base = Path(name).anchor or root
-        yield _Reference(root / name, is_whole=is_whole)
+        yield _Reference(root / name, is_whole=is_whole, is_data=True)
         found = sorted(Path(base).glob(name.removeprefix(Path(name).anchor)))
     else:
         path = absolute(root, name)
-        yield _Reference(path, is_needed=True, is_whole=is_whole)
+        yield _Reference(path, is_needed=True, is_whole=is_whole, is_data=True)
         found = files_below(path) if path.is_dir() else []
-    yield from (_Reference(path, is_whole=is_whole) for path in found)
+    yield from (_Reference(path, is_whole=is_whole, is_data=True) for path in found)
 
 
 def _is_whole(name: str) -> bool:

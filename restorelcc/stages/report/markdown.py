@@ -28,7 +28,7 @@ from restorelcc.stages.report.tables import (
 )
 
 
-def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
+def markdown(results: Results, config: ReportConfig, stages: Table, settings: tuple[str, ...] = ()) -> str:
     """One chapter per model and pruning; missing cells first, notes, seconds of the stages and commands last."""
     lines = [f"# {for_markdown(config.title)}", ""]
     if results.missing:
@@ -41,7 +41,7 @@ def markdown(results: Results, config: ReportConfig, stages: Table) -> str:
     lines += [*(f"- {for_markdown(note)}" for note in NOTES), ""]
     lines += ["## Provenance", "", *markdown_table(task_facts(results.rows)), *markdown_table(data_rows(results))]
     lines += markdown_table(packages(results)) + markdown_table(artifacts(results)) + markdown_table(stages)
-    return "\n".join([*lines, "```sh", *map(one_line, commands(results)), "```", ""])
+    return "\n".join([*lines, "```sh", *map(one_line, commands(results, settings)), "```", ""])
 
 
 def _chapter(group: Group, decimals: int) -> list[str]:

@@ -69,8 +69,14 @@ def slug(group: Group) -> str:
     return f"{group.model}-{group.pruning}"
 
 
-def page(results: Results, figures: list[Figure], config: ReportConfig, stages: tables.Table) -> str:
-    """The whole page. stages: seconds of each stage, if they are known."""
+def page(
+    results: Results,
+    figures: list[Figure],
+    config: ReportConfig,
+    stages: tables.Table,
+    settings: tuple[str, ...] = (),
+) -> str:
+    """The whole page. stages: seconds of each stage, if they are known; settings: as `commands` has them."""
     environment = Environment(
         loader=PackageLoader("restorelcc.stages.report", "templates"),
         autoescape=True,
@@ -91,7 +97,7 @@ def page(results: Results, figures: list[Figure], config: ReportConfig, stages: 
         packages=packages(results),
         artifacts=artifacts(results),
         stages=stages,
-        commands=commands(results),
+        commands=commands(results, settings),
         palette=draw.LIGHT,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,19 @@ def stage_seconds(cells: list[Cell], layout: Layout) -> Table:
     return rows
 
 
-def commands(results: Results) -> list[str]:
-    """Shell lines: the whole grid, one cell again, and a comparison of two."""
+def commands(results: Results, settings: tuple[str, ...] = ()) -> list[str]:
+    """Shell lines: the whole grid, one cell again, and a comparison of two.
+
+    settings: `section.key=value` over params.yaml, which the results were computed with.
+    """
     models = dict.fromkeys(group.model for group in results.groups)
-    lines = [" ".join(("restorelcc run", *(f"--model {model}" for model in models))), "restorelcc table"]
+    given = [f"--set {shlex.quote(each)}" for each in settings if not each.startswith("grid.model=")]
+    lines = [" ".join(("restorelcc run", *(f"--model {model}" for model in models), *given)), "restorelcc table"]
     for group in results.groups[:1]:
         for row in group.of_kind("restored")[:1]:
             ratio = row["cell"].rpartition(" ")[2]  # as the grid writes it, which may be `auto`
             cell = f"--model {group.model} --pruning {group.pruning} --head-ratio {ratio}"
             base = f"data/metrics/{group.model}/{group.pruning}"
-            lines += [f"restorelcc evaluate_restored {cell}"]
+            lines += [" ".join(("restorelcc evaluate_restored", cell, *given))]
             lines += [f"restorelcc compare {base}/pruned.json {base}/heads-{ratio}.json"]
     return lines

@@ -14,10 +14,11 @@ from restorelcc.stages.report.provenance import stage_seconds
 from restorelcc.stages.report.results import Results, read_results
 
 
-def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
+def run(cells: list[Cell], config: ReportConfig, layout: Layout, settings: tuple[str, ...] = ()) -> Results:
     """Write report/: report.html, report.md, results.json, figures/ and plots/, of the grid's cells and no others.
 
-    Cells without metrics are named in all of them. Raises BadInput when no cell has any.
+    settings: `section.key=value` over params.yaml, which the results were computed with. Cells without metrics are
+    named in all of them. Raises BadInput when no cell has any.
     """
     results = read_results(cells, layout)
     figures, stages = drawings(results), stage_seconds(cells, layout)
@@ -31,8 +32,8 @@ def run(cells: list[Cell], config: ReportConfig, layout: Layout) -> Results:
             | {"stages": stages, "data": results.data, "rows": results.rows}
             | {"speed": [document for group in results.groups for document in group.speeds]},
         )
-        (folder / "report.md").write_text(markdown(results, config, stages), encoding="utf-8")
-        (folder / "report.html").write_text(page(results, figures, config, stages), encoding="utf-8")
+        (folder / "report.md").write_text(markdown(results, config, stages, settings), encoding="utf-8")
+        (folder / "report.html").write_text(page(results, figures, config, stages, settings), encoding="utf-8")
         for figure in figures:
             for name, content in figure.files().items():
                 (folder / "figures" / name.rpartition(".")[2] / name).write_bytes(content)

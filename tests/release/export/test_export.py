@@ -85,7 +85,7 @@ def test_the_record_names_every_parent_by_digest(pair: Pair, tmp_path: Path) -> 
         {"pruned": model_digest(pair.pruned), "ranking": file_digest(ancestor), "components": "a" * 64, "layers": "3"},
     )
     known = {"compensation.ranking": ancestor}
-    options = ExportOptions(names={"model": "m"}, config={"probe": {"seed": 1}}, ancestors=known)
+    options = ExportOptions(names={"model": "m"}, config={"probe": {"seed": 1}}, unknown=("prune",), ancestors=known)
     record = export_checkpoint(pair.pruned, tmp_path / "c.safetensors", tmp_path / "out", options)
     assert json.loads((tmp_path / "out" / "restorelcc.json").read_text()) == record
     assert {name: parent["digest"] for name, parent in record["parents"].items()} == {
@@ -97,7 +97,7 @@ def test_the_record_names_every_parent_by_digest(pair: Pair, tmp_path: Path) -> 
     for name, path in (("pruned", pair.pruned), ("compensation.ranking", ancestor)):
         assert (tmp_path / "out" / record["parents"][name]["path"]).resolve() == path.resolve()
     assert record["model"] == "m"
-    assert record["config"] == {"probe": {"seed": 1}}
+    assert (record["config"], record["config_unknown"]) == ({"probe": {"seed": 1}}, ["prune"])
     assert {"torch", "transformers", "restorelcc", "python"} <= set(record["versions"])
     for name, digest in record["files"].items():
         assert file_digest(tmp_path / "out" / name) == digest

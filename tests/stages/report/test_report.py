@@ -22,6 +22,7 @@ from restorelcc.cli.app import app
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.figures import LIGHT, recovered_figure, static_files
 from restorelcc.stages.report.page import drawings
+from restorelcc.stages.report.provenance import commands
 from restorelcc.stages.report.results import changed_since, gone_since, holm, read_results
 from restorelcc.stages.report.sentences import worse_text
 from restorelcc.stages.report.stage import run
@@ -135,6 +136,9 @@ def test_the_commands_that_do_it_again_stand_each_on_a_line_of_its_own(made: Lay
     )
     assert shown.splitlines() == expected
     assert texts["report.md"].partition("```sh\n")[2].partition("\n```")[0].splitlines() == expected
+    of_a_run = commands(read_results(CELLS, made), ('grid.model=["a"]', "prune.samples=64", "grid.head_ratio=[0.1, 1]"))
+    given = "--set prune.samples=64 --set 'grid.head_ratio=[0.1, 1]'"
+    assert of_a_run == [f"{expected[0]} {given}", expected[1], f"{expected[2]} {given}", expected[3]]
 
 
 @pytest.mark.parametrize("label", ["1.0", "1", "auto", "0.3333333333"])
