@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
+from typing import TYPE_CHECKING
 
 from restorelcc.base.ending import pipe_closed, tell
 from restorelcc.base.processes import end_as_interrupted, end_with_parent, run_code_that_dvc_records
+
+if TYPE_CHECKING:
+    import typer
 
 # What libraries read from the environment when they load.
 DEFAULTS = {
@@ -28,6 +33,18 @@ def set_defaults() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+def _with_asked(app: typer.Typer, verb: str) -> typer.Typer:
+    """The application with one verb alone, or whole where it has none of that name: before it runs one, typer builds
+    every one that it has."""
+    commands = [command for command in app.registered_commands if command.name == verb]
+    groups = [group for group in app.registered_groups if group.name == verb]
+    if not (commands or groups):
+        return app
+    alone = copy(app)
+    alone.registered_commands, alone.registered_groups = commands, groups
+    return alone
+
+
 def main() -> None:
     """Run a command; if it fails, end with its one sentence and its exit code."""
     try:
@@ -38,7 +55,7 @@ def main() -> None:
         from restorelcc.cli.app import app
 
         try:
-            app()
+            _with_asked(app, sys.argv[1] if len(sys.argv) > 1 else "")()
         finally:
             sys.stdout.flush()  # a reader that left is noticed here, and not when the interpreter ends
     except BrokenPipeError:

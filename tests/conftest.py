@@ -13,10 +13,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import psutil
 import pytest
+import typer.testing
 
 # The files that take longest, by `make test-durations`: workers end together when these come first. Those with a server
 # stand before all others, for it ends when a worker leaves their folder.
@@ -74,8 +76,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: pruning collects garbage after every block, which would look through all of it."""
+    """What was imported stays: pruning collects garbage after every block, which would look through all of it. And the
+    command line is built once, which typer does for every call."""
     gc.freeze()
+    typer.testing._get_command = cache(typer.testing._get_command)
 
 
 @pytest.fixture

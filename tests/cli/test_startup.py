@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from restorelcc.__main__ import _with_asked
+from restorelcc.cli.app import app
 from tests.release.export.restored import pair_of
 
 HEAVY = {"torch", "transformers", "pandas", "datasets", "pyarrow", "accelerate", "scipy", "dvc", "lm_eval", "peft"}
@@ -61,3 +65,19 @@ def test_an_interrupted_verb_ends_with_one_sentence(number: int, code: int, said
         told = process.communicate(timeout=60)[1].splitlines()
     assert (process.returncode, len(told)) == (code, 1)
     assert told[0].startswith("restorelcc: interrupted") and said in told[0] and "half-written" in told[0]
+
+
+@pytest.mark.parametrize("verb", ["table", "compensation", "capture_dense", "baseline"])
+def test_a_verb_is_built_alone_as_it_is_among_all(verb: str) -> None:
+    alone, whole = get_command(_with_asked(app, verb)), get_command(app)
+    assert isinstance(alone, TyperGroup) and isinstance(whole, TyperGroup)
+    assert set(alone.commands) == {verb} < set(whole.commands)
+    assert [each.opts for each in alone.params] == [each.opts for each in whole.params] != []
+    one, among_all = alone.commands[verb], whole.commands[verb]
+    assert (one.help, one.hidden) == (among_all.help, among_all.hidden)
+    assert [each.opts for each in one.params] == [each.opts for each in among_all.params]
+    assert list(getattr(one, "commands", ())) == list(getattr(among_all, "commands", ()))
+
+
+def test_what_is_no_verb_is_answered_by_the_whole_application() -> None:
+    assert _with_asked(app, "tabel") is _with_asked(app, "--help") is app
