@@ -27,7 +27,7 @@ from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation, write_compensation
 from restorelcc.compensation.fold import check_class_carries
 from restorelcc.compensation.fold import fold as fold_in_place
-from restorelcc.compensation.hooks import compensated
+from restorelcc.compensation.hooks import attached
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.biases import give_zero_biases
 from restorelcc.models.heads import HeadLayout, check_heads, chosen_count, main_component
@@ -239,6 +239,8 @@ def compensate(
     check_heads(heads, head_layout(model))
     if not 0 < valid_share < 1:
         raise BadInput(f"valid_share is {valid_share}: give a share of the pairs between 0 and 1, for example 0.1")
+    if path is not None and Path(path).is_dir():
+        raise BadInput(f"{path} is a folder: give a file in it, as {Path(path, 'compensation.safetensors')}")
     folder = Path(path or ".").absolute().parent
     if path is not None and (reason := why_not_writable(folder) or (None if folder.is_dir() else "make its folder")):
         raise BadInput(f"{path} cannot be written: {reason}")
@@ -276,18 +278,15 @@ def fold(model: PreTrainedModel, compensation: Compensation | Tensor | Path | st
 
 
 class Attached:
-    """A compensation that is added in every forward pass of a model until it is removed; also a `with` block."""
+    """A compensation that is added in every forward pass of a model until it is removed, whether this object is kept or
+    not; also a `with` block."""
 
     def __init__(self, model: PreTrainedModel, compensation: Compensation) -> None:
-        self._hooks = compensated(model, compensation)
-        self._hooks.__enter__()
-        self._on = True
+        self._hooks = attached(model, compensation)
 
     def remove(self) -> None:
         """Take it off again; the model is as it was."""
-        if self._on:
-            self._on = False
-            self._hooks.__exit__(None, None, None)
+        self._hooks.close()
 
     def __enter__(self) -> Attached:
         return self

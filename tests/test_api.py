@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,10 @@ def test_the_chain_on_models_in_memory(tmp_path: Path) -> None:
         with restorelcc.attach(pruned, compensation):
             assert torch.equal(pruned(input_ids=pico.tokens()).logits, hooked)
         assert torch.equal(pruned(input_ids=pico.tokens()).logits, plain)
+        bare = copy.deepcopy(pruned)
+        restorelcc.attach(bare, compensation)
+        gc.collect()
+        assert torch.equal(bare(input_ids=pico.tokens()).logits, hooked), "it stays though nobody keeps what it gave"
         folded = restorelcc.fold(pruned, compensation)(input_ids=pico.tokens()).logits
     assert (hooked - plain).abs().max() > 1e-3
     torch.testing.assert_close(folded, hooked, atol=1e-5, rtol=0)
@@ -119,6 +124,7 @@ def test_senseless_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: trained(torch.tensor([[-1, 0]])), r"heads has \(-1, 0\)"),
         (lambda: trained(some, valid_share=-1), "valid_share is -1"),
         (lambda: trained(some, path=tmp_path / "no" / "c.safetensors"), "cannot be written: make its folder"),
+        (lambda: trained(some, path=tmp_path), "is a folder: give a file in it"),
         (lambda: trained(some, learning_rates=0.1), "^learning_rates "),
         (lambda: restorelcc.capture(model, tokenizer, rows, responses=False, token_budget=0), "token_budget is 0"),
         (lambda: restorelcc.prune(model, "wanda-0.5", tokenizer=tokenizer, texts="w5 w6"), "texts must be a list"),

@@ -33,8 +33,8 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 OWN_FOLDER = "restorelcc"  # subfolder with the compensation, and the data needed to take it out again
 RECORD = "restorelcc.json"  # of an export
 COMPENSATION, ORIGINAL = "compensation.safetensors", "original.json"  # in it
-GENERATION = "generation_config.json"
-CONFIGS = ("config.json", "tokenizer_config.json", GENERATION)
+GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
+CONFIGS = ("config.json", TOKENIZER_CONFIG, GENERATION)
 _CODE_KEYS = ("auto_map", "custom_pipelines")  # keys of a config that name classes to be run from files
 
 

@@ -13,7 +13,8 @@ import typer
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.package_data import SOURCE as PACKAGE
-from restorelcc.base.recoveries import HEADS, MERGES, WHAT_TO_PICK, Recovery, no_adapter
+from restorelcc.base.prunings import UNSTRUCTURED_PRUNERS, parse_pruning
+from restorelcc.base.recoveries import COMPENSATIONS, HEADS, MERGES, WHAT_TO_PICK, Recovery, no_adapter
 from restorelcc.base.recoveries import method as recovery_method
 from restorelcc.cli.export import (
     BaseOption,
@@ -28,7 +29,10 @@ from restorelcc.cli.export import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from restorelcc.pipeline.oneshot import Restored
+    from restorelcc.pipeline.params import Params
 
 
 def add(app: typer.Typer) -> None:
@@ -96,17 +100,17 @@ def restore(
         raise BadInput("restore --evaluate needs --heldout too: texts for perplexity that no training has seen")
     shard_bytes = size_in_bytes("--max-shard-size", max_shard_size)
     chosen = _checked_method(method, merge, compensation_only=compensation_only)
+    if compensation_only and cut:
+        raise BadInput("--slice cuts heads out of a checkpoint, and --compensation-only writes none: leave one out")
     from restorelcc.models.checkpoints import local_folder
-    from restorelcc.pipeline.oneshot import Request, model_source, run_chain
+    from restorelcc.pipeline.oneshot import Request, model_source, params_of, run_chain
     from restorelcc.pipeline.reproduce import StageEnded
     from restorelcc.release.folders import check_apart, check_output
 
     check_output(out, overwrite=overwrite)
     work = work or out.absolute().with_name(f"{out.absolute().name}.work")
     sources = [model_source("--dense", dense), *([model_source("--pruned", pruned, gguf=False)] if pruned else [])]
-    given = [Path(source) for source in sources if Path(source).exists()]
-    check_apart(out, work, *given)
-    _check_models(given, pruning, None if compensation_only else chosen.sites)
+    check_apart(out, work, *(Path(source) for source in sources if Path(source).exists()))
     request = Request(
         dense=dense,
         pruned=pruned,
@@ -125,6 +129,10 @@ def restore(
         tasks=tuple(filter(None, (evaluate or "").split(","))),
         overrides=tuple(set_ or ()),
     )
+    params = params_of(request)
+    _check_cut(pruning, cut=cut)
+    _check_models(sources, params, pruning, None if compensation_only else _sites(method, chosen, params))
+    _check_named(out, params, work)
     from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 
     record, found = None, dict[str, Any]()
@@ -205,34 +213,75 @@ def _write_compensation(source: Path, out: Path, *, overwrite: bool) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def _check_models(given: list[Path], pruning: str | None, sites: tuple[str, ...] | None) -> None:
+def _check_cut(pruning: str | None, *, cut: bool) -> None:
+    """Raises BadInput where there will be nothing to cut out."""
+    if cut and pruning is not None and parse_pruning(pruning).pruner in UNSTRUCTURED_PRUNERS:
+        raise BadInput(
+            f"--slice cuts out whole heads and channels, and {pruning} removes single weights: leave it out, or prune "
+            "by slimgpt"
+        )
+
+
+def _check_named(out: Path, params: Params, work: Path) -> None:
+    """Raises BadInput where writing `out` would replace data, tasks, or anything else that the settings name."""
+    from restorelcc.pipeline.oneshot import MODEL
+    from restorelcc.release.folders import check_apart
+    from restorelcc.stages.inputs.stage import lay_out
+
+    named = lay_out(MODEL, params.named(MODEL), work.resolve())
+    check_apart(out, *(path for path in named.values() if isinstance(path, Path)))
+
+
+def _sites(method: str, chosen: Recovery, params: Params) -> tuple[str, ...]:
+    """Where the result will need biases; of the paper's method the settings say it."""
+    from restorelcc.pipeline.oneshot import MODEL
+
+    if method not in COMPENSATIONS:
+        return chosen.sites
+    return tuple("heads" if site == "o" else site for site in params.section(MODEL, "compensate").sites)
+
+
+def _check_models(sources: list[str], params: Params, pruning: str | None, sites: tuple[str, ...] | None) -> None:
     """Raises BadInput for a checkpoint that cannot be read, or whose class could not be written with biases on these
-    sites (None: nothing is exported): hours before the chain would come to it. What is on the hub is checked once it
-    is here."""
+    sites (None: nothing is exported): hours before the chain would come to it. sources: the dense model, and the pruned
+    one where it is given; of what is on the hub the config alone is fetched."""
     from restorelcc.models.architectures import check_scores, family_of_config
-    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
-    from restorelcc.models.gguf import beside_weights
+    from restorelcc.pipeline.oneshot import GIVEN, MODEL
     from restorelcc.release.routes import check_route
     from restorelcc.stages.prune.external import check_sizes
     from restorelcc.training.attached import site_paths
     from restorelcc.training.config import SITES
 
-    configs = []
-    for path in given:
-        if path.is_dir():
-            check_checkpoint(path)
-            config = loaded_config(path)
-        else:
-            with tempfile.TemporaryDirectory() as scratch:
-                config = loaded_config(beside_weights(path, Path(scratch)))
-        configs.append(config)
-        if pruning is not None:
-            check_scores(config, pruning)
-        if sites is not None:
-            paths = site_paths(family_of_config(config), [site for site in SITES if site in sites])
-            try:
-                check_route(config, paths, heads="heads" in sites)
-            except BadInput as error:
-                raise BadInput(f"{error}: --compensation-only writes this file alone") from error
+    external = params.section(MODEL, "prune").external.get(MODEL, {}).get(GIVEN)
+    revisions = [params.models[MODEL].revision, *([external.revision] if external else [])]
+    named = zip(("--dense", "--pruned"), sources, revisions, strict=False)
+    configs = [_config(option, source, revision) for option, source, revision in named]
+    if pruning is not None:
+        check_scores(configs[0], pruning)
+    if sites is not None:
+        written = configs[-1]
+        paths = site_paths(family_of_config(written), [site for site in SITES if site in sites])
+        try:
+            check_route(written, paths, heads="heads" in sites)
+        except BadInput as error:
+            raise BadInput(f"{error}: --compensation-only writes this file alone") from error
     if len(configs) == 2:
-        check_sizes(f"--pruned {given[1]}", configs[1], configs[0])
+        check_sizes(f"--pruned {sources[1]}", configs[1], configs[0])
+
+
+def _config(option: str, source: str, revision: str | None) -> PretrainedConfig:
+    """The config of a folder, whose weights are looked at too, of a GGUF file, or of a hub id."""
+    from restorelcc.base.packages import gguf_file
+    from restorelcc.models.checkpoint_check import check_checkpoint, loaded_config
+    from restorelcc.models.gguf import beside_weights
+    from restorelcc.models.hub import Repository, fetch_config, resolved_commit
+
+    folder = Path(source)
+    if folder.is_dir():
+        check_checkpoint(folder)
+        return loaded_config(folder)
+    if (file := gguf_file(option, source, Path.cwd())) is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return loaded_config(beside_weights(file, Path(scratch)))
+    repository = Repository(option, source)
+    return loaded_config(fetch_config(repository, resolved_commit(repository, revision)))

@@ -6,7 +6,7 @@ Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, O output fea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, out_projections
-from restorelcc.models.hooks import added_to_inputs, hooked
+from restorelcc.models.hooks import added_to_inputs, adding_to_input, registered
 
 
 @contextmanager
@@ -39,8 +39,15 @@ def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> 
 
     No tensor of the model changes. Raises BadInput when the compensation does not fit the model.
     """
-    found = checked(compensation, family_of(model), head_layout(model))
-    blocks = blocks_of(model)
+    with attached(model, compensation):
+        yield
+
+
+def attached(model: PreTrainedModel, compensation: Compensation | Tensor) -> ExitStack:
+    """`compensated` from now on, until what is returned is closed; when nobody keeps that, the hooks stay."""
+    layout = head_layout(model)
+    found = checked(compensation, family_of(model), layout)
+    blocks, offset_LX = blocks_of(model), layout.join(found.offset_LHD)
     linears = {site: linear_of(blocks[site.layer], site.linear) for site in found.sites}
     for site, linear in linears.items():
         check_width(site, found.sites[site], linear.out_features)
@@ -48,8 +55,8 @@ def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> 
     def adding(site: Site) -> Callable[..., Tensor]:
         return lambda _module, _inputs, output: output + found.sites[site].to(output)
 
-    with (
-        offset_heads(model, found.offset_LHD),
-        hooked(linears.items(), adding, expected=len(found.sites), after=True),
-    ):
-        yield
+    to_heads = adding_to_input(lambda layer: offset_LX[layer])
+    with ExitStack() as held:
+        held.enter_context(registered(enumerate(out_projections(model)), to_heads, expected=layout.layers))
+        held.enter_context(registered(linears.items(), adding, expected=len(found.sites), after=True))
+        return held.pop_all()

@@ -1,4 +1,5 @@
-"""Hooks on modules of a model, registered here only: as `with` blocks that count their hooks and always remove them.
+"""Hooks on modules of a model, registered here only and counted: `with` blocks always remove theirs, and `registered`
+is for those that stay until they are taken off.
 
 Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, I input features of a linear, R chosen positions,
 M model width, V vocabulary.
@@ -7,16 +8,39 @@ M model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from restorelcc.models.architectures import blocks_of, out_projections
 
 K = TypeVar("K")
+
+
+def registered(
+    modules: Iterable[tuple[K, nn.Module]],
+    hook_of: Callable[[K], Callable[..., Any]],
+    *,
+    expected: int,
+    after: bool = False,
+    keywords: bool = False,
+) -> ExitStack:
+    """From now on hook_of(key) runs before each module's forward (after: behind it; keywords: it gets them too), until
+    what is returned is closed; when nobody keeps that, the hooks stay.
+
+    Raises RuntimeError, with nothing left on the model, when there are not as many modules as expected.
+    """
+    with ExitStack() as held:
+        count = 0
+        for key, module in modules:
+            register: Any = module.register_forward_hook if after else module.register_forward_pre_hook
+            held.callback(register(hook_of(key), with_kwargs=keywords).remove)
+            count += 1
+        if count != expected:
+            raise RuntimeError(f"{count} hooks where {expected} are expected")
+        return held.pop_all()
 
 
 @contextmanager
@@ -28,21 +52,9 @@ def hooked(
     after: bool = False,
     keywords: bool = False,
 ) -> Iterator[None]:
-    """Inside, hook_of(key) runs before each module's forward (after: behind it; keywords: it gets them too).
-
-    Raises RuntimeError, with nothing left on the model, when there are not as many modules as expected.
-    """
-    handles: list[RemovableHandle] = []
-    try:
-        for key, module in modules:
-            register: Any = module.register_forward_hook if after else module.register_forward_pre_hook
-            handles.append(register(hook_of(key), with_kwargs=keywords))
-        if len(handles) != expected:
-            raise RuntimeError(f"{len(handles)} hooks where {expected} are expected")
+    """`registered`, inside the block."""
+    with registered(modules, hook_of, expected=expected, after=after, keywords=keywords):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -63,12 +75,17 @@ def added_to_inputs(
     modules: Iterable[tuple[K, nn.Module]], value_of: Callable[[K], Tensor], *, expected: int
 ) -> Iterator[None]:
     """Every module computes with x + value_of(key), in x's dtype and on its device."""
+    with hooked(modules, adding_to_input(value_of), expected=expected):
+        yield
+
+
+def adding_to_input(value_of: Callable[[K], Tensor]) -> Callable[[K], Callable[..., tuple[Any, ...]]]:
+    """By key, the hook that adds value_of(key) to a module's input, in its dtype and on its device."""
 
     def hook_of(key: K) -> Callable[..., tuple[Any, ...]]:
         return lambda _module, inputs: (inputs[0] + value_of(key).to(inputs[0]), *inputs[1:])
 
-    with hooked(modules, hook_of, expected=expected):
-        yield
+    return hook_of
 
 
 @contextmanager

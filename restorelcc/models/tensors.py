@@ -17,19 +17,24 @@ from restorelcc.models.safetensors_header import METADATA, PIECE, encoded, read_
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors with string metadata; the same content gives the same bytes."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    # safetensors writes metadata keys in an order that differs from run to run; tensor offsets count from the end of
-    # the header, so the header can be written again in sorted order without touching the data.
-    header, begin = read_header(path)
-    header[METADATA] = metadata | {SEAL: sealed_digest(path, header, begin)}
-    scratch = path.with_name(path.name + ".sealed")
-    with path.open("rb") as source, scratch.open("wb") as file:
-        source.seek(begin)
-        file.write(encoded(header, sort_keys=True))
-        while piece := source.read(PIECE):
-            file.write(piece)
-    scratch.replace(path)  # it is not in its place yet: the caller is still writing
+    """Write tensors with string metadata; the same content gives the same bytes. A file that is there stays as it is
+    until the new one is whole."""
+    unsealed, sealed = (path.with_name(path.name + end) for end in (".unsealed", ".sealed"))
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unsealed, metadata)
+        # safetensors writes metadata keys in an order that differs from run to run; tensor offsets count from the end
+        # of the header, so the header can be written again in sorted order without touching the data.
+        header, begin = read_header(unsealed)
+        header[METADATA] = metadata | {SEAL: sealed_digest(unsealed, header, begin)}
+        with unsealed.open("rb") as source, sealed.open("wb") as file:
+            source.seek(begin)
+            file.write(encoded(header, sort_keys=True))
+            while piece := source.read(PIECE):
+                file.write(piece)
+        sealed.replace(path)
+    finally:
+        for scratch in (unsealed, sealed):
+            scratch.unlink(missing_ok=True)
 
 
 def read_all_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

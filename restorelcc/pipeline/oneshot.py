@@ -86,6 +86,11 @@ def _held(work: Path) -> Iterator[None]:
         yield
 
 
+def params_of(request: Request) -> Params:
+    """The settings that a run has, with those that `--set` puts over them. Raises BadInput for a wrong one."""
+    return checked(_project(request), request.overrides)
+
+
 @contextmanager
 def run_chain(request: Request) -> Iterator[Restored]:
     """Run what is not done yet, and hold the work folder until all is read that is wanted of it.

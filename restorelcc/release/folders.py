@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,15 +20,18 @@ _UNFINISHED = ".unfinished-"  # in the name of a folder beside `out` that is bei
 
 def check_output(out: Path, *, overwrite: bool) -> None:
     """Raises BadInput when `out` is a file, or a folder with content and overwrite is not asked for, or when nothing
-    can be written in the folder that it shall lie in.
+    can be written in the folder that it shall lie in: of a link, in that of what it leads to.
     """
-    if Path.cwd().is_relative_to(out.resolve()):
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place):
         raise BadInput(f"{out} holds the folder that this command runs in, which it would replace: give another one")
+    if os.path.ismount(place):
+        raise BadInput(f"{out} is where a disk is mounted, which no folder can replace: give a folder inside it")
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file: give a folder that does not exist or is empty")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise BadInput(f"{out} is not empty: give another folder, or --overwrite to replace all that is in it")
-    if reason := why_not_writable(out.absolute().parent):
+    if reason := why_not_writable(place.parent):
         raise BadInput(f"{out} cannot be written: {reason}")
 
 

@@ -16,7 +16,7 @@ from restorelcc.base.documents import Form, checked_form, parse_json, read_json,
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.manifest import MANIFEST
 from restorelcc.base.names import check_name, inside
-from restorelcc.base.stock_files import ORIGINAL
+from restorelcc.base.stock_files import ORIGINAL, TOKENIZER_CONFIG
 from restorelcc.base.weights import weights_of
 from restorelcc.models.config_check import check_config
 from restorelcc.models.safetensors_header import decoded, read_raw, tensors_of
@@ -29,7 +29,8 @@ _DOCUMENT, _BIASES = ORIGINAL, "original.safetensors"
 
 
 def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor], *, whole: bool) -> None:
-    """Write restorelcc/original.json: the source's config, index and file headers; and the biases that were changed.
+    """Write restorelcc/original.json: the source's config, index and file headers, and its tokenizer's config where it
+    was changed; and the biases that were changed.
 
     whole: all its other files are in the folder too, so that its manifest will hold again.
     """
@@ -44,11 +45,16 @@ def keep_original(folder: Path, source: Path, replaced: dict[str, Tensor], *, wh
         for name in weights.files
     }
     manifest = MANIFEST if whole and (source / MANIFEST).is_file() else None
-    named = [name for name in ("config.json", weights.index, manifest) if name is not None]
+    tokenizer = TOKENIZER_CONFIG if _differs(source / TOKENIZER_CONFIG, folder / TOKENIZER_CONFIG) else None
+    named = [name for name in ("config.json", weights.index, manifest, tokenizer) if name is not None]
     texts = {name: (source / name).read_bytes().decode() for name in named}  # with its line ends
     write_json(own / _DOCUMENT, {"texts": texts, "files": files})
     if replaced:
         write_tensors(own / _BIASES, replaced, {})
+
+
+def _differs(own: Path, written: Path) -> bool:
+    return own.is_file() and written.is_file() and own.read_bytes() != written.read_bytes()
 
 
 def can_be_taken_out(folder: Path) -> bool:
@@ -72,8 +78,9 @@ def original_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, kept[name] if name in kept else _found(stored, name, folder).read()
 
 
-def write_original(folder: Path, out: Path) -> None:
-    """Write the pruned checkpoint's weights, index and config as they were, byte for byte.
+def write_original(folder: Path, out: Path) -> list[str]:
+    """Write the pruned checkpoint's weights, index and configs as they were, byte for byte. Returns the names of those
+    that are text.
 
     Raises StageFailed when a file does not have its original digest.
     """
@@ -89,6 +96,7 @@ def write_original(folder: Path, out: Path) -> None:
             raise StageFailed(f"{name} cannot be restored exactly: weights in {folder} have been changed since")
     for name, text in document["texts"].items():
         inside(out, name, where).write_bytes(text.encode())
+    return list(document["texts"])
 
 
 def _document(folder: Path) -> dict[str, Any]:
@@ -113,7 +121,7 @@ class _Original(Form):
 
 def _checked(path: Path) -> dict[str, Any]:
     """The document, of which nothing is taken at its word: names of safetensors files with header and digest, and the
-    texts of config.json and an index. Raises BadInput for anything else."""
+    texts of configs and an index. Raises BadInput for anything else."""
     again, content = "export the checkpoint again", read_json(path)
     found = checked_form(content, _Original, f"{path} is not what `restorelcc export` writes", again)
     if "config.json" not in found.texts:
@@ -126,7 +134,9 @@ def _checked(path: Path) -> dict[str, Any]:
         except ValueError as error:
             raise BadInput(f"{path} holds no header of {name} that can be read: {again}") from error
     for name in found.texts:
-        known = name in ("config.json", MANIFEST) or check_name(name, str(path)).endswith(".safetensors.index.json")
+        known = name in ("config.json", MANIFEST, TOKENIZER_CONFIG) or check_name(name, str(path)).endswith(
+            ".safetensors.index.json"
+        )
         if not known:
             raise BadInput(f"{path} names {name!r:.80}, which is no config, index or manifest: {again}")
     return content

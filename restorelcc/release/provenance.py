@@ -149,12 +149,12 @@ def parents_of(
         if content is None or content != (referred or content_of(pruned)):
             what = "the compensation was trained for another pruned model"
             expect_digest(what, trained_for, parents["pruned"].digest)
-    recorded.pop("recovery.pruned_content", None)
+    contents = {"recovery.pruned": recorded.pop("recovery.pruned_content", None)}
     for name, digest in recorded.items():
         path = ancestors.get(name)
         if path is not None and path.exists():
             expect_digest(f"{path} is not what was recorded as {name}", digest, path_digest(path))
-        parents[name] = Parent(path, digest)
+        parents[name] = Parent(path, digest, contents.get(name))
     return parents
 
 

@@ -44,7 +44,7 @@ class KeptCheckpoint:
         if biased:
             _copy_with_biases(source, folder, by_name=by_name)
         elif not by_name:
-            _rename(source, folder)
+            write_renamed(source, folder)
         elif shipped:
             copy_checkpoint(source, folder)
         self._stored = stored_tensors(folder if self._copied else source)
@@ -80,15 +80,29 @@ def _copy_with_biases(source: Path, folder: Path, *, by_name: bool) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="renamed-", dir=folder.parent) as scratch:
         renamed = Path(scratch) / "renamed"
-        _rename(source, renamed)
+        write_renamed(source, renamed)
         write_with_zero_biases(renamed, read_config(renamed), folder)
 
 
-def _rename(source: Path, folder: Path) -> None:
-    """Write a checkpoint as its class does, each tensor in the dtype that it has or in the least that holds it."""
+def write_renamed(source: Path, folder: Path) -> None:
+    """Write a checkpoint by the names that its class gives to tensors, each as it is stored."""
     stored = stored_tensors(source)
-    dtypes = {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
-    model = load_model(source, reduce(torch.promote_types, dtypes), torch.device("cpu"))
+    write_as_stored(load_model(source, widest(stored), torch.device("cpu")), stored, folder)
+
+
+def widest(stored: dict[str, StoredTensor]) -> torch.dtype:
+    """A dtype that holds every number of a checkpoint as it is."""
+    return reduce(torch.promote_types, _dtypes(stored))
+
+
+def _dtypes(stored: dict[str, StoredTensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
+
+
+def write_as_stored(model: PreTrainedModel, stored: dict[str, StoredTensor], folder: Path) -> None:
+    """Write a model as its class does, each tensor in the dtype that it is stored in, or, where it goes by a name that
+    is not known there, in the least that holds it."""
+    dtypes = _dtypes(stored)
     for name, part in model.named_parameters():
         former = name.removeprefix(f"{model.base_model_prefix}.")
         part.data = _as_in(stored.get(name) or stored.get(former), part.data, dtypes)

@@ -30,6 +30,22 @@ def test_it_comes_back_with_its_sites_and_metadata(tmp_path: Path) -> None:
     assert path.read_bytes() == first
 
 
+def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "compensation.safetensors"
+    write_compensation(path, Compensation(OFFSET), {})
+    first = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("save_file", "encoded"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"restorelcc.models.tensors.{name}", full)
+            with pytest.raises(OSError, match="No space"):
+                write_compensation(path, Compensation(2 * OFFSET), {})
+        assert path.read_bytes() == first and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

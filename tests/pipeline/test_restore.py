@@ -329,6 +329,24 @@ def test_what_cannot_be_is_told_before_anything_is_made(
             CliRunner().invoke(app, ["restore", *map(str, options), *map(str, further)], catch_exceptions=False)
 
 
+def test_data_and_tasks_are_never_in_the_folder_that_is_replaced(given: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "tasks").mkdir(parents=True)
+    (tmp_path / "mine" / "tasks" / "own.yaml").write_text("task: own\n")
+    for name in ("pairs.jsonl", "texts.txt"):
+        shutil.copyfile(given / name, tmp_path / "mine" / name)
+    options = ["--dense", given / "dense", "--pruned", given / "pruned", "--out", tmp_path / "mine", "--overwrite"]
+    elsewhere = ["--instructions", given / "pairs.jsonl"]
+    for further, name in (
+        (["--instructions", tmp_path / "mine" / "pairs.jsonl"], "pairs.jsonl"),
+        (["--instructions", f"self:{tmp_path / 'mine' / 'pairs.jsonl'}"], "pairs.jsonl"),
+        ([*elsewhere, "--calibration", tmp_path / "mine" / "*.txt"], "texts.txt"),
+        ([*elsewhere, "--heldout", given / "texts.txt", "--evaluate", tmp_path / "mine" / "tasks"], "tasks"),
+    ):
+        with pytest.raises(BadInput, match=f"{name} contain one another: give an output folder outside"):
+            CliRunner().invoke(app, ["restore", *map(str, [*options, *further])], catch_exceptions=False)
+    assert not (tmp_path / "mine.work").exists()
+
+
 def test_a_gguf_file_is_checked_and_taken(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from restorelcc.pipeline import oneshot
     from tests.gguf_files import tiny, write_gguf

@@ -22,6 +22,9 @@ from restorelcc.release.verify.verify import subject, verify
 from tests import pico
 from tests.fresh import verify_in_forks
 from tests.here import stages_run_here
+from tests.hub.client import point_at
+from tests.hub.repositories import folder_files
+from tests.hub.server import LoopbackHub
 from tests.release.export.restored import pruned_model
 
 QUICK = ["--set", "probe.steps=5", "--set", "compensate.epochs=1", "--set", "compensate.learning_rates=[0.05]"]
@@ -119,6 +122,28 @@ def test_a_class_without_place_for_a_bias_gets_the_compensation_alone(family: st
     with attach(model, tmp_path / "out" / "compensation.safetensors"):
         assert (_logits(model) - before).abs().max() > 1e-3
     assert torch.equal(_logits(model), before)
+
+
+def test_biases_that_no_class_carries_are_told_of_hub_ids_and_of_settings_before_any_work(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = _save(tmp_path / "dense", pico.pico("qwen3"))
+    inputs = ["--instructions", texts / "pairs.jsonl", "--calibration", texts / "texts.txt", "--out", tmp_path / "out"]
+    pruning = ["--pruning", "wanda-0.5"]
+    with LoopbackHub() as hub:
+        hub.add_model("org/mixtral", folder_files(_save(tmp_path / "mixtral", pico.pico("mixtral"))))
+        point_at(hub, tmp_path / "home", monkeypatch)
+        with pytest.raises(BadInput, match=r"no bias on self_attn\.o_proj.*--compensation-only writes this file alone"):
+            _restore("--dense", "org/mixtral", "--pruned", "org/mixtral", *inputs)
+    for further, message in (
+        (["--set", "compensate.sites=[o,gate]"], r"no bias on mlp\.gate_proj.*--compensation-only writes this"),
+        (["--method", "every-bias"], r"no bias on mlp\.gate_proj, mlp\.up_proj, mlp\.down_proj"),
+        (["--slice"], "--slice cuts out whole heads and channels, and wanda-0.5 removes single weights"),
+        (["--slice", "--compensation-only"], "--compensation-only writes none: leave one out"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            _restore("--dense", dense, *pruning, *inputs, *further)
+    assert not (tmp_path / "out.work").exists()
 
 
 def test_experts_are_not_pruned_by_score(tmp_path: Path) -> None:

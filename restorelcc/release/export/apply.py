@@ -10,17 +10,23 @@ from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.folders import check_apart, copy_other_files, published_folder
 from restorelcc.release.original import original_config, write_original
-from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, read_record
+from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD, read_record
 
 
 def apply_compensation(checkpoint: Path, compensation: Path, out: Path, options: ExportOptions) -> dict[str, Any]:
     """Write `out`: the checkpoint with the compensation folded in, all its other files as they are.
 
-    Raises BadInput as export_checkpoint does, and when the checkpoint carries a compensation already.
+    Raises BadInput as export_checkpoint does, and for a checkpoint that carries a compensation already, or that is an
+    export, whose record and whose way back would be replaced.
     """
     if (checkpoint / OWN_FOLDER / COMPENSATION).is_file():
         raise BadInput(
             f"{checkpoint} carries a compensation already: take it out first (`restorelcc compensation remove`)"
+        )
+    if (checkpoint / RECORD).is_file():
+        raise BadInput(
+            f"{checkpoint} is an export ({RECORD}), which this would write over: use `restorelcc export --pruned "
+            f"{checkpoint} --compensation {compensation}`"
         )
     return export_checkpoint(checkpoint, compensation, out, options)
 
@@ -38,6 +44,6 @@ def remove_compensation(folder: Path, out: Path, *, overwrite: bool = False) -> 
     check_checkpoint(folder)
     made = read_record(folder)["made"]
     with published_folder(out, overwrite=overwrite) as scratch:
-        write_original(folder, scratch)
-        copy_other_files(folder, scratch, without=(OWN_FOLDER, *made))
+        texts = write_original(folder, scratch)
+        copy_other_files(folder, scratch, without=(OWN_FOLDER, *made, *texts))
         return sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file())

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from restorelcc.base.escaping import for_markdown, for_yaml, markdown_table
-from restorelcc.base.recoveries import COMPENSATIONS, HEADS, nothing_changed, what_no_bias_carries
+from restorelcc.base.recoveries import COMPENSATIONS, HEADS, UNCHANGED, nothing_changed, what_no_bias_carries
 
 _HEADS = """\
 The checkpoint was pruned, and part of the loss was recovered with
@@ -21,6 +21,8 @@ _OTHER = "The checkpoint was pruned, and part of the loss was recovered by the m
 _WEIGHTS = {
     "kept": "No pruned weight was touched: every zero of the pruned checkpoint is a zero here, and the surviving "
     "weights are the same, bit for bit.",
+    UNCHANGED: "Training the weights gained nothing on the validation pairs: they are those of the pruned checkpoint, "
+    "bit for bit, and so is every zero.",
     "trained": "Every zero of the pruned checkpoint is a zero here. The surviving weights are new.",
     "merged": "The adapter was merged into the weights: places that pruning had made zero are filled again, so the "
     "checkpoint is not sparse.",
@@ -206,7 +208,7 @@ def _limits(record: dict[str, Any], facts: CardFacts) -> str:
     what = "Not all of what was lost is restored"
     if nothing_changed(record):
         what = "What pruning lost is still lost"
-    elif (record.get("method") or {"weights": "kept"})["weights"] == "kept":
+    elif (record.get("method") or {"weights": "kept"})["weights"] in ("kept", UNCHANGED):
         what = "A constant offset restores the mean of what was lost, not all of it"
     lines = [
         f"- {what}: expect the dense model to be better.",

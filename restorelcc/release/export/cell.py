@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.progress import notice
+from restorelcc.base.publish import Scratch
 from restorelcc.base.recoveries import (
     COMPENSATIONS,
     EVERY_BIAS,
@@ -33,8 +33,9 @@ from restorelcc.models.checkpoints import copy_generation, copy_processors, load
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.export.facts import cell_ancestors, cell_facts
-from restorelcc.release.export.source import main_dtype
+from restorelcc.release.folders import check_apart, check_output
 from restorelcc.release.patterns import recorded_groups
+from restorelcc.sparsity.kept import widest, write_as_stored
 
 _SECTIONS = ("corpus", "prune", "capture", "extract", "probe", "compensate")
 
@@ -46,6 +47,7 @@ class Parts:
     checkpoint: Path
     compensation: Path | None = None
     adapter: Path | None = None
+    work: Path | None = None  # for scratch files, where there is an adapter to merge
 
 
 def cell_parts(cell: Cell, layout: Layout, merge: str | None = None) -> Parts:
@@ -66,8 +68,10 @@ def cell_parts(cell: Cell, layout: Layout, merge: str | None = None) -> Parts:
     document = read_document(folder / DOCUMENT)
     what = f"the result in {folder} was made for another pruned model"
     expect_digest(what, document["parents"].get("pruned"), model_digest(layout.pruned(cell)))
+    if merge is not None and document.get("no_change"):
+        return Parts(layout.pruned(cell))  # the adapter adds nothing
     if merge is not None:
-        return Parts(layout.pruned(cell), adapter=folder / ADAPTER)
+        return Parts(layout.pruned(cell), adapter=folder / ADAPTER, work=layout.work)
     checkpoint = folder / MODEL if document["kind"] == "checkpoint" else layout.pruned(cell)
     return Parts(checkpoint, path if (path := folder / COMPENSATION).is_file() else None)
 
@@ -133,7 +137,8 @@ def _method(cell: Cell, config: dict[str, Any], layout: Layout, merge: str | Non
     kept = {"biases": "kept", "checkpoint": "trained", "adapter": MERGES.get(merge or "", "merged")}
     weights = kept[method.ships]
     if cell.recovery is not None and method.ships != "biases":
-        weights = UNCHANGED if read_document(layout.recovered(cell) / DOCUMENT).get("no_change") else weights
+        document = read_document(layout.recovered(cell) / DOCUMENT)
+        weights = UNCHANGED if document.get("no_change") or document.get("weights_unchanged") else weights
     return {"name": name, "does": method.does, "weights": weights}
 
 
@@ -157,22 +162,27 @@ def export_cell(parts: Parts, out: Path, options: ExportOptions, merge: str | No
     if parts.adapter is None:
         return export_checkpoint(parts.checkpoint, parts.compensation, out, options)
     assert merge is not None
-    with _merged(parts.checkpoint, parts.adapter, MERGES[merge]) as checkpoint:
+    check_output(out, overwrite=options.overwrite)  # before the whole model is loaded for it
+    check_apart(out, parts.checkpoint, local_folder(parts.checkpoint, weights=False), parts.adapter)
+    with _merged(parts, MERGES[merge]) as checkpoint:
         return export_checkpoint(checkpoint, None, out, replace(options, kept=False))
 
 
 @contextmanager
-def _merged(pruned: Path, adapter: Path, variant: str) -> Iterator[Path]:
-    """A scratch checkpoint of the weights with the adapter in them, which the whole model is loaded for."""
+def _merged(parts: Parts, variant: str) -> Iterator[Path]:
+    """A scratch checkpoint of the weights with the adapter in them, which the whole model is loaded for; what it does
+    not touch is as it was stored."""
     from restorelcc.compensation.adapter import with_adapter  # imports peft
 
-    folder = local_folder(pruned)
-    model = load_model(folder, main_dtype(stored_tensors(folder)), torch.device("cpu"))
-    merged, _ = with_adapter(model, adapter, variant)
-    with tempfile.TemporaryDirectory(prefix="merged-", dir=adapter.parents[1]) as scratch:
-        written = Path(scratch) / "merged"
-        merged.save_pretrained(written)
-        write_tokenizer(pruned, written)
+    assert parts.adapter is not None and parts.work is not None
+    folder = local_folder(parts.checkpoint)
+    stored = stored_tensors(folder)
+    model = load_model(folder, widest(stored), torch.device("cpu"))
+    merged, _ = with_adapter(model, parts.adapter, variant, stored)
+    with Scratch(parts.work, "merged") as scratch:
+        written = Path(scratch)
+        write_as_stored(merged, stored, written)
+        write_tokenizer(parts.checkpoint, written)
         copy_processors(folder, written)
-        copy_generation(pruned, written)
+        copy_generation(parts.checkpoint, written)
         yield written

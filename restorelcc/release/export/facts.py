@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,18 @@ from restorelcc.base.progress import notice
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, adapter_digest
 from restorelcc.release.export.card import CardFacts
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # which no path of somebody's disk is
 
-def file_facts(*folders: Path, base_model: str | None = None, licence: str | None = None) -> CardFacts:
-    """Base model and licence: as given, or else as the first of the folders knows them."""
-    found = [_of_folder(folder) for folder in folders if folder.is_dir()]
+
+def file_facts(
+    pruned: Path, dense: Path | None = None, *, base_model: str | None = None, licence: str | None = None
+) -> CardFacts:
+    """Base model and licence: as given, or else as the dense or the pruned model's folder knows them.
+
+    The base model is the dense one, which its own card does not name: that has what the dense one was made from.
+    """
+    known = ((dense, True), (pruned, False))
+    found = [_of_folder(folder, dense=is_dense) for folder, is_dense in known if folder is not None and folder.is_dir()]
     return CardFacts(
         base_model=base_model or next((base for base, _ in found if base), None),
         licence=licence or next((text for _, text in found if text), None),
@@ -40,7 +49,7 @@ def cell_facts(
 
     Raises BadInput, naming what differs, where they were measured in different ways.
     """
-    base = file_facts(layout.dense(cell), layout.pruned(cell), base_model=base_model, licence=licence)
+    base = file_facts(layout.pruned(cell), layout.dense(cell), base_model=base_model, licence=licence)
     found = _measured(cell, layout)
     if variant is not None and "restored" in found:
         found["restored"] = found["restored"].get("variants", {}).get(variant)
@@ -130,17 +139,21 @@ def cell_ancestors(cell: Cell, layout: Layout) -> dict[str, Path]:
     return known
 
 
-def _of_folder(folder: Path) -> tuple[str | None, str | None]:
-    """(base model, licence) from the folder's model card, or from the hub's when the folder refers to a hub id."""
+def _of_folder(folder: Path, *, dense: bool) -> tuple[str | None, str | None]:
+    """(base model, licence) from the folder's model card, or from the hub's when the folder refers to a hub id.
+
+    dense: whether the base model is what lies there, which has no name on the hub where it is a folder.
+    """
     if (folder / REFERENCE).is_file():
         local = referred_folder(folder)
         if local is not None:
-            return _of_folder(local) if local.is_dir() else (str(local), None)
+            return _of_folder(local, dense=dense) if local.is_dir() else (None, None)
         source = read_document(folder / REFERENCE)["source"]
         return source, _hub_licence(source)
     card = _front_matter(folder / "README.md")
     base = card.get("base_model")
-    return base if isinstance(base, str) else None, _in_words(card.get("license"))
+    named = not dense and isinstance(base, str) and _HUB_ID.fullmatch(base)
+    return base if named else None, _in_words(card.get("license"))
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -158,12 +171,13 @@ def _front_matter(path: Path) -> dict[str, Any]:
 
 def _hub_licence(model: str) -> str | None:
     """The licence that the hub's card names; None when the hub cannot be asked, since a card can do without."""
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         card = HfApi().model_info(model).card_data
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError, OSError):
         return None
     return _in_words(card.get("license")) if card is not None else None
 

@@ -11,9 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.stock_files import check_stock
 from restorelcc.models.architectures import Family, family_of_config, head_layout
-from restorelcc.models.checkpoints import copy_generation, load_model, local_folder, write_tokenizer
+from restorelcc.models.checkpoints import copy_generation, local_folder, write_tokenizer
 from restorelcc.models.heads import HeadLayout
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.sparsity.kept import write_renamed
 from restorelcc.sparsity.streaming import empty_model, linears_by_name
 
 
@@ -59,9 +60,8 @@ def open_source(given: Path, scratch: Path) -> Source:
     network, stored = empty_model(folder, torch.float32), stored_tensors(folder)
     if linears_by_name(network, stored):
         return Source(given, folder, network, stored, converted=False)
-    model = load_model(folder, main_dtype(stored), torch.device("cpu"))
     converted = scratch / "converted"
-    model.save_pretrained(converted)
+    write_renamed(folder, converted)
     write_tokenizer(given, converted)
     copy_generation(given, converted)
     return Source(given, converted, empty_model(converted, torch.float32), stored_tensors(converted), converted=True)

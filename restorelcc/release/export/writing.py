@@ -12,17 +12,26 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from restorelcc.base.documents import read_json, write_json
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.progress import notice, progress
-from restorelcc.base.stock_files import CODE, GENERATION, PICKLES, PROCESSOR_FILES, has_tokenizer, tokenizer_files
+from restorelcc.base.stock_files import (
+    CODE,
+    GENERATION,
+    PICKLES,
+    PROCESSOR_FILES,
+    TOKENIZER_CONFIG,
+    has_tokenizer,
+    tokenizer_files,
+)
 from restorelcc.models.architectures import prunable_linears
 from restorelcc.models.biases import config_document, former_rope_keys
 from restorelcc.models.checkpoints import copy_generation, load_model, load_tokenizer, local_folder, tokenizer_folder
 from restorelcc.models.shards import write_shards
-from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.folding import planned_tensors
 from restorelcc.release.export.source import Source, main_dtype
 from restorelcc.release.provenance import tensor_entry
 from restorelcc.release.routes import Route
 from restorelcc.release.slicing import sliced
+from restorelcc.sparsity.kept import widest
 from restorelcc.sparsity.streaming import empty_model
 
 Entries = dict[str, dict[str, Any]]
@@ -97,27 +106,28 @@ def write_companions(folder: Path, source: Source) -> list[str]:
                 if each.is_file() and each.suffix.lower() not in (*PICKLES, *CODE):
                     (folder / each.relative_to(given)).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(each, folder / each.relative_to(given))
-    _keep_tokens(folder, source)
+    made += _keep_tokens(folder, source)
     if not (folder / "generation_config.json").is_file():
         GenerationConfig.from_model_config(source.config).save_pretrained(folder)
         made.append("generation_config.json")
     return made
 
 
-def _keep_tokens(folder: Path, source: Source) -> None:
+def _keep_tokens(folder: Path, source: Source) -> list[str]:
     """Text must become the same tokens as before: some tokenizer classes are chosen by the model's class, which a
-    relabelled checkpoint changes. Its tokenizer.json is then loaded as it stands; if that does not help, it is said."""
+    relabelled checkpoint changes. Its tokenizer.json is then loaded as it stands; if that does not help, it is said.
+    Returns the names of files that were not there."""
     before = load_tokenizer(source.folder if has_tokenizer(source.folder) else source.given)
     if _same_tokens(before, load_tokenizer(folder)):
-        return
-    path = folder / "tokenizer_config.json"
+        return []
+    path = folder / TOKENIZER_CONFIG
     own = path.read_bytes() if path.is_file() else None
     write_json(path, (read_json(path) if own else {}) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    if not _same_tokens(before, load_tokenizer(folder)):
-        path.write_bytes(own) if own else path.unlink()
-        notice(
-            "export", f"loaded from the written folder the tokenizer splits text differently than from {source.given}"
-        )
+    if _same_tokens(before, load_tokenizer(folder)):
+        return [] if own else [path.name]
+    path.write_bytes(own) if own else path.unlink()
+    notice("export", f"loaded from the written folder the tokenizer splits text differently than from {source.given}")
+    return []
 
 
 def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -132,7 +142,7 @@ def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
     Raises BadInput when nothing can be cut out, or when the class cannot express the result.
     """
     stored = stored_tensors(whole)
-    smaller = sliced(load_model(whole, _widest(stored), torch.device("cpu")))
+    smaller = sliced(load_model(whole, widest(stored), torch.device("cpu")))
     for name, part in smaller.named_parameters():  # norms may be wider than the rest
         part.data = part.data.to(stored[name].dtype if name in stored else main_dtype(stored))
     smaller.config.dtype = main_dtype(stored)
@@ -144,9 +154,3 @@ def cut_out(whole: Path, folder: Path, max_shard_bytes: int) -> Entries:
         name: tensor_entry(stored.read(), targeted=name in targeted)
         for name, stored in sorted(stored_tensors(folder).items())
     }
-
-
-def _widest(stored: dict[str, StoredTensor]) -> torch.dtype:
-    """A dtype that holds every tensor as it is."""
-    dtypes = {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.digest import content_of, file_digest
+from restorelcc.base.documents import read_document
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_links, inside
 from restorelcc.base.stock_files import (
@@ -17,6 +18,7 @@ from restorelcc.base.stock_files import (
     is_of_the_tokenizer,
     remote_code,
 )
+from restorelcc.base.weights import PACKED
 from restorelcc.models.checkpoints import load_tokenizer
 from restorelcc.models.tensor_files import StoredTensor, stored_tensors
 from restorelcc.release.provenance import RECORD, path_digest
@@ -40,6 +42,15 @@ def check_stock_only(folder: Path) -> str:
     if asking is not None:
         raise Violation(f"{folder / asking} asks for custom code (auto_map): a stock checkpoint needs none")
     return "safetensors, JSON and tokenizer only"
+
+
+def check_packed_weights(folder: Path) -> None:
+    """No weights beside the packed ones, which are not looked at, and which others would load in their place."""
+    entries = read_document(folder / PACKED).get("files")
+    named = [entry.get("packed") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in named:
+            raise Violation(f"{path} does not belong to the packed checkpoint ({PACKED} does not name it): delete it")
 
 
 def check_tokenizer(folder: Path) -> str:

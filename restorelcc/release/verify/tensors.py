@@ -119,6 +119,23 @@ def check_against(stored: Stored, reference: Reference) -> str:
     return f"{len(reference.stored)} tensors of the pruned checkpoint unchanged, {folded} biases folded"
 
 
+def check_zeros_kept(stored: Stored, pruned: Stored) -> str:
+    """Every zero of these weights of the pruned checkpoint is a zero here, where a method has made new weights of all
+    others."""
+    _check_names(set(stored) & set(pruned), set(pruned))
+    zeros = 0
+    for name, tensor in progress(sorted(pruned.items()), "verify against", "tensors"):
+        value, own = stored[name].read(), tensor.read()
+        if value.shape != own.shape:
+            raise Violation(f"{name} is {tuple(value.shape)}, in the pruned checkpoint {tuple(own.shape)}")
+        filled = (own == 0) & (value != 0)
+        if bool(filled.any()):
+            at = tuple(torch.nonzero(filled)[0].tolist())
+            raise Violation(f"{name} fills a zero of the pruned checkpoint, first at {list(at)}")
+        zeros += int((own == 0).sum())
+    return f"{zeros:,} zeros of the pruned checkpoint are zeros here, and the other weights are new"
+
+
 def _check_same(name: str, value: Tensor, own: Tensor) -> None:
     if value.shape != own.shape or value.dtype != own.dtype:
         raise Violation(f"{name} is {tuple(value.shape)} {value.dtype}, in the pruned checkpoint {tuple(own.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,25 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from restorelcc.base.errors import BadInput, one_line
 from restorelcc.base.publish import scratch_folder
+from restorelcc.base.recoveries import MERGES, UNCHANGED
 from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.checkpoint_check import check_checkpoint
 from restorelcc.models.checkpoints import load_model, local_folder
 from restorelcc.models.heads import HeadLayout
+from restorelcc.models.tensor_files import StoredTensor
 from restorelcc.release.export.source import open_source
+from restorelcc.release.export.writing import targeted_weights
 from restorelcc.release.original import can_be_taken_out
 from restorelcc.release.packed.folder import is_packed, unpack_into
 from restorelcc.release.packed.model import load_packed
-from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD, read_record
+from restorelcc.release.provenance import COMPENSATION, OWN_FOLDER, RECORD, path_digest, read_record
 from restorelcc.release.routes import plan_route
 from restorelcc.release.verify.files import (
     Violation,
     check_own_digests,
+    check_packed_weights,
     check_parent,
     check_shards,
     check_stock_only,
@@ -43,7 +48,7 @@ from restorelcc.release.verify.logits import (
     probe_tokens,
     pruned_from_restored,
 )
-from restorelcc.release.verify.tensors import Reference, check_against, check_recorded
+from restorelcc.release.verify.tensors import Reference, check_against, check_recorded, check_zeros_kept
 from restorelcc.sparsity.streaming import read_config
 
 _UNPACKED = ".unpacked-"  # in the name of a folder beside a packed checkpoint that is being verified
@@ -64,6 +69,23 @@ class Subject:
     @property
     def cut(self) -> bool:
         return self.record is not None and self.record["route"]["cut"]
+
+    @cached_property
+    def given_as(self) -> str:
+        """Which parent of the record `against` is, the pruned model: of a method that trained weights, `pruned` is what
+        it made of that model, and `recovery.pruned` the model itself."""
+        parents = {} if self.record is None else self.record["parents"]
+        first = parents.get("recovery.pruned")
+        if self.against is None or first is None:
+            return "pruned"
+        own = parents.get("pruned", {}).get("digest")
+        return "pruned" if own in (first["digest"], path_digest(self.against)) else "recovery.pruned"
+
+    @property
+    def new_weights(self) -> str | None:
+        """What a method has made of the weights of `against`; None where they are the same."""
+        weights = ((self.record or {}).get("method") or {}).get("weights", "kept")
+        return None if self.given_as == "pruned" or weights in ("kept", UNCHANGED) else weights
 
     def values(self, layout: HeadLayout) -> Compensation:
         """The compensation; one of nothing where the record has none, since a method has changed weights instead."""
@@ -96,7 +118,8 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
     if is_packed(folder):
         yield from _verify_unpacked(subject, logits=logits, waiting=waiting)
         return
-    yield "stock files", check_stock_only(folder)
+    if subject.packed is None:  # else of the packed folder, before it was unpacked
+        yield "stock files", check_stock_only(folder)
     yield "tokenizer", check_tokenizer(folder)
     stored = check_shards(folder)
     yield "shards", f"{len(stored)} tensors in whole files"
@@ -105,12 +128,12 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
             yield "method", one_line("{name}: {does}".format(**record["method"]))
         yield "tensors", check_recorded(stored, record)
         yield "digests", check_own_digests(folder, record)
-        given = {"pruned": subject.against, "compensation": subject.compensation}
+        given = {subject.given_as: subject.against, "compensation": subject.compensation}
         for name, recorded in record["parents"].items():
             yield "parents", check_parent(name, folder, recorded, given.get(name))
     if subject.against is not None and not subject.cut:
         with tempfile.TemporaryDirectory() as scratch:  # of a checkpoint under former names, today's
-            yield "against", check_against(stored, _reference(subject, Path(scratch)))
+            yield "against", _check_against(stored, subject, Path(scratch))
     check_checkpoint(folder)  # before another process loads it
     config = _config_of(folder)
     tokens = probe_tokens(config)
@@ -130,6 +153,8 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
 
 def _verify_unpacked(subject: Subject, *, logits: bool, waiting: Waiting | None) -> Iterator[Finding]:
     """That a packed checkpoint gives the bytes that were packed, and every check of that stock checkpoint."""
+    yield "stock files", check_stock_only(subject.folder)  # since unpacking leaves behind what is none
+    check_packed_weights(subject.folder)
     folder = subject.folder.resolve()
     # Beside it, so that paths to its parents lead there too.
     with scratch_folder(folder.parent, f".{folder.name}{_UNPACKED}", f".*{_UNPACKED}*") as scratch:
@@ -145,17 +170,22 @@ def _config_of(folder: Path) -> PretrainedConfig:
         raise Violation(str(error)) from error
 
 
-def _reference(subject: Subject, scratch: Path) -> Reference:
+def _check_against(stored: dict[str, StoredTensor], subject: Subject, scratch: Path) -> str:
+    """Every tensor, or where a method has trained the weights, the zeros that they keep."""
     assert subject.against is not None
+    if subject.new_weights == MERGES["zeros-filled"]:
+        return "not compared: the adapter was merged into the weights and fills its zeros"
     source = open_source(subject.against, scratch)
+    if subject.new_weights is not None:
+        return check_zeros_kept(stored, {name: source.stored[name] for name in targeted_weights(source)})
     route = plan_route(source.config, subject.values(source.layout), source.layout)
-    return Reference(source.stored, source.family, source.layout, route)
+    return check_against(stored, Reference(source.stored, source.family, source.layout, route))
 
 
 def _pruned(subject: Subject) -> PreTrainedModel | None:
     """The pruned model in float32: the one given, the one made of the folder's own files, or the recorded parent."""
     cpu = torch.device("cpu")
-    if subject.against is not None:
+    if subject.against is not None and subject.new_weights is None:
         return load_model(subject.against, torch.float32, cpu)
     if can_be_taken_out(subject.folder):
         return pruned_from_restored(subject.folder)

@@ -27,6 +27,7 @@ from restorelcc.compensation.fold import fold
 from restorelcc.models.checkpoints import load_entry, load_tokenizer, local_folder
 from restorelcc.models.placement import all_at_hand
 from restorelcc.models.runtime import give_back_memory, prepare
+from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.models.tensors import read_tensors
 from restorelcc.models.text import context_length
 from restorelcc.stages.evaluate import EvaluateConfig, cost, generation
@@ -125,8 +126,9 @@ class Evaluation:
         return before
 
     def adapt(self, adapter: Path, variant: str | None) -> None:
-        """Put an adapter beside the weights, or merge it as the variant says."""
-        self.network, added = with_adapter(self.network, adapter, variant)
+        """Put an adapter beside the weights, or merge it as the variant says, rounded as an export would ship it."""
+        stored = None if variant is None else stored_tensors(local_folder(self.checkpoint))
+        self.network, added = with_adapter(self.network, adapter, variant, stored)
         self.details["digests"]["adapter"] = adapter_digest(adapter)
         self.metrics["params_added"] += added
         if variant is None:

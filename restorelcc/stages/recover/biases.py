@@ -99,6 +99,7 @@ def compensated(method: Callable[[Inputs], Recovered]) -> Callable[[Inputs], Rec
             params_trained=trained,
             training=training,
             unchanged=unchanged,
+            weights_unchanged=first.unchanged,
         )
 
     return both

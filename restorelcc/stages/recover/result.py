@@ -97,6 +97,7 @@ class Recovered:
     params_trained: int = 0
     training: dict = field(default_factory=dict)
     unchanged: bool = False  # nothing that was tried beat the pruned model on the validation pairs
+    weights_unchanged: bool = False  # of weights and then biases, the weights gained nothing and are the pruned ones
 
     def mended(self, entry: ModelEntry) -> PreTrainedModel:
         """The model with its new weights as the checkpoint has them, for what is trained next."""

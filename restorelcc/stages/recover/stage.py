@@ -63,7 +63,8 @@ def run(cell: Cell, config: RecoverConfig, model: ModelEntry, layout: Layout) ->
         with published(layout, layout.recovered(cell)) as (folder,):
             folder.mkdir()
             document |= _write(folder, result, cell, layout, parents)
-            write_document(folder / DOCUMENT, document | {"no_change": result.unchanged, "training": result.training})
+            gained = {"no_change": result.unchanged, "weights_unchanged": result.weights_unchanged}
+            write_document(folder / DOCUMENT, document | gained | {"training": result.training})
             write_manifest(folder)
 
 

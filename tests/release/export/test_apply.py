@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.compensation.compensation import Compensation, Site
 from restorelcc.models.tensor_files import stored_tensors
+from restorelcc.release.export import writing
 from restorelcc.release.export.apply import apply_compensation, remove_compensation
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
 from restorelcc.release.shown import described
@@ -72,6 +73,33 @@ def test_applying_changes_what_the_model_says(tmp_path: Path) -> None:
     assert (logits[0] - logits[1]).abs().max() > 1e-2
     with pytest.raises(BadInput, match=r"carries a compensation already.*remove"):
         apply_compensation(tmp_path / "applied", pair.compensation, tmp_path / "twice", VERBATIM)
+
+
+def test_a_tokenizer_config_that_a_relabelled_checkpoint_needs_changed_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pair_of(tmp_path, "mistral")
+    before = _files(pair.pruned)
+    for options in (VERBATIM, ExportOptions()):
+        answers = iter([False, True])
+        monkeypatch.setattr(writing, "_same_tokens", lambda *_, answers=answers: next(answers))
+        out = tmp_path / f"verbatim-{options.verbatim}"
+        export_checkpoint(pair.pruned, pair.compensation, out, options)
+        config = json.loads((out / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert (out / "tokenizer_config.json").read_bytes() != before["tokenizer_config.json"]
+        remove_compensation(out, out.with_suffix(".removed"))
+        removed = _files(out.with_suffix(".removed"))
+        assert removed["tokenizer_config.json"] == before["tokenizer_config.json"]
+        if options.verbatim:
+            assert removed == before
+
+
+def test_an_export_keeps_its_own_record(tmp_path: Path) -> None:
+    pair = pair_of(tmp_path)
+    export_checkpoint(pair.pruned, None, tmp_path / "export", ExportOptions())
+    with pytest.raises(BadInput, match=r"is an export \(restorelcc\.json\).*restorelcc export --pruned"):
+        apply_compensation(tmp_path / "export", pair.compensation, tmp_path / "out", VERBATIM)
 
 
 def test_what_cannot_be_taken_out_is_refused(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_lent_tokenizer_goes_with_a_merged_adapter(tmp_path: Path) -> None:
     )
     (tmp_path / "recovered").mkdir()
     adapted.save_pretrained(tmp_path / "recovered" / "adapter")
-    parts = Parts(tmp_path / "ref", adapter=tmp_path / "recovered" / "adapter")
+    parts = Parts(tmp_path / "ref", adapter=tmp_path / "recovered" / "adapter", work=tmp_path / "work")
     export_cell(parts, tmp_path / "out", ExportOptions(), "zeros-kept")
     for path in (tmp_path / "dense").glob("tokenizer*"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from restorelcc.base.digest import file_digest, model_digest
+from restorelcc.base.documents import write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.prunings import parse_pruning
 from restorelcc.compensation.compensation import Compensation
@@ -21,6 +22,7 @@ from restorelcc.models.checkpoints import write_reference
 from restorelcc.models.references import pinned_source
 from restorelcc.release.export.card import CardFacts
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.folders import check_output
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.prune.prune import prune_model
 from tests import pico
@@ -145,6 +147,11 @@ def test_licence_and_base_model_come_from_the_pruned_folders_own_card(pair: Pair
     assert file_facts(folder, licence="mit").licence == "mit"
     write_reference(tmp_path / "reference", pinned_source("key", str(folder), None, tmp_path))
     assert file_facts(tmp_path / "reference").licence == "apache-2.0"
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert file_facts(tmp_path / "reference") == CardFacts(), "no path of a disk is a base model"
+    shutil.move(tmp_path / "elsewhere", folder)
+    (folder / "README.md").write_text("---\nbase_model: /home/somebody/dense\n---\n")
+    assert file_facts(folder).base_model is None
     (folder / "README.md").write_text("---\n: [\n---\n")
     assert file_facts(folder) == CardFacts()
     _export(Pair(folder, pair.compensation), tmp_path / "out")
@@ -153,6 +160,38 @@ def test_licence_and_base_model_come_from_the_pruned_folders_own_card(pair: Pair
     assert file_facts(folder).licence == "mit, apache-2.0"
     (folder / "README.md").write_text("---\nlicense: []\n---\n# Hello\n")
     assert file_facts(folder).licence is None
+
+
+def test_what_the_dense_model_was_made_from_is_not_the_base_model(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restorelcc.release.export.facts import file_facts
+
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    for folder in (dense, pruned):
+        shutil.copytree(pair.pruned, folder)
+    (dense / "README.md").write_text("---\nlicense: mit\nbase_model: the/parent\n---\n")
+    assert file_facts(pruned, dense) == CardFacts(licence="mit")
+    assert file_facts(pruned, dense, base_model="my/dense").base_model == "my/dense"
+    (pruned / "README.md").write_text("---\nbase_model: the/dense\n---\n")
+    assert file_facts(pruned, dense) == CardFacts(base_model="the/dense", licence="mit")
+    (tmp_path / "hub").mkdir()
+    write_document(tmp_path / "hub" / "model_ref.json", {"source": "a/hub", "revision": "0" * 40, "files": {}})
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert file_facts(pruned, tmp_path / "hub") == CardFacts(base_model="a/hub"), (
+        "a hub that cannot be asked says nothing"
+    )
+
+
+def test_a_place_that_nothing_can_be_renamed_to_is_refused_at_the_start(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev")
+    for out in (Path("/dev"), tmp_path / "link"):
+        with pytest.raises(BadInput, match=r"is where a disk is mounted.*give a folder inside it"):
+            check_output(out, overwrite=True)
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "other").symlink_to(tmp_path / "file" / "restored")
+    with pytest.raises(BadInput, match=r"other cannot be written: .*file is no folder"):
+        check_output(tmp_path / "other", overwrite=False)
 
 
 def test_what_is_in_the_way_is_kept_unless_it_may_be_overwritten(pair: Pair, tmp_path: Path) -> None:

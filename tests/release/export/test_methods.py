@@ -17,8 +17,12 @@ from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES, method
 from restorelcc.cli.app import app
 from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.apply import remove_compensation
 from restorelcc.release.export.cell import cell_options, cell_parts, export_cell, method_name
+from restorelcc.release.provenance import parents_of
+from restorelcc.release.verify.files import Violation
+from restorelcc.release.verify.tensors import check_zeros_kept
 from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune import PruneConfig
@@ -70,6 +74,64 @@ def test_a_method_is_exported_by_its_name_and_verified(name: str, layout: Layout
     assert {"recovery.pruned", "recovery.dense"} <= set(parents)
     assert ("compensation" in parents) == (name in ("meanshift", "masked-compensated"))
     assert ("pruned" in parents) == (CASES[name] is None)
+
+
+AGAINST = {
+    "meanshift": "tensors of the pruned checkpoint unchanged",
+    "masked": "zeros of the pruned checkpoint are zeros here, and the other weights are new",
+    "masked-compensated": "zeros of the pruned checkpoint are zeros here, and the other weights are new",
+    "eora": "zeros of the pruned checkpoint are zeros here, and the other weights are new",
+    "lora": "not compared: the adapter was merged into the weights and fills its zeros",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_pruned_model_is_what_an_export_is_held_against(name: str, layout: Layout, tmp_path: Path) -> None:
+    """Also where a method has new weights of it, which the record calls `pruned`."""
+    pruned, weights = layout.pruned(CELL), layout.recovered(dataclasses.replace(CELL, recovery=name)) / "model"
+    _export(name, layout, tmp_path / "out")
+
+    def found(against: Path) -> str:
+        return next(said for title, said in verify(subject(tmp_path / "out", against, None)) if title == "against")
+
+    assert AGAINST[name] in found(pruned)
+    if weights.is_dir():
+        assert "unchanged" in found(weights)
+    with pytest.raises(Violation, match=r"is not the (recovery\.)?pruned that the checkpoint was made from"):
+        found(layout.dense(CELL))
+
+
+def test_a_zero_that_new_weights_fill_is_named(layout: Layout, tmp_path: Path) -> None:
+    _export("lora", layout, tmp_path / "out")
+    stored, pruned = stored_tensors(tmp_path / "out"), stored_tensors(layout.pruned(CELL))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    first = torch.nonzero(pruned[name].read() == 0)[0].tolist()
+    with pytest.raises(
+        Violation, match=rf"{name} fills a zero of the pruned checkpoint, first at \[{first[0]}, {first[1]}\]"
+    ):
+        check_zeros_kept(stored, {name: pruned[name]})
+
+
+def test_the_content_of_a_model_that_was_referred_to_is_recorded(layout: Layout) -> None:
+    """By it a copy elsewhere is known."""
+    recorded = {"recovery.pruned": "a" * 64, "recovery.pruned_content": "b" * 64}
+    parents = parents_of(layout.pruned(CELL), None, {}, {}, recorded)
+    assert parents["recovery.pruned"].content == "b" * 64 and set(parents) == {"pruned", "recovery.pruned"}
+
+
+def test_weights_that_gained_nothing_are_told_apart_from_biases_that_did(layout: Layout, tmp_path: Path) -> None:
+    path = layout.recovered(dataclasses.replace(CELL, recovery="masked-compensated")) / "recovery.json"
+    document = read_document(path)
+    assert (document["no_change"], document["weights_unchanged"]) == (False, False)
+    try:
+        write_document(path, document | {"weights_unchanged": True})
+        record = _export("masked-compensated", layout, tmp_path / "out")
+    finally:
+        write_document(path, document)
+    assert record["method"]["weights"] == "unchanged" and record["route"]["folded"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Training the weights gained nothing" in card and "surviving weights are new" not in card
+    assert "A constant offset restores the mean" in card and "recovered by the method `masked-compensated`" in card
 
 
 def test_the_compensation_of_trained_weights_is_taken_out_again(layout: Layout, tmp_path: Path) -> None:

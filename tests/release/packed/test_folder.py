@@ -307,6 +307,20 @@ def test_verify_proves_a_packed_export(packed: Path, stock_forks: None) -> None:
     assert not list(packed.parent.glob(".*unpacked*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pytorch_model.bin", "is a pickle"),
+        ("modeling_own.py", "is a program"),
+        ("model.safetensors", r"does not belong to the packed checkpoint.*delete it"),
+    ],
+)
+def test_verify_looks_at_the_packed_folder_itself(name: str, said: str, copy: Path) -> None:
+    (copy / name).write_bytes(b"whatever")
+    with pytest.raises(Violation, match=rf"{name} {said}"):
+        dict(verify(subject(copy, None, None), logits=False))
+
+
 def test_verify_runs_the_product_of_few_tokens(
     packed: Path, compiler: str, stock_forks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

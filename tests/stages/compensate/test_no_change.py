@@ -27,7 +27,7 @@ from restorelcc.release.verify.verify import subject, verify
 from restorelcc.stages.compensate import CompensateConfig
 from restorelcc.stages.compensate.stage import run
 from restorelcc.stages.evaluate.stage import run_recovered, run_restored
-from restorelcc.stages.recover import RecoverConfig
+from restorelcc.stages.recover import RecoverConfig, biases
 from restorelcc.stages.recover.stage import run as run_method
 from restorelcc.stages.report import ReportConfig
 from restorelcc.stages.report.stage import run as run_report
@@ -229,6 +229,19 @@ def test_methods_of_several_trainings_count_as_changed_where_one_of_them_is(name
         document = read_json(layout.recovered(cell) / "recovery.json")
         assert document["no_change"] is False
         assert {block["learning_rate"] for block in document["training"]["blocks"]} == {0.002}
+
+
+def test_weights_that_gained_nothing_are_recorded_where_biases_gained(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = biases.trained_compensation
+    monkeypatch.setattr(
+        biases, "trained_compensation", lambda *given: dataclasses.replace(real(*given), unchanged=False)
+    )
+    cell = dataclasses.replace(CELL, recovery="masked-compensated")
+    run_method(cell, RecoverConfig.model_validate(SETTINGS), ENTRY, layout)
+    document = read_json(layout.recovered(cell) / "recovery.json")
+    assert (document["no_change"], document["weights_unchanged"]) == (False, True)
 
 
 def test_interrupted_no_change_ends_the_same(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
