@@ -62,7 +62,6 @@ SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/var/lib/", "/
 # Environment variables that modules of the project itself ask for, and why none of them changes a result.
 OWN_VARIABLES = {
     "DVC_STAGE": "whether DVC runs the stage",
-    "DVC_ROOT": "whether that DVC still lives",
     "PYTHONPATH": "where a stage that was started with other code than the project's finds it",
     "USE_HUB_KERNELS": "kernels of a hub are never loaded",
     "_RESTORELCC_SETTINGS_OF_ONE_RUN": "what `restorelcc run --set` changes; DVC has compared the changed settings",

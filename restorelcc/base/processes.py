@@ -113,11 +113,17 @@ def _wait_and_end(handle: int) -> None:
 def _dvc_is_gone() -> bool:
     """Whether no process lives that DVC's own lock file has as a writer: the one that started this stage is there."""
     try:
-        written = json.loads((Path(os.environ["DVC_ROOT"]) / RWLOCK).read_bytes())["write"]
+        written = json.loads((_dvc_root() / RWLOCK).read_bytes())["write"]
         owners = {int(owner["pid"]) for owner in written.values()}
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return False  # nothing to tell by
     return bool(owners) and not any(Path(f"/proc/{owner}").exists() for owner in owners)
+
+
+def _dvc_root() -> Path:
+    """The folder that DVC works in: that of an experiment has its own, and $DVC_ROOT names the project's."""
+    folder = Path.cwd()
+    return next((each for each in (folder, *folder.parents) if (each / ".dvc").is_dir()), folder)
 
 
 def is_running(pid: int, command: str) -> bool:

@@ -77,16 +77,17 @@ def export(
     from restorelcc.release.export.export import ExportOptions
     from restorelcc.release.export.facts import file_facts
 
-    known = {"base_model": base_model, "licence": licence}
     if checked is None or named is None:
         assert pruned is not None
-        parts, options = Parts(pruned, compensation), ExportOptions(card=file_facts(pruned, **known))
+        facts = file_facts(pruned, base_model=base_model, licence=licence)
+        parts, options = Parts(pruned, compensation), ExportOptions(card=facts)
     else:
         from restorelcc.pipeline.made_with import made_with
 
         layout = Layout(project_of(params))
         parts = cell_parts(named, layout, merge)
-        options = cell_options(named, made_with(named, checked, layout), layout, **known, merge=merge)
+        ran = made_with(named, checked, layout)
+        options = cell_options(named, ran, layout, base_model=base_model, licence=licence, merge=merge)
     options = replace(options, max_shard_bytes=shard_bytes, cut=cut, packed=packed, overwrite=overwrite)
     say_what_was_written(out, export_cell(parts, out, options, merge), as_json=as_json)
 

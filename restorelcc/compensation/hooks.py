@@ -55,8 +55,12 @@ def attached(model: PreTrainedModel, compensation: Compensation | Tensor) -> Exi
     def adding(site: Site) -> Callable[..., Tensor]:
         return lambda _module, _inputs, output: output + found.sites[site].to(output)
 
-    to_heads = adding_to_input(lambda layer: offset_LX[layer])
+    def offset_X(layer: int) -> Tensor:
+        return offset_LX[layer]
+
     with ExitStack() as held:
-        held.enter_context(registered(enumerate(out_projections(model)), to_heads, expected=layout.layers))
+        held.enter_context(
+            registered(enumerate(out_projections(model)), adding_to_input(offset_X), expected=layout.layers)
+        )
         held.enter_context(registered(linears.items(), adding, expected=len(found.sites), after=True))
         return held.pop_all()

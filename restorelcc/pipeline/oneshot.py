@@ -87,8 +87,16 @@ def _held(work: Path) -> Iterator[None]:
 
 
 def params_of(request: Request) -> Params:
-    """The settings that a run has, with those that `--set` puts over them. Raises BadInput for a wrong one."""
-    return checked(_project(request), request.overrides)
+    """The settings that a run has, with those that `--set` puts over them and with whole paths. Raises BadInput for a
+    wrong one, and for files that are not there."""
+    return _settled(request)[1]
+
+
+def _settled(request: Request) -> tuple[dict[str, Any], Params]:
+    content = _project(request)
+    checked(content, request.overrides)
+    _count_from_here(content)
+    return content, checked(content)
 
 
 @contextmanager
@@ -97,10 +105,7 @@ def run_chain(request: Request) -> Iterator[Restored]:
 
     Raises BadInput, before anything is made where it can, and StageEnded or StageFailed when a stage does not succeed.
     """
-    content = _project(request)
-    checked(content, request.overrides)
-    _count_from_here(content)
-    params = checked(content)
+    content, params = _settled(request)
     other = request.method not in COMPENSATIONS
     of = (None, request.method) if other else (str(params.grid.head_ratio[0]), None)
     cell, target = params.cell(MODEL, params.grid.pruning[0], *of), _RECOVER if other else TARGET

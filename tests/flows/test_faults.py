@@ -235,9 +235,14 @@ def test_a_stage_whose_dvc_died_before_it_could_tell_ends_before_its_imports(tmp
     lock.write_text('{"write": {"x": {"pid": 4194304, "cmd": "dvc repro"}}, "read": {}}')
     command = [sys.executable, "-X", "importtime", "-m", "restorelcc", "extract", "--model", "tiny"]
     variables = os.environ | {"DVC_STAGE": "extract@tiny", "DVC_ROOT": str(tmp_path)}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "the process that started the stage is gone" in done.stderr
     assert "typer" not in done.stderr, "nothing heavy was imported"
+
+    experiment = tmp_path / ".dvc/tmp/exps/one"  # DVC_ROOT is the project's nevertheless
+    (experiment / ".dvc").mkdir(parents=True)
+    done = subprocess.run(command, cwd=experiment, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--pruning" in done.stderr, "it goes on to its arguments"
 
 
 def test_scratch_is_where_its_destination_is(tmp_path: Path) -> None:
