@@ -21,6 +21,9 @@ KINDS = {
     ".txt": "txt",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What tasks read, by the names that `datasets` has for it.
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+READERS = (*FORMATS.values(), "text", "arrow")  # what a task file calls the data set when it names files
 FOR_PEOPLE = r"(readme|licen[cs]es?)(\..*)?"  # names of readmes and licences; .dvcignore has the same
 # Files of a folder that hold no rows: hidden ones, _SUCCESS and the like, readmes, licences, caches of Python.
 _PASSED_OVER = re.compile(rf"[._].*|__pycache__|{FOR_PEOPLE}|.*\.pyc", re.IGNORECASE)

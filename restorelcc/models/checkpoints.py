@@ -177,8 +177,9 @@ def lend_generation(lender: Path, folder: Path) -> bool:
 # What decides how a model writes greedily, with the values that change nothing (transformers' own).
 _WRITING: dict[str, Any] = {
     **{"eos_token_id": [], "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0},
+    **{"num_beams": 1, "encoder_repetition_penalty": 1.0, "penalty_alpha": None, "guidance_scale": None},
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), None),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "max_new_tokens", "stop_strings"), None),
 }
 
 

@@ -90,6 +90,7 @@ def test_settings_that_name_files_and_folders_count_from_the_current_folder(requ
         ("dataset_kwargs: {data_files: {test: my_tasks/quiz.jsonl}}", "my_tasks/quiz.jsonl"),
         ("dataset_kwargs: {data_dir: my_tasks, data_files: quiz.jsonl}", "my_tasks/quiz.jsonl"),
         ("dataset_kwargs: {data_files: {test: 'my_tasks/*.jsonl'}}", "my_tasks/quiz.jsonl"),
+        ("dataset_path: json\ndataset_kwargs: {data_dir: my_tasks}", "my_tasks"),
         ("dataset_path: ./my_tasks", "my_tasks"),
         ("include: ../other/base", "rows.jsonl"),
     ],
@@ -112,7 +113,8 @@ def test_a_task_that_names_its_data_from_here_is_refused_before_anything_is_made
 
 
 def test_a_task_that_names_its_data_by_whole_paths_or_on_the_hub_is_taken(request_here: oneshot.Request) -> None:
-    Path("my_tasks").mkdir()
+    for folder in ("my_tasks", "json"):  # the second is no data: the first task's reader is called so
+        Path(folder).mkdir()
     rows = Path("my_tasks/rows.jsonl").absolute()
     rows.write_text("{}\n")
     for number, text in enumerate(

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from restorelcc.base.data_bytes import opened
-from restorelcc.base.data_files import data_files
+from restorelcc.base.data_files import FORMATS, READERS, data_files
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.package_data import is_of_the_package
 from restorelcc.stages.evaluate.package_data import package_copies
 
-_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-_READERS = (*_FORMATS.values(), "text", "arrow")  # what a task file calls the data set when it names files
 _SPLITS = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
@@ -34,8 +32,8 @@ def local_data(
         try:
             if folder is None:
                 # The user's files are read again each time: the library's cache knows them by name, size and time.
-                own = {"cache_dir": cache} if path in _READERS or Path(path).exists() else {}
-                if path in _READERS and root is not None:
+                own = {"cache_dir": cache} if path in READERS or Path(path).exists() else {}
+                if path in READERS and root is not None:
                     base, beside = root, arguments.get("data_dir")
                     if isinstance(beside, str) and "://" not in beside:
                         base = root / Path(beside).expanduser()
@@ -122,9 +120,9 @@ def split_files(folder: Path, name: str | None) -> tuple[str, dict[str, list[str
         kinds: set[str] = set()
         for path in sorted(place.glob("*.*")) if place.is_dir() else []:
             split = re.match(r"[A-Za-z_]+?(?=[-.]|$)", path.name)
-            if path.suffix in _FORMATS and split:
+            if path.suffix in FORMATS and split:
                 files.setdefault(_SPLITS.get(split.group(), split.group()), []).append(str(path.absolute()))
-                kinds.add(_FORMATS[path.suffix])
+                kinds.add(FORMATS[path.suffix])
         if len(kinds) > 1:
             raise BadInput(f"{place} holds files of several formats ({', '.join(sorted(kinds))}): keep one of them")
         if files:

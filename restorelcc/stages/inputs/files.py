@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from restorelcc.base.data_files import FOR_PEOPLE
+from restorelcc.base.data_files import FOR_PEOPLE, READERS
 from restorelcc.base.documents import StrictLoader, parse_yaml, read_text
 from restorelcc.base.errors import BadInput
 
@@ -149,14 +149,18 @@ def _referred(task_file: Path, root: Path) -> Iterator[_Reference]:
         yield _Reference(called)
         if called.is_file():
             yield from (_Reference(path) for path in files_below(called.parent) if path.suffix == ".py")
-    for where in _mappings_of(content):
+    mappings = list(_mappings_of(content))
+    reads_files = any(name in READERS for where in mappings for name in _texts(where.get("dataset_path")))
+    for where in mappings:
         for name in _texts(where.get("include")):
             yield _Reference(task_file.parent / name, is_included=True, is_needed=True, is_whole=_is_whole(name))
         yield from _named_files(where, root)
         for key in ("data_dir", "dataset_path"):
             for name in _texts(where.get(key)):
+                if key == "dataset_path" and name in READERS:  # whatever else may be called so here
+                    continue
                 found = _data_at(root, name.removeprefix("file://"))
-                is_data = key == "dataset_path"  # a `data_dir` alone may be of a data set of the hub
+                is_data = key == "dataset_path" or reads_files  # or of a data set of the hub
                 yield from (reference._replace(is_needed=False, is_data=is_data) for reference in found)
 
 

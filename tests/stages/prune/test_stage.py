@@ -300,10 +300,10 @@ def test_an_external_checkpoint_writes_as_the_dense_model_or_it_is_told(
     assert end_tokens(load_model(folder, torch.float32, CPU)) == [9, 2]
     told = capfd.readouterr().err
     assert f"has no {name}: the dense model's is used" in told and "writes by other settings" not in told
-    (elsewhere / name).write_text(json.dumps({"eos_token_id": 2, "repetition_penalty": 1.3, "top_p": 0.9}))
+    (elsewhere / name).write_text(json.dumps({"eos_token_id": 2, "num_beams": 4, "max_new_tokens": 9, "top_p": 0.9}))
     folder = prune(layout, "external-mine", _external(mine=elsewhere))
     assert not (folder / name).exists() and end_tokens(load_model(folder, torch.float32, CPU)) == [2]
-    said = "than the dense model (eos_token_id [2], not [2, 9]; repetition_penalty 1.3, not 1.0)"
+    said = "than the dense model (eos_token_id [2], not [2, 9]; num_beams 4, not 1; max_new_tokens 9, not None)"
     assert said in capfd.readouterr().err
 
 
