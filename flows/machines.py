@@ -44,6 +44,7 @@ METRICS = "data/metrics"  # all that the head needs of the models
 _POLL_SECONDS = 2.0
 _CANCELS, _CANCEL_SECONDS = 3, 60.0  # how often a worker is asked to end a job that takes too long, and how long it has
 _CODE = ["dvc.yaml", "params.yaml", "restorelcc", "flows", "versions", ".dvc/config", ".dvcignore"]
+_FOR_PEOPLE = ["docs", "tests", "*.md", "LICENSE*"]  # edits of these change no result, unless dvc.yaml names them
 
 
 @flow(name="machines", validate_parameters=True)
@@ -125,12 +126,14 @@ def waves(dag: Dag) -> tuple[set[str], dict[str, set[str]], set[str]]:
 
 
 def check_machines(root: Path, remote: str | None, *, commit: bool = False) -> str:
-    """The remote's name, after all checks: workers run committed revisions, so all that their stages read must be
+    """The remote's name, after all checks: workers run committed revisions, so all that their stages may read must be
     committed; and git must know who commits, where dvc.lock is to be committed at the end."""
     from dvc.repo import Repo
 
     params, revision = load_params(root / "params.yaml"), committed_revision(root)
     changed = git(root, "status", "--porcelain", "-z", "--", *_CODE, *read_by_stages(root))
+    apart = [f":(exclude){name}" for name in ("dvc.lock", *_FOR_PEOPLE)]
+    changed = changed or git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--", ".", *apart)
     check_in_clones(params, root, revision)
     told = "{} is not committed, but workers run committed revisions: commit it first"
     if changed:

@@ -40,6 +40,7 @@ from restorelcc.pipeline.named_sources import check_names
 from restorelcc.pipeline.params import load_params
 from restorelcc.pipeline.renamed import rename_in_file
 from restorelcc.pipeline.versions import FOLDER, write_versions
+from restorelcc.pipeline.workspace import flow_running
 
 _WORKERS_SECONDS = 60.0  # in which Dask's workers end the stages of a run
 
@@ -58,7 +59,8 @@ def restore(parallel: AtLeastOne | None = None, gpus: AtLeastOne | None = None) 
 def run_grid(root: Path, limits: Limits) -> State:
     """The body of a flow over the grid in `root`: its final state says how many stages did what. Raises BadInput."""
     dag = plan(root)
-    state = run_stages(dag, root, limits)
+    with flow_running(root):  # after the plan: two flows that both lay out would wait for each other
+        state = run_stages(dag, root, limits)
     if state.is_completed():
         publish_report(root)
     return state

@@ -138,9 +138,9 @@ def _runs(root: Path) -> Iterator[Finding]:
     from restorelcc.pipeline.running import lock_owner
 
     work = Layout(root).work
-    running = {path.name: owner for path in sorted((work / "locks").glob("*")) if (owner := lock_owner(path))}
-    for stage, owner in running.items():
-        yield Finding(False, f"{stage} is running as process {owner}")
+    running = {path: owner for path in sorted((work / "locks").glob("*")) if (owner := lock_owner(path))}
+    for path, owner in running.items():
+        yield Finding(False, f"{workspace.what_holds(path)} is running as process {owner}")
     for run in workspace.other_runs(root):
         yield Finding(False, f"{run} is at work here: another run in this folder waits for it, or ends and names it")
 

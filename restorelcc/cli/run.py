@@ -41,13 +41,13 @@ def run(
     from restorelcc.pipeline.reproduce import StageEnded, reproduce
     from restorelcc.pipeline.running import held_lock
     from restorelcc.pipeline.versions import FOLDER, write_versions
-    from restorelcc.pipeline.workspace import mend
+    from restorelcc.pipeline.workspace import mend, run_lock
     from restorelcc.stages.report.terminal import print_results
 
     settings = (*([f"grid.model={json.dumps(model)}"] if model else []), *(set_ or []))
     checked, layout = load_params(params, settings), Layout(root)
     check_writable(layout)
-    with held_lock(layout.work / "locks" / "run"):
+    with held_lock(run_lock(root)):
         told = [*mend(root), *(rename_in_file(params)), *(write_versions(root) if (root / FOLDER).is_dir() else [])]
         for sentence in told:
             notice("run", sentence)

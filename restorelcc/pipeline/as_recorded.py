@@ -50,8 +50,9 @@ def as_recorded(
     laid_out, folder = layout.inputs(Cell(cell.model)) / "settings", STAGES[stage].folder
     if now and (path := laid_out / f"{folder}.json").is_file() and path.read_text("utf-8") != json_text(now["entry"]):
         raise StageFailed(
-            f"models.{cell.model} in {params_file} was changed since this run began, and DVC would record what "
-            f"{stage_name(stage, cell)} gives as the result of what it was before: run it again"
+            f"models.{cell.model} in {params_file} is not what was laid out for this run: the file was edited since, "
+            f"or another run has settings of its own. DVC would record what {stage_name(stage, cell)} gives as the "
+            "result of the other: run it again"
         )
     yield
     after = seen(_given(params_file, overrides, stage, cell))

@@ -13,31 +13,35 @@ from restorelcc.base.processes import started_by_dvc
 from restorelcc.pipeline.added import added_here, differing
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.running import held_lock, stage_lock
-from restorelcc.pipeline.workspace import other_runs, wait_for_others
+from restorelcc.pipeline.workspace import at_work, wait_for_others
 from restorelcc.stages.inputs.stage import lay_out, run, unlike
 
 STAGE = "inputs"
 
 
-def lay_out_inputs(params: Params, alias: str, layout: Layout) -> None:
+def lay_out_inputs(params: Params, alias: str, layout: Layout, *, wait: bool = True) -> None:
     """Make DVC watch the files that a model names. Raises BadInput for one that is missing.
 
     What a run at work here depends on stays until it has ended: DVC would record its result as one of the change. A
-    stage, whose own run is at work, does not wait.
+    stage, whose own run is at work, does not wait. wait: False where DVC's lock is held, for which the run may wait;
+    then nothing is done.
     """
     cell = Cell(alias)
-    while not started_by_dvc() and other_runs(layout.root) and unlike(cell, params.named(alias), layout):
+    depended_on = not started_by_dvc() and layout.inputs(cell).is_dir()
+    while depended_on and at_work(layout.root) and unlike(cell, params.named(alias), layout):
+        if not wait:
+            return
         wait_for_others(layout.root, STAGE)
     with held_lock(stage_lock(layout, STAGE, cell)):
         run(cell, params.named(alias), layout)
 
 
-def lay_out_what_is_here(params: Params, layout: Layout) -> list[str]:
+def lay_out_what_is_here(params: Params, layout: Layout, *, wait: bool = True) -> list[str]:
     """`lay_out_inputs` for every model of the grid whose files are on this machine; a sentence for each other one."""
     absent = []
     for alias in params.grid.model:
         try:
-            lay_out_inputs(params, alias, layout)
+            lay_out_inputs(params, alias, layout, wait=wait)
         except BadInput as error:
             absent.append(f"{error}; results computed from it can be read here, but not computed again")
     return absent

@@ -130,7 +130,7 @@ def _bring_sources(repo: Any, stages: set[Any], remote: str | None) -> list[Any]
     """
     brought = {stage: _bring(repo, stage, remote) for stage in sorted(stages, key=lambda stage: stage.addressing)}
     if True in brought.values() and Path("params.yaml").is_file():
-        lay_out_what_is_here(load_params(Path("params.yaml")), Layout(Path.cwd()))
+        lay_out_what_is_here(load_params(Path("params.yaml")), Layout(Path.cwd()), wait=False)
     return [stage for stage, done in brought.items() if done is None]
 
 

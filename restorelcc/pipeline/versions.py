@@ -14,7 +14,7 @@ from pathlib import Path
 
 from restorelcc.base.errors import BadInput
 from restorelcc.base.publish import replace_text
-from restorelcc.pipeline.workspace import other_runs, wait_for_others
+from restorelcc.pipeline.workspace import at_work, wait_for_others
 
 FOLDER = "versions"
 CODE = "code"  # below it: digests of the installed package's folders
@@ -126,7 +126,7 @@ def write_versions(root: Path) -> list[str]:
     """Write what is installed; one line per change. Files of what has not changed are left alone, and all of them as
     long as a run is at work here, which depends on them."""
     changed, code = differences(root), changed_code(root)
-    if (changed or code) and other_runs(root):
+    if (changed or code) and at_work(root):
         wait_for_others(root, FOLDER)
         return write_versions(root)
     for package, (_, new) in changed.items():

@@ -11,18 +11,22 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from filelock import lock_descriptor
 
 from restorelcc.base.errors import StageFailed
+from restorelcc.base.layout import Layout
 from restorelcc.base.processes import RWLOCK, is_running
 from restorelcc.base.progress import notice
 from restorelcc.pipeline.lockfile import FILE, heal, read_lock
+from restorelcc.pipeline.running import held_lock, lock_owner
 
 _PATIENCE_SECONDS = 30.0
+_FLOW = "flow-"  # the names of their lock files begin so
 
 
 class Run(NamedTuple):
@@ -65,11 +69,42 @@ def _same_path(name: str, path: Path) -> bool:
     return Path(name).resolve() == path.resolve()
 
 
+def run_lock(root: Path, name: str = "run") -> Path:
+    """The lock file of a whole run here: of `restorelcc run`, of which one at a time works, or of a flow."""
+    return Layout(root).work / "locks" / name
+
+
+@contextmanager
+def flow_running(root: Path) -> Iterator[None]:
+    """Let others see that a flow works here. Flows work beside one another, so that each has a lock of its own."""
+    path = run_lock(root, f"{_FLOW}{uuid4().hex}")
+    with held_lock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def what_holds(lock: Path) -> str:
+    """What works where a file of .work/locks is locked: a whole run, or a stage by its name."""
+    return "a flow" if lock.name.startswith(_FLOW) else "restorelcc run" if lock.name == "run" else lock.name
+
+
+def at_work(root: Path) -> list[Run]:
+    """`other_runs`, and whole runs of other processes, which are at work between two of their stages too."""
+    found = other_runs(root)
+    for path in (run_lock(root), *run_lock(root).parent.glob(f"{_FLOW}*")):
+        with suppress(FileNotFoundError):  # it has ended
+            if (owner := lock_owner(path)) not in (None, "unknown", str(os.getpid())):
+                found.append(Run(int(owner), what_holds(path)))
+    return found
+
+
 def wait_for_others(root: Path, title: str) -> None:
-    """Wait until no other process reads or writes artifacts here; says under `title` which one it waits for."""
-    runs = other_runs(root)
+    """Wait until no other process works here; says under `title` which one it waits for."""
+    runs = at_work(root)
     notice(title, f"{', '.join(map(str, runs)) or 'another run'} is at work in {root}: waiting")
-    while runs and other_runs(root):
+    while runs and at_work(root):
         time.sleep(0.5)
     time.sleep(0.1)
 

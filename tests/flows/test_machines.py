@@ -153,6 +153,8 @@ def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     (project.folder / "README.md").write_text("about it")
     (project.folder / "scripts").mkdir()
     (project.folder / "scripts" / "own.py").write_text("print()")
+    for name in ("raw.csv.dvc", "extra.yaml"):  # of a dependency by `dvc add`, and of `vars`
+        (project.folder / name).write_text("old: 1\n")
     pipeline = yaml.safe_load((project.folder / "dvc.yaml").read_text())
     elsewhere = ["/etc/hostname", "../../elsewhere.txt", "data/metrics/${item.model}/dense.json"]
     own = {"cmd": "python own.py", "wdir": "scripts", "deps": ["own.py", *elsewhere], "params": [{"own.yaml": None}]}
@@ -171,6 +173,11 @@ def test_edited_data_is_committed_first_as_code_is(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^scripts/own\.py is not committed, but workers run committed revisions"):
         machines.check_machines(project.folder, None)
     project.sh("git", "checkout", "--quiet", "scripts")
+    for name in ("raw.csv.dvc", "extra.yaml"):
+        (project.folder / name).write_text("new: 1\n")
+        with pytest.raises(BadInput, match=rf"^{name} is not committed, but workers run committed revisions"):
+            machines.check_machines(project.folder, None)
+        project.sh("git", "checkout", "--quiet", name)
     shard = project.folder / "shards" / "2.jsonl"
     shard.write_text('{"text": "new"}\n')
     with pytest.raises(BadInput, match=r"shards/2\.jsonl is not committed, but workers run committed revisions"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,7 +106,7 @@ def test_an_entry_changed_between_two_stages_of_a_run_ends_the_second(project: P
     compensate = ("compensate", Cell("mine", "wanda-0.5", "0.25"))
     entry(settings={"compensate": {"epochs": 7}})
     _run(project, *PRUNE, lambda _: None)
-    with pytest.raises(StageFailed, match=r"models\.mine in .* was changed since this run began.*compensate@mine"):
+    with pytest.raises(StageFailed, match=r"models\.mine in .* is not what was laid out for this run.*compensate@mine"):
         _run(project, *compensate, lambda _: pytest.fail("it has begun"))
     lay_out_inputs(load_params(project / "params.yaml"), "mine", Layout(project))
     _run(project, *compensate, lambda _: None)
@@ -197,7 +199,7 @@ def test_what_a_run_at_work_depends_on_is_laid_out_when_it_has_ended(
         return [Run(12, "dvc repro")] if len(seen) < 4 else []
 
     for place in (workspace, inputs, package_versions):
-        monkeypatch.setattr(place, "other_runs", at_work)
+        monkeypatch.setattr(place, "at_work", at_work)
     params = load_params(project / "params.yaml", ("models.mine.settings={prune: {seed: 7}}",))
     lay_out_inputs(params, "mine", Layout(project))
     assert json.loads(settings.read_text())["section"] == {"seed": 7}
@@ -215,3 +217,36 @@ def test_what_a_run_at_work_depends_on_is_laid_out_when_it_has_ended(
     monkeypatch.setenv("DVC_STAGE", "evaluate_dense@mine")
     lay_out_inputs(load_params(project / "params.yaml"), "mine", Layout(project))
     assert settings.read_text() == old[0] and len(seen) == 1, "a stage does not wait for its own run"
+
+
+_RUNS = """
+import sys
+from pathlib import Path
+from restorelcc.pipeline.running import held_lock
+from restorelcc.pipeline.workspace import flow_running, run_lock
+root = Path(sys.argv[2])
+with flow_running(root) if sys.argv[1] == "a flow" else held_lock(run_lock(root)):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("what", ["a flow", "restorelcc run"])
+def test_a_whole_run_is_at_work_between_two_of_its_stages_too(what: str, project: Path) -> None:
+    layout, settings = Layout(project), project / "data/inputs/mine/settings/prune.json"
+    changed = load_params(project / "params.yaml", ("models.mine.settings={prune: {seed: 7}}",))
+    before = settings.read_bytes()
+    command = [sys.executable, "-c", _RUNS, what, str(project)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "in\n"
+        assert workspace.at_work(project) == [Run(process.pid, what)]
+        assert workspace.other_runs(project) == [], "no stage is"
+        lay_out_inputs(changed, "mine", layout, wait=False)  # as under DVC's lock, for which the run may wait
+        assert settings.read_bytes() == before
+        shutil.rmtree(layout.inputs(Cell("mine")))
+        lay_out_inputs(changed, "mine", layout)
+        assert json.loads(settings.read_text())["section"] == {"seed": 7}, "nothing depended on it: it does not wait"
+        process.communicate()
+    assert workspace.at_work(project) == []
+    lay_out_inputs(load_params(project / "params.yaml"), "mine", layout, wait=False)
+    assert settings.read_bytes() == before

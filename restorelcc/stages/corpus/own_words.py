@@ -26,7 +26,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.base.progress import notice, progress
-from restorelcc.base.publish import Scratch, put
+from restorelcc.base.publish import Scratch, locked, put
 from restorelcc.base.tables import write_table
 from restorelcc.base.unfinished import words_folder
 from restorelcc.models.checkpoints import load_entry, write_source
@@ -182,6 +182,7 @@ class Writer:
     def _network(self) -> PreTrainedModel:
         layout = Layout(self.root)
         prepare(seed=self.config.seed, threads=self.model.threads)
+        self.held.enter_context(locked(words_folder(layout, self.key)))  # so that nobody takes it for left behind
         scratch = self.held.enter_context(Scratch(layout.work, "writer"))
         folder = Path(scratch) / "dense"
         write_source(folder, self.key, self.model.source, self.model.revision, self.root)

@@ -14,6 +14,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import DataFiles, ModelEntry
 from restorelcc.base.tables import EXAMPLES, read_metadata, read_table, read_texts
+from restorelcc.base.unfinished import unfinished
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.models.response_mask import RENDERED
 from restorelcc.stages.corpus import CorpusConfig
@@ -116,6 +117,7 @@ def test_an_interrupted_run_goes_on_with_the_next_batch(tmp_path: Path, monkeypa
     done, stock = [], own_words.continued
 
     def interrupted(*arguments: object) -> object:
+        assert unfinished(layout) == [], "what is being written is not left behind"
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(1)
@@ -125,6 +127,7 @@ def test_an_interrupted_run_goes_on_with_the_next_batch(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         run(CELL, CONFIG, entry, layout)
     assert not layout.corpus(CELL).exists()
+    assert [work.name for work in unfinished(layout)] == [f"models.{CELL.model}"]
     rest: list[int] = []
     monkeypatch.setattr(own_words, "continued", lambda *arguments: rest.append(1) or stock(*arguments))
     run(CELL, CONFIG, entry, layout)
