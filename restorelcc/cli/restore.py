@@ -110,7 +110,7 @@ def restore(
     check_output(out, overwrite=overwrite)
     work = work or out.absolute().with_name(f"{out.absolute().name}.work")
     sources = [model_source("--dense", dense), *([model_source("--pruned", pruned, gguf=False)] if pruned else [])]
-    check_apart(out, work, *(Path(source) for source in sources if Path(source).exists()))
+    check_apart(out, work, *_here(dense, *filter(None, [pruned])))
     request = Request(
         dense=dense,
         pruned=pruned,
@@ -132,6 +132,7 @@ def restore(
     params = params_of(request)
     _check_cut(pruning, cut=cut)
     _check_models(sources, params, pruning, None if compensation_only else _sites(method, chosen, params))
+    check_apart(out, *_here(*request.tasks))
     _check_named(out, params, work)
     from restorelcc.release.export.cell import cell_options, cell_parts, export_cell
 
@@ -220,6 +221,11 @@ def _check_cut(pruning: str | None, *, cut: bool) -> None:
             f"--slice cuts out whole heads and channels, and {pruning} removes single weights: leave it out, or prune "
             "by slimgpt"
         )
+
+
+def _here(*named: str) -> list[Path]:
+    """What options name that is a folder or file here, as it is named; hub ids and tasks of lm-eval are none."""
+    return [path for path in (Path(each).expanduser() for each in named) if path.exists()]
 
 
 def _check_named(out: Path, params: Params, work: Path) -> None:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from restorelcc.base.errors import BadInput, first_line
 from restorelcc.base.manifest import check_folder
-from restorelcc.models.architectures import prunable_linears
-from restorelcc.models.tensor_files import StoredTensor
+from restorelcc.models.architectures import family_of, prunable_linears
+from restorelcc.models.tensor_files import StoredTensor, floating_dtypes, least_dtype
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REMASKED = "merged, zeros put back"
@@ -30,39 +30,45 @@ def with_adapter(
     """The model with the adapter, and how many numbers stay beside the weights: all of its own, none when merged.
 
     Merging fills zeros; REMASKED puts those of the pruned linears back afterwards. It is done in float32 whatever the
-    model computes in, and rounded as the weights are `stored` in their checkpoint, which is what an export ships.
+    model computes in: weights and zeros are taken as they are `stored` in their checkpoint, and rounded alike, which is
+    what an export ships. Those that go by former names there are taken as they were loaded.
     """
-    dtypes = {id(linear): _stored_dtype(network, name, stored or {}) for _, name, linear in prunable_linears(network)}
+    stored = stored or {}
+    known = {id(linear): _stored(network, name, stored) for _, name, linear in prunable_linears(network)}
     adapted: Any = read_adapter(adapter, network)
     if variant is None:
         return network, sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)
+    dtypes = floating_dtypes(stored)
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
-            _merge(module, dtypes.get(id(module.get_base_layer())), with_zeros=variant == REMASKED)
+            _merge(module, known.get(id(module.get_base_layer())), dtypes, with_zeros=variant == REMASKED)
     merged: PreTrainedModel = adapted.unload()
     return merged, 0
 
 
-def _stored_dtype(network: PreTrainedModel, name: str, stored: Mapping[str, StoredTensor]) -> torch.dtype | None:
-    """That of a linear's weight in the checkpoint; where it goes by a former name, that of all weights if it is one."""
+def _stored(network: PreTrainedModel, name: str, stored: Mapping[str, StoredTensor]) -> StoredTensor | None:
+    """The weight [O, I] of a linear in the checkpoint; None where it goes by a former name that is not known."""
     for known in (name, name.removeprefix(f"{network.base_model_prefix}.")):
         if f"{known}.weight" in stored:
-            return stored[f"{known}.weight"].dtype
-    dtypes = {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
-    return dtypes.pop() if len(dtypes) == 1 else None
+            return stored[f"{known}.weight"].as_linear(family_of(network).transposed)
+    return None
 
 
 @torch.no_grad()
-def _merge(module: Any, stored: torch.dtype | None, *, with_zeros: bool) -> None:
-    """Merge one adapted linear, and round its weight. stored: None where only the model's own dtype is known."""
+def _merge(module: Any, stored: StoredTensor | None, dtypes: set[torch.dtype], *, with_zeros: bool) -> None:
+    """Merge one adapted linear, and round its weight: as it is `stored`, or, where that is not known, to the only one
+    of the checkpoint's `dtypes`, or to the least of them that held it before."""
     weight = module.get_base_layer().weight
     computed = weight.dtype
-    kept_OI = weight != 0 if with_zeros else None
-    weight.data = weight.data.to(torch.promote_types(computed, torch.float32))
+    before_OI = weight.data if stored is None else stored.read().to(weight.device)
+    only = next(iter(dtypes)) if len(dtypes) == 1 else None
+    rounded = only or least_dtype(before_OI, dtypes) or computed if stored is None else stored.dtype
+    kept_OI = before_OI != 0 if with_zeros else None
+    weight.data = before_OI.to(torch.promote_types(before_OI.dtype, torch.float32))
     module.merge()
     if kept_OI is not None:
         weight.mul_(kept_OI)
-    weight.data = weight.data.to(stored or computed).to(computed)
+    weight.data = weight.data.to(rounded).to(computed)
 
 
 @contextmanager

@@ -115,6 +115,12 @@ def _fetched(repository: Repository, commit: str, names: list[str]) -> Path:
     if is_offline():
         raise _not_cached(repository, commit, next(iter(missing), "config.json"))
     listed = _listing(repository, commit)
+    if absent := [name for name in names if name not in listed]:
+        held = f", but {', '.join(sorted(listed)[:4])}" if listed else ""
+        raise BadInput(
+            f"{repository.key}: the {repository} holds no {absent[0]}{held}: give a repository or a revision of a "
+            "whole checkpoint; of an adapter, one that it is merged into; of GGUF files, the path of a downloaded one"
+        )
     _check_space(repository, sum(listed[name][1] for name in missing))
     return _asked(
         repository,

@@ -6,6 +6,7 @@ is closed; here a tensor is read into memory of its own, and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +52,17 @@ class StoredTensor:
         with self.file.open("r+b") as file:
             file.seek(self.start)
             file.write(content.data)
+
+
+def floating_dtypes(stored: Mapping[str, StoredTensor]) -> set[torch.dtype]:
+    """Those that the numbers of a checkpoint are stored in."""
+    return {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
+
+
+def least_dtype(value: Tensor, dtypes: set[torch.dtype]) -> torch.dtype | None:
+    """The smallest of the dtypes that holds every number of a tensor as it is; None where none does."""
+    ordered = sorted(dtypes, key=lambda each: (each.itemsize, str(each)))
+    return next((dtype for dtype in ordered if torch.equal(value.to(dtype).to(value.dtype), value)), None)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -36,12 +36,19 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
 
 def check_apart(out: Path, *sources: Path) -> None:
-    """Raises BadInput when writing `out` would replace, or write into, one of the sources."""
+    """Raises BadInput when writing `out` would replace, or write into, one of the sources, or replace a link that a
+    source is named by."""
     target = out.resolve()
     for source in sources:
-        resolved = source.resolve()
-        if target == resolved or target in resolved.parents or resolved in target.parents:
+        resolved, places = source.resolve(), _places(source)
+        if any(target in (place, *place.parents) for place in (resolved, *places)) or resolved in target.parents:
             raise BadInput(f"{out} and {source} contain one another: give an output folder outside the input folder")
+
+
+def _places(path: Path) -> list[Path]:
+    """Where a path and each folder that it is named by lie: of a link, where the link does."""
+    named = Path(os.path.normpath(path.absolute()))
+    return [each.parent.resolve() / each.name for each in (named, *named.parents)]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from restorelcc.models.architectures import family_of, prunable_linears
 from restorelcc.models.biases import write_with_zero_biases
 from restorelcc.models.checkpoints import load_model
-from restorelcc.models.tensor_files import StoredTensor, stored_tensors
+from restorelcc.models.tensor_files import StoredTensor, floating_dtypes, least_dtype, stored_tensors
 from restorelcc.sparsity.patterns import retained
 from restorelcc.sparsity.streaming import copy_checkpoint, empty_model, linears_by_name, read_config
 
@@ -92,17 +92,13 @@ def write_renamed(source: Path, folder: Path) -> None:
 
 def widest(stored: dict[str, StoredTensor]) -> torch.dtype:
     """A dtype that holds every number of a checkpoint as it is."""
-    return reduce(torch.promote_types, _dtypes(stored))
-
-
-def _dtypes(stored: dict[str, StoredTensor]) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point}
+    return reduce(torch.promote_types, floating_dtypes(stored))
 
 
 def write_as_stored(model: PreTrainedModel, stored: dict[str, StoredTensor], folder: Path) -> None:
     """Write a model as its class does, each tensor in the dtype that it is stored in, or, where it goes by a name that
     is not known there, in the least that holds it."""
-    dtypes = _dtypes(stored)
+    dtypes = floating_dtypes(stored)
     for name, part in model.named_parameters():
         former = name.removeprefix(f"{model.base_model_prefix}.")
         part.data = _as_in(stored.get(name) or stored.get(former), part.data, dtypes)
@@ -113,7 +109,4 @@ def _as_in(stored: StoredTensor | None, value: Tensor, dtypes: set[torch.dtype])
     """stored: None where the tensor went by a name that is not known."""
     if stored is not None:
         return value.to(stored.dtype)
-    for dtype in sorted(dtypes, key=lambda each: (each.itemsize, str(each))):
-        if torch.equal(value.to(dtype).to(value.dtype), value):
-            return value.to(dtype)
-    return value
+    return value.to(least_dtype(value, dtypes) or value.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from restorelcc.base.errors import BadInput
 from restorelcc.models.checkpoints import load_model, load_tokenizer
+from restorelcc.models.hub import Repository, fetch_config
 from tests.hub.client import HubProject, go_offline, no_waiting, point_at
 from tests.hub.faults import Fault
 from tests.hub.fixtures import pico_files
@@ -320,6 +323,17 @@ def test_a_repository_of_more_than_one_model_is_refused(
         hub.model(NAME).commit(files | {"adapter_config.json": b"{}"})
         dense.fails(2, f"models.x: the model {NAME!r} holds adapter_config.json", "merge it")
     assert WEIGHTS not in _fetched(hub)
+
+
+@pytest.mark.parametrize("held", ["pico.gguf", "adapter_config.json"])
+def test_a_repository_without_a_config_is_refused(held: str, hub: LoopbackHub) -> None:
+    repository = Repository("--dense", "me/files")
+    commit = hub.add_model(repository.name, {held: b"{}", "README.md": b"# Files"})
+    listed = re.escape(", ".join(sorted((held, "README.md"))))
+    with pytest.raises(
+        BadInput, match=f"^--dense: the model 'me/files' holds no config.json, but {listed}: give a repo"
+    ):
+        fetch_config(repository, commit)
 
 
 def _bytes(content: Content) -> bytes:

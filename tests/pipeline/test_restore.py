@@ -25,6 +25,7 @@ from restorelcc.cli.app import app
 from restorelcc.models.checkpoints import save_checkpoint
 from restorelcc.pipeline.scaffold import new_project
 from restorelcc.release.export.export import ExportOptions, export_checkpoint
+from restorelcc.release.folders import check_apart
 from restorelcc.release.verify.files import Violation
 from restorelcc.release.verify.verify import subject, verify
 from tests import pico
@@ -345,6 +346,38 @@ def test_data_and_tasks_are_never_in_the_folder_that_is_replaced(given: Path, tm
         with pytest.raises(BadInput, match=f"{name} contain one another: give an output folder outside"):
             CliRunner().invoke(app, ["restore", *map(str, [*options, *further])], catch_exceptions=False)
     assert not (tmp_path / "mine.work").exists()
+
+
+def test_links_to_data_tasks_and_models_are_never_in_the_folder_that_is_replaced(given: Path, tmp_path: Path) -> None:
+    """What they lead to would stay, and the links would not."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own.yaml").write_text("task: own\n")
+    (tmp_path / "mine").mkdir()
+    for name in ("pairs.jsonl", "texts.txt", "dense", "pruned"):
+        (tmp_path / "mine" / name).symlink_to(given / name)
+    (tmp_path / "mine" / "tasks").symlink_to(tmp_path / "tasks")
+    (tmp_path / "mine" / "all").symlink_to(given)
+    (tmp_path / "same").symlink_to(tmp_path / "mine")
+    whole = {"--dense": given / "dense", "--pruned": given / "pruned", "--instructions": given / "pairs.jsonl"}
+    for further, name in (
+        ({"--instructions": tmp_path / "mine" / "pairs.jsonl"}, "pairs.jsonl"),
+        ({"--instructions": tmp_path / "mine" / "all" / "pairs.jsonl"}, "pairs.jsonl"),
+        ({"--instructions": tmp_path / "same" / "pairs.jsonl"}, "pairs.jsonl"),
+        ({"--calibration": tmp_path / "mine" / "*.txt"}, "texts.txt"),
+        ({"--heldout": given / "texts.txt", "--evaluate": tmp_path / "mine" / "tasks"}, "tasks"),
+        ({"--dense": tmp_path / "mine" / "dense"}, "dense"),
+        ({"--pruned": tmp_path / "mine" / "pruned"}, "pruned"),
+    ):
+        arguments = [str(part) for pair in (whole | further).items() for part in pair]
+        for out in ("mine", "same"):
+            with pytest.raises(BadInput, match=f"{name} contain one another: give an output folder outside"):
+                CliRunner().invoke(
+                    app,
+                    ["restore", *arguments, "--out", str(tmp_path / out), "--overwrite"],
+                    catch_exceptions=False,
+                )
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("tasks", "mine", "same")]
+    check_apart(tmp_path / "other", tmp_path / "mine" / "dense", tmp_path / "same")
 
 
 def test_a_gguf_file_is_checked_and_taken(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from restorelcc.base.progress import notice
 from restorelcc.compensation.file import ADAPTER, COMPENSATION, DOCUMENT, MODEL, adapter_digest
 from restorelcc.release.export.card import CardFacts
 
-_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # which no path of somebody's disk is
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # which a path of two parts may be too
 
 
 def file_facts(
@@ -24,7 +24,9 @@ def file_facts(
 ) -> CardFacts:
     """Base model and licence: as given, or else as the dense or the pruned model's folder knows them.
 
-    The base model is the dense one, which its own card does not name: that has what the dense one was made from.
+    The base model is the dense one, which its own card does not name: that has what the dense one was made from. Where
+    the dense one is a folder, it is the pruned one's hub id, or what its card names, unless that is a path or a folder
+    here.
     """
     known = ((dense, True), (pruned, False))
     found = [_of_folder(folder, dense=is_dense) for folder, is_dense in known if folder is not None and folder.is_dir()]
@@ -152,8 +154,13 @@ def _of_folder(folder: Path, *, dense: bool) -> tuple[str | None, str | None]:
         return source, _hub_licence(source)
     card = _front_matter(folder / "README.md")
     base = card.get("base_model")
-    named = not dense and isinstance(base, str) and _HUB_ID.fullmatch(base)
+    named = not dense and isinstance(base, str) and _HUB_ID.fullmatch(base) and not _is_here(base, folder)
     return base if named else None, _in_words(card.get("license"))
+
+
+def _is_here(name: str, folder: Path) -> bool:
+    """Whether what the card of a model's folder names is a folder in it, beside it, or under the current one."""
+    return any((place / name).is_dir() for place in (folder, folder.absolute().parent, Path.cwd()))
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

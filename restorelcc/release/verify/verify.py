@@ -146,7 +146,7 @@ def verify(subject: Subject, *, logits: bool = True, waiting: Waiting | None = N
         yield "packed logits", check_packed_logits(loaded, load_packed(subject.packed), tokens)
     model = _pruned(subject)
     if model is None:
-        yield "logits", "not compared: heads were cut out and the pruned checkpoint is gone, give --against"
+        yield "logits", f"not compared: heads were cut out {_why_none(subject)}"
         return
     yield "logits", check_logits(loaded, hooked_logits(model, subject.values(head_layout(model)), tokens))
 
@@ -180,6 +180,13 @@ def _check_against(stored: dict[str, StoredTensor], subject: Subject, scratch: P
         return check_zeros_kept(stored, {name: source.stored[name] for name in targeted_weights(source)})
     route = plan_route(source.config, subject.values(source.layout), source.layout)
     return check_against(stored, Reference(source.stored, source.family, source.layout, route))
+
+
+def _why_none(subject: Subject) -> str:
+    """Why there is no pruned model to compare the logits with."""
+    if subject.new_weights is not None or "pruned" not in (subject.record or {})["parents"]:
+        return "of new weights, which the pruned checkpoint does not have"
+    return "and the pruned checkpoint is gone, give --against"
 
 
 def _pruned(subject: Subject) -> PreTrainedModel | None:

@@ -135,7 +135,9 @@ def test_the_card_has_method_numbers_sparsity_limits_and_licence(pair: Pair, tmp
     assert "license" not in text.split("---\n")[1]
 
 
-def test_licence_and_base_model_come_from_the_pruned_folders_own_card(pair: Pair, tmp_path: Path) -> None:
+def test_licence_and_base_model_come_from_the_pruned_folders_own_card(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from restorelcc.release.export.facts import file_facts
 
     folder = tmp_path / "pruned"
@@ -152,6 +154,12 @@ def test_licence_and_base_model_come_from_the_pruned_folders_own_card(pair: Pair
     shutil.move(tmp_path / "elsewhere", folder)
     (folder / "README.md").write_text("---\nbase_model: /home/somebody/dense\n---\n")
     assert file_facts(folder).base_model is None
+    (tmp_path / "here" / "models" / "dense").mkdir(parents=True)
+    (tmp_path / "dense").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for base, found in (("models/dense", None), ("dense", None), ("models/other", "models/other"), ("gpt2", "gpt2")):
+        (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\n")
+        assert file_facts(folder).base_model == found
     (folder / "README.md").write_text("---\n: [\n---\n")
     assert file_facts(folder) == CardFacts()
     _export(Pair(folder, pair.compensation), tmp_path / "out")
@@ -181,6 +189,7 @@ def test_what_the_dense_model_was_made_from_is_not_the_base_model(
     assert file_facts(pruned, tmp_path / "hub") == CardFacts(base_model="a/hub"), (
         "a hub that cannot be asked says nothing"
     )
+    assert file_facts(tmp_path / "hub", dense) == CardFacts(base_model="a/hub", licence="mit")
 
 
 def test_a_place_that_nothing_can_be_renamed_to_is_refused_at_the_start(pair: Pair, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from restorelcc.release.export import cell as cell_module
 from restorelcc.release.export.cell import Parts, export_cell
 from restorelcc.release.export.export import ExportOptions
 from restorelcc.release.export.source import open_source
+from restorelcc.sparsity.kept import widest, write_as_stored
 from restorelcc.stages.recover.adapters import with_adapters, write_adapter
 from restorelcc.training.config import SITES
 from tests import pico
@@ -30,11 +31,17 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """A checkpoint in bfloat16 with norms in float32, and an adapter of all its linears."""
-    folder = tmp_path_factory.mktemp("merge")
-    model = pruned_model("llama", torch.bfloat16)
+    return _parts(tmp_path_factory.mktemp("merge"), torch.bfloat16)
+
+
+def _parts(folder: Path, dtype: torch.dtype, family: str = "llama") -> Parts:
+    model = pruned_model(family, dtype)
     for name, part in model.named_parameters():
         if "norm" in name:
             part.data = part.data.float() + 2.0**-20
+    for _, _, linear in prunable_linears(model):
+        linear.weight[linear.weight != 0] += torch.finfo(dtype).eps  # digits that a narrower dtype lacks
+        linear.weight[0, torch.nonzero(linear.weight[0])[0]] = torch.finfo(dtype).smallest_normal
     save_checkpoint(folder / "pruned", model, pico.word_tokenizer())
     adapted = with_adapters(load_model(folder / "pruned", torch.float32, CPU), SITES, 2)
     for name, part in adapted.named_parameters():
@@ -64,6 +71,49 @@ def test_what_is_measured_is_what_is_written(merge: str, computed: torch.dtype, 
         assert name in linears or torch.equal(written[name].read(), tensor.read()), name
     assert not list(parts.work.iterdir()), "no scratch files are left"
     assert sorted(path.name for path in parts.work.parent.iterdir()) == ["adapter", "pruned", "work"]
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize(
+    ("family", "kept", "computed"),
+    [
+        ("llama", torch.float32, torch.bfloat16),
+        ("llama", torch.float16, torch.bfloat16),
+        ("llama", torch.float32, torch.float16),
+        ("gpt2", torch.float32, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_a_model_that_computes_narrower_than_it_is_stored_is_merged_as_it_is_stored(
+    merge: str, family: str, kept: torch.dtype, computed: torch.dtype, tmp_path: Path
+) -> None:
+    parts = _parts(tmp_path, kept, family)
+    assert parts.adapter is not None
+    before = stored_tensors(parts.checkpoint)
+    measured, _ = with_adapter(load_model(parts.checkpoint, computed, CPU), parts.adapter, MERGES[merge], before)
+    export_cell(parts, tmp_path / "out", ExportOptions(), merge)
+    written = stored_tensors(tmp_path / "out")
+    for _, name, linear in prunable_linears(measured):
+        value_OI, own_OI = (each[f"{name}.weight"].as_linear(family == "gpt2").read() for each in (written, before))
+        assert value_OI.dtype == kept and linear.weight.dtype == computed
+        assert torch.equal(value_OI.to(computed), linear.weight), name
+        assert bool((value_OI[own_OI == 0] == 0).all()) == (merge == "zeros-kept")
+        assert bool((linear.weight[0, own_OI[0] == torch.finfo(kept).smallest_normal] != 0).all()), "no zero was there"
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_weights_under_former_names_keep_their_dtype_where_others_have_a_wider_one(
+    merge: str, parts: Parts, tmp_path: Path
+) -> None:
+    stored = {f"former.{name}": tensor for name, tensor in stored_tensors(parts.checkpoint).items()}
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16, torch.float32} and parts.adapter is not None
+    model = load_model(parts.checkpoint, widest(stored), CPU)
+    merged, _ = with_adapter(model, parts.adapter, MERGES[merge], stored)
+    write_as_stored(merged, stored, tmp_path / "written")
+    written, before = stored_tensors(tmp_path / "written"), stored_tensors(parts.checkpoint)
+    assert {name: tensor.dtype for name, tensor in written.items() if "norm" not in name} == {
+        name: tensor.dtype for name, tensor in before.items() if "norm" not in name
+    }
 
 
 def test_the_place_is_looked_at_before_anything_is_merged(

@@ -11,19 +11,21 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from restorelcc.base.digest import REFERENCE
 from restorelcc.base.documents import read_document, read_metrics, write_document
 from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import Layout
 from restorelcc.base.recoveries import RECOVERIES, method
 from restorelcc.cli.app import app
 from restorelcc.models.architectures import prunable_linears
+from restorelcc.models.references import pinned_source, write_reference
 from restorelcc.models.tensor_files import stored_tensors
 from restorelcc.release.export.apply import remove_compensation
 from restorelcc.release.export.cell import cell_options, cell_parts, export_cell, method_name
 from restorelcc.release.provenance import parents_of
-from restorelcc.release.verify.files import Violation
+from restorelcc.release.verify.files import Violation, check_parent
 from restorelcc.release.verify.tensors import check_zeros_kept
-from restorelcc.release.verify.verify import subject, verify
+from restorelcc.release.verify.verify import Subject, _why_none, subject, verify
 from restorelcc.stages.evaluate.stage import run_recovered
 from restorelcc.stages.prune import PruneConfig
 from restorelcc.stages.recover import RecoverConfig
@@ -99,6 +101,49 @@ def test_the_pruned_model_is_what_an_export_is_held_against(name: str, layout: L
         assert "unchanged" in found(weights)
     with pytest.raises(Violation, match=r"is not the (recovery\.)?pruned that the checkpoint was made from"):
         found(layout.dense(CELL))
+
+
+def test_a_pruned_model_that_was_a_reference_without_content_is_compared_by_its_tensors(
+    layout: Layout, tmp_path: Path
+) -> None:
+    """As an earlier version recorded it, and as a hub id is."""
+    pruned, path = layout.pruned(CELL), tmp_path / "out" / "restorelcc.json"
+    record = _export("masked", layout, tmp_path / "out")
+    former = {"path": None, "digest": "a" * 64}
+    write_document(path, record | {"parents": record["parents"] | {"recovery.pruned": former}})
+    found = list(verify(subject(tmp_path / "out", pruned, None), logits=False))
+    said = f"recovery.pruned {'a' * 12} (the recorded digest may be of a reference to it: not compared)"
+    assert ("parents", said) in found
+    assert AGAINST["masked"] in dict(found)["against"]
+    reference = tmp_path / "reference"
+    write_reference(reference, pinned_source("key", str(pruned), None, tmp_path))
+    recorded = former | {"path": "../reference"}
+    check_parent("recovery.pruned", tmp_path / "out", recorded, pruned)
+    with pytest.raises(Violation, match=r"is not the recovery\.pruned that"):
+        check_parent("recovery.pruned", tmp_path / "out", recorded, layout.dense(CELL))
+    content = read_document(reference / REFERENCE)
+    del content["digests"]
+    write_document(reference / REFERENCE, content)
+    check_parent("recovery.pruned", tmp_path / "out", recorded, pruned)
+
+
+@pytest.mark.parametrize(
+    ("parents", "against", "said"),
+    [
+        (
+            {"pruned": {"digest": "b" * 64}, "recovery.pruned": {"digest": "a" * 64}},
+            True,
+            "of new weights, which the pr",
+        ),
+        ({"recovery.pruned": {"digest": "a" * 64}}, False, "of new weights, which the pruned checkpoint does not have"),
+        ({"pruned": {"digest": "b" * 64}}, False, "and the pruned checkpoint is gone, give --against"),
+    ],
+)
+def test_where_heads_were_cut_out_of_new_weights_nothing_asks_for_the_pruned_model(
+    parents: dict, against: bool, said: str, layout: Layout, tmp_path: Path
+) -> None:
+    record = {"parents": parents, "method": {"weights": "trained"}}
+    assert _why_none(Subject(tmp_path, record, layout.pruned(CELL) if against else None, None)).startswith(said)
 
 
 def test_a_zero_that_new_weights_fill_is_named(layout: Layout, tmp_path: Path) -> None:
