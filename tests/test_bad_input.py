@@ -350,7 +350,7 @@ def _refused(folder: Path, arguments: tuple[str, ...], monkeypatch: pytest.Monke
     before = sorted(folder.rglob("*"))
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["restorelcc", *arguments])
-    monkeypatch.setattr("restorelcc.cli.app.app", BUILT)
+    monkeypatch.setattr("restorelcc.__main__._with_asked", lambda *_: BUILT)
     with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit) as caught:
         main()
     said = told.getvalue()

@@ -37,7 +37,7 @@ def run_code_that_dvc_records() -> None:
     """
     folder = Path.cwd()
     own = folder / _PACKAGE.name
-    if not (started_by_dvc() and (own / "base").is_dir()) or own.samefile(_PACKAGE):
+    if not (started_by_dvc() and (own / "__main__.py").is_file()) or own.samefile(_PACKAGE):
         return
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if path[0] == str(folder):

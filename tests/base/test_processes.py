@@ -63,7 +63,7 @@ def _installed(folder: Path, **environment: str) -> subprocess.CompletedProcess[
 
 def test_a_stage_runs_the_code_of_the_folder_that_dvc_records(tmp_path: Path) -> None:
     package = tmp_path / "restorelcc"
-    (package / "base").mkdir(parents=True)
+    package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("import os, sys; print(__file__, *sys.argv[1:], os.environ['PYTHONPATH'])")
     done = _installed(tmp_path)
@@ -79,7 +79,8 @@ def test_a_stage_runs_the_code_of_the_folder_that_dvc_records(tmp_path: Path) ->
 
 def test_a_stage_begins_again_once(tmp_path: Path) -> None:
     """Where something is put before PYTHONPATH, the code that runs is not what DVC records, and stays it."""
-    (tmp_path / "clone" / "restorelcc" / "base").mkdir(parents=True)
+    (tmp_path / "clone" / "restorelcc").mkdir(parents=True)
+    (tmp_path / "clone" / "restorelcc" / "__main__.py").touch()
     first = tmp_path / "first"
     first.mkdir()
     (first / "sitecustomize.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})")

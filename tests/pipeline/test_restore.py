@@ -469,5 +469,5 @@ def test_task_files_are_found_from_the_folder_that_the_command_ran_in(
         tasks=("t/mine.yaml", "t", "~/t", "rte", "lost.yaml"),
     )  # fmt: skip
     whole = tmp_path.resolve() / "t"
-    found = oneshot._project(request)["models"]["model"]["tasks"]
+    found = oneshot._settled(request)[0]["models"]["model"]["tasks"]
     assert found == [str(whole / "mine.yaml"), str(whole), str(whole), "rte", str(whole.with_name("lost.yaml"))]
