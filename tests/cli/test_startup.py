@@ -80,4 +80,4 @@ def test_a_verb_is_built_alone_as_it_is_among_all(verb: str) -> None:
 
 
 def test_what_is_no_verb_is_answered_by_the_whole_application() -> None:
-    assert _with_asked(app, "tabel") is _with_asked(app, "--help") is app
+    assert _with_asked(app, "tables") is _with_asked(app, "--help") is app
