@@ -29,7 +29,7 @@ from flows.dag import Dag
 from flows.gates import AtLeastOne, Limits
 from flows.model_job import published_lock, subset
 from flows.named_files import added_files, check_in_clones, not_committed
-from flows.restore import command_line, plan, run_here, run_stages
+from flows.restore import command_line, planned, run_here, run_stages
 from flows.tasks import in_words
 from restorelcc.base.documents import read_yaml
 from restorelcc.base.errors import BadInput, StageFailed
@@ -75,8 +75,16 @@ def run_machines(
 ) -> State:
     """The body of the flow. Raises BadInput and StageFailed."""
     check_without_credentials("repository", job["repository"])
-    dag, name = plan(root), check_machines(root, remote, commit=commit)
-    _check_deployment(deployment, root)
+    with planned(root) as dag:
+        name = check_machines(root, remote, commit=commit)
+        _check_deployment(deployment, root)
+        return _run_waves(dag, root, job, name, deployment, hours, commit)
+
+
+def _run_waves(
+    dag: Dag, root: Path, job: dict[str, Any], name: str, deployment: str, hours: float, commit: bool
+) -> State:
+    """What models share, here; every model by a job of its own; what needs several models, here again."""
     top, within = place_in_repository(root)
     if job["repository"] == str(root):
         job["repository"] = str(top)

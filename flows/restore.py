@@ -8,6 +8,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -58,8 +60,7 @@ def restore(parallel: AtLeastOne | None = None, gpus: AtLeastOne | None = None) 
 
 def run_grid(root: Path, limits: Limits) -> State:
     """The body of a flow over the grid in `root`: its final state says how many stages did what. Raises BadInput."""
-    dag = plan(root)
-    with flow_running(root):  # after the plan: two flows that both lay out would wait for each other
+    with planned(root) as dag:
         state = run_stages(dag, root, limits)
     if state.is_completed():
         publish_report(root)
@@ -98,8 +99,13 @@ def end_on_workers(client: Any, run: str) -> None:
     ending.join(_WORKERS_SECONDS)
 
 
-def plan(root: Path) -> Dag:
-    """The stages, after all checks of the input; says what it repaired. Raises BadInput."""
+@contextmanager
+def planned(root: Path) -> Iterator[Dag]:
+    """The stages, after all checks of the input; says what it repaired. Raises BadInput.
+
+    Inside, others see that a flow works here. Not before it has laid out what it depends on: of two flows that both do
+    that, each would wait for the other.
+    """
     gate_folder()
     file = root / "params.yaml"
     renamed = rename_in_file(file) if file.is_file() else []
@@ -108,10 +114,11 @@ def plan(root: Path) -> Dag:
         lay_out_inputs(params, alias, Layout(root))
         check_names(params, alias, Layout(root))
     changed = write_versions(root) if (root / FOLDER).is_dir() else []
-    dag = read_dag(root, params)
-    for note in (*renamed, *changed, *dag.notes):
-        get_run_logger().info(note)
-    return dag
+    with flow_running(root):
+        dag = read_dag(root, params)
+        for note in (*renamed, *changed, *dag.notes):
+            get_run_logger().info(note)
+        yield dag
 
 
 def _submit_and_wait(dag: Dag, root: Path, limits: Limits, run: str) -> list[StageResult]:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -95,7 +96,7 @@ def _refuse_beside_another_run(root: Path) -> None:
     """Raises StageFailed where another run works here; a workspace is no place for two at once."""
     from restorelcc.pipeline import workspace
 
-    if runs := workspace.other_runs(root):
+    if runs := workspace.at_work(root):
         raise StageFailed(
             f"{' and '.join(map(str, runs))} is at work in {root}: wait until it has ended, or end it, then run again"
         )
@@ -138,9 +139,10 @@ def _runs(root: Path) -> Iterator[Finding]:
     from restorelcc.pipeline.running import lock_owner
 
     work = Layout(root).work
-    running = {path: owner for path in sorted((work / "locks").glob("*")) if (owner := lock_owner(path))}
-    for path, owner in running.items():
-        yield Finding(False, f"{workspace.what_holds(path)} is running as process {owner}")
+    for path in sorted((work / "locks").glob("*")):
+        with suppress(FileNotFoundError):  # of a flow that has just ended
+            if owner := lock_owner(path):
+                yield Finding(False, f"{workspace.what_holds(path)} is running as process {owner}")
     for run in workspace.other_runs(root):
         yield Finding(False, f"{run} is at work here: another run in this folder waits for it, or ends and names it")
 

@@ -28,7 +28,7 @@ def lay_out_inputs(params: Params, alias: str, layout: Layout, *, wait: bool = T
     """
     cell = Cell(alias)
     depended_on = not started_by_dvc() and layout.inputs(cell).is_dir()
-    while depended_on and at_work(layout.root) and unlike(cell, params.named(alias), layout):
+    while depended_on and unlike(cell, params.named(alias), layout) and at_work(layout.root):
         if not wait:
             return
         wait_for_others(layout.root, STAGE)

@@ -59,8 +59,8 @@ def held_lock(path: Path) -> Iterator[None]:
 
 
 def lock_owner(path: Path) -> str | None:
-    """The process that holds a lock file; None when nobody does."""
-    with path.open() as file:
+    """The process that holds a lock file; None when nobody does. Some file systems lock only what may be written."""
+    with path.open("r+") as file:
         if lock_descriptor(file.fileno(), blocking=False):
             return None
         return file.read() or "unknown"

@@ -27,6 +27,7 @@ from restorelcc.pipeline.running import held_lock, lock_owner
 
 _PATIENCE_SECONDS = 30.0
 _FLOW = "flow-"  # the names of their lock files begin so
+_YOUNG_SECONDS = 60.0  # a lock file that is younger may not be locked yet
 
 
 class Run(NamedTuple):
@@ -76,7 +77,12 @@ def run_lock(root: Path, name: str = "run") -> Path:
 
 @contextmanager
 def flow_running(root: Path) -> Iterator[None]:
-    """Let others see that a flow works here. Flows work beside one another, so that each has a lock of its own."""
+    """Let others see that a flow works here. Flows work beside one another, so that each has a lock of its own. Those
+    that killed flows have left go."""
+    for left in run_lock(root).parent.glob(f"{_FLOW}*"):
+        with suppress(FileNotFoundError):
+            if lock_owner(left) is None and time.time() - left.stat().st_mtime > _YOUNG_SECONDS:
+                left.unlink()
     path = run_lock(root, f"{_FLOW}{uuid4().hex}")
     with held_lock(path):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -213,10 +214,10 @@ def test_what_a_run_at_work_depends_on_is_laid_out_when_it_has_ended(
 
     seen.clear()
     lay_out_inputs(params, "mine", Layout(project))
-    assert len(seen) == 1, "nothing would change, so two flows over one grid share its stages"
+    assert not seen, "nothing would change, so two flows over one grid share its stages"
     monkeypatch.setenv("DVC_STAGE", "evaluate_dense@mine")
     lay_out_inputs(load_params(project / "params.yaml"), "mine", Layout(project))
-    assert settings.read_text() == old[0] and len(seen) == 1, "a stage does not wait for its own run"
+    assert settings.read_text() == old[0] and not seen, "a stage does not wait for its own run"
 
 
 _RUNS = """
@@ -248,5 +249,12 @@ def test_a_whole_run_is_at_work_between_two_of_its_stages_too(what: str, project
         assert json.loads(settings.read_text())["section"] == {"seed": 7}, "nothing depended on it: it does not wait"
         process.communicate()
     assert workspace.at_work(project) == []
+    for name, old in (("flow-killed", True), ("flow-begins", False)):
+        path = workspace.run_lock(project, name)
+        path.touch()
+        os.utime(path, (1, 1) if old else None)
+    with workspace.flow_running(project):
+        names = {path.name for path in workspace.run_lock(project).parent.glob("flow-*")}
+        assert len(names) == 2 and "flow-begins" in names, "what a killed one left is gone"
     lay_out_inputs(load_params(project / "params.yaml"), "mine", layout, wait=False)
     assert settings.read_bytes() == before

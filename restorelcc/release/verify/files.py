@@ -94,7 +94,7 @@ def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path 
     """The parent that is given, or still lies where it was, has the digest that was recorded.
 
     A pruned model that was a reference, of whose content nothing is recorded (a hub id, or an earlier version), may be
-    given as a folder: its tensors are compared afterwards.
+    given as a folder where every tensor is compared afterwards, or where the reference still lies there.
     """
     if given is None and recorded["path"] is None:
         return f"{name} {recorded['digest'][:12]} (location unknown: not checked)"
@@ -104,7 +104,7 @@ def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path 
     found = path_digest(path)
     content = recorded.get("content")  # where it was made from a reference, a copy of what that referred to will do
     if found != recorded["digest"] and not (content and path.is_dir() and content_of(path) == content):
-        if given is not None and name in PRUNED and not content and _may_be_elsewhere(folder, recorded, given):
+        if given is not None and name in PRUNED and not content and _may_be_elsewhere(folder, name, recorded, given):
             return f"{name} {recorded['digest'][:12]} (the recorded digest may be of a reference to it: not compared)"
         raise Violation(
             f"{path} is not the {name} that the checkpoint was made from: it has the digest {found[:12]}, recorded is "
@@ -113,10 +113,11 @@ def check_parent(name: str, folder: Path, recorded: dict[str, Any], given: Path 
     return f"{name} {found[:12]}"
 
 
-def _may_be_elsewhere(folder: Path, recorded: dict[str, Any], given: Path) -> bool:
+def _may_be_elsewhere(folder: Path, name: str, recorded: dict[str, Any], given: Path) -> bool:
     """Whether the digest that is recorded may be that of a reference to the checkpoint in `given`. It is not where the
-    parent still lies with weights of its own, nor where it refers to a folder with other content."""
+    parent still lies with weights of its own, nor where it refers to a folder with other content. Where it is gone,
+    nothing but its tensors can tell: all of those of `pruned` are compared, of new weights the zeros alone."""
     parent = None if recorded["path"] is None else folder.resolve() / recorded["path"]
     if parent is None or not parent.is_dir():
-        return True
+        return name == "pruned"
     return (parent / REFERENCE).is_file() and content_of(parent) in (None, content_of(given))

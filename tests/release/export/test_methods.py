@@ -111,13 +111,17 @@ def test_a_pruned_model_that_was_a_reference_without_content_is_compared_by_its_
     record = _export("masked", layout, tmp_path / "out")
     former = {"path": None, "digest": "a" * 64}
     write_document(path, record | {"parents": record["parents"] | {"recovery.pruned": former}})
+    with pytest.raises(Violation, match=r"is not the recovery\.pruned that"):  # gone, and only zeros can be compared
+        list(verify(subject(tmp_path / "out", pruned, None), logits=False))
+    assert "not compared" in check_parent("pruned", tmp_path / "out", former, pruned), "all of its tensors will be"
+    reference = tmp_path / "reference"
+    write_reference(reference, pinned_source("key", str(pruned), None, tmp_path))
+    recorded = former | {"path": "../reference"}
+    write_document(path, record | {"parents": record["parents"] | {"recovery.pruned": recorded}})
     found = list(verify(subject(tmp_path / "out", pruned, None), logits=False))
     said = f"recovery.pruned {'a' * 12} (the recorded digest may be of a reference to it: not compared)"
     assert ("parents", said) in found
     assert AGAINST["masked"] in dict(found)["against"]
-    reference = tmp_path / "reference"
-    write_reference(reference, pinned_source("key", str(pruned), None, tmp_path))
-    recorded = former | {"path": "../reference"}
     check_parent("recovery.pruned", tmp_path / "out", recorded, pruned)
     with pytest.raises(Violation, match=r"is not the recovery\.pruned that"):
         check_parent("recovery.pruned", tmp_path / "out", recorded, layout.dense(CELL))
