@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import logging
 import os
 import random
 import shutil
@@ -107,6 +108,9 @@ class Victim:
         sys.argv = ["dvc", *arguments]
         from dvc.cli import main
 
+        for handler in logging.getLogger("dvc").handlers:  # of the streams that were there when DVC was imported
+            if isinstance(handler, logging.StreamHandler):
+                handler.stream = sys.stderr if handler.level >= logging.WARNING else sys.stdout
         parse_by_libyaml()
         if before:
             before()
