@@ -27,7 +27,7 @@ from restorelcc.compensation.compensation import Compensation
 from restorelcc.compensation.file import read_compensation, write_compensation
 from restorelcc.compensation.fold import check_class_carries
 from restorelcc.compensation.fold import fold as fold_in_place
-from restorelcc.compensation.hooks import attached
+from restorelcc.compensation.hooks import compensated
 from restorelcc.models.architectures import head_layout
 from restorelcc.models.biases import give_zero_biases
 from restorelcc.models.heads import HeadLayout, check_heads, chosen_count, main_component
@@ -282,7 +282,7 @@ class Attached:
     not; also a `with` block."""
 
     def __init__(self, model: PreTrainedModel, compensation: Compensation) -> None:
-        self._hooks = attached(model, compensation)
+        self._hooks = compensated(model, compensation)
 
     def remove(self) -> None:
         """Take it off again; the model is as it was."""

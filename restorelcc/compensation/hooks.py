@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from restorelcc.base.errors import BadInput
 from restorelcc.compensation.compensation import Compensation, Site, check_width, checked
 from restorelcc.models.architectures import blocks_of, family_of, head_layout, linear_of, out_projections
-from restorelcc.models.hooks import added_to_inputs, adding_to_input, registered
+from restorelcc.models.hooks import added_to_inputs, adding_to_input, hooked
 
 
 @contextmanager
@@ -33,18 +33,12 @@ def offset_heads(model: PreTrainedModel, offset_LHD: Tensor) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> Iterator[None]:
+def compensated(model: PreTrainedModel, compensation: Compensation | Tensor) -> ExitStack:
     """z' = z + c for the heads and out' = out + s for the further sites: the reference that folding is tested against.
 
-    No tensor of the model changes. Raises BadInput when the compensation does not fit the model.
+    From now on, until what is returned is closed, as a `with` block does; when nobody keeps that, the hooks stay. No
+    tensor of the model changes. Raises BadInput when the compensation does not fit the model.
     """
-    with attached(model, compensation):
-        yield
-
-
-def attached(model: PreTrainedModel, compensation: Compensation | Tensor) -> ExitStack:
-    """`compensated` from now on, until what is returned is closed; when nobody keeps that, the hooks stay."""
     layout = head_layout(model)
     found = checked(compensation, family_of(model), layout)
     blocks, offset_LX = blocks_of(model), layout.join(found.offset_LHD)
@@ -59,8 +53,6 @@ def attached(model: PreTrainedModel, compensation: Compensation | Tensor) -> Exi
         return offset_LX[layer]
 
     with ExitStack() as held:
-        held.enter_context(
-            registered(enumerate(out_projections(model)), adding_to_input(offset_X), expected=layout.layers)
-        )
-        held.enter_context(registered(linears.items(), adding, expected=len(found.sites), after=True))
+        held.enter_context(hooked(enumerate(out_projections(model)), adding_to_input(offset_X), expected=layout.layers))
+        held.enter_context(hooked(linears.items(), adding, expected=len(found.sites), after=True))
         return held.pop_all()

@@ -1,5 +1,4 @@
-"""Hooks on modules of a model, registered here only and counted: `with` blocks always remove theirs, and `registered`
-is for those that stay until they are taken off.
+"""Hooks on modules of a model, registered here only and counted: `with` blocks always remove theirs.
 
 Letters: B batch, T tokens, L layers, H heads, D head dim, X = H*D, I input features of a linear, R chosen positions,
 M model width, V vocabulary.
@@ -19,7 +18,7 @@ from restorelcc.models.architectures import blocks_of, out_projections
 K = TypeVar("K")
 
 
-def registered(
+def hooked(
     modules: Iterable[tuple[K, nn.Module]],
     hook_of: Callable[[K], Callable[..., Any]],
     *,
@@ -28,7 +27,7 @@ def registered(
     keywords: bool = False,
 ) -> ExitStack:
     """From now on hook_of(key) runs before each module's forward (after: behind it; keywords: it gets them too), until
-    what is returned is closed; when nobody keeps that, the hooks stay.
+    what is returned is closed, as a `with` block does; when nobody keeps that, the hooks stay.
 
     Raises RuntimeError, with nothing left on the model, when there are not as many modules as expected.
     """
@@ -41,20 +40,6 @@ def registered(
         if count != expected:
             raise RuntimeError(f"{count} hooks where {expected} are expected")
         return held.pop_all()
-
-
-@contextmanager
-def hooked(
-    modules: Iterable[tuple[K, nn.Module]],
-    hook_of: Callable[[K], Callable[..., Any]],
-    *,
-    expected: int,
-    after: bool = False,
-    keywords: bool = False,
-) -> Iterator[None]:
-    """`registered`, inside the block."""
-    with registered(modules, hook_of, expected=expected, after=after, keywords=keywords):
-        yield
 
 
 @contextmanager

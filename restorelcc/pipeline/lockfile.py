@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -20,6 +21,12 @@ _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 class _FastLoader(UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """libyaml's parser, thirty times as fast."""
+
+
+def file_md5(path: Path) -> str:
+    """The digest that DVC has for a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def read_lock(root: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from restorelcc.base.documents import json_text, parse_json
 from restorelcc.base.layout import Layout
 from restorelcc.base.model_entry import over
 from restorelcc.pipeline.inputs import STAGE as INPUTS
-from restorelcc.pipeline.lockfile import read_lock
+from restorelcc.pipeline.lockfile import file_md5, read_lock
 from restorelcc.pipeline.params import Params
 from restorelcc.pipeline.running import stage_name
 from restorelcc.pipeline.stages import STAGES
@@ -87,10 +87,7 @@ def _md5(path: Path) -> str | None:
         files = sorted((str(file.relative_to(path)), file) for file in path.rglob("*") if file.is_file())
         listed = [{"md5": _md5(file), "relpath": name} for name, file in files]
         return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    return file_md5(path) if path.is_file() else None
 
 
 def _section(params: Params, alias: str, name: str, entry: Entry, layout: Layout) -> Any:

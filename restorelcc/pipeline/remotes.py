@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -22,6 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 from restorelcc.base.errors import BadInput, StageFailed
 from restorelcc.base.names import check_without_credentials
 from restorelcc.base.publish import why_not_writable
+from restorelcc.pipeline.lockfile import file_md5
 
 _HOW = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) in the environment",
@@ -129,12 +129,7 @@ def _probe(odb: Any) -> None:
 def altered_objects(cache: Path) -> list[Path]:
     """Files of a DVC cache whose content has not the digest that they are named by; a push would spread them."""
     files = [path for path in sorted(cache.glob("??/*")) if path.is_file() and not path.name.endswith(".tmp")]
-    return [path for path in files if _md5(path) != path.parent.name + path.name.removesuffix(".dir")]
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    return [path for path in files if file_md5(path) != path.parent.name + path.name.removesuffix(".dir")]
 
 
 def remote_name(config: dict[str, Any], asked: str | None) -> str:
