@@ -29,6 +29,7 @@ class Stage:
     model: str | None  # key of `models`; None for a stage of the whole grid
     changed: bool  # what DVC can tell before anything has run
     every_gpu: bool = False  # its model is spread over GPUs, or on one of a number that counts among all
+    threads: int = 1  # of its model; 0: torch's own choice
 
     @property
     def kind(self) -> str:
@@ -97,6 +98,7 @@ def _ordered(graph: Any, params: Params, changed: set[str] | None) -> tuple[Stag
                 model=model,
                 changed=changed is None or node.addressing in changed,
                 every_gpu=on_gpu and every,
+                threads=params.models[model].threads if model else 1,
             )
         )
     return tuple(stages)

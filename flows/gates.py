@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,7 +49,8 @@ def gate_folder() -> Path:
 
 @dataclass(frozen=True)
 class Limits:
-    """How many stages run at once on a machine: one per core and one per GPU, unless told otherwise."""
+    """How much runs at once on a machine: one stage per GPU, and on the CPU stages with as many threads as there are
+    cores, unless told how many stages."""
 
     parallel: int | None = None
     gpus: int | None = None
@@ -60,28 +61,48 @@ class Limits:
             return self.gpus or len(visible_gpus()) or 1
         return self.parallel or os.cpu_count() or 1
 
+    def taken(self, resource: str, threads: int) -> int:
+        """Slots that a stage takes: a core for each of its threads, where 0 is torch's own choice: OMP_NUM_THREADS, or
+        every core. One on a GPU, and where it was said how many stages run at once."""
+        if resource == GPU or self.parallel:
+            return 1
+        told = os.environ.get("OMP_NUM_THREADS", "")
+        return threads or (int(told) if told.isdecimal() else 0) or self.slots(CPU)
+
+    def share(self) -> int | None:
+        """Threads of a stage that leaves their number to torch, so that as many stages as may run at once do not fight
+        over the cores; None where such a stage has every core, or OMP_NUM_THREADS says how many."""
+        told = not self.parallel or "OMP_NUM_THREADS" in os.environ
+        return None if told else max(1, (os.cpu_count() or 1) // (self.parallel or 1))
+
 
 @contextmanager
 def gate(
-    resource: str, slots: int, *, every: bool = False, meanwhile: Callable[[], None] = lambda: None
+    resource: str, slots: int, *, taken: int = 1, every: bool = False, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[int | None]:
     """Wait for one of the resource's slots and hold it; yields its number. every: hold every GPU; yields None.
 
+    taken: how many slots, or all where there are fewer; the number is that of the first.
     meanwhile: called while it waits; what it raises ends the wait.
     """
     folder = gate_folder()
     names = _every_slot(folder, slots) if every else _slot_names(resource, slots)
-    files = [(folder / name).open("a") for name in names]
-    try:
+    with ExitStack() as held:  # to close a file unlocks it
+        files = [held.enter_context((folder / name).open("a")) for name in names]
         if every:
             for file in files:
-                _wait_for_one([file.fileno()], meanwhile)
+                _wait_for([file.fileno()], 1, meanwhile)
             yield None
-        else:
-            yield _wait_for_one([file.fileno() for file in files], meanwhile)
-    finally:
-        for file in files:
-            file.close()  # which unlocks it
+            return
+        descriptors = [file.fileno() for file in files]
+        if taken == 1:
+            yield _wait_for(descriptors, 1, meanwhile)
+            return
+        # One at a time: of two that each hold some, neither would ever have enough.
+        with (folder / f"{resource}-several").open("a") as collecting:
+            _wait_for([collecting.fileno()], 1, meanwhile)
+            first = _wait_for(descriptors, min(taken, slots), meanwhile)
+        yield first
 
 
 def _slot_names(resource: str, slots: int) -> list[str]:
@@ -105,11 +126,15 @@ def _gpu_names() -> list[str]:
     return [f"{GPU}-{device.strip().replace('/', '_')}" for device in visible_gpus() or ["any"]]
 
 
-def _wait_for_one(descriptors: list[int], meanwhile: Callable[[], None]) -> int:
+def _wait_for(descriptors: list[int], count: int, meanwhile: Callable[[], None]) -> int:
+    """Lock as many of the files; the number of the first of them."""
+    locked: list[int] = []
     while True:
         for number, descriptor in enumerate(descriptors):
-            if lock_descriptor(descriptor, blocking=False):
-                return number
+            if number not in locked and lock_descriptor(descriptor, blocking=False):
+                locked.append(number)
+            if len(locked) == count:
+                return locked[0]
         meanwhile()
         time.sleep(0.1)
 

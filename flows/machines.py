@@ -63,7 +63,7 @@ def machines(
         remote: the DVC remote to share; by default the default one.
         deployment: the job's deployment, as `prefect deploy` named it.
         job_hours: a job that runs longer is cancelled.
-        parallel: stages on a worker's CPU at once; by default one per core.
+        parallel: stages on a worker's CPU at once; by default those whose threads have a core each.
         commit: commit dvc.lock at the end.
     """
     job = {"repository": repository or origin(ROOT), "parallel": parallel}

@@ -47,7 +47,7 @@ def model_job(
         revision: the commit to run.
         model: key of `models` in params.yaml.
         remote: name of the DVC remote.
-        parallel: stages that run on the CPU at once; by default one per core.
+        parallel: stages that run on the CPU at once; by default those whose threads have a core each.
         folder: the project's, in the repository.
     """
     return in_words(run_job, repository, revision, model, remote, Limits(parallel), folder)

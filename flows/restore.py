@@ -52,7 +52,7 @@ def restore(parallel: AtLeastOne | None = None, gpus: AtLeastOne | None = None) 
     """Run every stage of params.yaml's grid that DVC finds changed.
 
     Args:
-        parallel: stages that run on the CPU at once; by default one per core.
+        parallel: stages that run on the CPU at once; by default those whose threads have a core each.
         gpus: stages that run on GPUs at once; by default one per GPU.
     """
     return in_words(run_grid, ROOT, Limits(parallel, gpus))
@@ -200,7 +200,7 @@ def runner_for(dask: str | None) -> TaskRunner[Any]:
 
 def main(
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="stages on the CPU at once; default: one per core")
+        int | None, typer.Option(min=1, help="stages on the CPU at once; default: a core for each thread")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="stages on GPUs at once; default: one per GPU")] = None,
     dask: Annotated[str | None, typer.Option(help="local Dask workers, or a scheduler's address")] = None,

@@ -52,6 +52,8 @@ class Command:
     resource: str
     slot: int | None = 0  # None: all of them
     every_gpu: bool = False
+    threads: int = 1  # 0: torch's own choice
+    share: int | None = None  # what that choice is to be
     run: str = ""  # the run that it belongs to, which may be ended
 
 
@@ -75,7 +77,7 @@ def run_stage(command: Command, say: Callable[[str], None]) -> str:
                 told.append(line)
             say(line)
 
-        code, lines = run_tied(arguments, Path(command.root), heard, _gpu(command), command.run)
+        code, lines = run_tied(arguments, Path(command.root), heard, _own(command), command.run)
         text = "\n".join(lines)
         if code == 0:
             return _outcome("\n".join(told))
@@ -163,11 +165,12 @@ def stage_environment(root: Path) -> dict[str, str]:
     }
 
 
-def _gpu(command: Command) -> dict[str, str]:
+def _own(command: Command) -> dict[str, str]:
+    """Variables of this stage alone: the one GPU that it sees, or the cores that it shares with others."""
+    if command.resource != GPU:
+        return {} if command.threads or command.share is None else {"OMP_NUM_THREADS": str(command.share)}
     gpus = visible_gpus()
-    if command.resource != GPU or command.slot is None or not gpus:
-        return {}
-    return {"CUDA_VISIBLE_DEVICES": gpus[command.slot % len(gpus)]}
+    return {} if command.slot is None or not gpus else {"CUDA_VISIBLE_DEVICES": gpus[command.slot % len(gpus)]}
 
 
 def _outcome(text: str) -> str:

@@ -60,7 +60,7 @@ def sweep(
         name: of the experiment; a later sweep of the same name replaces it.
         revision: what to run: a branch, tag or commit.
         skip_when_late_minutes: a scheduled run that could not start for so long is skipped; 0 never skips.
-        parallel: stages that run on the CPU at once; by default one per core.
+        parallel: stages that run on the CPU at once; by default those whose threads have a core each.
         gpus: stages that run on GPUs at once; by default one per GPU.
     """
     if late := _late_by(skip_when_late_minutes):

@@ -62,11 +62,12 @@ def stage_task(command: Command, limits: Limits, clean: bool) -> State:
     if clean:
         return Completed(name=UNCHANGED, message="nothing that it depends on has changed", data=0.0)
     command = on_this_machine(command, limits)
-    slots, ending = limits.slots(command.resource), partial(raise_if_ending, command.run)
-    with gate(command.resource, slots, every=command.every_gpu, meanwhile=ending) as slot:
+    slots, taken = limits.slots(command.resource), limits.taken(command.resource, command.threads)
+    ending = partial(raise_if_ending, command.run)
+    with gate(command.resource, slots, taken=taken, every=command.every_gpu, meanwhile=ending) as slot:
         start = time.monotonic()
         try:
-            outcome = run_stage(replace(command, slot=slot), logger.info)
+            outcome = run_stage(replace(command, slot=slot, share=limits.share()), logger.info)
         except StageError as error:
             if error.transient:
                 raise
@@ -83,4 +84,4 @@ def on_this_machine(command: Command, limits: Limits) -> Command:
 
 def command_of(stage: Stage, root: str, run: str = "") -> Command:
     """What goes to the task, and with Dask to another process."""
-    return Command(root, stage.name, stage.resource, every_gpu=stage.every_gpu, run=run)
+    return Command(root, stage.name, stage.resource, every_gpu=stage.every_gpu, threads=stage.threads, run=run)

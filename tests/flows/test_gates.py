@@ -24,7 +24,7 @@ from flows.stage_process import (
     UNCHANGED,
     Command,
     StageError,
-    _gpu,
+    _own,
     _throttled,
     end_all,
     raise_if_ending,
@@ -55,7 +55,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> LightProject:
     return LightProject(tmp_path_factory.mktemp("gates") / "project", GRID)
 
 
-def _stages(project: LightProject, monkeypatch: pytest.MonkeyPatch, gpus: str, **entry: str) -> dict[str, Stage]:
+def _stages(project: LightProject, monkeypatch: pytest.MonkeyPatch, gpus: str, **entry: str | int) -> dict[str, Stage]:
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project.folder.with_name("site")))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     params = load_params(project.folder / "params.yaml")
@@ -119,9 +119,9 @@ def test_a_model_that_is_spread_or_names_its_gpu_has_all_of_them(
     assert {kind for kind, stage in stages.items() if stage.every_gpu} == ON_GPU
     command = command_of(stages["prune"], "root")
     assert command.every_gpu and not command_of(stages["report"], "root").every_gpu
-    assert _gpu(Command("root", "prune", GPU, None, every_gpu=True)) == {}, "CUDA_VISIBLE_DEVICES stays as it is"
-    assert _gpu(Command("root", "prune", GPU, 1)) == {"CUDA_VISIBLE_DEVICES": "1"}
-    assert _gpu(Command("root", "report", CPU, 1)) == {}
+    assert _own(Command("root", "prune", GPU, None, every_gpu=True)) == {}, "CUDA_VISIBLE_DEVICES stays as it is"
+    assert _own(Command("root", "prune", GPU, 1)) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert _own(Command("root", "report", CPU, 1)) == {}
 
 
 FLOW = """
@@ -289,6 +289,76 @@ def test_a_cancelled_run_ends_its_stages_on_dask_workers_and_no_others(tmp_path:
             client.submit(run_tied, sleep["mine"], tmp_path, print, None, "mine", pure=False).result(timeout=30)
         assert not runs["theirs"].done()
         end_on_workers(client, "theirs")
+
+
+# --- the cores of a CPU
+
+
+def test_stages_on_the_cpu_have_a_core_for_each_of_their_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a model without `threads`, which torch runs on every core, have the machine alone."""
+    monkeypatch.setenv("RESTORELCC_GATES", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    limits, lock = Limits(), threading.Lock()
+    inside: list[int] = []
+    most: list[list[int]] = []
+
+    def stage(threads: int) -> None:
+        taken = limits.taken(CPU, threads)
+        with gate(CPU, limits.slots(CPU), taken=taken):
+            with lock:
+                inside.append(taken)
+                most.append(sorted(inside))
+            time.sleep(0.05)
+            with lock:
+                inside.remove(taken)
+
+    running = [threading.Thread(target=stage, args=(threads,)) for threads in (1, 3, 0, 2, 1, 0, 2, 3, 64, 1)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(30)
+    assert len(most) == len(running), "all came in"
+    assert all(held in ([64], [4]) or sum(held) <= 4 for held in most)
+    assert any(len(held) > 1 for held in most)
+
+
+@pytest.mark.parametrize(
+    ("limits", "told", "taken", "share"),
+    [
+        (Limits(), None, {0: 4, 1: 1, 3: 3}, None),
+        (Limits(), "2", {0: 2, 1: 1, 3: 3}, None),
+        (Limits(), "2,1", {0: 4, 1: 1}, None),
+        (Limits(3), None, {0: 1, 1: 1, 8: 1}, 1),
+        (Limits(2), None, {0: 1, 4: 1}, 2),
+        (Limits(9), None, {0: 1}, 1),
+        (Limits(2), "3", {0: 1}, None),
+    ],
+)
+def test_as_many_stages_as_were_asked_for_share_the_cores(
+    limits: Limits, told: str | None, taken: dict[int, int], share: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert {threads: limits.taken(CPU, threads) for threads in taken} == taken
+    assert limits.share() == share
+    assert limits.taken(GPU, 0) == 1
+    own = {} if share is None else {"OMP_NUM_THREADS": str(share)}
+    assert _own(Command("root", "prune", CPU, threads=0, share=share)) == own
+    assert _own(Command("root", "prune", CPU, threads=4, share=share)) == {}, "the model's own setting holds"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _own(Command("root", "prune", GPU, threads=0, share=share)) == {}
+
+
+def test_a_stage_has_the_threads_of_its_model(project: LightProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = _stages(project, monkeypatch, "", threads=0)
+    assert {kind: command_of(stage, "root").threads for kind, stage in stages.items()} == {
+        kind: 1 if kind == "report" else 0 for kind in ON_GPU | ON_CPU
+    }
 
 
 # --- the folder of the gates, which lies where everybody may write
