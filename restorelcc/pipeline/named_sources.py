@@ -21,7 +21,7 @@ from restorelcc.base.packages import gguf_file
 from restorelcc.base.prunings import STRUCTURED_PRUNERS, parse_pruning
 from restorelcc.pipeline.params import Params
 from restorelcc.stages.inputs.files import absolute, files_below, source_folder
-from restorelcc.stages.inputs.stage import lay_out
+from restorelcc.stages.inputs.stage import copies, lay_out
 
 _TASK_NAMES = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?:[ \t]*([^\n#]+)|^[ \t]*-[ \t]+([^\n#:]+)", re.M)
 _QUOTES = " \t\r\"',[]"
@@ -170,12 +170,7 @@ def _check_encoder(encoder: str | None, root: Path) -> None:
 def _check_copies(datasets: str | dict[str, str] | None, root: Path) -> None:
     if isinstance(datasets, str) and is_of_the_package(datasets):
         package_files("evaluate.datasets", TASKS)
-        return
-    named = {"": datasets} if isinstance(datasets, str) else datasets or {}
-    for name, folder in named.items():
-        if not absolute(root, folder).is_dir():
-            key = f"evaluate.datasets.{name}".removesuffix(".")
-            raise BadInput(f"{key} is {folder!r}, and there is no such folder: correct the path, or remove it")
+    copies(datasets, root)
 
 
 def _check_tasks(key: str, names: tuple[str, ...], root: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from restorelcc.base.cell import Cell
 from restorelcc.base.data_files import data_files, path_of
 from restorelcc.base.documents import json_text
+from restorelcc.base.errors import BadInput
 from restorelcc.base.layout import TASK_FOLDERS, Layout
 from restorelcc.base.model_entry import USED_BY, is_of_the_hub
 from restorelcc.base.package_data import TASKS, TEXTS, is_of_the_package, package_files
@@ -118,17 +119,25 @@ def _tasks(alias: str, named: Named, root: Path) -> Entries:
     files = [path for path in paths if path.is_file()]
     if isinstance(named.datasets, str) and is_of_the_package(named.datasets):
         files += package_files("evaluate.datasets", TASKS).values()
-    for folder in [*folders[TASK_FOLDERS:], *_copies(named.datasets, root)]:
+    for folder in [*folders[TASK_FOLDERS:], *copies(named.datasets, root)]:
         files += files_below(folder)
     files = [path.absolute() for path in dict.fromkeys([*files, *referred_files(paths, root)])]
     found["beside/files.json"] = {"files": len(files)}
     return found | {f"beside/{number:04d}-{path.name}": path for number, path in enumerate(files)}
 
 
-def _copies(datasets: str | dict[str, str] | None, root: Path) -> list[Path]:
-    """The folders of evaluate.datasets."""
-    named = [datasets] if isinstance(datasets, str) else list((datasets or {}).values())
-    return [path for path in (absolute(root, text) for text in named) if path.is_dir()]
+def copies(datasets: str | dict[str, str] | None, root: Path) -> list[Path]:
+    """The folders of evaluate.datasets; none where a package has them. Raises BadInput for one that is not there."""
+    if isinstance(datasets, str):
+        datasets = {} if is_of_the_package(datasets) else {"": datasets}
+    found = {name: absolute(root, text) for name, text in (datasets or {}).items()}
+    for name, folder in found.items():
+        if not folder.is_dir():
+            key = f"evaluate.datasets.{name}".removesuffix(".")
+            raise BadInput(
+                f"{key} is {(datasets or {})[name]!r}, and there is no such folder: correct the path, or remove it"
+            )
+    return list(found.values())
 
 
 def _others(folder: Path, entries: Entries) -> list[Path]:

